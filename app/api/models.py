@@ -1,0 +1,142 @@
+"""Routes of hosted models, their versions and aliases, and of reference sets.
+
+Knows the registry and the blob store. Does not know tensors or what a registration job does.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
+from app.api.schemas import (
+    AliasIn,
+    AliasName,
+    IdempotencyKey,
+    ModelIn,
+    ModelName,
+    Page,
+    ReferenceOut,
+    VersionNumber,
+)
+from app.api.services import Machines
+from app.reference_set import as_jsonl, check_reference, count_samples, invalid_reference, parse_jsonl
+from salem.errors import InvalidRequest, NotFound, Pointer, UnsupportedModel
+from salem.records import Alias, HostedModel, Job, ModelReference, ModelState, Version
+
+router = APIRouter(tags=["models"])
+
+REFERENCE_MISSING = "give either `reference`, a list of labelled samples, or `reference_sha256` of an upload"
+
+
+JSONL_BODY = {
+    "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
+}
+
+
+async def raw_body(request: Request) -> bytes:
+    """The body as it came, whatever it is labelled: `curl -T` sends no content type."""
+    return await request.body()
+
+
+@router.put("/references", status_code=201, openapi_extra=JSONL_BODY)
+def upload_reference(machines: Machines, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
+    """Upload a reference set, one sample per line (`curl -T file`); `POST /models` names it by its sha256."""
+    drafts = parse_jsonl(body)
+    if errors := list(check_reference(drafts)):
+        raise invalid_reference(errors)
+    data = as_jsonl(drafts)
+    return ReferenceOut(sha256=machines.blobs.put(data), num_samples=count_samples(data))
+
+
+@router.post("/models", status_code=202, responses=JOB_ACCEPTED)
+def add_model(
+    request: ModelIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
+) -> Job:
+    """Host a model: a job loads it once, checks it and measures it on the reference set."""
+    reference = _reference_blob(request, machines)
+    try:
+        machines.engine.check_source(request.source)
+    except UnsupportedModel as error:
+        place = Pointer("/source", error.message)
+        raise UnsupportedModel(error.message, remedy=error.remedy, errors=[place]) from error
+    model = HostedModel(
+        name=request.name,
+        task=request.task,
+        source=request.source,
+        state=ModelState.REGISTERING,
+        created_at=datetime.now(UTC),
+    )
+    job = machines.registry.create_model(
+        model, reference, idempotency_key=idempotency_key, body_sha256=body_sha256(request)
+    )
+    return announce(job, machines, response)
+
+
+@router.get("/models", response_model_exclude={"data": {"__all__": {"layers"}}})
+def list_models(machines: Machines) -> Page[HostedModel]:
+    """Every hosted model, without its layers."""
+    return Page(data=tuple(machines.registry.list_models()))
+
+
+@router.get("/models/{name}")
+def show_model(name: ModelName, machines: Machines) -> HostedModel:
+    """One hosted model: labels, limits, editable layers, accuracy on its reference set."""
+    return machines.registry.get_model(name)
+
+
+@router.get("/models/{name}/versions")
+def list_versions(name: ModelName, machines: Machines) -> Page[Version]:
+    """Every version of a model, newest first; the base, version 0, is not listed."""
+    return Page(data=tuple(machines.registry.list_versions(name)))
+
+
+@router.get("/models/{name}/versions/{number}")
+def show_version(name: ModelName, number: VersionNumber, machines: Machines) -> Version:
+    """One version: parent, deltas, metrics with every edit before and after, what made it."""
+    return machines.registry.resolve(ModelReference(model=name, number=number))
+
+
+@router.get("/models/{name}/aliases")
+def list_aliases(name: ModelName, machines: Machines) -> Page[Alias]:
+    """Every alias of a model and the version that it names."""
+    return Page(data=tuple(machines.registry.list_aliases(name)))
+
+
+@router.get("/models/{name}/aliases/{alias}")
+def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Page[Alias]:
+    """Where an alias has pointed, newest first."""
+    history = machines.registry.alias_history(name, alias)
+    if not history:
+        raise NotFound(
+            f'"{name}" has no alias "{alias}"', remedy=f"PUT /models/{name}/aliases/{alias} makes it"
+        )
+    return Page(data=tuple(history))
+
+
+@router.put("/models/{name}/aliases/{alias}")
+def set_alias(name: ModelName, alias: AliasName, request: AliasIn, machines: Machines) -> Alias:
+    """Make an alias, or move it to another version."""
+    return machines.registry.set_alias(name, alias, request.version)
+
+
+def _reference_blob(request: ModelIn, machines: Machines) -> str:
+    """sha256 of the request's reference set, which is in the blob store when this returns."""
+    if (request.reference is None) == (request.reference_sha256 is None):
+        place = Pointer("/reference", REFERENCE_MISSING)
+        raise InvalidRequest(f"/reference: {REFERENCE_MISSING}", errors=[place])
+    if request.reference is not None:
+        if errors := list(check_reference(request.reference, "/reference")):
+            raise invalid_reference(errors)
+        return machines.blobs.put(as_jsonl(request.reference))
+    assert request.reference_sha256 is not None
+    try:
+        # put again: an upload that is about to be swept as an orphan counts as new
+        return machines.blobs.put(machines.blobs.get(request.reference_sha256))
+    except NotFound as error:
+        place = Pointer("/reference_sha256", "no file with this sha256 was uploaded, or it was too long ago")
+        raise InvalidRequest(
+            f"{place.pointer}: {place.detail}", remedy="PUT /references uploads it", errors=[place]
+        ) from error

@@ -1,0 +1,56 @@
+"""The route that answers: any version of any hosted model.
+
+Knows the engine, which blocks: it runs in threads of its own, so that a slow model holds up no other route.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import anyio.to_thread
+from fastapi import APIRouter
+
+from app.api.references import resolve
+from app.api.schemas import PredictIn, PredictOut
+from app.api.services import Machines, Services
+from app.drafts import DraftText
+from app.problems import invalid_request
+from app.text_checks import check_input, check_lengths
+from salem.errors import Pointer
+from salem.records import HostedModel
+
+router = APIRouter(tags=["predict"])
+
+
+@router.post("/predict")
+async def predict(request: PredictIn, machines: Machines) -> PredictOut:
+    """Answer with a label and scores, or with a text; `model` says exactly which version answered."""
+    return await anyio.to_thread.run_sync(_answer, request, machines, limiter=machines.prediction_threads)
+
+
+def _answer(request: PredictIn, machines: Services) -> PredictOut:
+    started = time.perf_counter()
+    model, version = resolve(machines, request.model)
+    if errors := list(_problems(request.inputs, model, machines)):
+        raise invalid_request(errors)
+    inputs = [draft.checked() for draft in request.inputs]
+    predictions = machines.engine.predict(model, version, inputs, max_new_tokens=request.max_new_tokens)
+    seconds = round(time.perf_counter() - started, 4)
+    return PredictOut(model=version.reference, predictions=tuple(predictions), seconds=seconds)
+
+
+def _problems(drafts: Sequence[DraftText], model: HostedModel, machines: Services) -> Iterator[Pointer]:
+    limit = machines.settings.max_predict_inputs
+    if not drafts:
+        yield Pointer("/inputs", "there is no input; give at least one text")
+    if len(drafts) > limit:
+        yield Pointer("/inputs", f"{len(drafts)} inputs, the limit is {limit}; send them in several requests")
+        return
+    sound = []
+    for index, draft in enumerate(drafts):
+        blank = list(check_input(f"/inputs/{index}", draft))
+        yield from blank
+        if not blank:
+            sound.append((f"/inputs/{index}/input", draft))
+    yield from check_lengths(model, sound, lambda inputs: machines.engine.count_tokens(model, inputs))

@@ -1,0 +1,117 @@
+"""What goes in and out of the routes, where it is not already a record of the kernel.
+
+Shapes only: whether the content makes sense is for the checks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Header, Path
+from pydantic import BeforeValidator, Field
+
+from app.drafts import DraftEdit, DraftSample, DraftText
+from salem.records import (
+    NAME_PATTERN,
+    Hyperparameters,
+    Name,
+    Prediction,
+    Record,
+    Sha256,
+    Source,
+    Task,
+)
+
+JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
+MAX_NUMBER = 2**31 - 1  # what an integer column holds
+
+ItemT = TypeVar("ItemT")
+
+ModelName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of a hosted model")]
+AliasName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of an alias")]
+VersionNumber = Annotated[int, Path(ge=0, le=MAX_NUMBER, description="Number of a version; 0 is the base")]
+JobId = Annotated[str, Path(pattern=JOB_ID, description="Id of a job")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="The same key with the same body gives the same job, so sending again is safe",
+    ),
+]
+
+
+def _as_object(item: Any) -> Any:
+    """A bare text stands for an input without a pair."""
+    return {"input": item} if isinstance(item, str) else item
+
+
+class ModelIn(Record):
+    """A model to be hosted: where its weights are, and labelled samples to measure it on."""
+
+    name: Name
+    task: Task
+    source: Source
+    reference: tuple[DraftSample, ...] | None = None
+    reference_sha256: Sha256 | None = Field(None, description="Of a JSONL file uploaded with PUT /references")
+
+
+class EditsIn(Record):
+    """Corrections for a model, a version (`intents:3`) or an alias (`intents@production`)."""
+
+    model: str
+    edits: tuple[DraftEdit, ...]
+    pass_samples: tuple[DraftSample, ...] | None = Field(
+        None, description="Samples to be kept; left out, they come from the model's reference set"
+    )
+    alias: Name | None = Field(None, description="Moved to the new version when the job succeeds")
+    options: Hyperparameters = Hyperparameters()
+
+
+class PredictIn(Record):
+    """Inputs for a model, a version or an alias; a bare name is the base."""
+
+    model: str
+    inputs: tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...]
+    max_new_tokens: int = Field(32, ge=1, le=512)
+
+
+class AliasIn(Record):
+    """The version that an alias is to name."""
+
+    version: int = Field(ge=0, le=MAX_NUMBER)
+
+
+class PredictOut(Record):
+    """Answers in the order of the inputs, and the exact version that gave them."""
+
+    model: str
+    predictions: tuple[Prediction, ...]
+    seconds: float
+
+
+class ReferenceOut(Record):
+    """An uploaded reference set."""
+
+    sha256: Sha256
+    num_samples: int
+
+
+class HealthOut(Record):
+    """That the process answers."""
+
+    status: str
+    version: str
+
+
+class ReadyOut(Record):
+    """What the service stands on, each `ok`."""
+
+    status: str
+    checks: dict[str, str]
+
+
+class Page(Record, Generic[ItemT]):
+    """A list; `has_more` says that there is another page behind the last item."""
+
+    data: tuple[ItemT, ...]
+    has_more: bool = False

@@ -1,0 +1,76 @@
+"""What the routes work with, opened once per process and handed to each of them.
+
+Knows how the machines are opened and closed. Does not know any route.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import anyio
+import structlog
+from fastapi import Depends, Request
+
+from app.engine import Engine
+from salem.blobs import BlobStore
+from salem.errors import Unavailable
+from salem.queue import JobQueue
+from salem.records import Job
+from salem.registry import Registry
+from salem.settings import Settings
+
+MAX_CONCURRENT_PREDICTIONS = 8  # threads that may wait for a model; the rest of the API keeps its own threads
+
+
+@dataclass(frozen=True)
+class Services:
+    """The machines of one API process."""
+
+    settings: Settings
+    registry: Registry
+    queue: JobQueue
+    blobs: BlobStore
+    engine: Engine
+    prediction_threads: anyio.CapacityLimiter
+
+    @classmethod
+    def open(cls, settings: Settings) -> Services:
+        """Connect to SQL, blobs and Redis; brings the database's tables up to date.
+
+        Raises:
+            Unavailable: SQL or blobs are out of reach. Redis may come later: jobs are kept in SQL until then.
+        """
+        registry = Registry.connect(settings.effective_database_url)
+        registry.migrate()
+        blobs = BlobStore.connect(settings.effective_blob_url)
+        engine = Engine(
+            blobs,
+            models_root=settings.effective_models_root,
+            device=settings.device,
+            max_resident_models=settings.max_resident_models,
+            num_threads=settings.num_threads,
+        )
+        queue = JobQueue.connect(settings.effective_redis_url, settings.queue)
+        limiter = anyio.CapacityLimiter(MAX_CONCURRENT_PREDICTIONS)
+        return cls(settings, registry, queue, blobs, engine, limiter)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.queue.close()
+        self.registry.close()
+
+    def send_to_worker(self, job: Job) -> None:
+        """Queue a job whose row is written. When Redis is away the row waits for the reconciler."""
+        try:
+            self.queue.enqueue(job.id, self.settings.job_timeout_s)
+        except Unavailable as error:
+            structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.message)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Machines = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,47 @@
+"""The command line, `salem`: starts the service, and speaks to a running one over HTTP.
+
+Knows how refusals are printed. The commands are in `serving` (this machine) and `remote` (any service).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from app.cli import remote, serving
+from app.cli.client import ServiceError
+from salem.errors import SalemError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fixes wrong answers of models in production: small, measured, versioned weight deltas.",
+)
+app.add_typer(serving.commands)
+app.add_typer(remote.commands)
+
+
+def main() -> None:
+    """Run the command; a refusal is printed with its remedy, without a trace, and exits with 1."""
+    try:
+        app()
+    except (ServiceError, SalemError) as error:
+        places = getattr(error, "places", ())
+        _refuse(error.message, error.remedy, places)
+    except ValidationError as error:
+        places = tuple(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
+        _refuse("a setting is not valid", "docs/settings.md lists them", places)
+
+
+def _refuse(message: str, remedy: str | None, places: tuple[str, ...]) -> None:
+    console = Console(stderr=True)
+    console.print(Text(message, style="red"))
+    for place in places if len(places) > 1 or not message.startswith(places[:1]) else ():
+        console.print(Text(f"  {place}"))
+    if remedy:
+        console.print(Text(f"→ {remedy}"))
+    sys.exit(1)

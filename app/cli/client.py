@@ -1,0 +1,107 @@
+"""Speaks to a running service over HTTP, for the command line.
+
+Knows the paths and what problems look like. Does not know how anything is printed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from salem.settings import Settings
+
+POLL_S = 0.5
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class ServiceError(Exception):
+    """The service refused, or cannot be reached. Holds the problem's words, ready to be printed."""
+
+    def __init__(self, message: str, remedy: str | None = None, places: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.places = places
+
+
+class Client:
+    """One service and the key for it."""
+
+    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 120.0) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._url = url
+        # trust_env off: a proxy of the environment must not see a loopback service
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._send(
+            "GET", path, params={key: value for key, value in query.items() if value is not None}
+        )
+
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+        return self._send("POST", path, json=body, headers=headers)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._send("PUT", path, json=body)
+
+    def upload(self, path: str, data: bytes) -> Any:
+        """PUT a file as it is."""
+        return self._send("PUT", path, content=data, headers={"Content-Type": "application/x-ndjson"})
+
+    def wait_for_job(self, job_id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Look at a job until it has ended; `on_change` is called with every look."""
+        while True:
+            job: dict[str, Any] = self.get(f"/jobs/{job_id}")
+            on_change(job)
+            if job["state"] in ENDED:
+                return job
+            time.sleep(POLL_S)
+
+    def _send(self, method: str, path: str, **request: Any) -> Any:
+        """One request.
+
+        Raises:
+            ServiceError: no answer, or a problem.
+        """
+        try:
+            response = self._http.request(method, path, **request)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceError(
+                f"nothing answers at {self._url} ({type(error).__name__})",
+                remedy="Start the service with `salem serve`, or say where it is with --url or SALEM_URL",
+            ) from error
+        if response.is_success:
+            return response.json()
+        raise _as_error(response)
+
+
+def client_for(url: str | None) -> Client:
+    """The service at `url`, or the one that this machine's settings describe; the key is SALEM_API_KEY."""
+    settings = Settings()
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return Client(url or f"http://{host}:{settings.port}", key)
+
+
+def _as_error(response: httpx.Response) -> ServiceError:
+    try:
+        problem = response.json()
+        places = tuple(
+            f"{place.get('pointer') or place.get('parameter') or 'request'}: {place['detail']}"
+            for place in problem["errors"]
+        )
+        return ServiceError(problem["detail"], problem["remedy"], places)
+    except (ValueError, KeyError, TypeError):
+        return ServiceError(f"the answer was {response.status_code} and not one of Salem", "Check the URL")

@@ -1,0 +1,38 @@
+"""Files of corrections: a whole request, a list of edits, or one edit per line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from app.cli.client import ServiceError
+
+
+def read_edit_request(path: Path) -> dict[str, Any]:
+    """The file as the body of `POST /edits`; what is in it is judged by the service.
+
+    Raises:
+        ServiceError: it is neither JSON nor JSON Lines.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    content = _as_json(text)
+    if content is None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        content = [_as_json(line) for line in lines]
+    if isinstance(content, dict):
+        # a single edit is also one line of JSON Lines
+        return content if "edits" in content else {"edits": [content]}
+    if not isinstance(content, list) or None in content:
+        raise ServiceError(
+            f"{path.name} is neither JSON nor JSON Lines",
+            remedy='One edit is {"input": "...", "target": "...", "paraphrases": ["..."]}',
+        )
+    return {"edits": content}
+
+
+def _as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""Checks of a whole edit request: every problem at once, each with a JSON pointer and a way out. Pure.
+
+Knows drafts and the hosted model's row. Does not know HTTP, SQL or the tokenizer: a function that counts
+tokens is passed in. Two texts are the same input when they differ in white space only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from app.drafts import DraftEdit, DraftSample
+from app.text_checks import (
+    CountTokens,
+    check_input,
+    check_lengths,
+    check_target,
+    check_text,
+    did_you_mean,
+    quoted,
+)
+from salem.errors import Pointer
+from salem.records import HostedModel
+
+
+@dataclass(frozen=True)
+class EditLimits:
+    """How much one request may hold."""
+
+    max_edits: int
+    max_paraphrases: int = 64  # of one edit
+    max_pass_samples: int = 20_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample, where the request holds it, and which edit it belongs to (None: a pass sample)."""
+
+    pointer: str  # of the sample
+    text_pointer: str  # of its text
+    sample: DraftSample
+    edit: int | None
+    paraphrase: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity of the input: its words, and those of its pair."""
+        pair = self.sample.text_pair
+        return " ".join(self.sample.input.split()), " ".join((pair or "").split())
+
+
+def check_edit_request(
+    model: HostedModel,
+    edits: Sequence[DraftEdit],
+    pass_samples: Sequence[DraftSample] | None,
+    *,
+    layer: str | None,
+    limits: EditLimits,
+    count_tokens: CountTokens,
+) -> list[Pointer]:
+    """Everything that is wrong with a request, in the order of the request's parts."""
+    kept = pass_samples or ()
+    found = list(_check_limits(edits, pass_samples, limits))
+    for index, edit in enumerate(edits):
+        found += _check_edit(f"/edits/{index}", edit, model)
+    for index, sample in enumerate(kept):
+        found += check_input(f"/pass_samples/{index}", sample)
+        found += check_target(f"/pass_samples/{index}/target", sample.target, model)
+    found += _check_layer(model, layer)
+    faulty = {problem.pointer for problem in found}
+    sound = [place for place in _places(edits, kept) if place.text_pointer not in faulty]
+    found += check_lengths(model, [(place.text_pointer, place.sample) for place in sound], count_tokens)
+    found += _check_agreement(sound)
+    return found
+
+
+def _check_limits(
+    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None, limits: EditLimits
+) -> Iterator[Pointer]:
+    if not edits:
+        yield Pointer("/edits", "there is no edit; give at least one corrected sample")
+    if len(edits) > limits.max_edits:
+        yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; make several jobs")
+    for index, edit in enumerate(edits):
+        if len(edit.paraphrases) > limits.max_paraphrases:
+            yield Pointer(
+                f"/edits/{index}/paraphrases",
+                f"{len(edit.paraphrases)} paraphrases, the limit is {limits.max_paraphrases}; leave some out",
+            )
+    if pass_samples is not None and not pass_samples:
+        yield Pointer("/pass_samples", "the list is empty; leave it out to use the model's reference set")
+    if len(pass_samples or ()) > limits.max_pass_samples:
+        yield Pointer(
+            "/pass_samples",
+            f"{len(pass_samples or ())} pass samples, the limit is {limits.max_pass_samples}; leave some out",
+        )
+
+
+def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator[Pointer]:
+    yield from check_input(pointer, edit)
+    yield from check_target(f"{pointer}/target", edit.target, model)
+    for index, text in enumerate(edit.paraphrases):
+        yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
+
+
+def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
+    paths = [candidate.path for candidate in model.layers]
+    if layer is not None and layer not in paths:
+        hint = did_you_mean(layer, paths) or f"; GET /models/{model.name} lists all {len(paths)}"
+        yield Pointer("/options/layer", f"{quoted(layer)} is not an editable layer of {model.name}{hint}")
+
+
+def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> Iterator[Place]:
+    """Edits first, then their paraphrases, then pass samples: it is always the later kind that is blamed."""
+    for index, edit in enumerate(edits):
+        yield Place(f"/edits/{index}", f"/edits/{index}/input", edit, index)
+    for index, edit in enumerate(edits):
+        for number, text in enumerate(edit.paraphrases):
+            pointer = f"/edits/{index}/paraphrases/{number}"
+            sample = DraftSample(input=text, text_pair=edit.text_pair, target=edit.target)
+            yield Place(pointer, pointer, sample, index, paraphrase=True)
+    for index, sample in enumerate(pass_samples):
+        yield Place(f"/pass_samples/{index}", f"/pass_samples/{index}/input", sample, None)
+
+
+def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
+    """Samples that ask the same: repeated, contradicting, or edited and kept at once."""
+    first: dict[tuple[str, str], Place] = {}
+    for place in places:
+        earlier = first.setdefault(place.key, place)
+        if earlier is not place:
+            yield from _clash(earlier, place)
+
+
+def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
+    """The problem of two places with one input, told at the later one. Repeated pass samples do no harm."""
+    text = quoted(later.sample.input)
+    same_target = earlier.sample.target.split() == later.sample.target.split()
+    if later.edit is None and earlier.edit is not None:
+        yield Pointer(
+            later.pointer,
+            f"{text} is also {earlier.pointer}; a sample cannot be both corrected and kept, remove one",
+        )
+    elif later.paraphrase and earlier.edit == later.edit:
+        what = "another paraphrase" if earlier.paraphrase else "the edit itself"
+        yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
+    elif not same_target:
+        yield Pointer(
+            later.pointer if later.paraphrase else f"{later.pointer}/target",
+            f"{text} is to be {quoted(later.sample.target)} here, but {quoted(earlier.sample.target)} at "
+            f"{earlier.pointer}; keep one of them",
+        )
+    elif later.edit is not None:
+        yield Pointer(later.pointer, f"{text} is already given at {earlier.pointer}; leave it out")

@@ -1,0 +1,169 @@
+"""Serving: keeps hosted models in memory and answers as any of their versions.
+
+The only module of the API that reaches torch, and only through the kernel. Does not know HTTP, SQL or jobs.
+A version is its model with deltas hooked on while it answers, so one copy of the base weights serves them all
+and is never written. Methods block: call them from a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from salem import answers, hosting
+from salem.blobs import BlobStore
+from salem.deltas import LayerDelta, applied, unpack
+from salem.errors import ModelNotReady
+from salem.records import Delta, FolderSource, HostedModel, ModelState, Prediction, Source, TextInput, Version
+
+DELTA_CACHE_BYTES = 256 * 2**20
+
+
+@dataclass
+class Resident:
+    """A hosted model's place in memory. The lock is held while it loads and while it answers."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    network: hosting.Network | None = None
+
+
+@dataclass
+class DeltaCache:
+    """Unpacked deltas, on their model's device, least recently used out first."""
+
+    max_bytes: int = DELTA_CACHE_BYTES
+    num_bytes: int = 0
+    entries: OrderedDict[tuple[str, str], tuple[int, LayerDelta]] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, key: tuple[str, str]) -> LayerDelta | None:
+        with self.lock:
+            if key not in self.entries:
+                return None
+            self.entries.move_to_end(key)
+            return self.entries[key][1]
+
+    def put(self, key: tuple[str, str], num_bytes: int, delta: LayerDelta) -> None:
+        with self.lock:
+            if key in self.entries:
+                return
+            self.entries[key] = (num_bytes, delta)
+            self.num_bytes += num_bytes
+            while self.num_bytes > self.max_bytes and len(self.entries) > 1:
+                _, (freed, _) = self.entries.popitem(last=False)
+                self.num_bytes -= freed
+
+
+class Engine:
+    """Answers for any version of any hosted model."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        *,
+        models_root: Path,
+        device: str = "auto",
+        max_resident_models: int = 4,
+        num_threads: int = 0,
+    ) -> None:
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self._blobs = blobs
+        self._models_root = models_root
+        self._device = device
+        self._max_resident_models = max_resident_models
+        self._lock = threading.Lock()
+        self._residents: OrderedDict[str, Resident] = OrderedDict()  # by sha256 of the weights and task
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by sha256 of the weights
+        self._counting = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
+        self._deltas = DeltaCache()
+
+    def predict(
+        self, model: HostedModel, version: Version, inputs: Sequence[TextInput], *, max_new_tokens: int
+    ) -> list[Prediction]:
+        """Answer each input as the version.
+
+        Raises:
+            ModelNotReady: the model is not registered, or its weights are no longer those that were.
+            UnsupportedModel: the folder cannot be loaded any more.
+            DeltaRejected: a stored delta fails its checks.
+        """
+        resident = self._resident(model)
+        with resident.lock:
+            if resident.network is None:
+                resident.network = self._load(model)
+            network = resident.network
+            deltas = [self._delta(model, delta, network) for delta in version.deltas]
+            with applied(network.model, deltas):
+                return answers.predict(network, inputs, max_new_tokens=max_new_tokens)
+
+    def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
+        """Tokens of each input as the model would see it; needs the tokenizer only, not the weights."""
+        key = self._identity(model)
+        tokenizer = self._tokenizers.get(key)
+        if tokenizer is None:
+            tokenizer = hosting.load_tokenizer(hosting.locate(model.source, self._models_root))
+            with self._lock:
+                tokenizer = self._tokenizers.setdefault(key, tokenizer)
+        with self._counting:
+            return hosting.count_tokens(tokenizer, inputs)
+
+    def check_source(self, source: Source) -> None:
+        """Refuse a folder that is not there before a job is made of it; a hub is asked by the worker only.
+
+        Raises:
+            UnsupportedModel: says what is missing.
+        """
+        if isinstance(source, FolderSource):
+            hosting.check_folder(hosting.locate(source, self._models_root))
+
+    def close(self) -> None:
+        """Let go of every model."""
+        with self._lock:
+            self._residents.clear()
+            self._tokenizers.clear()
+
+    def _resident(self, model: HostedModel) -> Resident:
+        """The model's place, made the most recently used; above the limit the least recently used one goes.
+
+        One that still answers lives until it is done: its thread holds it.
+        """
+        key = f"{self._identity(model)}/{model.task}"
+        with self._lock:
+            resident = self._residents.setdefault(key, Resident())
+            self._residents.move_to_end(key)
+            while len(self._residents) > self._max_resident_models:
+                self._residents.popitem(last=False)
+            return resident
+
+    def _load(self, model: HostedModel) -> hosting.Network:
+        folder = hosting.locate(model.source, self._models_root)
+        if hosting.weights_sha256(folder) != model.sha256:
+            raise ModelNotReady(
+                f'the weights of "{model.name}" are not the ones that were registered',
+                remedy="Put the registered files back, or register the new ones under another name",
+            )
+        return hosting.load(folder, model.task, device=self._device)
+
+    def _delta(self, model: HostedModel, delta: Delta, network: hosting.Network) -> LayerDelta:
+        key = (self._identity(model), delta.blob)
+        unpacked = self._deltas.get(key)
+        if unpacked is None:
+            data = self._blobs.get(delta.blob)
+            unpacked = unpack(data, base_sha256=key[0], layers=network.layers)
+            unpacked = unpacked.to(network.device, network.model.dtype)
+            self._deltas.put(key, delta.num_bytes, unpacked)
+        return unpacked
+
+    @staticmethod
+    def _identity(model: HostedModel) -> str:
+        """sha256 of the registered weights."""
+        if model.state is not ModelState.READY or model.sha256 is None:
+            raise ModelNotReady(f'"{model.name}" is {model.state}', remedy="Wait for its registration job")
+        return model.sha256

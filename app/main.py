@@ -1,0 +1,119 @@
+"""The API process: builds the app, opens and closes what it stands on, serves it.
+
+Knows every route and machine by name only. `create_app` is the factory; `main` serves it on a socket that the
+supervisor has bound, or on one of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app import problems
+from app.api import edits, health, jobs, models, predict
+from app.api.services import Services
+from app.middleware import ApiKey, BodyLimit, RequestContext
+from app.reconciler import Reconciler
+from app.service_address import refuse_open_address
+from salem import __version__
+from salem.settings import Settings
+
+GRACEFUL_SHUTDOWN_S = 3
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole API. Opens nothing before its lifespan starts.
+
+    Raises:
+        Misconfigured: the address is open to others and there is no key.
+    """
+    refuse_open_address(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = Services.open(settings)
+        reconciler = Reconciler(settings, services.registry, services.queue, services.blobs)
+        app.state.services = services
+        reconciler.start()
+        try:
+            yield
+        finally:
+            reconciler.stop()
+            services.close()
+
+    app = FastAPI(
+        title="Salem",
+        version=__version__,
+        summary="Fixes wrong answers of models in production: small, measured, versioned weight deltas.",
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    if settings.api_key is not None:
+        app.add_middleware(ApiKey, key=settings.api_key.get_secret_value())
+    app.add_middleware(RequestContext)  # added last: outermost
+    for routes in (models, edits, jobs, predict, health):
+        app.include_router(routes.router)
+    return app
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send structlog and the libraries' logs to standard error, as lines for people or as JSON."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[structlog.typing.Processor] = [
+        # a plain trace: the rich one prints the values of variables, which are clients' texts
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    ]
+    if settings.log_json:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("httpx", "alembic", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; `--fd` hands over a socket that is bound already."""
+    parser = argparse.ArgumentParser(prog="python -m app.main", description="Serve the API in this process.")
+    parser.add_argument("--fd", type=int, help="file descriptor of a bound TCP socket")
+    fd = parser.parse_args().fd
+    settings = Settings()
+    configure_logging(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+    )
+    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A reference set on its way in: lines of JSON or a list, checked, as one JSONL blob. Pure.
+
+Knows drafts and JSON. Does not know HTTP, where blobs are kept, or the model: its labels are not known yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.drafts import DraftSample
+from app.text_checks import check_input, check_text, quoted
+from salem.errors import InvalidRequest, Pointer
+
+MAX_SHOWN = 100  # bad lines named in one answer
+
+
+def parse_jsonl(data: bytes) -> list[DraftSample]:
+    """One sample per line; blank lines are skipped. Pointers are `/<index>` of the sample, counted from 0.
+
+    Raises:
+        InvalidRequest: not UTF-8, or lines that are not samples.
+    """
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
+    samples: list[DraftSample] = []
+    errors: list[Pointer] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                samples.append(DraftSample.model_validate(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                index = len(samples) + len(errors)
+                errors.append(Pointer(f"/{index}", f"line {number}: {_reason(error)}"))
+    if errors:
+        raise invalid_reference(errors)
+    return samples
+
+
+def check_reference(drafts: Sequence[DraftSample], prefix: str = "") -> Iterator[Pointer]:
+    """Blank texts and targets, and inputs with two different targets; pointers are `<prefix>/<index>`."""
+    if not drafts:
+        yield Pointer(prefix, "the reference set is empty; give labelled samples of what the model is asked")
+    first: dict[tuple[str, str | None], tuple[int, str]] = {}
+    for index, draft in enumerate(drafts):
+        pointer = f"{prefix}/{index}"
+        yield from check_input(pointer, draft)
+        yield from check_text(f"{pointer}/target", draft.target, "target")
+        where, target = first.setdefault((draft.input, draft.text_pair), (index, draft.target))
+        if target != draft.target:
+            yield Pointer(
+                f"{pointer}/target",
+                f"{quoted(draft.input)} is {quoted(draft.target)} here, but {quoted(target)} at "
+                f"{prefix}/{where}; keep the right one",
+            )
+
+
+def as_jsonl(drafts: Sequence[DraftSample]) -> bytes:
+    """The set as it is stored: one sample per line, each once, in the order given."""
+    lines = dict.fromkeys(draft.checked().model_dump_json(exclude_none=True) for draft in drafts)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def count_samples(data: bytes) -> int:
+    return data.count(b"\n")
+
+
+def invalid_reference(errors: Sequence[Pointer]) -> InvalidRequest:
+    """The first bad samples of a set; a file of the wrong kind has one per line, so not all are named."""
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return InvalidRequest(
+        f"{first.pointer or 'the set'}: {first.detail}{more}",
+        remedy='One sample is {"input": "...", "text_pair": null, "target": "..."}',
+        errors=errors[:MAX_SHOWN],
+    )
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, ValidationError):
+        first: Any = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return "the line is not JSON"

@@ -1,0 +1,95 @@
+"""Checks of single texts and targets: blank, unstorable, too long, unknown label. Pure.
+
+Knows the hosted model's row. Does not know HTTP, SQL or the tokenizer: a function that counts is passed in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+
+from app.drafts import DraftSample, DraftText
+from salem.errors import Pointer
+from salem.records import HostedModel, Task, TextInput
+
+CountTokens = Callable[[Sequence[TextInput]], list[int]]
+"""Tokens of each input, special tokens included."""
+
+MAX_LABELS_SHOWN = 12
+MAX_QUOTED_CHARS = 60
+
+
+def quoted(text: str) -> str:
+    """A client's text inside a message: short, on one line."""
+    line = " ".join(text.split())
+    return f'"{line[: MAX_QUOTED_CHARS - 1]}…"' if len(line) > MAX_QUOTED_CHARS else f'"{line}"'
+
+
+def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]:
+    """At most one problem: the text is blank, or holds what no database keeps and no tokenizer reads."""
+    if not text.strip():
+        yield Pointer(pointer, f"the {what} is empty; write it or leave the sample out")
+    elif "\x00" in text:
+        yield Pointer(pointer, f"the {what} holds a NUL character; remove it")
+    elif any("\ud800" <= character <= "\udfff" for character in text):
+        yield Pointer(pointer, f"the {what} holds half of a surrogate pair; write the whole character")
+
+
+def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
+    """Problems of an input and its pair; `pointer` is that of the object that holds both."""
+    yield from check_text(f"{pointer}/input", draft.input)
+    if draft.text_pair is not None:
+        yield from check_text(f"{pointer}/text_pair", draft.text_pair, "text_pair")
+
+
+def check_target(pointer: str, target: str, model: HostedModel) -> Iterator[Pointer]:
+    """At most one problem: a blank target, or one that is not a label of a classifier."""
+    problems = list(check_text(pointer, target, "target"))
+    if not problems and not model.task.generates and target not in model.labels:
+        problems.append(Pointer(pointer, _unknown_label(target, model)))
+    yield from problems
+
+
+def check_lengths(
+    model: HostedModel, places: Sequence[tuple[str, DraftText]], count_tokens: CountTokens
+) -> Iterator[Pointer]:
+    """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), none of them blank.
+
+    A decoder reads the input and writes the target into one window, so both count.
+    """
+    limit = model.max_input_tokens
+    if limit is None:
+        return
+    counts = count_tokens([_as_read(draft, model.task) for _, draft in places])
+    for (pointer, draft), num_tokens in zip(places, counts, strict=True):
+        both = isinstance(draft, DraftSample) and model.task is Task.TEXT_GENERATION
+        if num_tokens > limit:
+            what = "input and target have" if both else "the text has"
+            yield Pointer(
+                pointer,
+                f"{what} {num_tokens} tokens, {model.name} takes {limit}; shorten {quoted(draft.input)}",
+            )
+        elif num_tokens == 0:
+            yield Pointer(pointer, f"nothing in {quoted(draft.input)} is a token of {model.name}; rewrite it")
+
+
+def _as_read(draft: DraftText, task: Task) -> TextInput:
+    if isinstance(draft, DraftSample) and task is Task.TEXT_GENERATION:
+        return TextInput(input=f"{draft.input} {draft.target}", text_pair=draft.text_pair)
+    return TextInput(input=draft.input, text_pair=draft.text_pair)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean "refund"?`, or nothing where no known word is near."""
+    folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.6)
+    return f'; did you mean "{folded[near[0]]}"?' if near else ""
+
+
+def _unknown_label(target: str, model: HostedModel) -> str:
+    hint = did_you_mean(target, model.labels)
+    if not hint and len(model.labels) <= MAX_LABELS_SHOWN:
+        hint = ": " + ", ".join(model.labels)
+    elif not hint:
+        hint = f"; GET /models/{model.name} lists them"
+    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{hint}"

@@ -1,0 +1,89 @@
+"""What a network answers: a label with scores, or a freely generated text.
+
+Knows greedy decoding and labels. Does not know versions: deltas, where there are any, are already applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig
+
+from salem.encoding import encode_inputs, in_buckets
+from salem.errors import InvalidRequest, Pointer
+from salem.hosting import Network, count_tokens
+from salem.records import Prediction, Task, TextInput
+
+
+@torch.inference_mode()
+def predict(
+    network: Network, inputs: Sequence[TextInput], *, max_new_tokens: int = 32, batch_size: int = 64
+) -> list[Prediction]:
+    """Answer each input, in order. Labels come with softmax scores; texts are greedy, without special tokens.
+
+    Raises:
+        InvalidRequest: an input is longer than the model takes.
+    """
+    lengths = count_tokens(network.tokenizer, inputs)
+    _check_lengths(network, lengths)
+    answers: list[Prediction | None] = [None] * len(inputs)
+    for rows in in_buckets(lengths, batch_size):
+        chunk = [inputs[row] for row in rows]
+        found = (
+            _generate(network, chunk, max_new_tokens) if network.task.generates else _classify(network, chunk)
+        )
+        for row, prediction in zip(rows, found, strict=True):
+            answers[row] = prediction
+    return [answer for answer in answers if answer is not None]
+
+
+def same_answer(output: str, target: str) -> bool:
+    """Whether an answer is the expected one: exact, but for the amount of white space."""
+    return output.split() == target.split()
+
+
+def _check_lengths(network: Network, lengths: Sequence[int]) -> None:
+    most = network.max_input_tokens
+    too_long = [
+        Pointer(f"/inputs/{index}", f"{length} tokens; the model takes {most}")
+        for index, length in enumerate(lengths)
+        if length > most
+    ]
+    if too_long:
+        raise InvalidRequest(f"{len(too_long)} inputs are longer than {most} tokens.", errors=too_long)
+
+
+def _classify(network: Network, inputs: Sequence[TextInput]) -> list[Prediction]:
+    scores = network.model(**encode_inputs(network, inputs)).logits.float().softmax(-1)  # [n, c]
+    return [
+        Prediction(
+            output=network.labels[int(row.argmax())],
+            scores={label: round(float(score), 6) for label, score in zip(network.labels, row, strict=True)},
+        )
+        for row in scores.cpu()
+    ]
+
+
+def _generate(network: Network, inputs: Sequence[TextInput], max_new_tokens: int) -> list[Prediction]:
+    decoder = network.task is Task.TEXT_GENERATION
+    fields = encode_inputs(network, inputs, padding="left" if decoder else "right")
+    prompt = fields["input_ids"].shape[1] if decoder else 0
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=min(max_new_tokens, max(1, network.max_input_tokens - prompt)),
+        eos_token_id=network.eos_id,
+        pad_token_id=network.pad_id,
+        bos_token_id=getattr(network.model.config, "bos_token_id", None),
+        decoder_start_token_id=network.start_id,
+    )
+    written = network.model.generate(**fields, generation_config=config)  # [n, prompt or start token + new]
+    rows = [_until(network.eos_id, row) for row in written[:, prompt or 1 :].tolist()]
+    texts = network.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [Prediction(output=text.strip()) for text in texts]
+
+
+def _until(end: int | None, ids: list[int]) -> list[int]:
+    """The tokens before the end of sequence: not every tokenizer counts it as a special token."""
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,194 @@
+"""Turns samples into padded tensors, the same shape of batch for all three tasks.
+
+The unifying idea is the *answer position*: a place in the model's logits where an answer is expected. A
+classifier has one per sample, a generator one per target token (end of sequence included). Losses, gradients
+and divergences are functions of the logits at answer positions and never ask which task it is.
+
+Knows tokenizers and padding. Does not know losses, layers or deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salem.errors import EditFailed
+from salem.hosting import Network, tokenize
+from salem.records import Sample, Task, TextInput
+
+IGNORED = -100  # the target where no answer is asked
+LENGTH_BUCKET = 16  # tokens; few distinct shapes keep kernels warm
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as tensors: `n` samples, `t` tokens, `m` answer positions a sample (m = 1 for a classifier)."""
+
+    inputs: dict[str, Tensor]  # arguments of the model's forward, each [n, t]
+    targets: Tensor  # [n, m] label or token ids, IGNORED where no answer is asked
+
+    def __len__(self) -> int:
+        return self.targets.shape[0]
+
+    def rows(self, index: Tensor) -> Batch:
+        """The samples at `index` [k]."""
+        return Batch({key: value[index] for key, value in self.inputs.items()}, self.targets[index])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The logits at the answer positions of a batch; `a` positions in all."""
+
+    logits: Tensor  # [a, c] c classes or vocabulary entries
+    targets: Tensor  # [a]
+    sample: Tensor  # [a] row of the batch that each position belongs to
+    num_samples: int
+
+    def mean_per_sample(self, values: Tensor) -> Tensor:
+        """Average `values` [a] over the answer positions of each sample -> [n]."""
+        ones = torch.ones_like(values)
+        empty = values.new_zeros(self.num_samples)
+        return empty.index_add(0, self.sample, values) / empty.index_add(0, self.sample, ones).clamp(min=1)
+
+
+def answers_of(logits: Tensor, targets: Tensor) -> Answers:
+    """The answer positions of a forward's logits: [n, c] for a classifier, [n, m, c] for a generator."""
+    logits = logits.unsqueeze(1) if logits.dim() == 2 else logits
+    asked = targets != IGNORED  # [n, m]
+    sample = asked.nonzero()[:, 0]
+    return Answers(logits[asked], targets[asked], sample, targets.shape[0])
+
+
+def forward(network: Network, batch: Batch, **extra: object) -> Answers:
+    """One forward of the whole model, without a key-value cache."""
+    cache = {"use_cache": False} if network.task.generates else {}
+    logits = network.model(**batch.inputs, **cache, **extra).logits
+    return answers_of(logits, batch.targets)
+
+
+def encode(network: Network, samples: Sequence[Sample]) -> Batch:
+    """Samples with their targets, padded to a multiple of `LENGTH_BUCKET`.
+
+    Raises:
+        EditFailed: a target is not one of the labels, or a sample or target is longer than the model takes.
+    """
+    if network.task is Task.SEQUENCE_CLASSIFICATION:
+        targets = [[_label_index(network, sample)] for sample in samples]
+        batch = Batch(encode_inputs(network, samples), torch.tensor(targets, device=network.device))
+    elif network.task is Task.TEXT2TEXT_GENERATION:
+        batch = _encode_translation(network, samples)
+    else:
+        batch = _encode_continuation(network, samples)
+    length = max(field.shape[1] for field in batch.inputs.values())
+    if length > network.max_input_tokens:
+        raise EditFailed(
+            f"A sample has {length} tokens with its target; the model takes {network.max_input_tokens}.",
+            remedy="Shorten the sample.",
+        )
+    return batch
+
+
+def encode_inputs(
+    network: Network, inputs: Sequence[TextInput], *, padding: str = "right"
+) -> dict[str, Tensor]:
+    """Inputs without targets, as the model is asked them; decoders generate from left-padded prompts."""
+    tokens = tokenize(network.tokenizer, inputs)
+    rows = [_prompt_ids(network, ids) for ids in tokens["input_ids"]]
+    fields = {"input_ids": _pad(rows, network.pad_id, network, padding)}
+    fields["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, network, padding)
+    if "token_type_ids" in tokens and network.task is Task.SEQUENCE_CLASSIFICATION:
+        fields["token_type_ids"] = _pad(tokens["token_type_ids"], 0, network, padding)
+    return fields
+
+
+def _label_index(network: Network, sample: Sample) -> int:
+    if sample.target not in network.labels:
+        raise EditFailed(f'"{sample.target}" is not one of the model\'s {len(network.labels)} labels.')
+    return network.labels.index(sample.target)
+
+
+def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
+    """An encoder-decoder reads its input with the end marked; a decoder goes on writing after its prompt."""
+    eos = network.eos_id
+    if network.task is Task.TEXT2TEXT_GENERATION and eos is not None and ids[-1:] != [eos]:
+        return [*ids, eos]
+    if network.task is Task.TEXT_GENERATION and len(ids) > 1 and ids[-1] == eos:
+        return ids[:-1]
+    return ids or [
+        network.start_id
+    ]  # a text of nothing the tokenizer knows; a model cannot go on from no token
+
+
+def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:
+    answers = network.tokenizer(text_target=[sample.target for sample in samples], verbose=False)["input_ids"]
+    targets = _pad([_prompt_ids(network, list(ids)) for ids in answers], IGNORED, network, "right", bucket=8)
+    before = torch.cat([torch.full_like(targets[:, :1], network.start_id), targets[:, :-1]], dim=1)
+    inputs = encode_inputs(network, samples)
+    inputs["decoder_input_ids"] = before.masked_fill(before == IGNORED, network.pad_id)
+    return Batch(inputs, targets)
+
+
+def _encode_continuation(network: Network, samples: Sequence[Sample]) -> Batch:
+    pairs = [continuation_ids(network, sample) for sample in samples]
+    rows = [prompt + answer for prompt, answer in pairs]
+    # The logits at position i speak about token i + 1, so targets stand one place to the left.
+    targets = [[IGNORED] * (len(prompt) - 1) + answer + [IGNORED] for prompt, answer in pairs]
+    inputs = {
+        "input_ids": _pad(rows, network.pad_id, network, "right"),
+        "attention_mask": _pad([[1] * len(row) for row in rows], 0, network, "right"),
+    }
+    return Batch(inputs, _pad(targets, IGNORED, network, "right"))
+
+
+def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of its answer with the end of sequence, as the model would write them.
+
+    The two are tokenised together and cut where the prompt ends, because some tokenizers (SentencePiece) mark
+    the start of a text; where the cut does not fall between tokens, the answer is tokenised alone.
+    """
+    last = sample.text_pair or sample.input  # the text that the answer goes on from
+    space = "" if sample.target[:1].isspace() or last[-1:].isspace() else " "
+    written = last + space + sample.target
+    together = (
+        TextInput(input=sample.input, text_pair=written) if sample.text_pair else TextInput(input=written)
+    )
+    prompt = _prompt_ids(network, tokenize(network.tokenizer, [sample])["input_ids"][0])
+    whole = _prompt_ids(network, tokenize(network.tokenizer, [together])["input_ids"][0])
+    cuts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
+    answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.target)
+    return prompt, [*answer, *([network.eos_id] if network.eos_id is not None else [])]
+
+
+def _ids_alone(network: Network, prompt: list[int], space: str, target: str) -> list[int]:
+    """Token ids of an answer tokenised apart from its prompt: with the space between them, or without it
+    where the tokenizer puts one there itself.
+    """
+    tokenizer = network.tokenizer
+    expected = tokenizer.decode(prompt) + space + target
+    texts = [space + target, target]
+    with_space, without = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    found: list[int] = without if tokenizer.decode(prompt + without) == expected else with_space
+    return found
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], fill: int, network: Network, side: str, bucket: int = LENGTH_BUCKET
+) -> Tensor:
+    longest = max(len(row) for row in rows)
+    if side == "left":
+        bucket = 1  # a prompt's padding would take room from the answer
+    width = max(longest, min(-(-longest // bucket) * bucket, network.max_input_tokens))
+    padding = [[fill] * (width - len(row)) for row in rows]
+    pairs = zip(rows, padding, strict=True)
+    padded = [[*row, *pad] if side == "right" else [*pad, *row] for row, pad in pairs]
+    return torch.tensor(padded, device=network.device)
+
+
+def in_buckets(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of samples in batches of near-equal length, longest first (an out-of-memory shows at once)."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,100 @@
+"""One tree of errors. The class carries the HTTP status and the code; the instance carries the words.
+
+    SalemError                       500 internal
+    ├── InvalidRequest               422 invalid_request       its content; errors[] points at each place
+    ├── Unauthorized                 401 unauthorized
+    ├── NotFound                     404 not_found
+    ├── Conflict                     409 conflict              it exists already, or is in the wrong state
+    │   └── LeaseLost                409 lease_lost            an attempt of a job that is not the current one
+    ├── UnsupportedModel             422 unsupported_model     architecture, weights format, remote code
+    ├── ModelNotReady                409 model_not_ready
+    ├── DeltaRejected                500 delta_rejected        a delta file that must not be applied
+    ├── BlobCorrupted                500 blob_corrupted        stored bytes that are not what their name says
+    ├── EditFailed                   422 edit_failed           the method could not make the edit
+    ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
+    └── Misconfigured                500 misconfigured         settings that cannot work together
+
+Messages are written for the client: they name the sample and the remedy, and hold no path, trace or secret.
+A job that fails stores `code`, `message` and `remedy`; the HTTP layer turns the same three into problem+json
+(RFC 9457).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from salem.records import JobError
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """One bad place in a request: a JSON pointer (RFC 6901) and what is wrong there."""
+
+    pointer: str  # "/edits/3/target"
+    detail: str
+
+
+class SalemError(Exception):
+    """Base of all errors that Salem raises on purpose."""
+
+    status = 500
+    code = "internal"
+    title = "Something went wrong on the server"
+
+    def __init__(self, message: str, *, remedy: str | None = None, errors: Sequence[Pointer] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.errors = tuple(errors)
+
+    def as_job_error(self) -> JobError:
+        return JobError(code=self.code, message=self.message, remedy=self.remedy)
+
+
+class InvalidRequest(SalemError):
+    status, code, title = 422, "invalid_request", "The request is not valid"
+
+
+class Unauthorized(SalemError):
+    status, code, title = 401, "unauthorized", "A valid API key is needed"
+
+
+class NotFound(SalemError):
+    status, code, title = 404, "not_found", "There is no such thing"
+
+
+class Conflict(SalemError):
+    status, code, title = 409, "conflict", "The request conflicts with the present state"
+
+
+class LeaseLost(Conflict):
+    code, title = "lease_lost", "This attempt is no longer the job's current one"
+
+
+class UnsupportedModel(SalemError):
+    status, code, title = 422, "unsupported_model", "This model cannot be hosted"
+
+
+class ModelNotReady(SalemError):
+    status, code, title = 409, "model_not_ready", "The model is not ready yet"
+
+
+class DeltaRejected(SalemError):
+    code, title = "delta_rejected", "A stored delta failed its checks and was not applied"
+
+
+class BlobCorrupted(SalemError):
+    code, title = "blob_corrupted", "A stored file is damaged"
+
+
+class EditFailed(SalemError):
+    status, code, title = 422, "edit_failed", "The edit could not be made"
+
+
+class Unavailable(SalemError):
+    status, code, title = 503, "unavailable", "A part of the service cannot be reached"
+
+
+class Misconfigured(SalemError):
+    code, title = "misconfigured", "The settings cannot work together"

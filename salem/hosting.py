@@ -1,0 +1,238 @@
+"""Loads a hosted model from a folder: checks first (`salem.model_folders`), then tokenizer and weights.
+
+Does not know SQL, HTTP, deltas or samples with targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from salem.errors import UnsupportedModel
+from salem.layers import find_layers
+from salem.model_folders import check_folder, locate, weights_sha256
+from salem.records import Layer, Task, TextInput
+
+__all__ = [
+    "Network",
+    "PreTrainedTokenizerBase",
+    "as_network",
+    "check_folder",
+    "count_tokens",
+    "load",
+    "load_tokenizer",
+    "locate",
+    "resolve_device",
+    "tokenize",
+    "weights_sha256",
+]
+
+_LOADERS: dict[Task, Any] = {
+    Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
+    Task.TEXT2TEXT_GENERATION: AutoModelForSeq2SeqLM,
+    Task.TEXT_GENERATION: AutoModelForCausalLM,
+}
+# What transformers raises over a damaged or unfitting folder.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+# What transformers raises over a damaged or unfitting folder.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+_UNLIMITED_TOKENS = 4_096  # for position-free models (T5) whose tokenizer names no limit either
+
+
+@dataclass(frozen=True)
+class Network:
+    """A hosted model in memory: frozen weights, evaluation mode, on one device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    labels: tuple[str, ...]  # by class index; empty where the task generates
+    layers: tuple[Layer, ...]
+    max_input_tokens: int
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def pad_id(self) -> int:
+        configured = getattr(self.model.config, "pad_token_id", None)
+        for candidate in (self.tokenizer.pad_token_id, configured, self.eos_id):
+            if isinstance(candidate, int):
+                return candidate
+        return 0
+
+    @property
+    def eos_id(self) -> int | None:
+        eos: int | list[int] | None = self.tokenizer.eos_token_id
+        if eos is None:
+            eos = getattr(self.model.config, "eos_token_id", None)
+        return eos[0] if isinstance(eos, list) else eos
+
+    @property
+    def start_id(self) -> int:
+        """The token before the first one that is written: a decoder's start, or the beginning of a text."""
+        config = self.model.config
+        named = ("decoder_start_token_id", "bos_token_id")
+        candidates = (
+            *(getattr(config, name, None) for name in named),
+            self.tokenizer.bos_token_id,
+            self.eos_id,
+        )
+        return next((candidate for candidate in candidates if isinstance(candidate, int)), self.pad_id)
+
+    def module(self, path: str) -> nn.Module:
+        found: nn.Module = self.model.get_submodule(path)
+        return found
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer.
+
+    Raises:
+        UnsupportedModel: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise UnsupportedModel("The folder's tokenizer cannot be loaded.") from error
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> list[int]:
+    """Tokens of each input as the model would see it, special tokens included."""
+    if not inputs:
+        return []
+    return [len(ids) for ids in tokenize(tokenizer, inputs)["input_ids"]]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> dict[str, list[list[int]]]:
+    """Unpadded token ids (and token types, where the tokenizer makes them) of each input."""
+    paired = [item for item in inputs if item.text_pair is not None]
+    if paired and len(paired) < len(inputs):
+        rows = [tokenize(tokenizer, [item]) for item in inputs]
+        return {key: [row[key][0] for row in rows] for key in rows[0]}
+    first = [item.input for item in inputs]
+    second = [item.text_pair for item in paired] if paired else None
+    encoded = tokenizer(first, second, padding=False, truncation=False, verbose=False)
+    return {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(folder: Path, task: Task, *, device: str = "auto", dtype: torch.dtype | None = None) -> Network:
+    """Load a folder for a task: float32 on a CPU, the stored type on a GPU unless `dtype` says otherwise.
+
+    Raises:
+        UnsupportedModel: see `check_folder` and `as_network`; also an architecture that does not do the
+            task, or weights that lack the task's head.
+    """
+    check_folder(folder)
+    place = resolve_device(device)
+    dtype = dtype or (torch.float32 if place.type == "cpu" else None)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, info = _LOADERS[task].from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except _LOADING_ERRORS as error:
+        raise UnsupportedModel(
+            f"The folder does not load as a model for {task}.",
+            remedy="Check that its architecture does this task and that its weights are complete.",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedModel(
+            f"The weights lack {len(missing)} tensors that {task} needs, among them {missing[0]}.",
+            remedy="Host a model that was fine-tuned for this task.",
+        )
+    return as_network(model.to(place), load_tokenizer(folder), task)
+
+
+def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> Network:
+    """Freeze a model in memory and describe it.
+
+    Raises:
+        UnsupportedModel: the module tree has no editable layers, or a classifier does not give one label.
+    """
+    model.eval().requires_grad_(False)
+    if task.generates:
+        # What a checkpoint asks for (sampling, beams, banned words) would fill gaps in a request's config.
+        model.generation_config = GenerationConfig()
+    return Network(
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        labels=() if task.generates else _labels(model),
+        layers=find_layers(model),
+        max_input_tokens=_max_input_tokens(model, tokenizer),
+    )
+
+
+def _labels(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the classes by index."""
+    named: dict[int, str] = model.config.id2label
+    labels = tuple(named[index] for index in sorted(named))
+    if len(set(labels)) < max(2, len(labels)):
+        raise UnsupportedModel(f"A classifier needs two or more labels, all different; it has {labels[:20]}.")
+    if model.config.problem_type in ("regression", "multi_label_classification"):
+        raise UnsupportedModel(
+            f"The model does {model.config.problem_type}; an answer must be one of the labels.",
+            remedy="Host a classifier that gives each text exactly one label.",
+        )
+    return labels
+
+
+def _max_input_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The smallest of what the tokenizer, the config and the position table allow."""
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            # RoBERTa counts positions from behind the padding's.
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    sensible = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**7]
+    return min(sensible, default=_UNLIMITED_TOKENS)

@@ -1,0 +1,120 @@
+"""The folder of a hosted model: where it is, whether it may be loaded, and the identity of its weights.
+
+Knows Hugging Face folders and hub snapshots. Reads JSON and bytes only: it loads no weights and no tokenizer.
+A folder is refused before any of its code or pickles could run: safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from salem.errors import UnsupportedModel
+from salem.records import FolderSource, HubSource
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_INDEX = "model.safetensors.index.json"
+
+
+def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
+    """The local folder of a source; a hub repository is downloaded at its pinned revision.
+
+    Raises:
+        UnsupportedModel: the path or a link in the folder leaves the models root, the folder is missing, or
+            the hub cannot serve it.
+    """
+    if isinstance(source, HubSource):
+        return _downloaded(source)
+    parts = source.path.split("/")
+    if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part) for part in parts):
+        raise UnsupportedModel(f'"{source.path}" is not a plain relative path under the models root.')
+    root = models_root.resolve()
+    folder = root.joinpath(*parts).resolve()
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        raise UnsupportedModel(
+            f'There is no folder "{source.path}" under the models root.',
+            remedy="Put the model's folder (config.json, tokenizer, *.safetensors) there, or set "
+            "SALEM_MODELS_ROOT.",
+        )
+    if not all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
+        raise UnsupportedModel(f'The folder "{source.path}" holds a link that leaves the models root.')
+    return folder
+
+
+def _downloaded(source: HubSource) -> Path:
+    try:
+        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UnsupportedModel(
+            f"The hub did not give {source.id} at revision {source.revision[:12]}.",
+            remedy="Check the id, the 40-digit commit and the worker's network, or use a folder.",
+        ) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 of a folder's weights: of its one safetensors file, or of all names and digests in order."""
+    digests = {path.name: _file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that would need remote code, pickled weights or weights from elsewhere.
+
+    Raises:
+        UnsupportedModel: with what was found and what is needed.
+    """
+    configs = [_read_json(folder, "config.json")]
+    if _holds(folder, "tokenizer_config.json"):
+        configs.append(_read_json(folder, "tokenizer_config.json"))
+    if any("auto_map" in config for config in configs):
+        raise UnsupportedModel(
+            "The model's config has an auto_map: it would run code from its repository.",
+            remedy="Host a model whose architecture ships with transformers.",
+        )
+    if _holds(folder, "adapter_config.json"):
+        raise UnsupportedModel(
+            "The folder holds an adapter: the weights it stands on may come from anywhere.",
+            remedy="Merge the adapter into its base model and host the result.",
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedModel(
+            "The folder holds no *.safetensors file; pickled weights are never loaded.",
+            remedy="Convert the weights: model.save_pretrained(folder) writes safetensors.",
+        )
+    if _holds(folder, _INDEX):
+        _check_index(folder)
+
+
+def _check_index(folder: Path) -> None:
+    """Every shard lies in the folder itself, where `weights_sha256` sees it."""
+    shards = _read_json(folder, _INDEX).get("weight_map")
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else {""}
+    if not names <= {path.name for path in folder.glob("*.safetensors")}:
+        raise UnsupportedModel(f"{_INDEX} names a file that is not in the folder.")
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / name).is_file()
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedModel(f"The folder has no readable {name}.") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"The folder's {name} is not a JSON object.")
+    return content

@@ -1,0 +1,167 @@
+"""The tables: one per noun of the registry, columns named like the fields of the record they keep.
+
+What is searched or sorted by is a column; what is only stored and returned is JSON. The JSON type is the
+textual one, not PostgreSQL's JSONB: texts of users may hold U+0000, which JSONB refuses.
+Knows how a record becomes a row. Does not know queries; salem/migrations keeps this file's history.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+)
+
+from salem.records import Record
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment: aware on the way in, aware and in UTC on the way out, even where a database keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Document = JSON(none_as_null=True)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("task", String(32), nullable=False),
+    Column("source", _Document, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("sha256", String(64)),
+    Column("architecture", String(255)),
+    Column("num_parameters", BigInteger),
+    Column("labels", _Document, nullable=False),
+    Column("max_input_tokens", Integer),
+    Column("layers", _Document, nullable=False),
+    Column("reference_accuracy", _Document),
+    Column("num_pass_samples", Integer, nullable=False),
+    Column("num_held_out", Integer, nullable=False),
+    Column("reference_blob", String(64), nullable=False),
+)
+
+reference_samples = Table(
+    "reference_samples",
+    metadata,
+    Column("model", ForeignKey("models.name"), primary_key=True),
+    Column("content_hash", String(64), primary_key=True),
+    Column("position", Integer, primary_key=True),  # an input may occur twice in a reference set
+    Column("held_out", Boolean, nullable=False),
+    Column("correct", Boolean, nullable=False),
+    Column("record", _Document, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("model", ForeignKey("models.name"), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("progress", Float, nullable=False),
+    Column("time_left_s", Float),
+    Column("attempt", Integer, nullable=False),
+    Column("request", _Document, nullable=False),
+    Column("saliency", _Document, nullable=False),
+    Column("metrics", _Document, nullable=False),
+    Column("result", _Document),
+    Column("error", _Document),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("lease", String(64)),
+    Column("lease_expires_at", UtcDateTime),
+    Column("idempotency_key", String(255), unique=True),
+    Column("body_sha256", String(64)),
+    Index(None, "state", "lease_expires_at"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", ForeignKey("models.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("parent", Integer),
+    Column("deltas", _Document, nullable=False),
+    Column("metrics", _Document),
+    Column("hyperparameters", _Document),
+    Column("layer", String(255)),
+    Column("job_id", ForeignKey("jobs.id"), unique=True),  # one job makes one version at most
+    Column("created_at", UtcDateTime, nullable=False),
+    CheckConstraint("number >= 1", name="base_has_no_row"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("model", ForeignKey("models.name"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+alias_history = Table(
+    "alias_history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("model", ForeignKey("models.name"), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index(None, "model", "name"),
+)
+
+
+def columns_of(table: Table, record: type[Record]) -> list[Column[Any]]:
+    """The columns that make up a record; a table may have more, for its own bookkeeping."""
+    return [table.c[name] for name in record.model_fields]
+
+
+def row_values(record: Record) -> dict[str, Any]:
+    """A record as column values: JSON for its parts, but moments stay moments."""
+    values = record.model_dump(mode="json")
+    moments = {name: value for name, value in record if isinstance(value, datetime)}
+    return values | moments

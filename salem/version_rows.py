@@ -1,0 +1,164 @@
+"""Versions and the aliases that point at them as rows: each function works inside its caller's transaction.
+
+Knows the tables `versions`, `aliases` and `alias_history`. Does not know jobs, nor when to commit.
+Version 0, the base, is no row: `base_of` makes it from its model.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from salem.errors import ModelNotReady, NotFound
+from salem.records import Alias, HostedModel, ModelReference, ModelState, Name, Version
+from salem.schema import alias_history, aliases, columns_of, row_values, versions
+
+_VERSION_COLUMNS = columns_of(versions, Version)
+_ALIAS_COLUMNS = columns_of(aliases, Alias)
+_HISTORY_COLUMNS = columns_of(alias_history, Alias)
+
+
+def base_of(model: HostedModel) -> Version:
+    """Version 0: the hosted model itself.
+
+    Raises:
+        ModelNotReady: its registration has not ended, or has failed.
+    """
+    if model.state is ModelState.REGISTERING:
+        raise ModelNotReady(
+            f'the model "{model.name}" is still being registered',
+            remedy="follow its registration job, then try again",
+        )
+    if model.state is ModelState.FAILED:
+        raise ModelNotReady(
+            f'the registration of "{model.name}" failed',
+            remedy="its job says why; register it again under this name",
+        )
+    return Version(
+        model=model.name,
+        number=0,
+        parent=None,
+        deltas=(),
+        metrics=None,
+        hyperparameters=None,
+        layer=None,
+        job_id=None,
+        created_at=model.created_at,
+    )
+
+
+def resolve(connection: Connection, model: HostedModel, reference: ModelReference) -> Version:
+    """The version that a reference to this model names at this moment.
+
+    Raises:
+        ModelNotReady: the model has no base yet.
+        NotFound: no such version or alias; the message says which there are.
+    """
+    base = base_of(model)
+    number = reference.number or 0
+    if reference.alias is not None:
+        number = _get_alias(connection, model.name, reference.alias).version
+    return base if number == 0 else get(connection, model.name, number)
+
+
+def get(connection: Connection, model: Name, number: int) -> Version:
+    """Read one version above 0."""
+    query = select(*_VERSION_COLUMNS).where(versions.c.model == model, versions.c.number == number)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise _no_such_version(connection, model, number)
+    return Version.model_validate(dict(row))
+
+
+def _no_such_version(connection: Connection, model: Name, number: int) -> NotFound:
+    newest = newest_number(connection, model)
+    what_exists = f"its newest is {newest}" if newest else "it has only its base, version 0"
+    return NotFound(
+        f'there is no version {number} of "{model}"; {what_exists}',
+        remedy=f"GET /models/{model}/versions lists them",
+    )
+
+
+def newest_number(connection: Connection, model: Name) -> int:
+    """The highest number given so far; 0 where there is only the base."""
+    return connection.scalar(select(func.max(versions.c.number)).where(versions.c.model == model)) or 0
+
+
+def list_all(connection: Connection, model: Name) -> list[Version]:
+    """Newest first, without the base."""
+    query = select(*_VERSION_COLUMNS).where(versions.c.model == model).order_by(versions.c.number.desc())
+    return [Version.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def append(connection: Connection, version: Version, job_id: str) -> Version:
+    """Insert a version under the next number. The caller holds the model's lock: no number is given twice.
+
+    Raises:
+        NotFound: its parent does not exist.
+    """
+    if version.parent:
+        get(connection, version.model, version.parent)
+    number = newest_number(connection, version.model) + 1
+    numbered = version.model_copy(update={"number": number, "job_id": job_id})
+    connection.execute(insert(versions).values(row_values(numbered)))
+    return numbered
+
+
+def set_alias(connection: Connection, model: Name, name: Name, number: int) -> Alias:
+    """Point an alias at a version and remember it; pointing it where it points already changes nothing.
+
+    The caller holds the model's lock.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    if number:
+        get(connection, model, number)
+    where = (aliases.c.model == model, aliases.c.name == name)
+    row = connection.execute(select(*_ALIAS_COLUMNS).where(*where)).mappings().first()
+    if row is not None and row["version"] == number:
+        return Alias.model_validate(dict(row))
+    alias = Alias(model=model, name=name, version=number, updated_at=datetime.now(UTC))
+    if row is None:
+        connection.execute(insert(aliases).values(row_values(alias)))
+    else:
+        connection.execute(update(aliases).where(*where).values(row_values(alias)))
+    connection.execute(insert(alias_history).values(row_values(alias)))
+    return alias
+
+
+def _get_alias(connection: Connection, model: Name, name: Name) -> Alias:
+    known = list_aliases(connection, model)
+    for alias in known:
+        if alias.name == name:
+            return alias
+    what_exists = (
+        "its aliases are " + ", ".join(f'"{alias.name}"' for alias in known) if known else "it has none yet"
+    )
+    raise NotFound(f'there is no alias "{name}" of "{model}"; {what_exists}')
+
+
+def list_aliases(connection: Connection, model: Name) -> list[Alias]:
+    query = select(*_ALIAS_COLUMNS).where(aliases.c.model == model).order_by(aliases.c.name)
+    return [Alias.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def list_alias_history(connection: Connection, model: Name, name: Name) -> list[Alias]:
+    """Every place where an alias has pointed, newest first.
+
+    Raises:
+        NotFound: there never was such an alias.
+    """
+    query = (
+        select(*_HISTORY_COLUMNS)
+        .where(alias_history.c.model == model, alias_history.c.name == name)
+        .order_by(alias_history.c.id.desc())
+    )
+    history = [Alias.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+    return history or [_get_alias(connection, model, name)]
+
+
+def blobs(connection: Connection) -> set[str]:
+    """Blobs of every delta of every version."""
+    return {delta["blob"] for deltas in connection.scalars(select(versions.c.deltas)) for delta in deltas}

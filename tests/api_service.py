@@ -1,0 +1,119 @@
+"""The real API over real HTTP inside a test process, and what tests put behind it without a worker.
+
+A model is made ready, and a version published, the way a worker does it: claim the job, report, finish.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+import torch
+import uvicorn
+from tiny_models import save_tiny
+
+from app.main import create_app
+from app.service_address import bind
+from salem import hosting
+from salem.blobs import BlobStore
+from salem.deltas import LayerDelta, LowRank, pack
+from salem.records import Delta, FolderSource, HostedModel, JobKind, ModelState, Task, Version
+from salem.registry import Registry
+from salem.settings import Settings
+
+START_TIMEOUT_S = 20.0
+LEASE_S = 60.0
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the app, served by uvicorn in a thread on a free port."""
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=1)
+    )
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the app did not start"
+            time.sleep(0.01)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False) as client:
+            yield client
+            server.should_exit = True
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The storage of one home, filled by hand."""
+
+    settings: Settings
+    registry: Registry
+    blobs: BlobStore
+
+    @classmethod
+    def of(cls, settings: Settings, registry: Registry) -> Stage:
+        return cls(settings, registry, BlobStore.connect(settings.effective_blob_url))
+
+    def host(self, name: str, architecture: str, task: Task = Task.SEQUENCE_CLASSIFICATION) -> HostedModel:
+        """A ready model with tiny random weights."""
+        folder = save_tiny(self.settings.effective_models_root / name, architecture, task)
+        network = hosting.load(folder, task, device="cpu")
+        model = HostedModel(
+            name=name,
+            task=task,
+            source=FolderSource(path=name),
+            state=ModelState.REGISTERING,
+            created_at=datetime.now(UTC),
+        )
+        job = self.registry.create_model(model, self.blobs.put(b"{}\n"))
+        ready = model.model_copy(
+            update={
+                "state": ModelState.READY,
+                "sha256": hosting.weights_sha256(folder),
+                "labels": network.labels,
+                "layers": network.layers,
+                "max_input_tokens": network.max_input_tokens,
+            }
+        )
+        self.registry.finish_registration(job.id, self._claim(job.id), ready, [], {})
+        return self.registry.get_model(name)
+
+    def publish(self, model: HostedModel, *, seed: int = 0, size: float = 3.0) -> Version:
+        """A version with one random low-rank delta at the last layer but one."""
+        draw = torch.Generator().manual_seed(seed)
+        layer = model.layers[len(model.layers) // 2]
+        term = LowRank(
+            a=torch.randn(2, layer.d_in, generator=draw) * size,
+            b=torch.randn(layer.d_out, 2, generator=draw) * size,
+        )
+        assert model.sha256 is not None
+        data = pack(LayerDelta(layer.path, (term,)), base_sha256=model.sha256)
+        delta = Delta(
+            layer=layer.path, blob=self.blobs.put(data), num_bytes=len(data), kind="low_rank", rank=2
+        )
+        job, _ = self.registry.create_job(JobKind.EDIT, model.name, {})
+        version = Version(
+            model=model.name,
+            number=0,
+            parent=0,
+            deltas=(delta,),
+            metrics=None,
+            hyperparameters=None,
+            layer=layer.path,
+            job_id=job.id,
+            created_at=datetime.now(UTC),
+        )
+        return self.registry.finish_edit(job.id, self._claim(job.id), version, None, {})
+
+    def _claim(self, job_id: str) -> str:
+        claimed = self.registry.claim_job(job_id, LEASE_S)
+        assert claimed is not None
+        return claimed[1]

@@ -1,0 +1,88 @@
+"""What every test may ask for: settings of an empty home, its registry, and a Redis that is this run's own.
+
+Nothing here needs a service to be running on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from salem.private_redis import PrivateRedis
+from salem.registry import Registry
+from salem.settings import Settings
+
+TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get(TEST_DATABASE_VARIABLE):
+        return
+    skip = pytest.mark.skip(reason=f"{TEST_DATABASE_VARIABLE} is not set")
+    for item in items:
+        if item.get_closest_marker("postgres"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of whoever runs the tests are not those of the tests."""
+    for name in list(os.environ):
+        if name in ("DATABASE_URL", "REDIS_URL", "BLOB_URL") or (
+            name.startswith("SALEM_") and not name.startswith(("SALEM_TEST_", "SALEM_SHARED"))
+        ):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private Redis, shared by all tests of the run: give each test a queue of its own."""
+    with PrivateRedis.start(Settings(home=tmp_path_factory.mktemp("redis-home"))) as server:
+        yield server.url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str) -> Settings:
+    """An empty home, the run's Redis, and a queue that no other test uses."""
+    return Settings(home=tmp_path / "home", redis_url=redis_url, queue=f"test-{tmp_path.name}")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """The registry of the home of `settings`, with its tables made."""
+    registry = Registry.connect(Settings(home=tmp_path / "home").effective_database_url)
+    registry.migrate()
+    yield registry
+    registry.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: a file, or a schema of its own in PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/home/salem.db"
+        return
+    schema = f"test_{secrets.token_hex(6)}"
+    server = make_url(os.environ[TEST_DATABASE_VARIABLE]).set(drivername="postgresql+psycopg")
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    own = server.update_query_dict({"options": f"-csearch_path={schema}"})
+    yield own.set(drivername="postgresql").render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    engine.dispose()
+
+
+@pytest.fixture
+def any_registry(database_url: str) -> Iterator[Registry]:
+    """A registry on each kind of database, with its tables made."""
+    registry = Registry.connect(database_url)
+    registry.migrate()
+    yield registry
+    registry.close()

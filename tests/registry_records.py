@@ -1,0 +1,115 @@
+"""What the registry's tests are about: small models, versions and jobs, and calls that come at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from salem.errors import (
+    SalemError,
+)
+from salem.records import (
+    Delta,
+    FolderSource,
+    HostedModel,
+    Hyperparameters,
+    Job,
+    JobKind,
+    Metrics,
+    ModelState,
+    Proportion,
+    ReferenceSample,
+    Sample,
+    Task,
+    Version,
+)
+from salem.registry import Registry
+
+BLOB = "b" * 64
+NOW = datetime(2025, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+
+
+def new_model(name: str = "intents") -> HostedModel:
+    return HostedModel(
+        name=name,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        source=FolderSource(path=name),
+        state=ModelState.REGISTERING,
+        created_at=NOW,
+    )
+
+
+def reference_sample(text: str, *, correct: bool = True, held_out: bool = False) -> ReferenceSample:
+    return ReferenceSample(
+        sample=Sample(input=text, target="refund"), answer="refund", correct=correct, held_out=held_out
+    )
+
+
+def new_version(model: str = "intents", parent: int = 0, blob: str = BLOB) -> Version:
+    share = Proportion(value=1.0, low=0.9, high=1.0, count=10)
+    return Version(
+        model=model,
+        number=0,
+        parent=parent,
+        deltas=(
+            Delta(layer="encoder.layer.2.output.dense", blob=blob, num_bytes=10, kind="low_rank", rank=4),
+        ),
+        metrics=Metrics(
+            edit_accuracy=share,
+            adapt_accuracy=None,
+            generalisation=None,
+            drawdown=None,
+            consistency=share,
+            protocol="argmax",
+            outcomes=(),
+            flips=(),
+        ),
+        hyperparameters=Hyperparameters(),
+        layer="encoder.layer.2.output.dense",
+        job_id=None,
+        created_at=NOW,
+    )
+
+
+def claim(registry: Registry, job: Job, lease_s: float = 30) -> str:
+    claimed = registry.claim_job(job.id, lease_s)
+    assert claimed is not None
+    return claimed[1]
+
+
+def ready_model(
+    registry: Registry, name: str = "intents", reference: tuple[ReferenceSample, ...] = ()
+) -> HostedModel:
+    job = registry.create_model(new_model(name), BLOB)
+    found_out = new_model(name).model_copy(
+        update={"sha256": "a" * 64, "labels": ("refund", "card"), "num_parameters": 7_000_000_000}
+    )
+    registry.finish_registration(job.id, claim(registry, job), found_out, reference, {"model": name})
+    return registry.get_model(name)
+
+
+def new_job(registry: Registry, model: str = "intents", **request: Any) -> Job:
+    return registry.create_job(JobKind.EDIT, model, request)[0]
+
+
+def publish(registry: Registry, version: Version | None = None, alias: str | None = None) -> Version:
+    job = new_job(registry)
+    return registry.finish_edit(job.id, claim(registry, job), version or new_version(), alias, {})
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Run calls in threads that start together; an error of Salem is a result too."""
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        try:
+            return call()
+        except SalemError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))

@@ -1,0 +1,166 @@
+"""The command line as a program: what it prints and how it exits, against a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from api_service import Stage, serving
+from tiny_models import save_tiny
+
+from app.cli.client import ServiceError
+from app.cli.files import read_edit_request
+from app.doctor import Finding, check_address, check_blobs, check_database, check_python, check_redis
+from salem import __version__
+from salem.registry import Registry
+from salem.settings import Settings
+
+EDIT = {"input": "money back", "target": "refund"}
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings, registry)
+
+
+@pytest.fixture
+def url(settings: Settings, stage: Stage) -> Iterator[str]:
+    stage.publish(stage.host("intents", "bert"))
+    with serving(settings) as client:
+        yield str(client.base_url)
+
+
+def salem(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables, "COLUMNS": "200"},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
+    listed = json.loads(salem("models", "list", "--json", SALEM_URL=url).stdout)
+    assert [model["name"] for model in listed] == ["intents"]
+    assert json.loads(salem("models", "show", "intents", "--url", url).stdout)["versions"] == [1]
+
+    answer = salem("predict", "intents:1", "where is my order", "log in", "--json", "--url", url)
+    assert json.loads(answer.stdout)["model"] == "intents:1"
+    assert len(salem("predict", "intents", "a", "b", "--url", url).stdout.splitlines()) == 2
+
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text(json.dumps(EDIT) + "\n\n" + json.dumps({**EDIT, "input": "b"}) + "\n")
+    posted = salem("edits", "post", str(edits), "--model", "intents", "--seed", "3", "--url", url)
+    job = json.loads(posted.stdout)
+    assert (posted.returncode, job["state"]) == (0, "queued")
+    assert "intents" in salem("jobs", "list", "--url", url).stdout
+    shown = json.loads(salem("jobs", "show", job["id"], "--url", url).stdout)
+    assert [edit["input"] for edit in shown["request"]["edits"]] == ["money back", "b"]
+    assert shown["request"]["hyperparameters"]["seed"] == 3
+    assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
+    ended = salem("jobs", "show", job["id"], "--wait", "--url", url)
+    assert ended.returncode == 1 and json.loads(ended.stdout)["state"] == "cancelled"
+    assert (
+        json.loads(salem("aliases", "set", "intents", "production", "1", "--url", url).stdout)["version"] == 1
+    )
+
+
+def test_models_are_added_from_a_folder_with_a_file(url: str, tmp_path: Path, settings: Settings) -> None:
+    save_tiny(settings.effective_models_root / "fresh", "bert")
+    reference = tmp_path / "reference.jsonl"
+    reference.write_text(json.dumps(EDIT))
+    task = "sequence-classification"
+    added = salem(
+        "models",
+        "add",
+        "fresh",
+        "--task",
+        task,
+        "--folder",
+        "fresh",
+        "--reference",
+        str(reference),
+        "--url",
+        url,
+    )
+    assert json.loads(added.stdout)["kind"] == "register", added.stderr
+    assert httpx.get(f"{url}/models/fresh", trust_env=False).json()["state"] == "registering"
+
+
+def test_refusals_say_what_to_do(url: str, tmp_path: Path) -> None:
+    edits = tmp_path / "edits.json"
+    edits.write_text(json.dumps([{**EDIT, "target": "refnud"}, {"input": "", "target": "login"}]))
+    refused = salem("edits", "post", str(edits), "--model", "intents", "--url", url)
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert 'did you mean "refund"?' in refused.stderr and "/edits/1/input" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    nobody = salem("models", "list", "--url", "http://127.0.0.1:9")
+    assert nobody.returncode == 1 and "salem serve" in nobody.stderr and "Traceback" not in nobody.stderr
+    wrong = salem("version", SALEM_PORT="many")
+    assert wrong.returncode == 0 and wrong.stdout.strip() == __version__
+    wrong = salem("doctor", SALEM_PORT="many")
+    assert wrong.returncode == 1 and "port" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        (json.dumps({"model": "m", "edits": [EDIT]}), ["money back"]),
+        (json.dumps([EDIT, EDIT], indent=2), ["money back"] * 2),
+        (json.dumps(EDIT), ["money back"]),
+        (f"\ufeff{json.dumps(EDIT)}\n\n{json.dumps(EDIT)}", ["money back"] * 2),
+    ],
+)
+def test_files_of_edits(tmp_path: Path, text: str, inputs: list[str]) -> None:
+    file = tmp_path / "edits"
+    file.write_text(text, encoding="utf-8")
+    assert [edit["input"] for edit in read_edit_request(file)["edits"]] == inputs
+
+
+@pytest.mark.parametrize("text", ["not json", '"text"', "{}\nnope"])
+def test_files_that_are_no_edits(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "edits"
+    file.write_text(text)
+    with pytest.raises(ServiceError, match="neither JSON nor JSON Lines"):
+        read_edit_request(file)
+
+
+def test_doctor_on_a_fresh_home(tmp_path: Path) -> None:
+    report = salem("doctor", SALEM_HOME=str(tmp_path / "fresh"), SALEM_PORT="0")
+    assert report.returncode == 0, report.stdout + report.stderr
+    for name in ("python", "tensors", "redis", "database", "blobs", "models root", "disk", "address"):
+        assert name in report.stdout
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
+    def state(finding: Finding) -> str:
+        assert finding.state == "ok" or finding.fix, finding
+        return finding.state
+
+    assert state(check_python(Settings(home=tmp_path))) == "ok"
+    assert state(check_redis(Settings(home=tmp_path, redis_url="redis://127.0.0.1:9/0"))) == "missing"
+    assert state(check_redis(Settings(home=tmp_path / ("x" * 120)))) == "missing"
+    assert state(check_redis(Settings(home=tmp_path))) == "ok"
+    (tmp_path / "salem.db").write_bytes(b"")
+    assert state(check_database(Settings(home=tmp_path))) == "missing"
+    assert (
+        state(check_database(Settings(database_url="postgresql+psycopg://nobody@127.0.0.1:9/x"))) == "missing"
+    )
+    assert state(check_blobs(Settings(home=tmp_path, blob_url=str(tmp_path / "salem.db")))) == "missing"
+    assert state(check_blobs(Settings(home=tmp_path, blob_url=str(tmp_path / "blobs")))) == "ok"
+    assert state(check_address(Settings(host="0.0.0.0"))) == "missing"
+
+
+def test_migrate(tmp_path: Path) -> None:
+    migrated = salem("migrate", SALEM_HOME=str(tmp_path))
+    assert migrated.returncode == 0, migrated.stderr
+    assert check_database(Settings(home=tmp_path)).state == "ok"

@@ -1,0 +1,174 @@
+"""The checks of an edit request: every problem, at its place, in one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from app.drafts import DraftEdit, DraftSample
+from app.edit_checks import EditLimits, check_edit_request
+from salem.records import FolderSource, HostedModel, Layer, ModelState, Task, TextInput
+
+LIMITS = EditLimits(max_edits=3, max_paraphrases=2, max_pass_samples=2)
+LAYER = Layer(
+    path="bert.encoder.layer.2.output.dense",
+    stack="bert.encoder.layer",
+    block=2,
+    matrix="output.dense",
+    d_in=4,
+    d_out=2,
+    transposed=False,
+)
+
+
+def hosted(task: Task = Task.SEQUENCE_CLASSIFICATION) -> HostedModel:
+    return HostedModel(
+        name="intents",
+        task=task,
+        source=FolderSource(path="intents"),
+        state=ModelState.READY,
+        created_at=datetime.now(UTC),
+        labels=() if task.generates else ("refund", "delivery", "login"),
+        max_input_tokens=6,
+        layers=(LAYER,),
+    )
+
+
+def count_words(inputs: Sequence[TextInput]) -> list[int]:
+    return [len(f"{item.input} {item.text_pair or ''}".split()) for item in inputs]
+
+
+def check(
+    *edits: DraftEdit,
+    pass_samples: Sequence[DraftSample] | None = None,
+    task: Task = Task.SEQUENCE_CLASSIFICATION,
+    layer: str | None = None,
+) -> dict[str, str]:
+    found = check_edit_request(
+        hosted(task), edits, pass_samples, layer=layer, limits=LIMITS, count_tokens=count_words
+    )
+    return {problem.pointer: problem.detail for problem in found}
+
+
+def edit(text: str, target: str = "refund", *paraphrases: str, pair: str | None = None) -> DraftEdit:
+    return DraftEdit(input=text, target=target, paraphrases=paraphrases, text_pair=pair)
+
+
+def test_a_sound_request_has_no_problems() -> None:
+    kept = [DraftSample(input="hello", target="login"), DraftSample(input="hello", target="login")]
+    assert check(edit("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
+    assert check(edit("money back"), pass_samples=kept, layer=LAYER.path) == {}
+
+
+def test_an_unknown_label_gets_a_suggestion() -> None:
+    found = check(edit("a"), edit("b"), edit("c", "refnud"))
+    assert found == {
+        "/edits/2/target": '"refnud" is not one of the model\'s 3 labels; did you mean "refund"?'
+    }
+
+
+def test_case_is_a_near_miss_and_a_far_label_lists_all() -> None:
+    assert 'did you mean "refund"?' in check(edit("a", "REFUND"))["/edits/0/target"]
+    assert "refund, delivery, login" in check(edit("a", "zzz"))["/edits/0/target"]
+
+
+def test_generated_targets_are_free_but_not_empty() -> None:
+    found = check(edit("a", "anything"), edit("b", "  "), task=Task.TEXT2TEXT_GENERATION)
+    assert list(found) == ["/edits/1/target"]
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "a\x00b"])
+def test_blank_and_unstorable_texts(text: str) -> None:
+    kept = [DraftSample(input=text, target=text)]
+    found = check(edit(text, "refund", text), edit("a", pair=text), pass_samples=kept)
+    assert set(found) == {
+        "/edits/0/input",
+        "/edits/0/paraphrases/0",
+        "/edits/1/text_pair",
+        "/pass_samples/0/input",
+        "/pass_samples/0/target",
+    }
+
+
+def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
+    found = check(edit("a b c d e f g", "refund", "a a a a a a a a"), edit("a b c d", pair="e f g"))
+    assert set(found) == {"/edits/0/input", "/edits/0/paraphrases/0", "/edits/1/input"}
+    assert found["/edits/0/input"] == 'the text has 7 tokens, intents takes 6; shorten "a b c d e f g"'
+
+
+def test_a_decoder_reads_input_and_target_in_one_window() -> None:
+    found = check(edit("a b c d", "e f g"), task=Task.TEXT_GENERATION)
+    assert found["/edits/0/input"].startswith("input and target have 7 tokens")
+
+
+def test_a_text_without_tokens_is_refused() -> None:
+    found = check_edit_request(
+        hosted(),
+        [edit("\u200b")],
+        None,
+        layer=None,
+        limits=LIMITS,
+        count_tokens=lambda inputs: [0] * len(inputs),
+    )
+    assert [problem.pointer for problem in found] == ["/edits/0/input"]
+
+
+def test_contradicting_targets_across_edits_and_paraphrases() -> None:
+    found = check(
+        edit("my  money", "refund"), edit("my money", "delivery"), edit("other", "login", "my money")
+    )
+    assert set(found) == {"/edits/1/target", "/edits/2/paraphrases/0"}
+    assert '"delivery" here, but "refund" at /edits/0' in found["/edits/1/target"]
+
+
+def test_the_pair_is_part_of_the_input() -> None:
+    assert check(edit("a", "refund", pair="x"), edit("a", "login", pair="y")) == {}
+    assert set(check(edit("a", "refund", pair="x"), edit("a", "login", pair="x"))) == {"/edits/1/target"}
+
+
+def test_repeated_edits_and_paraphrases() -> None:
+    found = check(edit("a", "refund", "a", "b"), edit("a", "refund"), edit("c", "refund", "d", "d"))
+    assert "the edit itself" in found["/edits/0/paraphrases/0"]
+    assert "already given at /edits/0" in found["/edits/1"]
+    assert "another paraphrase" in found["/edits/2/paraphrases/1"]
+    assert len(found) == 3
+
+
+def test_a_pass_sample_that_is_also_an_edit() -> None:
+    kept = [DraftSample(input="a", target="login"), DraftSample(input="b", target="refund")]
+    found = check(edit("a", "refund", "b"), pass_samples=kept)
+    assert set(found) == {"/pass_samples/0", "/pass_samples/1"}
+    assert "/edits/0/paraphrases/0" in found["/pass_samples/1"]
+
+
+def test_contradicting_pass_samples() -> None:
+    kept = [DraftSample(input="z", target="login"), DraftSample(input="z", target="refund")]
+    assert set(check(edit("a"), pass_samples=kept)) == {"/pass_samples/1/target"}
+
+
+def test_limits() -> None:
+    kept = [DraftSample(input=f"k{index}", target="login") for index in range(3)]
+    found = check(edit("a", "refund", "b", "c", "d"), edit("e"), edit("f"), edit("g"), pass_samples=kept)
+    assert set(found) == {"/edits", "/edits/0/paraphrases", "/pass_samples"}
+    assert set(check(pass_samples=[])) == {"/edits", "/pass_samples"}
+
+
+def test_an_unknown_layer_gets_a_suggestion() -> None:
+    found = check(edit("a"), layer="bert.encoder.layer.2.output.dens")
+    assert f'did you mean "{LAYER.path}"?' in found["/options/layer"]
+
+
+def test_everything_is_reported_at_once() -> None:
+    found = check(
+        edit("", "nope"), edit("a b c d e f g h"), edit("x", "refund", "x"), layer="head", pass_samples=[]
+    )
+    assert set(found) == {
+        "/pass_samples",
+        "/edits/0/input",
+        "/edits/0/target",
+        "/edits/1/input",
+        "/edits/2/paraphrases/0",
+        "/options/layer",
+    }

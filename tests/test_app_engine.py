@@ -1,0 +1,118 @@
+"""Serving: which models stay in memory, what is shared, and that versions answer as their deltas say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from api_service import Stage
+
+from app.engine import DeltaCache, Engine
+from salem import answers, hosting
+from salem.deltas import LayerDelta, LowRank, unpack
+from salem.errors import DeltaRejected, ModelNotReady
+from salem.records import HostedModel, ModelReference, ModelState, Task, TextInput, Version
+from salem.registry import Registry
+from salem.settings import Settings
+
+INPUTS = [TextInput(input=text) for text in ("where is my order", "refund", "log in", "the lamp is broken")]
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings, registry)
+
+
+def engine_of(stage: Stage, max_resident_models: int = 2) -> Engine:
+    root = stage.settings.effective_models_root
+    return Engine(stage.blobs, models_root=root, device="cpu", max_resident_models=max_resident_models)
+
+
+def base(stage: Stage, model: HostedModel) -> Version:
+    return stage.registry.resolve(ModelReference(model=model.name, number=0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("bert", Task.SEQUENCE_CLASSIFICATION),
+        ("gpt2", Task.TEXT_GENERATION),
+        ("t5", Task.TEXT2TEXT_GENERATION),
+    ],
+)
+def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str, task: Task) -> None:
+    model = stage.host("m", architecture, task)
+    version = stage.publish(model)
+    engine = engine_of(stage)
+    given = engine.predict(model, version, INPUTS, max_new_tokens=6)
+
+    network = hosting.load(stage.settings.effective_models_root / "m", task, device="cpu")
+    untouched = answers.predict(network, INPUTS, max_new_tokens=6)
+    assert engine.predict(model, base(stage, model), INPUTS, max_new_tokens=6) == untouched
+    assert model.sha256 is not None and version.layer is not None
+    data = stage.blobs.get(version.deltas[0].blob)
+    delta = unpack(data, base_sha256=model.sha256, layers=network.layers)
+    weight = network.module(version.layer).get_parameter("weight")
+    addition = torch.stack([term.dense() for term in delta.terms]).sum(0)  # [d_out, d_in]
+    with torch.no_grad():
+        weight += addition.T if architecture == "gpt2" else addition
+    edited = answers.predict(network, INPUTS, max_new_tokens=6)
+    assert [answer.output for answer in given] == [answer.output for answer in edited]
+    assert given != untouched
+
+
+def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
+    models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
+    engine = engine_of(stage, max_resident_models=2)
+    first = [engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) for model in models]
+    assert len(engine._residents) == 2
+    assert [engine.predict(m, base(stage, m), INPUTS, max_new_tokens=1) for m in models] == first
+
+
+def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
+    one, two = stage.host("one", "bert"), stage.host("two", "bert")
+    engine = engine_of(stage)
+    for model in (one, two):
+        engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    assert one.sha256 == two.sha256 and len(engine._residents) == 1
+
+
+def test_threads_do_not_see_each_others_deltas(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    versions = [base(stage, model), *(stage.publish(model, seed=seed) for seed in range(3))]
+    engine = engine_of(stage)
+    alone = {v.number: engine.predict(model, v, INPUTS, max_new_tokens=1) for v in versions}
+    with ThreadPoolExecutor(8) as pool:
+        asked = [
+            (v.number, pool.submit(engine.predict, model, v, INPUTS, max_new_tokens=1)) for v in versions * 8
+        ]
+        lengths = [pool.submit(engine.count_tokens, model, INPUTS) for _ in range(16)]
+        assert all(future.result() == alone[number] for number, future in asked)
+        assert len({tuple(future.result()) for future in lengths}) == 1
+
+
+def test_a_delta_of_another_base_is_refused(stage: Stage) -> None:
+    bert, other = stage.host("bert", "bert"), stage.host("other", "roberta")
+    with pytest.raises(DeltaRejected):
+        engine_of(stage).predict(other, stage.publish(bert), INPUTS, max_new_tokens=1)
+
+
+def test_a_model_that_is_not_ready_is_refused(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    waiting = model.model_copy(update={"state": ModelState.REGISTERING})
+    with pytest.raises(ModelNotReady):
+        engine_of(stage).predict(waiting, base(stage, model), INPUTS, max_new_tokens=1)
+
+
+def test_the_delta_cache_holds_its_limit() -> None:
+    delta = LayerDelta("layer", (LowRank(torch.zeros(1, 2), torch.zeros(2, 1)),))
+    cache = replace(DeltaCache(), max_bytes=10)
+    for name in "abc":
+        cache.put(("base", name), 4, delta)
+        cache.get(("base", "a"))
+    assert [name for _, name in cache.entries] == ["c", "a"]
+    assert cache.num_bytes == 8
+    cache.put(("base", "huge"), 100, delta)
+    assert [name for _, name in cache.entries] == ["huge"] and cache.num_bytes == 100

@@ -1,0 +1,141 @@
+"""The blob store, on a folder and on one of fsspec's other stores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from salem.blobs import BlobStore
+from salem.errors import BlobCorrupted, Misconfigured, NotFound, Unavailable
+
+DATA = b"delta" * 100
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    urls = {
+        "folder": str(tmp_path / "a folder" / "blobs"),
+        "file": f"file://{tmp_path}/blobs/",
+        "memory": f"memory://{uuid.uuid4().hex}/blobs",
+    }
+    return BlobStore.connect(urls[request.param])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def in_folder(folder: Path) -> BlobStore:
+    return BlobStore.connect(str(folder))
+
+
+def test_a_blob_comes_back_under_its_sha256(store: BlobStore) -> None:
+    assert store.put(DATA) == DIGEST
+    assert store.get(DIGEST) == DATA
+    assert store.exists(DIGEST)
+
+
+def test_the_empty_blob_is_a_blob(store: BlobStore) -> None:
+    assert store.get(store.put(b"")) == b""
+
+
+def test_putting_twice_keeps_one(store: BlobStore) -> None:
+    store.put(DATA)
+    store.put(DATA)
+    assert [digest for digest, _ in store.digests()] == [DIGEST]
+
+
+def test_an_empty_store_lists_nothing(store: BlobStore) -> None:
+    assert list(store.digests()) == []
+    assert store.sweep(set(), older_than_s=0) == 0
+
+
+def test_listing_says_when(store: BlobStore) -> None:
+    store.put(DATA)
+    store.put(b"other")
+    listed = dict(store.digests())
+    assert set(listed) == {DIGEST, hashlib.sha256(b"other").hexdigest()}
+    assert all(abs(datetime.now(UTC) - moment) < timedelta(seconds=60) for moment in listed.values())
+
+
+def test_delete_removes_and_may_be_repeated(store: BlobStore) -> None:
+    store.put(DATA)
+    store.delete(DIGEST)
+    store.delete(DIGEST)
+    assert not store.exists(DIGEST)
+    with pytest.raises(NotFound, match=DIGEST[:12]):
+        store.get(DIGEST)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", DIGEST.upper(), DIGEST + "\n", "a" * 63])
+def test_only_a_digest_is_a_name(store: BlobStore, name: str) -> None:
+    for operation in (store.get, store.exists, store.delete):
+        with pytest.raises(NotFound):
+            operation(name)
+
+
+def test_sweep_spares_what_is_used_or_young(store: BlobStore) -> None:
+    used, unused = store.put(DATA), store.put(b"unused")
+    assert store.sweep({used}, older_than_s=60) == 0
+    time.sleep(0.05)
+    assert store.sweep({used}, older_than_s=0.01) == 1
+    assert store.exists(used) and not store.exists(unused)
+
+
+@pytest.mark.parametrize("damage", [b"", DATA[:-1], DATA[:-1] + b"X", DATA + b"X"])
+def test_a_damaged_blob_is_refused_and_can_be_healed(
+    in_folder: BlobStore, folder: Path, damage: bytes
+) -> None:
+    in_folder.put(DATA)
+    path = folder / DIGEST[:2] / DIGEST
+    path.write_bytes(damage)
+    with pytest.raises(BlobCorrupted) as caught:
+        in_folder.get(DIGEST)
+    assert caught.value.code == "blob_corrupted" and str(folder) not in caught.value.message
+    in_folder.put(DATA)
+    assert in_folder.get(DIGEST) == DATA
+
+
+def test_sweep_takes_away_writes_cut_short_and_nothing_else(in_folder: BlobStore, folder: Path) -> None:
+    in_folder.put(DATA)
+    part = folder / DIGEST[:2] / f"{DIGEST}.{'0' * 16}.part"
+    foreign = folder / "README"
+    for path in (part, foreign):
+        path.write_text("x")
+        os.utime(path, (0, 0))
+    assert [digest for digest, _ in in_folder.digests()] == [DIGEST]
+    assert in_folder.sweep({DIGEST}, older_than_s=60) == 1
+    assert foreign.exists() and not part.exists()
+
+
+def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> None:
+    data = os.urandom(1) * 2_000_000
+    digest = hashlib.sha256(data).hexdigest()
+    writers = [threading.Thread(target=lambda: [in_folder.put(data) for _ in range(5)]) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if in_folder.exists(digest):
+            assert in_folder.get(digest) == data
+    assert [path.name for path in (folder / digest[:2]).iterdir()] == [digest]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("a file where the folder should be")
+    with pytest.raises(Unavailable):
+        BlobStore.connect(str(tmp_path / "blobs")).put(DATA)
+
+
+def test_an_unknown_kind_of_store_is_refused() -> None:
+    with pytest.raises(Misconfigured):
+        BlobStore.connect("nosuchstore://bucket/prefix")

@@ -1,0 +1,104 @@
+"""The database under the registry: migrations, transactions and forks, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from registry_records import (
+    at_once,
+    new_job,
+    ready_model,
+)
+from sqlalchemy import text
+
+from salem.database import Database
+from salem.errors import (
+    Misconfigured,
+    Unavailable,
+)
+from salem.records import (
+    JobState,
+)
+from salem.registry import Registry
+from salem.schema import metadata
+
+
+@pytest.fixture
+def registry(any_registry: Registry) -> Registry:
+    return any_registry
+
+
+def test_migrations_make_the_tables_of_the_schema(database_url: str, registry: Registry) -> None:
+    database = Database.connect(database_url)
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    database.close()
+
+
+def test_migrating_again_and_all_at_once_is_harmless(database_url: str) -> None:
+    registries = [Registry.connect(database_url) for _ in range(3)]
+    assert at_once(*(registry.migrate for registry in registries)) == [None] * 3
+    registries[0].migrate()
+    assert registries[0].list_models() == []
+    for registry in registries:
+        registry.close()
+
+
+def test_a_newer_database_is_refused(database_url: str, registry: Registry) -> None:
+    database = Database.connect(database_url)
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    with pytest.raises(Misconfigured, match="newer"):
+        registry.migrate()
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "mysql://localhost/salem", ""])
+def test_a_database_of_another_kind_is_refused(bad: str) -> None:
+    with pytest.raises(Misconfigured):
+        Registry.connect(bad)
+
+
+def test_an_unreachable_database_is_unavailable_and_tells_no_secret() -> None:
+    with pytest.raises(Unavailable) as caught:
+        Registry.connect("postgresql://salem:secret@127.0.0.1:1/salem")
+    assert "secret" not in caught.value.message
+
+
+def test_sqlite_is_prepared_for_many_processes(tmp_path: Path) -> None:
+    database = Database.connect(f"sqlite:///{tmp_path}/salem.db")
+    with database.read() as connection:
+        settings = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        }
+    assert settings["journal_mode"] == "wal"
+    assert settings["foreign_keys"] == 1
+    assert settings["busy_timeout"] >= 5_000
+    database.close()
+
+
+def test_readers_do_not_wait_for_a_writer(database_url: str, registry: Registry) -> None:
+    database = Database.connect(database_url)
+    with database.write() as connection:
+        connection.execute(text("DELETE FROM aliases"))
+        began_at = time.monotonic()
+        assert registry.list_models() == []
+        assert time.monotonic() - began_at < 2
+    database.close()
+
+
+def test_a_forked_child_uses_connections_of_its_own(registry: Registry) -> None:
+    ready_model(registry)
+    job = new_job(registry)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if registry.claim_job(job.id, 30) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert registry.get_job(job.id).state is JobState.RUNNING

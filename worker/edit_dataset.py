@@ -1,0 +1,55 @@
+"""Makes the edit dataset of a job: what is trained on, and what is held out from it.
+
+Pure functions on samples. Knows the rules of splitting; does not know models, tensors or storage.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from salem.records import Edit, EditBatch, ReferenceSample, Sample, held_out
+
+
+def build_edit_batch(
+    edits: Sequence[Edit],
+    reference: Sequence[ReferenceSample],
+    pass_samples: Sequence[Sample] | None,
+    *,
+    max_pass_samples: int,
+    seed: int,
+) -> EditBatch:
+    """Split a request into the parts that training sees and those that it never sees.
+
+    Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by the
+    client are split by content hash like the reference set; without them the reference set serves. A pass sample
+    whose input is also an edit's is left out on either side.
+    """
+    rng = random.Random(seed)
+    adapt: list[tuple[int, Sample]] = []
+    apart: list[tuple[int, Sample]] = []
+    for index, edit in enumerate(edits):
+        rewordings = list(edit.paraphrase_samples)
+        if len(rewordings) >= 2:
+            apart.append((index, rewordings.pop(rng.randrange(len(rewordings)))))
+        adapt.extend((index, sample) for sample in rewordings)
+    touched = {sample.content_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
+    kept = [sample for sample in _pool(reference, pass_samples) if sample[0].content_hash not in touched]
+    training = [sample for sample, apart_from_training in kept if not apart_from_training]
+    rng.shuffle(training)
+    return EditBatch(
+        edit_samples=tuple(edit.sample for edit in edits),
+        adapt_samples=tuple(adapt),
+        pass_samples=tuple(training[:max_pass_samples]),
+        held_out_paraphrases=tuple(apart),
+        held_out_pass_samples=tuple(sample for sample, is_held_out in kept if is_held_out),
+    )
+
+
+def _pool(
+    reference: Sequence[ReferenceSample], given: Sequence[Sample] | None
+) -> list[tuple[Sample, bool]]:
+    """Candidates for pass samples, each with whether it is held out."""
+    if given is not None:
+        return [(sample, held_out(sample.content_hash)) for sample in given]
+    return [(item.sample, item.held_out) for item in reference if item.correct]

@@ -1,0 +1,32 @@
+"""Keeps a delta away from what it must not touch: projection onto the null space of the pass samples' inputs.
+
+AlphaEdit (Fang et al., ICLR 2025), section 3.2: an update times P leaves the layer's output unchanged for every
+input in the span that P removes. Here the span is that of the leading principal directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salem.deltas import LowRank
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The complement of a subspace of a layer's inputs."""
+
+    directions: Tensor  # [k, d_in], orthonormal rows; k may be 0
+
+    def project(self, term: LowRank) -> LowRank:
+        """The term without its response to the removed directions."""
+        return LowRank(a=term.a - (term.a @ self.directions.T) @ self.directions, b=term.b)
+
+
+def null_space(second_moment: Tensor, rank: int) -> NullSpace:
+    """The complement of the `rank` leading eigenvectors of the inputs' second moment [d_in, d_in]."""
+    rank = min(rank, second_moment.shape[0] - 1)
+    vectors = torch.linalg.eigh(second_moment.double()).eigenvectors  # ascending eigenvalues
+    return NullSpace(vectors.T.flip(0)[:rank].to(torch.float32).contiguous())

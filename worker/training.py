@@ -1,0 +1,211 @@
+"""The training loop: makes one term for one layer from an edit dataset, running only the blocks from it up.
+
+The loop knows objectives and when to stop; what is trained is behind `Learner`, so that an editor, a plain matrix
+or any baseline runs through the same lines. Does not know storage, jobs or how the layer was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from salem.deltas import Term, adding
+from salem.encoding import Answers
+from salem.errors import EditFailed
+from salem.hosting import Network
+from salem.records import Hyperparameters, Layer, Sample
+from salem.trunk import resume
+from worker.editor import Factors, MendEditor, aggregate
+from worker.gradients import suffix_gradients
+from worker.losses import kl_per_sample, margin_loss_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.null_space import NullSpace, null_space
+from worker.trunk_sets import Chunk, TrunkSet, prepare, prepare_with_answers
+
+CHUNK = 32  # samples per step on either side
+CHECK_EVERY = 10  # steps between two looks at the validation part
+PATIENCE = 4  # looks without improvement before training stops
+VALIDATION_SHARE = 0.2  # of the pass samples; chooses the step, never part of the held-out figures
+
+Progress = Callable[[float, dict[str, float]], None]
+
+
+class Learner(Protocol):
+    """Something with parameters that yields a term."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def term(self) -> Term: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An edit dataset at one layer, ready for steps."""
+
+    layer: Layer
+    corrections: TrunkSet  # edit and adapt samples
+    keep: TrunkSet  # pass samples to train on
+    validation: TrunkSet  # pass samples that choose the best step
+    inputs_to_keep: Tensor  # [d_in, d_in] second moment of the layer's inputs on pass samples
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a term does on the samples that choose: what early stopping compares, best first."""
+
+    held: float  # share of edit and adapt samples answered rightly
+    firm: float  # share of them that hold with the margin
+    lost: float  # share of validation samples right before and wrong now
+    divergence: float  # mean KL on validation, nats
+
+    @property
+    def order(self) -> tuple[float, float, float, float]:
+        return (self.held, self.firm, -self.lost, -self.divergence)
+
+
+class MendLearner:
+    """MEND on the job's own gradients: fixed factors in, a projected low-rank term out."""
+
+    def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
+        self.editor, self.factors, self.projection = editor, factors, projection
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.editor.parameters()
+
+    def term(self) -> Term:
+        return self.projection.project(self.editor(self.factors))
+
+
+def prepare_dataset(
+    network: Network, corrections: Sequence[Sample], keep: Sequence[Sample], layer: Layer
+) -> Prepared:
+    """Run the trunk over all samples of a job once."""
+    num_validation = int(len(keep) * VALIDATION_SHARE)
+    validation, _ = prepare_with_answers(network, keep[:num_validation], layer, chunk_size=CHUNK)
+    training, moment = prepare_with_answers(network, keep[num_validation:], layer, chunk_size=CHUNK)
+    return Prepared(
+        layer, prepare(network, corrections, layer, chunk_size=CHUNK), training, validation, moment
+    )
+
+
+def gradient_factors(network: Network, prepared: Prepared, batch_size: int) -> Factors:
+    """Gradients of the corrections, added up in batches of `batch_size`, each batch in its low-rank form."""
+    parts: list[Factors] = []
+    for chunk in prepared.corrections.chunks:
+        for rows in torch.arange(len(chunk.samples)).split(batch_size):
+            gradients = suffix_gradients(network, chunk.trunk.rows(rows))
+            u, v = gradients.token_rows()
+            if len(u):
+                parts.append(aggregate(u.float(), v.float()))
+    if not parts:
+        raise EditFailed("The corrections leave no gradient at the chosen layer.", remedy="Choose another layer.")
+    return Factors(u=torch.cat([part.u for part in parts]), v=torch.cat([part.v for part in parts]))
+
+
+def mend_learner(
+    network: Network, prepared: Prepared, hyper: Hyperparameters, generator: torch.Generator
+) -> MendLearner:
+    """An editor at its start, with its step size set by a search along plain gradient descent."""
+    factors = gradient_factors(network, prepared, hyper.gradient_batch)
+    layer = prepared.layer
+    editor = MendEditor(layer.d_in, layer.d_out, hyper.editor_rank, generator).to(network.device)
+    editor.fit_normaliser(factors)
+    projection = null_space(prepared.inputs_to_keep, hyper.null_space_rank)
+    learner = MendLearner(editor, factors, projection)
+    _search_step(network, prepared, learner, hyper)
+    return learner
+
+
+@torch.no_grad()
+def _search_step(
+    network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters
+) -> None:
+    """Set the step size to the best of a geometric grid around a small relative change of the weight."""
+    weight = network.module(prepared.layer.path).weight
+    size = learner.term().dense().norm().clamp(min=1e-12)
+    smallest = float((weight.float().norm() * 1e-3 / size).log())
+    losses: dict[float, float] = {}
+    for doubling in range(0, 11, 2):
+        log_step = smallest + doubling * 0.6931
+        learner.editor.log_step.fill_(log_step)
+        losses[log_step] = float(_edit_loss(network, prepared.corrections.chunks[0], learner.term(), hyper))
+    learner.editor.log_step.fill_(min(losses, key=lambda log_step: losses[log_step]))
+
+
+def train(
+    network: Network,
+    prepared: Prepared,
+    learner: Learner,
+    hyper: Hyperparameters,
+    generator: torch.Generator,
+    progress: Progress = lambda share, figures: None,
+) -> tuple[Term, Standing]:
+    """Train until the corrections hold and the validation part stops getting better; return the best term seen."""
+    optimizer = torch.optim.Adam(learner.parameters(), lr=hyper.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, hyper.learning_rate / 20)
+    edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
+    best, best_term, waited = standing(network, prepared, learner.term(), hyper), learner.term(), 0
+    for step in range(1, hyper.max_steps + 1):
+        optimizer.zero_grad(set_to_none=True)
+        term = learner.term()
+        loss = _edit_loss(network, next(edits), term, hyper)
+        if prepared.keep.chunks:
+            loss = loss + hyper.kl_weight * _keep_loss(network, next(keeps), term)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % CHECK_EVERY == 0 or step == hyper.max_steps:
+            now = standing(network, prepared, learner.term(), hyper)
+            waited += 1
+            if now.order > best.order:
+                best, best_term, waited = now, learner.term(), 0
+            progress(step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence})
+            if waited >= PATIENCE and best.held == 1.0:
+                break
+    return _detached(best_term), best
+
+
+@torch.no_grad()
+def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters) -> Standing:
+    """Measure a term on the corrections and on the validation part of the pass samples."""
+    margins = [
+        worst_margin_per_sample(_answers(network, chunk, term)) for chunk in prepared.corrections.chunks
+    ]
+    worst = torch.cat(margins)
+    lost, divergences, count = 0, 0.0, 0
+    for chunk in prepared.validation.chunks:
+        answers = _answers(network, chunk, term)
+        assert chunk.before is not None and chunk.held is not None
+        lost += int((chunk.held & (worst_margin_per_sample(answers) <= 0)).sum())
+        divergences += float(kl_per_sample(chunk.before, answers).sum())
+        count += len(chunk.samples)
+    return Standing(
+        held=float((worst > 0).float().mean()),
+        firm=float((worst > hyper.margin / 2).float().mean()),
+        lost=lost / max(count, 1),
+        divergence=divergences / max(count, 1),
+    )
+
+
+def _answers(network: Network, chunk: Chunk, term: Term) -> Answers:
+    with adding(network.module(chunk.trunk.layer.path), term):
+        return resume(network, chunk.trunk)
+
+
+def _edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
+    answers = _answers(network, chunk, term)
+    if hyper.margin > 0:
+        return margin_loss_per_sample(answers, hyper.margin).mean()
+    return nll_per_sample(answers).mean()
+
+
+def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:
+    assert chunk.before is not None
+    return kl_per_sample(chunk.before, _answers(network, chunk, term)).mean()
+
+
+def _detached(term: Term) -> Term:
+    return type(term)(**{name: value.detach().clone() for name, value in vars(term).items()})
