@@ -5,7 +5,6 @@ Each check is one function from settings to a finding. Does not know how finding
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from salem.settings import Settings
 
 GIGABYTE = 10**9
 MIN_FREE_BYTES = GIGABYTE
-MAX_SOCKET_PATH = 107  # bytes that the kernel keeps of a Unix socket's path
 IMPORT_TIMEOUT_S = 180
 
 # Run in a process of its own: a broken installation may crash on import, and torch takes long to load.
@@ -98,14 +96,6 @@ def check_redis(settings: Settings) -> Finding:
     if settings.redis_url is not None:
         return _attempt(
             "redis", "REDIS_URL answers", JobQueue.connect(settings.redis_url, settings.queue).ping
-        )
-    length = len(os.fsencode(settings.redis_socket))
-    if length > MAX_SOCKET_PATH:
-        return Finding(
-            "redis",
-            "missing",
-            f"the socket's path has {length} bytes, {MAX_SOCKET_PATH} fit",
-            "Shorten SALEM_HOME",
         )
     try:
         return Finding("redis", "ok", f"private server: {find_program()}")

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from salem import answers, hosting
 from salem.blobs import BlobStore
-from salem.deltas import LayerDelta, applied, unpack
+from salem.deltas import LayerDelta, unpack
 from salem.errors import ModelNotReady
 from salem.records import Delta, FolderSource, HostedModel, ModelState, Prediction, Source, TextInput, Version
 
@@ -100,8 +100,7 @@ class Engine:
                 resident.network = self._load(model)
             network = resident.network
             deltas = [self._delta(model, delta, network) for delta in version.deltas]
-            with applied(network.model, deltas):
-                return answers.predict(network, inputs, max_new_tokens=max_new_tokens)
+            return answers.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
 
     def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
         """Tokens of each input as the model would see it; needs the tokenizer only, not the weights."""

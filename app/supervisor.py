@@ -86,7 +86,10 @@ class Supervisor:
         for child in (api, *workers):
             child.start()
         if not self._await_api(api, port):
-            return 0 if self._num_signals else (api.exit_status or 1)
+            if self._num_signals:
+                return 0
+            self._say(f"the API did not start (status {api.exit_status}); its log above says why")
+            return 1
         self._say(f"Salem serves at http://{display_host(self._settings.host)}:{port}  (Ctrl-C ends it)")
         while not self._num_signals:
             self._keep_redis()

@@ -19,7 +19,7 @@ from demo.desk import Desk
 from salem.errors import Misconfigured
 from salem.records import Sample
 
-EPOCHS = 8
+EPOCHS = 6
 BATCH = 32
 LEARNING_RATE = 3e-4
 MAX_TOKENS = 64

@@ -1,6 +1,6 @@
 """What a network answers: a label with scores, or a freely generated text.
 
-Knows greedy decoding and labels. Does not know versions: deltas, where there are any, are already applied.
+Knows greedy decoding, labels, and how deltas act on a batch. Does not know where versions are kept.
 """
 
 from __future__ import annotations
@@ -8,19 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
+from salem.deltas import LayerDelta, applied
 from salem.encoding import encode_inputs, in_buckets
 from salem.errors import InvalidRequest, Pointer
 from salem.hosting import Network, count_tokens
+from salem.layers import layer_at
 from salem.records import Prediction, Task, TextInput
+from salem.scopes import Firing, features, strongest
 
 
 @torch.inference_mode()
 def predict(
-    network: Network, inputs: Sequence[TextInput], *, max_new_tokens: int = 32, batch_size: int = 64
+    network: Network,
+    inputs: Sequence[TextInput],
+    deltas: Sequence[LayerDelta] = (),
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
 ) -> list[Prediction]:
-    """Answer each input, in order. Labels come with softmax scores; texts are greedy, without special tokens.
+    """Answer each input, in order, as the base plus `deltas`.
+
+    Labels come with softmax scores; texts are greedy, without special tokens. What fires is decided once, from the
+    prompt, and held for the whole answer.
 
     Raises:
         InvalidRequest: an input is longer than the model takes.
@@ -30,12 +42,30 @@ def predict(
     answers: list[Prediction | None] = [None] * len(inputs)
     for rows in in_buckets(lengths, batch_size):
         chunk = [inputs[row] for row in rows]
-        found = (
-            _generate(network, chunk, max_new_tokens) if network.task.generates else _classify(network, chunk)
-        )
+        with applied(network.model, deltas, fire(network, chunk, deltas)):
+            found = (
+                _generate(network, chunk, max_new_tokens)
+                if network.task.generates
+                else _classify(network, chunk)
+            )
         for row, prediction in zip(rows, found, strict=True):
             answers[row] = prediction
     return [answer for answer in answers if answer is not None]
+
+
+def fire(
+    network: Network, inputs: Sequence[TextInput], deltas: Sequence[LayerDelta]
+) -> tuple[Firing | None, ...]:
+    """What fires on each input, per delta; of several scoped deltas only the nearest entry acts on an input."""
+    if not any(delta.scoped for delta in deltas):
+        return (None,) * len(deltas)
+    pooled: dict[str, Tensor] = {}
+    firings: list[Firing | None] = []
+    for delta in deltas:
+        if delta.scoped and delta.layer not in pooled:
+            pooled[delta.layer] = features(network, inputs, layer_at(network.layers, delta.layer))
+        firings.append(delta.scoped.scope.fire(pooled[delta.layer]) if delta.scoped else None)
+    return strongest(firings)
 
 
 def same_answer(output: str, target: str) -> bool:

@@ -18,7 +18,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from salem.errors import DeltaRejected
 from salem.records import Layer
+from salem.scopes import Firing, Scoped
 
 FORMAT_VERSION = "1"
 _KEY = re.compile(r"terms\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
@@ -80,11 +82,13 @@ class Dense:
         return self.weight.shape == (layer.d_out, layer.d_in)
 
 
-Term = LowRank | Dense
+Term = LowRank | Dense | Scoped
+_DIMENSIONS = {"centre": 1, "spread": 1, "radii": 1, "owners": 1, "down": 3, "up": 3} | dict.fromkeys(
+    ("a", "b", "weight", "projection", "keys", "values"), 2
+)
 _UNREADABLE = "The delta is not a readable safetensors file."
-_FIELDS: Mapping[frozenset[str], type[LowRank] | type[Dense]] = {
-    frozenset({"a", "b"}): LowRank,
-    frozenset({"weight"}): Dense,
+_KINDS: Mapping[frozenset[str], type[Term]] = {
+    frozenset(field.name for field in fields(kind)): kind for kind in (LowRank, Dense, Scoped)
 }
 
 
@@ -95,14 +99,35 @@ class LayerDelta:
     layer: str
     terms: tuple[Term, ...]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return sum((term(x) for term in self.terms[1:]), start=self.terms[0](x))
+    @property
+    def scoped(self) -> Scoped | None:
+        """The scoped term, where it has one; a delta holds at most one."""
+        return next((term for term in self.terms if isinstance(term, Scoped)), None)
+
+    def addition(self, firing: Firing | None = None) -> Addition:
+        """What the delta adds, as a function of the layer's input; `firing` of the same inputs, if scoped."""
+        additions = [act(term, firing) for term in self.terms]
+        return lambda x: sum((add(x) for add in additions[1:]), start=additions[0](x))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LayerDelta:
+        """On a device, in the model's type; scopes stay in float32, where their cosines are resolved."""
         moved = tuple(
-            type(term)(**{k: v.to(device, dtype) for k, v in vars(term).items()}) for term in self.terms
+            type(term)(**{k: v.to(device, _type_of(term, dtype)) for k, v in vars(term).items()})
+            for term in self.terms
         )
         return LayerDelta(self.layer, moved)
+
+
+def act(term: Term, firing: Firing | None) -> Addition:
+    """A term as a function of the layer's input alone."""
+    if not isinstance(term, Scoped):
+        return term
+    assert firing is not None, "a scoped term needs to know what fires"
+    return partial(term.act, firing=firing)
+
+
+def _type_of(term: Term, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if isinstance(term, Scoped) else dtype
 
 
 @contextmanager
@@ -120,11 +145,17 @@ def adding(module: nn.Module, addition: Addition) -> Iterator[None]:
 
 
 @contextmanager
-def applied(model: nn.Module, deltas: Sequence[LayerDelta]) -> Iterator[None]:
-    """While active, the model answers as the version with these deltas; the parent's come first."""
+def applied(
+    model: nn.Module, deltas: Sequence[LayerDelta], firings: Sequence[Firing | None] | None = None
+) -> Iterator[None]:
+    """While active, the model answers as the version with these deltas; the parent's come first.
+
+    `firings` holds one item per delta, for the inputs about to be answered; plain deltas have None.
+    """
+    firings = firings or [None] * len(deltas)
     with ExitStack() as stack:
-        for delta in deltas:
-            stack.enter_context(adding(model.get_submodule(delta.layer), delta))
+        for delta, firing in zip(deltas, firings, strict=True):
+            stack.enter_context(adding(model.get_submodule(delta.layer), delta.addition(firing)))
         yield
 
 
@@ -221,16 +252,18 @@ def _terms(tensors: dict[str, Tensor], layer: Layer) -> tuple[Term, ...]:
     if sorted(grouped) != list(range(len(grouped))) or not grouped:
         raise DeltaRejected("The delta's terms are not numbered from 0 without gaps.")
     terms = [_term(grouped[index]) for index in range(len(grouped))]
+    if sum(isinstance(term, Scoped) for term in terms) > 1:
+        raise DeltaRejected("The delta holds more than one scoped term.")
     if not all(term.fits(layer) for term in terms):
         raise DeltaRejected(f"A term's shape does not fit {layer.path} [{layer.d_out}, {layer.d_in}].")
     return tuple(terms)
 
 
-def _term(fields: dict[str, Tensor]) -> Term:
-    kind = _FIELDS.get(frozenset(fields))
-    if kind is None or any(tensor.dim() != 2 for tensor in fields.values()):
-        raise DeltaRejected(f"A term with the fields {sorted(fields)} is of no known kind.")
-    return kind(**fields)
+def _term(tensors: dict[str, Tensor]) -> Term:
+    kind = _KINDS.get(frozenset(tensors))
+    if kind is None or any(tensor.dim() != _DIMENSIONS[name] for name, tensor in tensors.items()):
+        raise DeltaRejected(f"A term with the fields {sorted(tensors)} is of no known kind.")
+    return kind(**tensors)
 
 
 def _check_tensor(key: str, tensor: Tensor) -> None:

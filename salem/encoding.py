@@ -117,9 +117,8 @@ def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
         return [*ids, eos]
     if network.task is Task.TEXT_GENERATION and len(ids) > 1 and ids[-1] == eos:
         return ids[:-1]
-    return ids or [
-        network.start_id
-    ]  # a text of nothing the tokenizer knows; a model cannot go on from no token
+    # A tokenizer may drop all of a text, and nothing can be written after nothing.
+    return ids or [network.start_id]
 
 
 def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -58,17 +59,7 @@ _LOADING_ERRORS = (
     ImportError,
     RuntimeError,
     SafetensorError,
-)
-# What transformers raises over a damaged or unfitting folder.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
+    StrictDataclassError,
 )
 _UNLIMITED_TOKENS = 4_096  # for position-free models (T5) whose tokenizer names no limit either
 
@@ -141,8 +132,11 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> dict[str, list[list[int]]]:
-    """Unpadded token ids (and token types, where the tokenizer makes them) of each input."""
-    paired = [item for item in inputs if item.text_pair is not None]
+    """Unpadded token ids (and token types, where the tokenizer makes them) of each input.
+
+    An empty pair is none, as in `TextInput.content_hash`; tokenizers disagree with themselves about it.
+    """
+    paired = [item for item in inputs if item.text_pair]
     if paired and len(paired) < len(inputs):
         rows = [tokenize(tokenizer, [item]) for item in inputs]
         return {key: [row[key][0] for row in rows] for key in rows[0]}

@@ -128,6 +128,7 @@ class LayerScore(Record):
 class Recipe(StrEnum):
     """How a delta is made from an edit dataset; docs/recipes.md says when to take which."""
 
+    SCOPED = "scoped"  # an entry per edit that acts only inside its scope
     MEND = "mend"  # salient layer, MEND, many pass samples, null-space projection
     PAPER = "paper"  # mean |gradient| layer, MEND, two objectives, nothing else
 
@@ -147,6 +148,10 @@ class Hyperparameters(Record):
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up before the editor
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     learning_rate: float = Field(default=2e-3, gt=0)
+    scope_budget: float = Field(default=0.01, ge=0, le=1)  # share of pass samples that may lie inside a scope
+    scope_mix: float = Field(default=0.25, ge=0, le=1)  # 0: a radius reaches to the nearest pass sample
+    metric_width: int = Field(default=96, ge=2, le=1_024)
+    entry_rank: int = Field(default=0, ge=0, le=64)  # of an entry's term beside its value vector
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # 0: no projection
     max_new_tokens: int = Field(default=32, ge=1, le=512)
 
@@ -262,7 +267,7 @@ class Delta(Record):
     layer: str
     blob: Sha256
     num_bytes: int
-    kind: Literal["low_rank", "dense"]
+    kind: Literal["low_rank", "dense", "scoped"]
     rank: int | None
 
 
@@ -382,7 +387,7 @@ class ModelReference(Record):
         Raises:
             ValueError: the text is none of the three forms; the message shows them.
         """
-        match = re.fullmatch(r"([^:@]+)(?::(\d{1,9})|@([^:@]+))?", text)
+        match = re.fullmatch(r"([^:@]+)(?::([0-9]{1,9})|@([^:@]+))?", text)
         parts = match.groups() if match else ()
         names = [part for part in (parts[0], parts[2]) if part] if parts else []
         if not names or not all(re.fullmatch(NAME_PATTERN, name) for name in names):

@@ -73,7 +73,7 @@ class _Replay(nn.Module):
 @torch.no_grad()
 def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
     """Run `batch` up to the block that holds `layer` and keep what enters it."""
-    encoder_state = _encode(network, batch) if _beside_encoder(network, layer) else None
+    encoder_state = _encode(network, batch) if beside_encoder(network, layer) else None
     if layer.block == 0:
         return Trunk(layer, batch, None, encoder_state)
     below = network.module(f"{layer.stack}.{layer.block - 1}")
@@ -116,7 +116,7 @@ def _replaying(network: Network, trunk: Trunk) -> Iterator[None]:
             blocks[index] = block
 
 
-def _beside_encoder(network: Network, layer: Layer) -> bool:
+def beside_encoder(network: Network, layer: Layer) -> bool:
     """Whether `layer` lies in the decoder of an encoder-decoder: then the encoder is part of the trunk."""
     if not network.model.config.is_encoder_decoder:
         return False

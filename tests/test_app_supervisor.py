@@ -26,23 +26,55 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("h")  # short: a Unix socket's path has little room
 
 
-@pytest.fixture
-def serve(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
+class Serve:
+    """One `salem serve` in a home of its own; what it prints goes to a file."""
 
-    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.home = home
+        self.log = home / "serve.log"
         command = [sys.executable, "-m", "app.cli", "serve", *arguments]
-        env = {**os.environ, "SALEM_HOME": str(home), "SALEM_NUM_THREADS": "1", **variables}
-        process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started.append(process)
-        return process
+        env = {**os.environ, "SALEM_HOME": str(home), "SALEM_NUM_THREADS": "1"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self, timeout_s: float) -> int:
+        return self.process.wait(timeout_s)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def members(self) -> set[int]:
+        """Every living process of this home: all inherit a variable; Redis writes its title over that one."""
+        variable, folder = f"SALEM_HOME={self.home}".encode(), f"{self.home}/redis".encode()
+        return {
+            int(process.name)
+            for process in Path("/proc").iterdir()
+            if process.name.isdigit()
+            and (variable in read_proc(process / "environ") or folder in read_proc(process / "cmdline"))
+        }
+
+
+def read_proc(path: Path) -> bytes:
+    """What the kernel says, or nothing where the process has just ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def serve(home: Path) -> Iterator[Callable[..., Serve]]:
+    started: list[Serve] = []
+
+    def start(*arguments: str) -> Serve:
+        started.append(Serve(home, *arguments))
+        return started[-1]
 
     yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    for serve in started:
+        serve.process.kill()
+        serve.wait(10)
 
 
 def free_port() -> int:
@@ -59,88 +91,70 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def ready(port: int) -> bool:
+def answers(url: str) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
+        return httpx.get(url, trust_env=False, timeout=2).is_success
     except httpx.HTTPError:
         return False
 
 
-def members(home: Path) -> set[int]:
-    """Every living process that was started for this home, by the variable that all of them inherit."""
-    mark = f"SALEM_HOME={home}".encode()
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.add(int(folder.name))
-            except OSError:
-                continue
-    return found
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ctrl_c_ends_everything_within_ten_seconds(
-    serve: Callable[..., subprocess.Popen[str]], home: Path
-) -> None:
+@linux
+def test_ctrl_c_ends_everything_within_ten_seconds(serve: Callable[..., Serve]) -> None:
     port = free_port()
-    process = serve("--port", str(port))
-    assert wait_until(lambda: ready(port), START_TIMEOUT_S)
-    assert len(members(home)) >= 4  # itself, Redis, API, worker
+    service = serve("--port", str(port))
+    assert wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), START_TIMEOUT_S), service.output
+    assert wait_until(lambda: f"Salem serves at http://127.0.0.1:{port}" in service.output, 10)
+    assert len(service.members()) >= 4  # itself, Redis, API, worker
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
+    service.process.send_signal(signal.SIGINT)
+    assert service.wait(15) == 0
     assert time.monotonic() - began < 10
-    assert process.returncode == 0
-    assert f"Salem serves at http://127.0.0.1:{port}" in output
-    assert "Traceback" not in output
-    assert members(home) == set()
+    assert "Traceback" not in service.output
+    assert service.members() == set()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_kill_9_of_the_parent_leaves_no_orphan(
-    serve: Callable[..., subprocess.Popen[str]], home: Path
-) -> None:
+@linux
+def test_kill_9_of_the_parent_leaves_no_orphan(serve: Callable[..., Serve]) -> None:
     port = free_port()
-    process = serve("--port", str(port))
-    assert wait_until(lambda: ready(port), START_TIMEOUT_S)
-    process.kill()
-    process.wait()
-    assert wait_until(lambda: members(home) == set(), 10)
+    service = serve("--port", str(port))
+    assert wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), START_TIMEOUT_S), service.output
+    service.process.kill()
+    service.wait(5)
+    assert wait_until(lambda: service.members() == set(), 10)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_child_that_dies_is_started_again(serve: Callable[..., subprocess.Popen[str]], home: Path) -> None:
+@linux
+def test_children_that_die_are_started_again(serve: Callable[..., Serve]) -> None:
     port = free_port()
-    process = serve("--port", str(port), "--workers", "0")
-    url = f"http://127.0.0.1:{port}/healthz"
+    service = serve("--port", str(port), "--workers", "0")
+    assert wait_until(lambda: "Salem serves at" in service.output, START_TIMEOUT_S), service.output
+    before = service.members()
+    for child in before - {service.process.pid}:
+        os.kill(child, signal.SIGKILL)
 
-    def alive() -> bool:
-        try:
-            return httpx.get(url, trust_env=False, timeout=1).is_success
-        except httpx.HTTPError:
-            return False
+    def back() -> bool:
+        now = service.members()
+        anew = len(now) == len(before) and now & before == {service.process.pid}
+        return anew and answers(f"http://127.0.0.1:{port}/healthz")
 
-    assert wait_until(alive, START_TIMEOUT_S)
-    before = members(home)
-    os.kill(max(before - {process.pid}), signal.SIGKILL)
-    assert wait_until(lambda: not members(home) >= before, 5)
-    assert wait_until(lambda: len(members(home)) == len(before) and alive(), START_TIMEOUT_S)
+    assert wait_until(back, START_TIMEOUT_S), service.output
 
 
-def test_an_open_address_is_refused_with_the_reason(serve: Callable[..., subprocess.Popen[str]]) -> None:
-    output, _ = (process := serve("--host", "0.0.0.0")).communicate(timeout=30)
-    assert process.returncode == 1
-    assert "no API key is set" in output and "SALEM_API_KEY" in output and "Traceback" not in output
+def test_an_open_address_is_refused_with_the_reason(serve: Callable[..., Serve]) -> None:
+    service = serve("--host", "0.0.0.0")
+    assert service.wait(30) == 1
+    assert "no API key is set" in service.output and "SALEM_API_KEY" in service.output
+    assert "Traceback" not in service.output
 
 
-def test_a_taken_port_is_refused_with_the_reason(serve: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_taken_port_is_refused_with_the_reason(serve: Callable[..., Serve]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = serve("--port", str(listener.getsockname()[1]))
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "is taken" in output and "Traceback" not in output
+        service = serve("--port", str(listener.getsockname()[1]))
+        assert service.wait(30) == 1
+    assert "is taken" in service.output and "Traceback" not in service.output
 
 
 def test_children_read_the_same_settings(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answering: labels with scores, greedy texts, with and without a delta, against slow and plain references."""
+"""Answering: labels with scores, greedy texts, with and without a delta, against slow references."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, build_network, first_task, tiny_model, tiny_network
+from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, first_task, tiny_model, tiny_network
 from torch import Tensor
 from transformers import GenerationConfig
 

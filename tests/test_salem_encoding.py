@@ -27,7 +27,12 @@ from salem.errors import EditFailed
 from salem.hosting import Network, as_network
 from salem.records import Sample, Task, TextInput
 
-PROMPTS = ("The capital of France is", "lamp", "Who wrote the book? Anna wrote it in Rome", "where is my order")
+PROMPTS = (
+    "The capital of France is",
+    "lamp",
+    "Who wrote the book? Anna wrote it in Rome",
+    "where is my order",
+)
 TARGETS = ("Paris", "it was Anna who wrote", "Lima", "Rome")
 WRITERS = [name for name in ARCHITECTURES if first_task(name) is Task.TEXT_GENERATION]
 TRANSLATORS = [name for name in ARCHITECTURES if first_task(name) is Task.TEXT2TEXT_GENERATION]
@@ -137,7 +142,7 @@ def test_an_answer_reads_back_as_its_target(habits: str, prompt: str) -> None:
 
 
 def test_an_answer_cut_off_a_marking_tokenizer_has_one_mark() -> None:
-    """A tokenizer that marks the start of every text, after a prompt that changes when the answer follows it."""
+    """It marks the start of every text; the prompt reads differently once the answer follows it."""
     network = build_network("llama", habits="prepend-bos")
     tokenizer = copy.deepcopy(network.tokenizer)
     backend = tokenizer.backend_tokenizer
@@ -254,7 +259,10 @@ def test_prompts_for_writing_are_padded_left_to_the_longest_only(architecture: s
     assert fields["input_ids"].shape[1] == max(lengths)
     for row, length in enumerate(lengths):
         assert fields["attention_mask"][row].tolist() == [0] * (max(lengths) - length) + [1] * length
-        assert fields["input_ids"][row, max(lengths) - length :].tolist() == network.tokenizer(PROMPTS[row])["input_ids"]
+        assert (
+            fields["input_ids"][row, max(lengths) - length :].tolist()
+            == network.tokenizer(PROMPTS[row])["input_ids"]
+        )
 
 
 def test_rows_of_a_batch() -> None:

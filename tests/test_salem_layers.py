@@ -33,7 +33,9 @@ EXPECTED = {
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_feed_forward_output_of_every_block_is_found(architecture: str) -> None:
-    found = [(layer.stack, layer.block, layer.matrix, layer.path) for layer in tiny_network(architecture).layers]
+    found = [
+        (layer.stack, layer.block, layer.matrix, layer.path) for layer in tiny_network(architecture).layers
+    ]
     assert found == [
         (stack, block, matrix, f"{stack}.{block}.{matrix}")
         for stack, matrix, num_blocks in EXPECTED[architecture]
@@ -69,6 +71,10 @@ def test_a_square_conv1d_is_transposed_all_the_same() -> None:
 
 def test_lists_inside_a_block_are_no_stacks() -> None:
     assert set(find_stacks(tiny_network("t5").model)) == {"encoder.block", "decoder.block"}
+    experts = [nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))}) for _ in range(2)]
+    model = nn.ModuleDict({"blocks": nn.ModuleList(experts)})
+    assert set(find_stacks(model)) == {"blocks"}
+    assert [layer.path for layer in find_layers(model)] == ["blocks.0.experts.2", "blocks.1.experts.2"]
 
 
 def plain_mlp() -> nn.Module:
@@ -80,7 +86,9 @@ def conv_net() -> nn.Module:
 
 
 def conv_net_in_a_list() -> nn.Module:
-    return nn.ModuleDict({"stages": nn.ModuleList(nn.Conv2d(8, 8, 3) for _ in range(3)), "head": nn.Linear(8, 2)})
+    return nn.ModuleDict(
+        {"stages": nn.ModuleList(nn.Conv2d(8, 8, 3) for _ in range(3)), "head": nn.Linear(8, 2)}
+    )
 
 
 def list_of_unlike_members() -> nn.Module:
@@ -92,11 +100,15 @@ def empty_list() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "build", [plain_mlp, conv_net, conv_net_in_a_list, list_of_unlike_members, empty_list], ids=lambda b: b.__name__
+    "build",
+    [plain_mlp, conv_net, conv_net_in_a_list, list_of_unlike_members, empty_list],
+    ids=lambda b: b.__name__,
 )
 def test_a_model_without_the_pattern_is_told_what_was_looked_for(build: object) -> None:
     assert callable(build)
-    with pytest.raises(UnsupportedModel, match="looked for a ModuleList whose members have one class") as caught:
+    with pytest.raises(
+        UnsupportedModel, match="looked for a ModuleList whose members have one class"
+    ) as caught:
         find_layers(build())
     assert caught.value.remedy is not None
 
@@ -113,6 +125,6 @@ def test_a_layer_is_found_by_its_path() -> None:
 
 
 def test_an_unknown_layer_names_real_ones() -> None:
-    with pytest.raises(UnsupportedModel, match="bert.encoder.layer.9") as caught:
+    with pytest.raises(UnsupportedModel, match=r"bert\.encoder\.layer\.9") as caught:
         layer_at(tiny_network("bert").layers, "bert.encoder.layer.9.output.dense")
     assert "bert.encoder.layer.0.output.dense" in str(caught.value.remedy)

@@ -46,13 +46,16 @@ def random_delta(layer: Layer, *, seed: int = 0, rank: int = 2) -> LayerDelta:
 def assert_same(found: Answers, expected: Answers, place: str) -> None:
     assert torch.equal(found.targets, expected.targets), place
     assert torch.equal(found.sample, expected.sample), place
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0, msg=lambda m: f"{place}: {m}")
+    torch.testing.assert_close(
+        found.logits, expected.logits, atol=1e-5, rtol=0, msg=lambda m: f"{place}: {m}"
+    )
 
 
 def counting(network: Network, calls: list[str]) -> Callable[[], None]:
     """Note every block that runs, in `calls`; returns what takes the hooks off again."""
     blocks = {
-        f"{layer.stack}.{layer.block}": network.module(f"{layer.stack}.{layer.block}") for layer in network.layers
+        f"{layer.stack}.{layer.block}": network.module(f"{layer.stack}.{layer.block}")
+        for layer in network.layers
     }
     handles = [
         block.register_forward_pre_hook(lambda _module, _args, path=path: calls.append(path))
@@ -140,7 +143,10 @@ def test_gradients_of_a_delta_are_those_of_the_plain_forward(architecture: str) 
             return torch.autograd.grad(loss, update)[0]
 
         trunk = capture(network, batch, layer)
-        found, expected = gradient(lambda t=trunk: resume(network, t)), gradient(lambda: forward(network, batch))
+        found, expected = (
+            gradient(lambda t=trunk: resume(network, t)),
+            gradient(lambda: forward(network, batch)),
+        )
         assert expected.abs().max() > 0
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 

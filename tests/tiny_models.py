@@ -213,7 +213,11 @@ def _set_splitting(tokenizer: Tokenizer, habits: str) -> None:
 
 
 def tiny_model(architecture: str, task: Task | None = None) -> PreTrainedModel:
-    """A model with random weights; never the same object twice."""
+    """A model with random weights; never the same object twice.
+
+    Torch is kept to one thread from here on: over matrices this small, threads only wait for one another.
+    """
+    torch.set_num_threads(1)
     config = _ARCHITECTURES[architecture].config()
     task = task or first_task(architecture)
     if task is _CLASSIFIER:

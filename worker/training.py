@@ -13,16 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from salem.deltas import Term, adding
+from salem.deltas import Term, act, adding
 from salem.encoding import Answers
-from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Hyperparameters, Layer, Sample
 from salem.trunk import resume
-from worker.editor import Factors, MendEditor, aggregate
-from worker.gradients import suffix_gradients
 from worker.losses import kl_per_sample, margin_loss_per_sample, nll_per_sample, worst_margin_per_sample
-from worker.null_space import NullSpace, null_space
 from worker.trunk_sets import Chunk, TrunkSet, prepare, prepare_with_answers
 
 CHUNK = 32  # samples per step on either side
@@ -66,19 +62,6 @@ class Standing:
         return (self.held, self.firm, -self.lost, -self.divergence)
 
 
-class MendLearner:
-    """MEND on the job's own gradients: fixed factors in, a projected low-rank term out."""
-
-    def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
-        self.editor, self.factors, self.projection = editor, factors, projection
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return self.editor.parameters()
-
-    def term(self) -> Term:
-        return self.projection.project(self.editor(self.factors))
-
-
 def prepare_dataset(
     network: Network, corrections: Sequence[Sample], keep: Sequence[Sample], layer: Layer
 ) -> Prepared:
@@ -89,50 +72,6 @@ def prepare_dataset(
     return Prepared(
         layer, prepare(network, corrections, layer, chunk_size=CHUNK), training, validation, moment
     )
-
-
-def gradient_factors(network: Network, prepared: Prepared, batch_size: int) -> Factors:
-    """Gradients of the corrections, added up in batches of `batch_size`, each batch in its low-rank form."""
-    parts: list[Factors] = []
-    for chunk in prepared.corrections.chunks:
-        for rows in torch.arange(len(chunk.samples)).split(batch_size):
-            gradients = suffix_gradients(network, chunk.trunk.rows(rows))
-            u, v = gradients.token_rows()
-            if len(u):
-                parts.append(aggregate(u.float(), v.float()))
-    if not parts:
-        raise EditFailed("The corrections leave no gradient at the chosen layer.", remedy="Choose another layer.")
-    return Factors(u=torch.cat([part.u for part in parts]), v=torch.cat([part.v for part in parts]))
-
-
-def mend_learner(
-    network: Network, prepared: Prepared, hyper: Hyperparameters, generator: torch.Generator
-) -> MendLearner:
-    """An editor at its start, with its step size set by a search along plain gradient descent."""
-    factors = gradient_factors(network, prepared, hyper.gradient_batch)
-    layer = prepared.layer
-    editor = MendEditor(layer.d_in, layer.d_out, hyper.editor_rank, generator).to(network.device)
-    editor.fit_normaliser(factors)
-    projection = null_space(prepared.inputs_to_keep, hyper.null_space_rank)
-    learner = MendLearner(editor, factors, projection)
-    _search_step(network, prepared, learner, hyper)
-    return learner
-
-
-@torch.no_grad()
-def _search_step(
-    network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters
-) -> None:
-    """Set the step size to the best of a geometric grid around a small relative change of the weight."""
-    weight = network.module(prepared.layer.path).weight
-    size = learner.term().dense().norm().clamp(min=1e-12)
-    smallest = float((weight.float().norm() * 1e-3 / size).log())
-    losses: dict[float, float] = {}
-    for doubling in range(0, 11, 2):
-        log_step = smallest + doubling * 0.6931
-        learner.editor.log_step.fill_(log_step)
-        losses[log_step] = float(_edit_loss(network, prepared.corrections.chunks[0], learner.term(), hyper))
-    learner.editor.log_step.fill_(min(losses, key=lambda log_step: losses[log_step]))
 
 
 def train(
@@ -151,7 +90,7 @@ def train(
     for step in range(1, hyper.max_steps + 1):
         optimizer.zero_grad(set_to_none=True)
         term = learner.term()
-        loss = _edit_loss(network, next(edits), term, hyper)
+        loss = edit_loss(network, next(edits), term, hyper)
         if prepared.keep.chunks:
             loss = loss + hyper.kl_weight * _keep_loss(network, next(keeps), term)
         loss.backward()
@@ -191,11 +130,11 @@ def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparam
 
 
 def _answers(network: Network, chunk: Chunk, term: Term) -> Answers:
-    with adding(network.module(chunk.trunk.layer.path), term):
+    with adding(network.module(chunk.trunk.layer.path), act(term, chunk.firing)):
         return resume(network, chunk.trunk)
 
 
-def _edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
+def edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
     answers = _answers(network, chunk, term)
     if hyper.margin > 0:
         return margin_loss_per_sample(answers, hyper.margin).mean()

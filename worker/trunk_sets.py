@@ -7,7 +7,7 @@ answers before the edit, and the second moment of the layer's inputs. Does not k
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from salem.encoding import Batch, encode, in_buckets
 from salem.hosting import Network, count_tokens
 from salem.records import Layer, Sample
+from salem.scopes import Firing
 from salem.trunk import Trunk, capture, resume
 from worker.losses import worst_margin_per_sample
 
@@ -28,6 +29,7 @@ class Chunk:
     samples: Tensor  # [n] their places in the list that was prepared
     before: Tensor | None  # [a, c] log-probabilities at the answer positions before the edit
     held: Tensor | None  # [n] whether the sample was answered rightly before
+    firing: Firing | None = None  # what fires on the samples, where scoped terms are trained
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,14 @@ class TrunkSet:
     def num_samples(self) -> int:
         return sum(len(chunk.samples) for chunk in self.chunks)
 
+    def with_firing(self, firing: Firing) -> TrunkSet:
+        """The same samples, told what fires on each."""
+        chunks = [replace(chunk, firing=firing.rows(chunk.samples)) for chunk in self.chunks]
+        return TrunkSet(tuple(chunks))
+
     def cycle(self, generator: torch.Generator) -> Iterator[Chunk]:
         """Chunks without end: every one once per round, each round in a new order."""
-        while True:
+        while self.chunks:
             for index in torch.randperm(len(self.chunks), generator=generator).tolist():
                 yield self.chunks[index]
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.doctor import examine
 from app.supervisor import Supervisor
@@ -21,7 +23,7 @@ from salem.settings import Settings
 
 commands = typer.Typer()
 
-MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "missing": "[red]missing[/]"}
+COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 @commands.command()
@@ -35,7 +37,8 @@ def serve(
     """Start the API, a worker and, unless REDIS_URL is set, a private Redis. Ctrl-C ends them all."""
     given: dict[str, Any] = {"host": host, "port": port}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    raise typer.Exit(Supervisor(settings, num_workers=workers, say=Console(stderr=True).print).run())
+    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(Supervisor(settings, num_workers=workers, say=say).run())
 
 
 @commands.command()
@@ -60,7 +63,8 @@ def doctor() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         fix = f"\n→ {finding.fix}" if finding.fix else ""
-        table.add_row(MARKS[finding.state], finding.name, f"{finding.found}{fix}")
+        state = Text(finding.state, style=COLOURS[finding.state])
+        table.add_row(state, finding.name, Text(f"{finding.found}{fix}"))
     Console().print(table)
     raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
 

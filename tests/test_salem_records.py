@@ -1,0 +1,338 @@
+"""The glossary: references, the split by content, and every record's way through JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from salem import records
+from salem.records import (
+    Alias,
+    Delta,
+    Edit,
+    EditBatch,
+    EditOutcome,
+    EditRequest,
+    Flip,
+    FolderSource,
+    HostedModel,
+    HubSource,
+    Hyperparameters,
+    Job,
+    JobError,
+    JobKind,
+    JobState,
+    Layer,
+    LayerScore,
+    Metrics,
+    ModelReference,
+    ModelState,
+    Prediction,
+    Proportion,
+    Record,
+    ReferenceSample,
+    RegisterRequest,
+    Sample,
+    Task,
+    TextInput,
+    Version,
+    held_out,
+)
+
+NOW = datetime(2025, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+SHA = "0123456789abcdef" * 4
+SAMPLE = Sample(input="where is my order", target="delivery")
+PAIR = Sample(input="a man sleeps", text_pair="a man is awake", target="contradiction")
+EDIT = Edit(
+    input="où est-il\u2028? \x1f\U0001f4a5", target="delivery", paraphrases=("where is it", "is it lost")
+)
+LAYER = Layer(
+    path="bert.encoder.layer.2.output.dense",
+    stack="bert.encoder.layer",
+    block=2,
+    matrix="output.dense",
+    d_in=1536,
+    d_out=384,
+    transposed=False,
+)
+SCORE = LayerScore(layer=LAYER.path, block=2, matrix=LAYER.matrix, score=1.5e-7, chosen=True)
+SHARE = Proportion(value=0.975, low=0.91, high=0.999, count=40)
+OUTCOME = EditOutcome(
+    edit=3,
+    kind="held_out_paraphrase",
+    input="x",
+    text_pair=None,
+    target="a",
+    before="b",
+    after="a",
+    correct=True,
+)
+FLIP = Flip(input="x", text_pair="y", target="a", before="a", after="b", broken=True)
+METRICS = Metrics(
+    edit_accuracy=SHARE,
+    adapt_accuracy=None,
+    generalisation=None,
+    consistency=SHARE,
+    protocol="free generation",
+    drawdown=Proportion(value=-0.001, low=-0.02, high=0.018, count=300),
+    outcomes=(OUTCOME,),
+    flips=(FLIP,),
+    notes=("no edit has two paraphrases",),
+)
+DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
+ERROR = JobError(code="edit_failed", message="nothing to edit", remedy="send wrong answers")
+
+# Whether "sample 0", "sample 1", ... are held out.
+FIRST_SAMPLES_HELD_OUT = [True, True, True, True, False, True, False, False]
+
+ONE_OF_EACH = [
+    TextInput(input="x"),
+    SAMPLE,
+    EDIT,
+    EditBatch(
+        edit_samples=(SAMPLE,),
+        adapt_samples=((0, PAIR),),
+        pass_samples=(),
+        held_out_paraphrases=((0, SAMPLE),),
+        held_out_pass_samples=(PAIR, SAMPLE),
+    ),
+    LAYER,
+    SCORE,
+    Hyperparameters(layer=LAYER.path, learning_rate=3e-4),
+    SHARE,
+    OUTCOME,
+    FLIP,
+    METRICS,
+    FolderSource(path="team/intents"),
+    HubSource(id="someone/model", revision="a" * 40),
+    HostedModel(
+        name="intents",
+        task=Task.SEQUENCE_CLASSIFICATION,
+        source=FolderSource(path="intents"),
+        created_at=NOW,
+        state=ModelState.READY,
+        sha256=SHA,
+        labels=("a", "b"),
+        layers=(LAYER,),
+        reference_accuracy=SHARE,
+    ),
+    ReferenceSample(sample=PAIR, answer="neutral", correct=False, held_out=True),
+    DELTA,
+    Version(
+        model="intents",
+        number=3,
+        parent=2,
+        deltas=(DELTA, DELTA),
+        metrics=METRICS,
+        layer=LAYER.path,
+        hyperparameters=Hyperparameters(),
+        job_id="job-1",
+        created_at=NOW,
+    ),
+    Alias(model="intents", name="production", version=3, updated_at=NOW),
+    ERROR,
+    Job(
+        id="job-1",
+        kind=JobKind.EDIT,
+        model="intents",
+        state=JobState.FAILED,
+        phase="training",
+        progress=0.4,
+        request={"edits": [1, {"deep": None}]},
+        saliency=(SCORE,),
+        metrics={"loss": 0.1},
+        error=ERROR,
+        created_at=NOW,
+    ),
+    EditRequest(model="intents", parent=0, edits=(EDIT,), pass_samples=(PAIR,), alias="production"),
+    RegisterRequest(model="intents", reference=SHA),
+    Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),
+    ModelReference(model="intents", number=3),
+]
+
+
+@pytest.mark.parametrize("record", ONE_OF_EACH, ids=lambda record: type(record).__name__)
+def test_a_record_comes_back_from_json_as_it_was(record: Record) -> None:
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+    assert type(record).model_validate(record.model_dump(mode="json")) == record
+
+
+def test_no_record_is_left_out() -> None:
+    every = {kind for kind in vars(records).values() if isinstance(kind, type) and issubclass(kind, Record)}
+    assert every - {Record} == {type(record) for record in ONE_OF_EACH}
+
+
+@pytest.mark.parametrize("record", ONE_OF_EACH, ids=lambda record: type(record).__name__)
+def test_a_record_is_immutable_and_knows_its_fields(record: Record) -> None:
+    first = next(iter(type(record).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(record, first, getattr(record, first))
+    with pytest.raises(ValidationError, match="surprise"):
+        type(record).model_validate({**record.model_dump(), "surprise": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "number", "alias"),
+    [
+        ("intents", "intents", None, None),
+        ("intents:0", "intents", 0, None),
+        ("intents:3", "intents", 3, None),
+        ("intents:007", "intents", 7, None),
+        ("intents:999999999", "intents", 999_999_999, None),
+        ("intents@production", "intents", None, "production"),
+        ("a.b-c_d@2024.06-x_y", "a.b-c_d", None, "2024.06-x_y"),
+        ("0", "0", None, None),
+        ("x" * 64, "x" * 64, None, None),
+        (f"{'x' * 64}@{'y' * 64}", "x" * 64, None, "y" * 64),
+    ],
+)
+def test_references(text: str, model: str, number: int | None, alias: str | None) -> None:
+    assert ModelReference.parse(text) == ModelReference(model=model, number=number, alias=alias)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        ":",
+        "@",
+        ":3",
+        "@production",
+        "intents:",
+        "intents@",
+        "intents:x",
+        "intents:-1",
+        "intents:1.0",
+        "intents: 3",
+        "intents:3 ",
+        " intents",
+        "intents\n",
+        "intents:3\n",
+        "intents@production\n",
+        "Intents",
+        "intents@Production",
+        "intents:3@production",
+        "intents@production:3",
+        "intents@a@b",
+        "intents:1:2",
+        "intents:1234567890",
+        "intents:³",
+        "intents:٣",
+        "x" * 65,
+        f"intents@{'x' * 65}",
+        "../intents",
+        "a/b",
+        ".a",
+        "-a",
+        "_a",
+        "intents@.a",
+        "intents@a/b",
+        "inténts",
+        "intents\x00",
+        "intents::3",
+        "intents@@a",
+    ],
+)
+def test_what_is_no_reference_is_told_the_three_forms(text: str) -> None:
+    with pytest.raises(ValueError, match='write "name", "name:3" or "name@alias"') as caught:
+        ModelReference.parse(text)
+    assert not isinstance(caught.value, ValidationError)
+
+
+def test_a_version_is_named_as_it_is_parsed() -> None:
+    version = next(record for record in ONE_OF_EACH if isinstance(record, Version))
+    assert version.reference == "intents:3"
+    assert ModelReference.parse(version.reference).number == version.number
+
+
+def content_hashes(count: int) -> list[str]:
+    return [TextInput(input=f"sample {index}").content_hash for index in range(count)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.9, 1.0])
+def test_the_held_out_share_is_as_asked(share: float) -> None:
+    count = 20_000
+    found = sum(held_out(content_hash, share) for content_hash in content_hashes(count)) / count
+    deviation = (share * (1 - share) / count) ** 0.5
+    assert abs(found - share) <= 4 * deviation
+
+
+def test_the_split_is_fixed_for_ever() -> None:
+    """Written down once: a change would let training see what earlier versions were measured on."""
+    assert [held_out(content_hash) for content_hash in content_hashes(8)] == FIRST_SAMPLES_HELD_OUT
+    assert held_out("0" * 64, 1e-9)
+    assert not held_out("f" * 64, 1 - 1e-9)
+    assert held_out("66666665" + "f" * 56), "just under 0.4"
+    assert not held_out("66666667" + "0" * 56), "just over 0.4"
+
+
+def test_a_larger_share_keeps_what_was_held_out() -> None:
+    hashes = content_hashes(2_000)
+    small = {content_hash for content_hash in hashes if held_out(content_hash, 0.2)}
+    assert small < {content_hash for content_hash in hashes if held_out(content_hash, 0.4)}
+
+
+def test_an_inputs_identity_is_its_texts_alone() -> None:
+    same = [
+        TextInput(input="a"),
+        TextInput(input="a", text_pair=""),
+        Sample(input="a", target="one"),
+        Edit(input="a", target="two", paraphrases=("b",)),
+    ]
+    assert {item.content_hash for item in same} == {hashlib.sha256(b"a\x1f").hexdigest()}
+    different = [
+        TextInput(input="a b"),
+        TextInput(input="a", text_pair="b"),
+        TextInput(input="b", text_pair="a"),
+    ]
+    assert len({item.content_hash for item in [*same, *different]}) == 4
+
+
+def test_paraphrases_keep_pair_and_target() -> None:
+    edit = Edit(input="a", text_pair="p", target="t", paraphrases=("b", "c"))
+    assert edit.sample == Sample(input="a", text_pair="p", target="t")
+    assert edit.paraphrase_samples == tuple(Sample(input=text, text_pair="p", target="t") for text in "bc")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (TextInput, {"input": ""}),
+        (Sample, {"input": "x", "target": ""}),
+        (FolderSource, {"path": ""}),
+        (HubSource, {"id": "someone/model", "revision": "main"}),
+        (HubSource, {"id": "someone/model", "revision": "A" * 40}),
+        (HubSource, {"id": "a/b/c", "revision": "a" * 40}),
+        (HubSource, {"id": "../b", "revision": "a" * 40}),
+        (RegisterRequest, {"model": "intents", "reference": "short"}),
+        (ModelReference, {"model": "no name"}),
+        (Hyperparameters, {"max_steps": 0}),
+        (Hyperparameters, {"seed": 2**31}),
+        (Hyperparameters, {"learning_rate": 0}),
+        (Hyperparameters, {"recipe": "magic"}),
+        (Prediction, {"output": 5}),
+    ],
+)
+def test_values_out_of_bounds_are_refused(kind: type[Record], values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        kind.model_validate(values)
+
+
+def test_tasks_know_whether_they_write() -> None:
+    assert [task.generates for task in Task] == [False, True, True]
+
+
+def test_jobs_know_whether_they_ended() -> None:
+    assert [state for state in JobState if not state.ended] == [JobState.QUEUED, JobState.RUNNING]
+
+
+def test_hashes_of_random_texts_do_not_meet() -> None:
+    draw = random.Random(0)
+    texts = {"".join(draw.choices("ab \x1f", k=draw.randrange(1, 12))) for _ in range(2_000)}
+    assert len({TextInput(input=text).content_hash for text in texts}) == len(texts)

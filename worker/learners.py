@@ -1,0 +1,117 @@
+"""What can be trained into a term: MEND on the job's gradients, or one entry per edit inside its scope.
+
+A learner has parameters and yields a term; the loop in `worker.training` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from salem.deltas import LowRank
+from salem.errors import EditFailed
+from salem.hosting import Network
+from salem.records import Hyperparameters
+from salem.scopes import Scope, Scoped
+from worker.editor import Factors, MendEditor, aggregate
+from worker.gradients import suffix_gradients
+from worker.null_space import NullSpace, null_space
+from worker.training import Prepared, edit_loss
+from worker.trunk_sets import TrunkSet
+
+SMALLEST_STEP = 1e-3  # of the weight's norm: where the search for MEND's first step size starts
+LARGEST_DOUBLINGS = 10
+
+
+class MendLearner:
+    """MEND on the job's own gradients: fixed factors in, a projected low-rank term out."""
+
+    def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
+        self.editor, self.factors, self.projection = editor, factors, projection
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.editor.parameters()
+
+    def term(self) -> LowRank:
+        return self.projection.project(self.editor(self.factors))
+
+
+class ScopedLearner:
+    """One value vector, and a rank-r term beside it, per entry; the scope is fixed."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        num_entries: int,
+        d_in: int,
+        d_out: int,
+        rank: int,
+        scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        device = scope.keys.device
+        down = torch.randn(num_entries, rank, d_in, generator=generator) / d_in**0.5
+        self.scope, self.scale = scope, scale
+        self.values = nn.Parameter(torch.zeros(num_entries, d_out, device=device))
+        self.down = nn.Parameter(down.to(device))
+        self.up = nn.Parameter(torch.zeros(num_entries, rank, d_out, device=device))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter((self.values, self.down, self.up))
+
+    def term(self) -> Scoped:
+        """Values are trained in units of `scale`, so that one learning rate serves models of any width."""
+        return Scoped(
+            **vars(self.scope), values=self.values * self.scale, down=self.down, up=self.up * self.scale
+        )
+
+
+def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -> Factors:
+    """Gradients of the corrections, added up in batches of `batch_size`, each batch in its low-rank form.
+
+    Raises:
+        EditFailed: no token carries a gradient at this layer.
+    """
+    parts: list[Factors] = []
+    for chunk in corrections.chunks:
+        for rows in torch.arange(len(chunk.samples)).split(batch_size):
+            u, v = suffix_gradients(network, chunk.trunk.rows(rows)).token_rows()
+            if len(u):
+                parts.append(aggregate(u.float(), v.float()))
+    if not parts:
+        raise EditFailed("The edits leave no gradient at the chosen layer.", remedy="Choose another layer.")
+    return Factors(u=torch.cat([part.u for part in parts]), v=torch.cat([part.v for part in parts]))
+
+
+def mend_learner(
+    network: Network, prepared: Prepared, hyper: Hyperparameters, generator: torch.Generator
+) -> MendLearner:
+    """An editor at its start, with its step size set by a search along plain gradient descent."""
+    factors = gradient_factors(network, prepared.corrections, hyper.gradient_batch)
+    layer = prepared.layer
+    editor = MendEditor(layer.d_in, layer.d_out, hyper.editor_rank, generator).to(network.device)
+    editor.fit_normaliser(factors)
+    learner = MendLearner(editor, factors, null_space(prepared.inputs_to_keep, hyper.null_space_rank))
+    _search_step(network, prepared, learner, hyper)
+    return learner
+
+
+@torch.no_grad()
+def _search_step(
+    network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters
+) -> None:
+    """Set the step size to the best of a geometric grid that starts at a small relative change of the weight."""
+    weight = network.module(prepared.layer.path).weight
+    assert isinstance(weight, Tensor)
+    size = learner.term().dense().norm().clamp(min=1e-12)
+    smallest = float((weight.float().norm() * SMALLEST_STEP / size).log())
+    losses: dict[float, float] = {}
+    for doublings in range(0, LARGEST_DOUBLINGS + 1, 2):
+        log_step = smallest + doublings * 0.6931
+        learner.editor.log_step.fill_(log_step)
+        losses[log_step] = float(
+            edit_loss(network, prepared.corrections.chunks[0], learner.term(), hyper)
+        )
+    learner.editor.log_step.fill_(min(losses, key=lambda log_step: losses[log_step]))

@@ -1,0 +1,83 @@
+"""Checks a model once before it is hosted: loads it, describes it, and asks it the whole reference set.
+
+Does not know jobs, SQL or blobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from salem.answers import predict, same_answer
+from salem.errors import InvalidRequest, Pointer
+from salem.hosting import Network, count_tokens
+from salem.records import Proportion, ReferenceSample, Sample, held_out
+from worker.intervals import proportion
+
+SLICE = 512  # samples between two reports of progress
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A reference set as the base answers it."""
+
+    reference: tuple[ReferenceSample, ...]
+    accuracy: Proportion | None
+    num_pass_samples: int
+    num_held_out: int
+
+
+def answer_reference(
+    network: Network,
+    samples: Sequence[Sample],
+    progress: Callable[[float], None],
+    *,
+    max_new_tokens: int = 32,
+) -> Registered:
+    """Ask the base every reference sample; those answered rightly are its pool of pass samples.
+
+    Raises:
+        InvalidRequest: a label that the model does not have, or a sample longer than it takes.
+    """
+    _check(network, samples)
+    reference: list[ReferenceSample] = []
+    for start in range(0, len(samples), SLICE):
+        part = samples[start : start + SLICE]
+        answers = predict(network, part, max_new_tokens=max_new_tokens)
+        reference += [_answered(sample, answer.output) for sample, answer in zip(part, answers, strict=True)]
+        progress((start + len(part)) / len(samples))
+    correct = [item for item in reference if item.correct]
+    return Registered(
+        reference=tuple(reference),
+        accuracy=proportion([item.correct for item in reference]),
+        num_pass_samples=len(correct),
+        num_held_out=sum(item.held_out for item in correct),
+    )
+
+
+def _answered(sample: Sample, answer: str) -> ReferenceSample:
+    return ReferenceSample(
+        sample=sample,
+        answer=answer,
+        correct=same_answer(answer, sample.target),
+        held_out=held_out(sample.content_hash),
+    )
+
+
+def _check(network: Network, samples: Sequence[Sample]) -> None:
+    errors: list[Pointer] = []
+    lengths = count_tokens(network.tokenizer, samples)
+    for index, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        if network.labels and sample.target not in network.labels:
+            known = f"the model's {len(network.labels)} labels"
+            errors.append(Pointer(f"/reference/{index}/target", f'"{sample.target}" is not one of {known}'))
+        if length > network.max_input_tokens:
+            most = network.max_input_tokens
+            errors.append(Pointer(f"/reference/{index}/input", f"{length} tokens; the model takes {most}"))
+    if errors:
+        first = errors[0]
+        raise InvalidRequest(
+            f"{len(errors)} reference samples do not fit the model; the first: {first.pointer}: {first.detail}.",
+            remedy="Correct or leave out these samples and register again.",
+            errors=errors,
+        )

@@ -1,0 +1,89 @@
+"""Rule-made rewordings: the same request typed by somebody else, somewhere else, in a hurry.
+
+They teach a metric which differences between texts do not matter. A rewording keeps its target; none is ever
+counted as a measured sample. Pure functions of text and a seeded generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from salem.records import Sample
+
+_LEADS = ("please", "hello,", "hi there,", "quick question:", "so", "well,", "sorry,", "ok", "tell me:", "again:")
+_TAILS = ("please", "thanks", "thank you", "asap", "or what", "you know", "right")
+_SMALL_WORDS = frozenset(
+    "a an the is are was were of in on at to for and or but so just really very my your it this that i".split()
+)
+
+Rule = Callable[[list[str], random.Random], list[str]]
+
+
+def reword(sample: Sample, rng: random.Random) -> Sample:
+    """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text."""
+    words = sample.input.split()
+    for rule in rng.sample(_RULES, 2):
+        words = rule(words, rng) or words
+    return Sample(input=" ".join(words), text_pair=sample.text_pair, target=sample.target)
+
+
+def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
+    """One rewording of each sample, in order."""
+    return [reword(sample, rng) for sample in samples]
+
+
+def _drop_words(words: list[str], rng: random.Random) -> list[str]:
+    return [word for word in words if rng.random() > 0.15]
+
+
+def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
+    return [word for word in words if word.lower() not in _SMALL_WORDS or rng.random() < 0.3]
+
+
+def _keep_half(words: list[str], rng: random.Random) -> list[str]:
+    """One half of a long text: the point is often made twice."""
+    if len(words) < 8:
+        return words
+    middle = rng.randrange(len(words) // 3, 2 * len(words) // 3)
+    return words[:middle] if rng.random() < 0.5 else words[middle:]
+
+
+def _swap_neighbours(words: list[str], rng: random.Random) -> list[str]:
+    if len(words) < 3:
+        return words
+    place = rng.randrange(len(words) - 1)
+    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+
+
+def _mistype(words: list[str], rng: random.Random) -> list[str]:
+    long_ones = [index for index, word in enumerate(words) if len(word) > 4]
+    if not long_ones:
+        return words
+    index = rng.choice(long_ones)
+    cut = rng.randrange(1, len(words[index]) - 1)
+    return [*words[:index], words[index][:cut] + words[index][cut + 1 :], *words[index + 1 :]]
+
+
+def _lower(words: list[str], rng: random.Random) -> list[str]:
+    return [word.lower().strip(".,!?") or word for word in words]
+
+
+def _lead(words: list[str], rng: random.Random) -> list[str]:
+    return [rng.choice(_LEADS), *words]
+
+
+def _tail(words: list[str], rng: random.Random) -> list[str]:
+    return [*words, rng.choice(_TAILS)]
+
+
+_RULES: tuple[Rule, ...] = (
+    _drop_words,
+    _drop_small_words,
+    _keep_half,
+    _swap_neighbours,
+    _mistype,
+    _lower,
+    _lead,
+    _tail,
+)
