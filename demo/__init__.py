@@ -1,1 +1,1 @@
-"""The demo: a support desk's intent classifier gets its misrouted tickets corrected, over HTTP, on a real model."""
+"""The demo: a support desk's classifier gets its misrouted tickets corrected, over HTTP, on a real model."""

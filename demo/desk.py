@@ -1,9 +1,10 @@
 """The support desk's data: sentences with intents, tricky tickets, and a policy change.
 
-`intents.jsonl`        sentences that people typed, by intent; one part trains the classifier, the rest is its reference
-`policy_before.jsonl`  sentences about membership fees under the old policy (payment_problem); they train it, too
-`policy_edits.jsonl`   what the new policy says of such sentences (cancel_membership): edits with paraphrases
-`tickets.jsonl`        tricky tickets with paraphrases; those that the classifier misroutes become edits
+`intents.jsonl`        sentences that people typed, by intent; one part trains the classifier, the rest is
+its reference `policy_before.jsonl`  sentences about membership fees under the old policy (payment_problem);
+they train it, too `policy_edits.jsonl`   what the new policy says of such sentences (cancel_membership):
+edits with paraphrases `tickets.jsonl`        tricky tickets with paraphrases; those that the classifier
+misroutes become edits
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def predict(
 ) -> list[Prediction]:
     """Answer each input, in order, as the base plus `deltas`.
 
-    Labels come with softmax scores; texts are greedy, without special tokens. What fires is decided once, from the
-    prompt, and held for the whole answer.
+    Labels come with softmax scores; texts are greedy, without special tokens. What fires is decided once,
+    from the prompt, and held for the whole answer.
 
     Raises:
         InvalidRequest: an input is longer than the model takes.

@@ -28,9 +28,6 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-# ---- what is to change -------------------------------------------------------------------------------------
-
-
 class Task(StrEnum):
     """What a hosted model does with a text."""
 
@@ -76,11 +73,11 @@ class Edit(Sample):
 
     @property
     def paraphrase_samples(self) -> tuple[Sample, ...]:
-        return tuple(Sample(input=text, text_pair=self.text_pair, target=self.target) for text in self.paraphrases)
+        return tuple(self.sample.model_copy(update={"input": text}) for text in self.paraphrases)
 
 
 class EditBatch(Record):
-    """The edit dataset of one job (SaLEM, section 3: fail, adapt and pass samples), with its held-out parts apart.
+    """The edit dataset of one job (SaLEM, section 3: fail, adapt, pass samples), its held-out parts apart.
 
     `adapt_samples` and `held_out_paraphrases` carry the index of the edit that they reword, so that
     figures can be given per edit. Nothing in a `held_out_*` field is ever seen in training or selection.
@@ -93,14 +90,11 @@ class EditBatch(Record):
     held_out_pass_samples: tuple[Sample, ...]
 
 
-# ---- where ---------------------------------------------------------------------------------------------------
-
-
 class Layer(Record):
     """A candidate for editing: one weight matrix inside one block of one stack.
 
     `path` is the module path from the model's root, e.g. `bert.encoder.layer.2.output.dense`.
-    A Conv1D (GPT-2) stores its weight as [d_in, d_out]; `transposed` says so. Deltas are always [d_out, d_in].
+    A Conv1D (GPT-2) stores its weight as [d_in, d_out]; `transposed` says so. Deltas are [d_out, d_in].
     """
 
     path: str
@@ -122,9 +116,6 @@ class LayerScore(Record):
     chosen: bool = False
 
 
-# ---- how -----------------------------------------------------------------------------------------------------
-
-
 class Recipe(StrEnum):
     """How a delta is made from an edit dataset; docs/recipes.md says when to take which."""
 
@@ -138,25 +129,23 @@ class Hyperparameters(Record):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    recipe: Recipe = Recipe.MEND
+    recipe: Recipe = Recipe.SCOPED
     layer: str | None = None  # None: saliency chooses
+    shortlist: int = Field(default=3, ge=1, le=64)  # most salient layers to choose from; 1: the paper's rule
     seed: int = Field(default=0, ge=0, lt=2**31)
-    max_steps: int = Field(default=150, ge=1, le=5_000)
+    max_steps: int = Field(default=60, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
-    kl_weight: float = Field(default=10.0, ge=0)
-    margin: float = Field(default=3.0, ge=0)  # nats by which an answer must lead; 0: plain likelihood
-    gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up before the editor
-    editor_rank: int = Field(default=64, ge=1, le=1_024)
-    learning_rate: float = Field(default=2e-3, gt=0)
-    scope_budget: float = Field(default=0.01, ge=0, le=1)  # share of pass samples that may lie inside a scope
-    scope_mix: float = Field(default=0.25, ge=0, le=1)  # 0: a radius reaches to the nearest pass sample
+    max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
+    kl_weight: float = Field(default=3.0, ge=0)
+    margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
+    gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
+    learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
+    scope_budget: float = Field(default=0.02, ge=0, le=1)  # share of pass samples that may lie inside a scope
     metric_width: int = Field(default=96, ge=2, le=1_024)
-    entry_rank: int = Field(default=0, ge=0, le=64)  # of an entry's term beside its value vector
-    null_space_rank: int = Field(default=200, ge=0, le=4_096)  # 0: no projection
+    entry_rank: int = Field(default=0, ge=0, le=64)  # of an entry's low-rank term beside its value vector
+    editor_rank: int = Field(default=64, ge=1, le=1_024)
+    null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=1, le=512)
-
-
-# ---- what came of it -----------------------------------------------------------------------------------------
 
 
 class Proportion(Record):
@@ -204,9 +193,6 @@ class Metrics(Record):
     outcomes: tuple[EditOutcome, ...]
     flips: tuple[Flip, ...]
     notes: tuple[str, ...] = ()
-
-
-# ---- what is kept --------------------------------------------------------------------------------------------
 
 
 class FolderSource(Record):

@@ -1,18 +1,20 @@
-"""Scope: where an edit applies. A gate in [0, 1] per input, from what enters the edited block in the base model.
+"""Scope: where an edit applies. A gate in [0, 1] per input, from what enters the edited block in the base
+model.
 
-An input's *features* are pooled from the trunk state of its prompt; a small learned linear metric maps them to the
-unit sphere; each entry owns keys there (its edit and the paraphrases), each with a radius. The nearest key, by how
-far inside its radius the input lies, decides which entry fires and how strongly. An input outside every radius is
-answered by the base. Relatives: SERAC's scope classifier (Mitchell et al. 2022), GRACE's codebook with deferral
-radii (Hartvigsen et al. 2023).
+An input's *features* are pooled from the trunk state of its prompt; a small learned linear metric maps them
+to the unit sphere; each entry owns keys there (its edit and the paraphrases), each with a radius. The
+nearest key, by how far inside its radius the input lies, decides which entry fires and how strongly. An
+input outside every radius is answered by the base. Relatives: SERAC's scope classifier (Mitchell et al.
+2022), GRACE's codebook with deferral radii (Hartvigsen et al. 2023).
 
-Keys always read the base model's trunk, so versions share it and an entry means the same in every version. Does not
-know what an entry does when it fires, nor how the metric is trained.
+Keys always read the base model's trunk, so versions share it and an entry means the same in every version.
+Does not know what an entry does when it fires, nor how the metric is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from salem.encoding import encode_inputs, in_buckets
 from salem.hosting import Network, count_tokens
-from salem.records import Layer, TextInput
+from salem.records import Layer, Task, TextInput
 from salem.trunk import beside_encoder
 
 SHARPNESS = 40.0  # of the gate's edge, per unit of cosine
@@ -67,8 +69,8 @@ class Scope:
 class Scoped:
     """A term of `e` entries, each acting only on inputs inside its scope.
 
-    Where entry i fires, the layer's output gets strength * (values[i] + (x down[i]ᵀ) up[i]) at every token. The
-    fields of `Scope` stand here too, because a term is stored as a flat set of tensors.
+    Where entry i fires, the layer's output gets strength * (values[i] + (x down[i]ᵀ) up[i]) at every token.
+    The fields of `Scope` stand here too, because a term is stored as a flat set of tensors.
     """
 
     centre: Tensor  # [f]
@@ -121,7 +123,7 @@ class Scoped:
 
 
 def strongest(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
-    """Of several terms' firings on the same inputs, let only the one farthest inside its scope act on each input."""
+    """Of several terms' firings on the same inputs, let only the one farthest inside its scope act."""
     present = [firing for firing in firings if firing is not None]
     if len(present) < 2:
         return tuple(firings)
@@ -133,21 +135,22 @@ def strongest(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
 
 
 class _Entered(Exception):
-    def __init__(self, state: Tensor) -> None:
-        self.state = state
+    """Ends a forward at the block that was to be reached."""
 
 
 @torch.no_grad()
 def features(network: Network, inputs: Sequence[TextInput], layer: Layer) -> Tensor:
-    """Pooled trunk states of prompts at a layer's block -> [n, 4 d].
+    """Pooled trunk states of prompts at a layer's block -> [n, 5 d] in float32.
 
-    The four pools: mean of the text, mean of its pair (zero without one), first token, last token. For the decoder
-    of an encoder-decoder the encoder's output is pooled. No delta may be applied while this runs.
+    The five pools: mean embedding of the text and of its pair, mean state of the text and of its pair (zero
+    where there is no pair), and the state of the token that sums up a text: the first of an encoder, the
+    last of a decoder. Embeddings tell words apart, states tell meanings; together they separated better
+    than either (docs/log.md). No delta may be applied while this runs.
     """
     pooled: Tensor | None = None
     for rows in in_buckets(count_tokens(network.tokenizer, inputs), FEATURE_BATCH):
         fields = encode_inputs(network, [inputs[row] for row in rows])
-        part = pool(entering(network, fields, layer), fields)
+        part = _pool(network, *entering(network, fields, layer), fields)
         if pooled is None:
             pooled = part.new_empty(len(inputs), part.shape[-1])
         pooled[rows] = part
@@ -155,13 +158,15 @@ def features(network: Network, inputs: Sequence[TextInput], layer: Layer) -> Ten
     return pooled
 
 
-def pool(state: Tensor, fields: dict[str, Tensor]) -> Tensor:
-    """State [n, t, d] of right-padded prompts -> [n, 4 d] in float32."""
+def _pool(network: Network, embedded: Tensor, state: Tensor, fields: dict[str, Tensor]) -> Tensor:
+    """Embeddings and states [n, t, d] of right-padded prompts -> [n, 5 d]."""
     mask = fields["attention_mask"].bool()
     second = fields["token_type_ids"].bool() & mask if "token_type_ids" in fields else torch.zeros_like(mask)
-    state = state.float()
-    last = state[torch.arange(len(state), device=state.device), mask.sum(-1) - 1]
-    return torch.cat([_mean(state, mask & ~second), _mean(state, second), state[:, 0], last], dim=-1)
+    first = mask & ~second
+    last = mask.sum(-1) - 1 if network.task is Task.TEXT_GENERATION else torch.zeros_like(mask.sum(-1))
+    summary = state[torch.arange(len(state), device=state.device), last].float()
+    means = [_mean(tokens.float(), segment) for tokens in (embedded, state) for segment in (first, second)]
+    return torch.cat([*means, summary], dim=-1)
 
 
 def _mean(state: Tensor, mask: Tensor) -> Tensor:
@@ -169,23 +174,27 @@ def _mean(state: Tensor, mask: Tensor) -> Tensor:
     return (state * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def entering(network: Network, fields: dict[str, Tensor], layer: Layer) -> Tensor:
-    """What enters a layer's block for these prompts -> [n, t, d]; beside an encoder, the encoder's output."""
-    if beside_encoder(network, layer):
-        mask = fields["attention_mask"]
-        encoder = network.model.get_encoder()
-        return encoder(input_ids=fields["input_ids"], attention_mask=mask).last_hidden_state
-    block = network.module(f"{layer.stack}.{layer.block}")
+def entering(network: Network, fields: dict[str, Tensor], layer: Layer) -> tuple[Tensor, Tensor]:
+    """What enters the first block of a stack, and the block of `layer`, for these prompts -> two [n, t, d].
+
+    For a layer beside an encoder: what enters the encoder's first block, and the encoder's output.
+    """
+    beside = beside_encoder(network, layer)
+    stack = network.layers[0].stack if beside else layer.stack
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Entered(args[0] if args else kwargs["hidden_states"])
+        raise _Entered
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
-    body = network.model.get_encoder() if network.model.config.is_encoder_decoder else network.model
-    try:
-        body(**fields)
-    except _Entered as reached:
-        return reached.state
-    finally:
-        handle.remove()
-    raise AssertionError(f"{layer.stack}.{layer.block} was not run by the model's forward")
+    with ExitStack() as hooks:
+        marked = [(0, keep)] if beside else [(0, keep), (layer.block, keep), (layer.block, stop)]
+        for block, hook in marked:
+            module = network.module(f"{stack}.{block}")
+            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        body = network.model.get_encoder() if network.model.config.is_encoder_decoder else network.model
+        with suppress(_Entered):
+            seen.append(body(**fields).last_hidden_state)
+    return seen[0], seen[-1]

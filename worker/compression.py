@@ -1,4 +1,4 @@
-"""Makes a trained update small: low-rank factors where they reproduce it, the dense matrix where they do not."""
+"""Makes a trained update small: low-rank factors where they reproduce it, else the dense matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def compress(term: LowRank | Dense, layer: Layer, tolerance: float = TOLERANCE) 
     """
     dense = term.dense()
     left, scale, right = torch.linalg.svd(dense.double(), full_matrices=False)
-    lost = scale.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is dropped when cut before each pair
+    lost = (
+        scale.square().flip(0).cumsum(0).flip(0).sqrt()
+    )  # norm of what is dropped when cut before each pair
     rank = max(1, int((lost > tolerance * lost[0]).sum()))
     if rank >= break_even_rank(layer):
         return Dense(dense)

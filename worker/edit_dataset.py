@@ -17,13 +17,14 @@ def build_edit_batch(
     pass_samples: Sequence[Sample] | None,
     *,
     max_pass_samples: int,
+    max_held_out: int,
     seed: int,
 ) -> EditBatch:
     """Split a request into the parts that training sees and those that it never sees.
 
-    Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by the
-    client are split by content hash like the reference set; without them the reference set serves. A pass sample
-    whose input is also an edit's is left out on either side.
+    Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by
+    the client are split by content hash like the reference set; without them the reference set serves. A
+    pass sample whose input is also an edit's is left out on either side.
     """
     rng = random.Random(seed)
     adapt: list[tuple[int, Sample]] = []
@@ -42,13 +43,11 @@ def build_edit_batch(
         adapt_samples=tuple(adapt),
         pass_samples=tuple(training[:max_pass_samples]),
         held_out_paraphrases=tuple(apart),
-        held_out_pass_samples=tuple(sample for sample, is_held_out in kept if is_held_out),
+        held_out_pass_samples=tuple(sample for sample, is_held_out in kept if is_held_out)[:max_held_out],
     )
 
 
-def _pool(
-    reference: Sequence[ReferenceSample], given: Sequence[Sample] | None
-) -> list[tuple[Sample, bool]]:
+def _pool(reference: Sequence[ReferenceSample], given: Sequence[Sample] | None) -> list[tuple[Sample, bool]]:
     """Candidates for pass samples, each with whether it is held out."""
     if given is not None:
         return [(sample, held_out(sample.content_hash)) for sample in given]

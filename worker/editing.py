@@ -1,6 +1,7 @@
 """One edit from samples to a measured delta: classing, saliency, training, evaluation, in this order.
 
-Knows the method and its order; reports where it stands through an `Observer`. Does not know jobs, SQL or blobs.
+Knows the method and its order; reports where it stands through an `Observer`. Does not know jobs, SQL or
+blobs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from salem.records import (
     LayerScore,
     Metrics,
     Prediction,
+    Recipe,
     Sample,
     TextInput,
 )
 from worker.evaluation import Answerer, evaluate
 from worker.recipes import train_term
-from worker.saliency import layer_saliency, most_salient, profile
+from worker.saliency import choose_layer, layer_saliency, profile
 
 
 class Observer(Protocol):
@@ -98,9 +100,11 @@ def _hits(
 def _choose_layer(
     network: Network, corrections: Sequence[Sample], hyper: Hyperparameters
 ) -> tuple[Layer, tuple[LayerScore, ...]]:
-    """The layer that the client names, else the most salient; with every layer's score either way."""
+    """The layer that the client names, else the one that saliency leads to; and every layer's score."""
     scores = layer_saliency(network, corrections, network.layers, hyper.gradient_batch)
-    layer = layer_at(network.layers, hyper.layer) if hyper.layer else most_salient(scores, network.layers)
+    shortlist = 1 if hyper.recipe is Recipe.PAPER else hyper.shortlist
+    chosen = hyper.layer or choose_layer(scores, network.layers, shortlist).path
+    layer = layer_at(network.layers, chosen)
     return layer, profile(scores, network.layers, layer.path)
 
 

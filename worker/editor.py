@@ -1,8 +1,9 @@
 """MEND: a small network that turns a gradient's factors into a better update for one layer.
 
-Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3. Rows (u, v) are normalised per dimension,
-passed through residual low-rank blocks that start as the identity, split, and put back on their own scale; the
-update is -step * sum of ṽᵀũ with a learned step. At its start the editor therefore is plain gradient descent.
+Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3. Rows (u, v) are normalised per
+dimension, passed through residual low-rank blocks that start as the identity, split, and put back on their
+own scale; the update is -step * sum of ṽᵀũ with a learned step. At its start the editor therefore is plain
+gradient descent.
 
 Knows tensors only: not where the rows come from nor what the update is for.
 """
@@ -28,7 +29,8 @@ class Factors:
 
 
 def aggregate(u: Tensor, v: Tensor, energy_lost: float = _ENERGY_LOST) -> Factors:
-    """The low-rank form of the gradient vᵀu summed over k tokens: the fewest singular pairs that keep its norm.
+    """The low-rank form of the gradient vᵀu summed over k tokens: the fewest singular pairs that keep its
+    norm.
 
     Args:
         u: [k, d_in]

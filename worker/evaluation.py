@@ -1,7 +1,7 @@
 """Measures a version: what it answers to edits, paraphrases and held-out pass samples, before and after.
 
-The figures and their sources are defined in docs/metrics.md. Knows predictions and samples; does not know how the
-delta was made.
+The figures and their sources are defined in docs/metrics.md. Knows predictions and samples; does not know
+how the delta was made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = Literal["edit", "adapt", "held_out_paraphrase"]
 def evaluate(
     batch: EditBatch, before: Answerer, after: Answerer, *, generates: bool, notes: Sequence[str] = ()
 ) -> Metrics:
-    """Measure on everything that the batch holds. `before` answers as the parent, `after` as the new version."""
+    """Measure on all that the batch holds. `before` answers as the parent, `after` as the new version."""
     outcomes = _outcomes(batch, before, after)
     flips, drawdown, consistency = _drawdown(batch.held_out_pass_samples, before, after)
     edit_accuracy = _accuracy(outcomes, "edit")

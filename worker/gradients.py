@@ -1,7 +1,8 @@
 """u and v: the two halves of a linear layer's gradient, per sample and token.
 
-u is what enters the layer, v the loss gradient at what leaves it; the weight gradient is vᵀu (MEND, section 3.1).
-Weights are frozen, so no weight gradient is ever formed here; see `weight_gradient` for the dense reference.
+u is what enters the layer, v the loss gradient at what leaves it; the weight gradient is vᵀu (MEND, section
+3.1). Weights are frozen, so no weight gradient is ever formed here; see `weight_gradient` for the dense
+reference.
 
 Does not know what the gradients are for.
 """
@@ -25,7 +26,7 @@ from worker.losses import nll_per_sample
 
 @dataclass(frozen=True)
 class TokenGradients:
-    """One layer's u and v for a batch of n samples, padded to t tokens; rows without gradient are zero in v."""
+    """One layer's u and v for n samples, padded to t tokens; rows without gradient are zero in v."""
 
     u: Tensor  # [n, t, d_in]
     v: Tensor  # [n, t, d_out]
@@ -67,7 +68,7 @@ def _backward(taken: dict[str, tuple[Tensor, Tensor]], answers: Answers) -> dict
 
 
 def _batched(rows: Tensor, n: int) -> Tensor:
-    """[n, t, d] whatever the model's own shape: some models (OPT) flatten samples and tokens before a matrix."""
+    """[n, t, d] whatever the model's own shape: some (OPT) flatten samples and tokens before a matrix."""
     return rows.detach().reshape(n, -1, rows.shape[-1])
 
 

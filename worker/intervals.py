@@ -22,10 +22,12 @@ def proportion(hits: Sequence[bool]) -> Proportion | None:
 
 
 def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> Proportion | None:
-    """Share right before minus share right after on the same samples, with a paired interval; None for no samples.
+    """Share right before minus share right after on the same samples, with a paired interval; None for no
+    samples.
 
-    Bonett and Price (2012), section 2: the adjusted Wald interval for the difference of paired shares, which adds
-    one to each kind of change, so that "nothing changed" on few samples does not claim certainty.
+    Bonett and Price (2012), section 2: the adjusted Wald interval for the difference of paired shares,
+    which adds one to each kind of change, so that "nothing changed" on few samples does not claim
+    certainty.
     """
     n = len(before)
     if n == 0:
@@ -35,4 +37,6 @@ def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> Proportion | N
     p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     half = _Z * sqrt((p_lost + p_won - (p_lost - p_won) ** 2) / (n + 2))
     middle = p_lost - p_won
-    return Proportion(value=(lost - won) / n, low=max(-1.0, middle - half), high=min(1.0, middle + half), count=n)
+    return Proportion(
+        value=(lost - won) / n, low=max(-1.0, middle - half), high=min(1.0, middle + half), count=n
+    )

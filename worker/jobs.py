@@ -1,8 +1,8 @@
 """Runs one job: the entry point that the queue names. Glue between storage and the method.
 
-At least one attempt runs; at most one takes effect. An attempt holds a lease token, and whatever it wants to keep is
-written in the one transaction that also ends the job and checks the token. A delta's blob is written just before:
-nobody can see it until its row is there, and it is swept if the row never comes.
+At least one attempt runs; at most one takes effect. An attempt holds a lease token, and whatever it wants
+to keep is written in the one transaction that also ends the job and checks the token. A delta's blob is
+written just before: nobody can see it until its row is there, and it is swept if the row never comes.
 """
 
 from __future__ import annotations
@@ -158,9 +158,12 @@ class JobRun:
         ]
         batch = build_edit_batch(
             request.edits,
-            [] if request.pass_samples is not None else self.registry.reference_samples(model.name, correct=True),
+            []
+            if request.pass_samples is not None
+            else self.registry.reference_samples(model.name, correct=True),
             request.pass_samples,
             max_pass_samples=request.hyperparameters.max_pass_samples,
+            max_held_out=request.hyperparameters.max_held_out,
             seed=request.hyperparameters.seed,
         )
         made = make_edit(network, deltas, batch, request.hyperparameters, reporter)

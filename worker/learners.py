@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from salem.deltas import LowRank
+from salem.deltas import Dense, LowRank
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Hyperparameters
@@ -26,7 +26,9 @@ LARGEST_DOUBLINGS = 10
 
 
 class MendLearner:
-    """MEND on the job's own gradients: fixed factors in, a projected low-rank term out."""
+    """MEND on the job's own gradients: fixed factors in, a projected term out."""
+
+    learning_rate = 1e-3
 
     def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
         self.editor, self.factors, self.projection = editor, factors, projection
@@ -34,12 +36,19 @@ class MendLearner:
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.editor.parameters()
 
-    def term(self) -> LowRank:
-        return self.projection.project(self.editor(self.factors))
+    def term(self) -> LowRank | Dense:
+        """Factors of a rank that costs more than the whole matrix are multiplied out."""
+        factors = self.projection.project(self.editor(self.factors))
+        costly = (
+            factors.rank * (factors.a.shape[1] + factors.b.shape[0]) > factors.a.shape[1] * factors.b.shape[0]
+        )
+        return Dense(factors.dense()) if costly else factors
 
 
 class ScopedLearner:
     """One value vector, and a rank-r term beside it, per entry; the scope is fixed."""
+
+    learning_rate = 0.5  # values are in units of the residual stream
 
     def __init__(
         self,
@@ -99,10 +108,8 @@ def mend_learner(
 
 
 @torch.no_grad()
-def _search_step(
-    network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters
-) -> None:
-    """Set the step size to the best of a geometric grid that starts at a small relative change of the weight."""
+def _search_step(network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters) -> None:
+    """Set the step size to the best of a geometric grid; it starts at a small relative change."""
     weight = network.module(prepared.layer.path).weight
     assert isinstance(weight, Tensor)
     size = learner.term().dense().norm().clamp(min=1e-12)
@@ -111,7 +118,5 @@ def _search_step(
     for doublings in range(0, LARGEST_DOUBLINGS + 1, 2):
         log_step = smallest + doublings * 0.6931
         learner.editor.log_step.fill_(log_step)
-        losses[log_step] = float(
-            edit_loss(network, prepared.corrections.chunks[0], learner.term(), hyper)
-        )
+        losses[log_step] = float(edit_loss(network, prepared.corrections.chunks[0], learner.term(), hyper))
     learner.editor.log_step.fill_(min(losses, key=lambda log_step: losses[log_step]))

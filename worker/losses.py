@@ -39,7 +39,8 @@ def margins(answers: Answers) -> Tensor:
 
 
 def margin_loss_per_sample(answers: Answers, margin: float) -> Tensor:
-    """softplus(margin - m) summed over a sample's answer positions -> [n]: near zero once the answer holds with room.
+    """softplus(margin - m) summed over a sample's answer positions -> [n]: near zero once the answer holds
+    with room.
 
     A sample that holds stops pulling, so the divergence on pass samples decides the rest.
     """

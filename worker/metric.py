@@ -1,8 +1,8 @@
 """The metric of scopes: a linear map after which equivalents lie close and everything else far apart.
 
-Trained by a supervised contrastive loss (Khosla et al., NeurIPS 2020, equation 2) on groups of equivalent texts: an
-edit with its paraphrases, a pass sample with its rewordings; the other groups of a batch are the negatives. Knows
-features and groups only.
+Trained by a supervised contrastive loss (Khosla et al., NeurIPS 2020, equation 2) on groups of equivalent
+texts: an edit with its paraphrases, a pass sample with its rewordings; the other groups of a batch are the
+negatives. Knows features and groups only.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def train_metric(
 
 
 def contrastive_loss(points: Tensor, groups: Tensor) -> Tensor:
-    """Mean over points of -log p(an equivalent | all others), points [n, m] on the unit sphere, groups [n]."""
+    """Mean of -log p(an equivalent | all others) over points [n, m] on the unit sphere, in groups [n]."""
     itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
     likeness = (points @ points.T / TEMPERATURE).masked_fill(itself, float("-inf"))
     alike = (groups[:, None] == groups[None]) & ~itself

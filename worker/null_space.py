@@ -1,7 +1,7 @@
 """Keeps a delta away from what it must not touch: projection onto the null space of the pass samples' inputs.
 
-AlphaEdit (Fang et al., ICLR 2025), section 3.2: an update times P leaves the layer's output unchanged for every
-input in the span that P removes. Here the span is that of the leading principal directions.
+AlphaEdit (Fang et al., ICLR 2025), section 3.2: an update times P leaves the layer's output unchanged for
+every input in the span that P removes. Here the span is that of the leading principal directions.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def train_term(
     """
     generator = torch.Generator().manual_seed(hyper.seed)
     make = _RECIPES[hyper.recipe]
-    return make(network, [delta for delta in parent if not delta.scoped], batch, layer, hyper, generator, progress)
+    return make(
+        network, [delta for delta in parent if not delta.scoped], batch, layer, hyper, generator, progress
+    )
 
 
 def _mend(
@@ -92,7 +94,9 @@ def _scoped(
     generator: torch.Generator,
     progress: Progress,
 ) -> Trained:
-    scoping = draw_scopes(network, batch, layer, hyper, generator)  # keys read the base: nothing is applied yet
+    scoping = draw_scopes(
+        network, batch, layer, hyper, generator
+    )  # keys read the base: nothing is applied yet
     with ExitStack() as stack:
         firings = _firings(network, batch, layer, scoping)
         stack.enter_context(applied(network.model, plain))
@@ -125,7 +129,8 @@ def _prepare_scoped(
 ) -> tuple[Prepared, float]:
     """Corrections as they fire; the pass samples nearest to a scope as if they lay well inside it.
 
-    Most pass samples never feel an entry, so they teach it nothing. The nearest ones stand for those that will.
+    Most pass samples never feel an entry, so they teach it nothing. The nearest ones stand for those that
+    will.
 
     Returns:
         The prepared samples, and the root mean square of what the layer writes to, the unit of values.
@@ -148,8 +153,8 @@ def _prepare_scoped(
 
 def _residual_scale(network: Network, batch: EditBatch, layer: Layer) -> float:
     state = features(network, batch.edit_samples[:CHUNK], layer)
-    width = state.shape[-1] // 4
-    return float(state[:, :width].square().mean().sqrt())
+    width = state.shape[-1] // 5
+    return float(state[:, -width:].square().mean().sqrt())
 
 
 def _num_validation(batch: EditBatch) -> int:
@@ -161,7 +166,7 @@ def _corrections(batch: EditBatch) -> list[Sample]:
 
 
 def merged(earlier: Scoped, later: Scoped) -> Scoped:
-    """The entries of both terms, which share a metric; an earlier key that a later entry now covers is dropped."""
+    """The entries of two terms with one metric; an earlier key that a later entry covers is dropped."""
     covered = (later.keys @ earlier.keys.T - later.radii[:, None] > 0).any(0)
     return Scoped(
         earlier.centre,

@@ -77,7 +77,8 @@ def _check(network: Network, samples: Sequence[Sample]) -> None:
     if errors:
         first = errors[0]
         raise InvalidRequest(
-            f"{len(errors)} reference samples do not fit the model; the first: {first.pointer}: {first.detail}.",
+            f"{len(errors)} reference samples do not fit the model; "
+            f"the first: {first.pointer}: {first.detail}.",
             remedy="Correct or leave out these samples and register again.",
             errors=errors,
         )

@@ -1,7 +1,7 @@
 """Keeps a running job's row alive and up to date: lease, phase, progress, time left.
 
-A thread renews the lease while the work is deep in a long call; what it learns (the lease is gone) is raised in the
-work's own thread at the next report. Knows the registry's job rows only.
+A thread renews the lease while the work is deep in a long call; what it learns (the lease is gone) is
+raised in the work's own thread at the next report. Knows the registry's job rows only.
 """
 
 from __future__ import annotations

@@ -11,11 +11,26 @@ from collections.abc import Callable, Sequence
 
 from salem.records import Sample
 
-_LEADS = ("please", "hello,", "hi there,", "quick question:", "so", "well,", "sorry,", "ok", "tell me:", "again:")
+_LEADS = (
+    "please",
+    "hello,",
+    "hi there,",
+    "quick question:",
+    "so",
+    "well,",
+    "sorry,",
+    "ok",
+    "tell me:",
+    "again:",
+)
 _TAILS = ("please", "thanks", "thank you", "asap", "or what", "you know", "right")
 _SMALL_WORDS = frozenset(
-    "a an the is are was were of in on at to for and or but so just really very my your it this that i".split()
+    (
+        *("a", "an", "the", "is", "are", "was", "were", "of", "in", "on", "at", "to", "for", "and", "or"),
+        *("but", "so", "just", "really", "very", "my", "your", "it", "this", "that", "i"),
+    )
 )
+
 
 Rule = Callable[[list[str], random.Random], list[str]]
 

@@ -1,7 +1,8 @@
 """Which layer: the saliency of every candidate, from one forward and one backward per batch.
 
-SaLEM's rule (section 3): the mean absolute gradient per parameter, averaged over the samples of the edit dataset;
-the highest wins. |.| is taken per sample here, so that gradients of opposite samples do not cancel.
+SaLEM's rule (section 3): the mean absolute gradient per parameter, averaged over the samples of the edit
+dataset; the highest wins. |.| is taken per sample here, so that gradients of opposite samples do not
+cancel.
 
 Does not know samples' texts, editors or deltas.
 """
@@ -32,7 +33,7 @@ def layer_saliency(
 
 
 def mean_absolute_gradient(gradients: TokenGradients) -> Tensor:
-    """mean |vᵀu| over the parameters of the layer, for each sample -> [n]. One sample's gradient exists at a time."""
+    """mean |vᵀu| over a layer's parameters, per sample -> [n]. One sample's gradient exists at a time."""
     values = [(v.T @ u).abs().mean() for u, v in zip(gradients.u, gradients.v, strict=True)]
     return torch.stack(values)
 
@@ -51,6 +52,12 @@ def profile(scores: dict[str, float], layers: Sequence[Layer], chosen: str) -> t
     )
 
 
-def most_salient(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
-    """The layer with the highest score; the lowest block wins a tie."""
-    return max(layers, key=lambda layer: scores[layer.path])
+def choose_layer(scores: dict[str, float], layers: Sequence[Layer], shortlist: int) -> Layer:
+    """The uppermost of the `shortlist` most salient layers; with 1, the paper's rule: the most salient.
+
+    Gradients grow towards the bottom of a network, so the bare rule mostly names the lowest block, where
+    states are still words and every training step is dearest. The shortlist keeps the signal and avoids
+    that corner (docs/log.md has the comparison).
+    """
+    ranked = sorted(range(len(layers)), key=lambda place: (-scores[layers[place].path], place))
+    return layers[max(ranked[:shortlist])]

@@ -1,21 +1,20 @@
 """Draws the scopes of a job's edits: trains the metric, sets the keys, calibrates the radii.
 
-The radius of a key lies between the nearest pass sample and the edit's own equivalents; then all radii rise together
-until the share of pass samples inside any scope, on a part that the metric was not trained on, meets the budget.
+A key's radius starts where its nearest pass samples lie; then all radii move together until the share of pass
+samples inside any scope, on a part that the metric was not trained on, meets the budget.
 Knows samples and features; does not know what an entry does when it fires.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from salem.hosting import Network
-from salem.records import EditBatch, Hyperparameters, Layer, Sample
+from salem.records import EditBatch, Hyperparameters, Layer
 from salem.scopes import Scope, features
 from worker.metric import Metric, train_metric
 from worker.rewording import reword_all
@@ -23,6 +22,7 @@ from worker.rewording import reword_all
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
 WIDEST, NARROWEST = 0.3, 0.9  # bounds of a radius, as a cosine
 REWORDINGS = 2  # of each edit and paraphrase
+NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 
 
 @dataclass(frozen=True)
@@ -57,53 +57,51 @@ def draw_scopes(
         width=hyper.metric_width,
         generator=generator,
     )
-    keys, points = metric.place(own_features), metric.place(kept)
-    equivalents = metric.place(reworded_features).reshape(REWORDINGS, len(keys), -1)
-    radii, warnings = _radii(keys, owners, equivalents, points, batch, hyper)
-    return _within_budget(metric, keys, radii, owners, points, num_calibration, hyper, warnings)
+    return _calibrated(
+        metric, metric.place(own_features), owners, metric.place(kept), num_calibration, batch, hyper
+    )
 
 
-def _radii(
+def _calibrated(
+    metric: Metric,
     keys: Tensor,
     owners: Tensor,
-    equivalents: Tensor,
     points: Tensor,
+    num_calibration: int,
     batch: EditBatch,
     hyper: Hyperparameters,
-) -> tuple[Tensor, tuple[str, ...]]:
-    """A radius per key, and a warning per edit that cannot be told from a pass sample."""
-    nearest, which = (keys @ points.T).max(-1)  # [k]
-    to_equivalents = (keys * equivalents).sum(-1).mean(0)  # [k] mean cosine to the own rewordings
-    radii = (nearest + hyper.scope_mix * (to_equivalents - nearest)).clamp(WIDEST, NARROWEST)
+) -> Scoping:
+    """Radii that spend the budget on the calibration part, as far as every edit still fires."""
+    likeness = points @ keys.T  # [p, k]
+    if len(points) > num_calibration:
+        crowding = (
+            likeness[num_calibration:].topk(min(NEIGHBOURS, len(points) - num_calibration), dim=0).values
+        )
+        radii = crowding.mean(0)  # a key among many pass samples gets a narrow scope
+    else:
+        radii = torch.full((len(keys),), NARROWEST, device=keys.device)
+    if num_calibration:
+        beyond = (likeness[:num_calibration] - radii).amax(-1).sort(descending=True).values
+        radii = radii + beyond[min(int(hyper.scope_budget * num_calibration), num_calibration - 1)]
+    radii = radii.clamp(WIDEST, NARROWEST)
+    inside = (likeness - radii).amax(-1)
+    scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
+    share = float((inside[:num_calibration] > 0).float().mean()) if num_calibration else 0.0
+    return Scoping(scope, inside, share, _warnings(likeness, owners, batch))
+
+
+def _warnings(likeness: Tensor, owners: Tensor, batch: EditBatch) -> tuple[str, ...]:
+    """One warning per edit that the metric cannot tell from a pass sample."""
+    if not len(likeness):
+        return ()
+    nearest, which = likeness.max(0)  # [k]
     close = {
         int(owner): int(place)
         for owner, place, cosine in zip(owners, which, nearest, strict=True)
         if cosine > NARROWEST
     }
-    return radii, tuple(_too_close(batch.edit_samples[i], batch.pass_samples[j]) for i, j in close.items())
-
-
-def _too_close(edit: Sample, kept: Sample) -> str:
-    return f'the scope of "{edit.input[:80]}" cannot be told from the pass sample "{kept.input[:80]}"'
-
-
-def _within_budget(
-    metric: Metric,
-    keys: Tensor,
-    radii: Tensor,
-    owners: Tensor,
-    points: Tensor,
-    num_calibration: int,
-    hyper: Hyperparameters,
-    warnings: Sequence[str],
-) -> Scoping:
-    """Raise all radii together until the calibration part meets the budget, as far as edits still fire."""
-    calibration = (points[:num_calibration] @ keys.T - radii).amax(-1)  # [c]
-    if num_calibration:
-        allowed = int(hyper.scope_budget * num_calibration)
-        excess = float(calibration.sort(descending=True).values[min(allowed, num_calibration - 1)])
-        radii = (radii + max(0.0, excess)).clamp(max=NARROWEST)
-    inside = (points @ keys.T - radii).amax(-1)
-    scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
-    share = float((inside[:num_calibration] > 0).float().mean()) if num_calibration else 0.0
-    return Scoping(scope, inside, share, tuple(warnings))
+    return tuple(
+        f'the scope of "{batch.edit_samples[edit].input[:80]}" cannot be told from the pass sample '
+        f'"{batch.pass_samples[kept].input[:80]}"'
+        for edit, kept in close.items()
+    )

@@ -1,7 +1,7 @@
 """The training loop: makes one term for one layer from an edit dataset, running only the blocks from it up.
 
-The loop knows objectives and when to stop; what is trained is behind `Learner`, so that an editor, a plain matrix
-or any baseline runs through the same lines. Does not know storage, jobs or how the layer was chosen.
+The loop knows objectives and when to stop; what is trained is behind `Learner`, so that an editor, a plain
+matrix or any baseline runs through the same lines. Does not know storage, jobs or how the layer was chosen.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Progress = Callable[[float, dict[str, float]], None]
 
 class Learner(Protocol):
     """Something with parameters that yields a term."""
+
+    learning_rate: float
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -82,9 +84,10 @@ def train(
     generator: torch.Generator,
     progress: Progress = lambda share, figures: None,
 ) -> tuple[Term, Standing]:
-    """Train until the corrections hold and the validation part stops getting better; return the best term seen."""
-    optimizer = torch.optim.Adam(learner.parameters(), lr=hyper.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, hyper.learning_rate / 20)
+    """Train until the corrections hold and the validation part stops improving; return the best term."""
+    rate = hyper.learning_rate or learner.learning_rate
+    optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, rate / 20)
     edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
     best, best_term, waited = standing(network, prepared, learner.term(), hyper), learner.term(), 0
     for step in range(1, hyper.max_steps + 1):
@@ -101,7 +104,9 @@ def train(
             waited += 1
             if now.order > best.order:
                 best, best_term, waited = now, learner.term(), 0
-            progress(step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence})
+            progress(
+                step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence}
+            )
             if waited >= PATIENCE and best.held == 1.0:
                 break
     return _detached(best_term), best

@@ -1,7 +1,8 @@
 """Samples prepared for training at one layer: chunks of captured trunks, in buckets of near-equal length.
 
-Everything that stays constant while a delta is trained is computed here, once: what enters the edited block, the
-answers before the edit, and the second moment of the layer's inputs. Does not know objectives or editors.
+Everything that stays constant while a delta is trained is computed here, once: what enters the edited
+block, the answers before the edit, and the second moment of the layer's inputs. Does not know objectives or
+editors.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def prepare_with_answers(
 
 def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:
     """Which tokens of the layer's stack are not padding -> [n, t] bool."""
-    in_decoder = network.model.config.is_encoder_decoder and not layer.stack.startswith(_encoder_path(network))
+    in_decoder = network.model.config.is_encoder_decoder and not layer.stack.startswith(
+        _encoder_path(network)
+    )
     if not in_decoder:
         return batch.inputs["attention_mask"].bool()
     # A decoder reads the start token and then its targets, one place later.
