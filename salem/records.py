@@ -131,9 +131,11 @@ class Hyperparameters(Record):
 
     recipe: Recipe = Recipe.SCOPED
     layer: str | None = None  # None: saliency chooses
-    shortlist: int = Field(default=3, ge=1, le=64)  # most salient layers to choose from; 1: the paper's rule
+    shortlist: float = Field(
+        default=0.6, ge=0, le=1
+    )  # share of the layers to choose from; 0: the paper's rule
     seed: int = Field(default=0, ge=0, lt=2**31)
-    max_steps: int = Field(default=60, ge=1, le=5_000)
+    max_steps: int = Field(default=40, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
     kl_weight: float = Field(default=3.0, ge=0)

@@ -27,6 +27,7 @@ from salem.records import Layer, Task, TextInput
 from salem.trunk import beside_encoder
 
 SHARPNESS = 40.0  # of the gate's edge, per unit of cosine
+SHUT = 0.15  # cosine outside a radius from where the gate is exactly zero and the base answers
 FEATURE_BATCH = 64
 
 
@@ -59,9 +60,13 @@ class Scope:
         return nn.functional.normalize(projected, dim=-1)
 
     def fire(self, features: Tensor) -> Firing:
-        """Which entry acts on inputs with these features [n, f]: one matrix product over all keys."""
-        inside, nearest = (self.place(features) @ self.keys.T - self.radii).max(dim=-1)
-        strength = torch.sigmoid(SHARPNESS * inside)
+        """Which entry acts on inputs with these features [n, f]."""
+        return self.fire_at(self.place(features))
+
+    def fire_at(self, points: Tensor) -> Firing:
+        """Which entry acts at these points [n, m] of the unit sphere: one matrix product over all keys."""
+        inside, nearest = (points @ self.keys.T - self.radii).max(dim=-1)
+        strength = torch.sigmoid(SHARPNESS * inside) * (inside > -SHUT)
         return Firing(entry=self.owners[nearest].long(), inside=inside, strength=strength)
 
 
@@ -122,14 +127,22 @@ class Scoped:
         return k > 0 and owned and all(getattr(self, name).shape == shape for name, shape in expected.items())
 
 
-def strongest(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
-    """Of several terms' firings on the same inputs, let only the one farthest inside its scope act."""
+def prevailing(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
+    """Of several terms' firings on the same inputs, oldest first, let one act on each input.
+
+    The newest whose scope holds the input: a later correction overrides an earlier one wherever both apply.
+    """
     present = [firing for firing in firings if firing is not None]
     if len(present) < 2:
         return tuple(firings)
-    best = torch.stack([firing.inside for firing in present]).amax(0)
+    claims = torch.stack([firing.inside for firing in present])  # [terms, n]
+    age = torch.arange(len(present), device=claims.device).unsqueeze(-1)
+    winner = torch.where(claims > 0, claims.new_tensor(2.0) * (1 + age), claims).argmax(
+        0
+    )  # cosines are below 2
+    places = iter(range(len(present)))
     return tuple(
-        firing and Firing(firing.entry, firing.inside, firing.strength * (firing.inside >= best))
+        firing and Firing(firing.entry, firing.inside, firing.strength * (winner == next(places)))
         for firing in firings
     )
 

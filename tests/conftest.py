@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running_service import Service, running
 from sqlalchemy import create_engine, make_url, text
 
 from salem.private_redis import PrivateRedis
@@ -44,6 +45,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A private Redis, shared by all tests of the run: give each test a queue of its own."""
     with PrivateRedis.start(Settings(home=tmp_path_factory.mktemp("redis-home"))) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One `salem serve`, shared by all tests of the run: give each test models of its own name."""
+    home = tmp_path_factory.mktemp("s")  # short: a Unix socket's path has little room
+    with running(Settings(home=home), home / "serve.log") as service:
+        yield service
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ FLOORS_FROM_THE_TOP = (
     },
     # 4 machines
     {
-        *under("salem", "blobs database job_leases job_rows lifeline migrations model_rows private_redis"),
+        *under("salem", "blobs database job_leases job_rows lifeline logs migrations model_rows private_redis"),
         *under("salem", "queue registry schema version_rows"),
         *under("worker", "training"),
         *under("app", "engine processes"),

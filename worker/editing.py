@@ -102,7 +102,7 @@ def _choose_layer(
 ) -> tuple[Layer, tuple[LayerScore, ...]]:
     """The layer that the client names, else the one that saliency leads to; and every layer's score."""
     scores = layer_saliency(network, corrections, network.layers, hyper.gradient_batch)
-    shortlist = 1 if hyper.recipe is Recipe.PAPER else hyper.shortlist
+    shortlist = 0.0 if hyper.recipe is Recipe.PAPER else hyper.shortlist
     chosen = hyper.layer or choose_layer(scores, network.layers, shortlist).path
     layer = layer_at(network.layers, chosen)
     return layer, profile(scores, network.layers, layer.path)

@@ -18,7 +18,13 @@ def proportion(hits: Sequence[bool]) -> Proportion | None:
     share = sum(hits) / n
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return Proportion(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), count=n)
+    # At 0 and 1 a bound equals the share, but for rounding.
+    return Proportion(
+        value=share,
+        low=min(share, max(0.0, centre - half)),
+        high=max(share, min(1.0, centre + half)),
+        count=n,
+    )
 
 
 def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> Proportion | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 import torch
+from rq.timeouts import JobTimeoutException
 
 from salem import lifeline
 from salem.blobs import BlobStore
@@ -51,6 +52,11 @@ _OUT_OF_MEMORY = JobError(
     code="out_of_memory",
     message="The job needed more memory than there is.",
     remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
+)
+_TIMED_OUT = JobError(
+    code="timed_out",
+    message="The job took longer than a job may take.",
+    remedy="Send fewer edits per job, lower options.max_steps or options.max_pass_samples.",
 )
 
 
@@ -95,6 +101,9 @@ class JobRun:
         except (MemoryError, torch.OutOfMemoryError):
             self.log.exception("job ran out of memory")
             self._fail(_OUT_OF_MEMORY)
+        except JobTimeoutException:
+            self.log.warning("job timed out", seconds=round(time.monotonic() - began, 2))
+            self._fail(_TIMED_OUT)
         except Exception:
             # The end of every road: whatever went wrong, the job must not stay running for ever.
             self.log.exception("job failed unexpectedly")

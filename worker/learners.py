@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salem.deltas import Dense, LowRank
 from salem.errors import EditFailed
 from salem.hosting import Network
-from salem.records import Hyperparameters
+from salem.records import Hyperparameters, Layer
 from salem.scopes import Scope, Scoped
 from worker.editor import Factors, MendEditor, aggregate
 from worker.gradients import suffix_gradients
@@ -53,19 +53,19 @@ class ScopedLearner:
     def __init__(
         self,
         scope: Scope,
+        *,
         num_entries: int,
-        d_in: int,
-        d_out: int,
+        layer: Layer,
         rank: int,
         scale: float,
         generator: torch.Generator,
     ) -> None:
         device = scope.keys.device
-        down = torch.randn(num_entries, rank, d_in, generator=generator) / d_in**0.5
+        down = torch.randn(num_entries, rank, layer.d_in, generator=generator) / layer.d_in**0.5
         self.scope, self.scale = scope, scale
-        self.values = nn.Parameter(torch.zeros(num_entries, d_out, device=device))
+        self.values = nn.Parameter(torch.zeros(num_entries, layer.d_out, device=device))
         self.down = nn.Parameter(down.to(device))
-        self.up = nn.Parameter(torch.zeros(num_entries, rank, d_out, device=device))
+        self.up = nn.Parameter(torch.zeros(num_entries, rank, layer.d_out, device=device))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter((self.values, self.down, self.up))

@@ -17,6 +17,7 @@ from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from salem.logs import configure_logging
 from salem.settings import Settings
 from worker import jobs
 
@@ -60,21 +61,6 @@ def connect(url: str) -> Redis:
     connection = Redis.from_url(url)
     connection.ping()
     return connection
-
-
-def configure_logging(settings: Settings) -> None:
-    """Readable lines, or one JSON object per line."""
-    renderer = structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 TEMPERATURE = 0.05
 BATCH_GROUPS = 256  # groups of pass samples per step
-STEPS = 150
-LEARNING_RATE = 1e-3
+STEPS = 100
+LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
+_SMALLEST_SPREAD = 1e-6  # of a dimension in which all features are equal
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def train_metric(
         views: two [p, f]: pass samples and one rewording of each, in the same order.
         width: m, dimensions of the metric.
     """
-    centre, spread = views[0].mean(0), views[0].std(0)
-    spread = spread.clamp(min=float(spread.mean()) * 1e-2)
+    # One pass sample or none has no spread.
+    population = views[0] if len(views[0]) > 1 else torch.cat([always, *views])
+    centre, spread = population.mean(0), population.std(0)
+    spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
     metric = Metric(centre, spread, torch.empty(width, len(centre), device=centre.device))
     start = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
     projection = start.to(centre.device).requires_grad_()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from salem.deltas import LowRank
 
+_NEGLIGIBLE = 1e-6  # of the largest eigenvalue: what float32 leaves of a direction that no input has
+
 
 @dataclass(frozen=True)
 class NullSpace:
@@ -26,7 +28,11 @@ class NullSpace:
 
 
 def null_space(second_moment: Tensor, rank: int) -> NullSpace:
-    """The complement of the `rank` leading eigenvectors of the inputs' second moment [d_in, d_in]."""
-    rank = min(rank, second_moment.shape[0] - 1)
-    vectors = torch.linalg.eigh(second_moment.double()).eigenvectors  # ascending eigenvalues
+    """The complement of the `rank` leading eigenvectors of the inputs' second moment [d_in, d_in].
+
+    Directions that no input has are never removed: there is nothing to protect, and an edit may need them.
+    """
+    spent, vectors = torch.linalg.eigh(second_moment.double())  # ascending eigenvalues
+    present = int((spent > _NEGLIGIBLE * spent[-1]).sum())
+    rank = min(rank, present, second_moment.shape[0] - 1)
     return NullSpace(vectors.T.flip(0)[:rank].to(torch.float32).contiguous())

@@ -10,22 +10,21 @@ Each is a way to prepare the samples and to choose a learner; training itself is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
 from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample
-from salem.scopes import Firing, Scoped, features
 from worker.compression import compress
 from worker.learners import ScopedLearner, mend_learner
-from worker.scoping import CALIBRATION_SHARE, Scoping, draw_scopes
+from worker.scoping import Scoping, draw_scopes
 from worker.training import CHUNK, Prepared, Progress, prepare_dataset, train
 from worker.trunk_sets import prepare, prepare_with_answers
 
-NEAR_SAMPLES = 256  # pass samples, nearest to the scopes, that train the values of entries
+NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values of entries
 
 
 @dataclass(frozen=True)
@@ -94,91 +93,50 @@ def _scoped(
     generator: torch.Generator,
     progress: Progress,
 ) -> Trained:
-    scoping = draw_scopes(
-        network, batch, layer, hyper, generator
-    )  # keys read the base: nothing is applied yet
-    with ExitStack() as stack:
-        firings = _firings(network, batch, layer, scoping)
-        stack.enter_context(applied(network.model, plain))
-        prepared, scale = _prepare_scoped(network, batch, layer, scoping, firings)
+    scoping = draw_scopes(network, batch, layer, hyper, generator)  # keys read the base: before `applied`
+    with applied(network.model, plain):
+        prepared = _prepare_scoped(network, batch, layer, scoping)
         learner = ScopedLearner(
             scoping.scope,
-            len(batch.edit_samples),
-            layer.d_in,
-            layer.d_out,
-            hyper.entry_rank,
-            scale,
-            generator,
+            num_entries=len(batch.edit_samples),
+            layer=layer,
+            rank=hyper.entry_rank,
+            scale=scoping.state_scale,
+            generator=generator,
         )
         term, _ = train(network, prepared, learner, hyper, generator, progress)
     return Trained(term, scoping.warnings)
 
 
-def _firings(network: Network, batch: EditBatch, layer: Layer, scoping: Scoping) -> tuple[Firing, ...]:
-    """What fires on the corrections, and on the validation part of the pass samples."""
-    groups = (_corrections(batch), batch.pass_samples[: _num_validation(batch)])
-    return tuple(_fire(network, group, layer, scoping) for group in groups if group)
-
-
-def _fire(network: Network, samples: Sequence[Sample], layer: Layer, scoping: Scoping) -> Firing:
-    return scoping.scope.fire(features(network, samples, layer))
-
-
-def _prepare_scoped(
-    network: Network, batch: EditBatch, layer: Layer, scoping: Scoping, firings: Sequence[Firing]
-) -> tuple[Prepared, float]:
+def _prepare_scoped(network: Network, batch: EditBatch, layer: Layer, scoping: Scoping) -> Prepared:
     """Corrections as they fire; the pass samples nearest to a scope as if they lay well inside it.
 
-    Most pass samples never feel an entry, so they teach it nothing. The nearest ones stand for those that
-    will.
-
-    Returns:
-        The prepared samples, and the root mean square of what the layer writes to, the unit of values.
+    Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will.
+    Validation needs only those of the calibration part on which something fires: no other can change.
     """
-    num_validation = _num_validation(batch)
-    order = scoping.inside[num_validation:].argsort(descending=True)[:NEAR_SAMPLES] + num_validation
-    near = [batch.pass_samples[index] for index in order.tolist()]
-    keep, moment = prepare_with_answers(network, near, layer, chunk_size=CHUNK)
-    validation, _ = prepare_with_answers(
-        network, batch.pass_samples[:num_validation], layer, chunk_size=CHUNK
+    calibration = scoping.num_calibration
+    near = calibration + scoping.kept.inside[calibration:].argsort(descending=True)[:NEAR_SAMPLES]
+    firing = (scoping.kept.strength[:calibration] > 0).nonzero()[:, 0]
+    as_if = scoping.kept.rows(near)
+    keep, moment = prepare_with_answers(network, _pick(batch, near), layer, chunk_size=CHUNK)
+    validation, _ = prepare_with_answers(network, _pick(batch, firing), layer, chunk_size=CHUNK)
+    return Prepared(
+        layer,
+        corrections=prepare(network, _corrections(batch), layer, chunk_size=CHUNK).with_firing(
+            scoping.corrections
+        ),
+        keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
+        validation=validation.with_firing(scoping.kept.rows(firing)),
+        inputs_to_keep=moment,
     )
-    corrections = prepare(network, _corrections(batch), layer, chunk_size=CHUNK).with_firing(firings[0])
-    if near:
-        drawn = _fire(network, near, layer, scoping)
-        keep = keep.with_firing(Firing(drawn.entry, drawn.inside, torch.ones_like(drawn.strength)))
-    if num_validation:
-        validation = validation.with_firing(firings[1])
-    return Prepared(layer, corrections, keep, validation, moment), _residual_scale(network, batch, layer)
 
 
-def _residual_scale(network: Network, batch: EditBatch, layer: Layer) -> float:
-    state = features(network, batch.edit_samples[:CHUNK], layer)
-    width = state.shape[-1] // 5
-    return float(state[:, -width:].square().mean().sqrt())
-
-
-def _num_validation(batch: EditBatch) -> int:
-    return int(len(batch.pass_samples) * CALIBRATION_SHARE)
+def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
+    return [batch.pass_samples[row] for row in rows.tolist()]
 
 
 def _corrections(batch: EditBatch) -> list[Sample]:
     return [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
-
-
-def merged(earlier: Scoped, later: Scoped) -> Scoped:
-    """The entries of two terms with one metric; an earlier key that a later entry covers is dropped."""
-    covered = (later.keys @ earlier.keys.T - later.radii[:, None] > 0).any(0)
-    return Scoped(
-        earlier.centre,
-        earlier.spread,
-        earlier.projection,
-        keys=torch.cat([earlier.keys[~covered], later.keys]),
-        radii=torch.cat([earlier.radii[~covered], later.radii]),
-        owners=torch.cat([earlier.owners[~covered], later.owners + len(earlier.values)]),
-        values=torch.cat([earlier.values, later.values]),
-        down=torch.cat([earlier.down, later.down]),
-        up=torch.cat([earlier.up, later.up]),
-    )
 
 
 _Recipe = Callable[

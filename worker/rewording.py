@@ -40,7 +40,7 @@ def reword(sample: Sample, rng: random.Random) -> Sample:
     words = sample.input.split()
     for rule in rng.sample(_RULES, 2):
         words = rule(words, rng) or words
-    return Sample(input=" ".join(words), text_pair=sample.text_pair, target=sample.target)
+    return Sample(input=" ".join(words) or sample.input, text_pair=sample.text_pair, target=sample.target)
 
 
 def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:

@@ -10,6 +10,7 @@ Does not know samples' texts, editors or deltas.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -52,12 +53,13 @@ def profile(scores: dict[str, float], layers: Sequence[Layer], chosen: str) -> t
     )
 
 
-def choose_layer(scores: dict[str, float], layers: Sequence[Layer], shortlist: int) -> Layer:
-    """The uppermost of the `shortlist` most salient layers; with 1, the paper's rule: the most salient.
+def choose_layer(scores: dict[str, float], layers: Sequence[Layer], shortlist: float) -> Layer:
+    """The uppermost of the most salient layers, `shortlist` being their share; with 0, the most salient itself.
 
     Gradients grow towards the bottom of a network, so the bare rule mostly names the lowest block, where
-    states are still words and every training step is dearest. The shortlist keeps the signal and avoids
-    that corner (docs/log.md has the comparison).
+    states are still words and every training step is dearest. The shortlist keeps the signal and avoids that
+    corner (docs/log.md has the comparison).
     """
     ranked = sorted(range(len(layers)), key=lambda place: (-scores[layers[place].path], place))
-    return layers[max(ranked[:shortlist])]
+    count = max(1, ceil(shortlist * len(layers)))
+    return layers[max(ranked[:count])]

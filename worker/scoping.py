@@ -15,8 +15,8 @@ from torch import Tensor
 
 from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer
-from salem.scopes import Scope, features
-from worker.metric import Metric, train_metric
+from salem.scopes import Firing, Scope, features
+from worker.metric import train_metric
 from worker.rewording import reword_all
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
@@ -27,11 +27,13 @@ NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 
 @dataclass(frozen=True)
 class Scoping:
-    """The scopes of a job and how near its pass samples come to them."""
+    """The scopes of a job, and what fires on its samples."""
 
     scope: Scope
-    inside: Tensor  # [p] of each pass sample: cosine to the nearest key minus its radius
-    share_inside: float  # of the calibration part
+    corrections: Firing  # on edit and adapt samples, in this order
+    kept: Firing  # on pass samples; the first `num_calibration` were kept from the metric
+    num_calibration: int
+    state_scale: float  # root mean square of the states that the layer writes to: the unit of values
     warnings: tuple[str, ...]
 
 
@@ -43,51 +45,51 @@ def draw_scopes(
     own = [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
     owners = torch.tensor([*range(len(batch.edit_samples)), *(index for index, _ in batch.adapt_samples)])
     owners = owners.to(network.device)
-    reworded = [sample for _ in range(REWORDINGS) for sample in reword_all(own, rng)]
     keep = list(batch.pass_samples)
-    own_features = features(network, own, layer)
-    reworded_features = features(network, reworded, layer)
-    kept = features(network, keep, layer)
-    kept_again = features(network, reword_all(keep, rng), layer)
     num_calibration = int(len(keep) * CALIBRATION_SHARE)
+    reworded = [sample for _ in range(REWORDINGS) for sample in reword_all(own, rng)]
+    own_features = features(network, own, layer)
+    kept = features(network, keep, layer) if keep else own_features[:0]
+    kept_again = features(network, reword_all(keep[num_calibration:], rng), layer) if keep else kept
     metric = train_metric(
-        torch.cat([own_features, reworded_features]),
+        torch.cat([own_features, features(network, reworded, layer)]),
         torch.cat([owners] * (1 + REWORDINGS)),
-        (kept[num_calibration:], kept_again[num_calibration:]),
+        (kept[num_calibration:], kept_again),
         width=hyper.metric_width,
         generator=generator,
     )
-    return _calibrated(
-        metric, metric.place(own_features), owners, metric.place(kept), num_calibration, batch, hyper
+    keys, points = metric.place(own_features), metric.place(kept)
+    radii = calibrated_radii(points @ keys.T, num_calibration, hyper.scope_budget)
+    scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
+    return Scoping(
+        scope=scope,
+        corrections=scope.fire_at(keys),
+        kept=scope.fire_at(points),
+        num_calibration=num_calibration,
+        state_scale=float(own_features.chunk(5, dim=-1)[-1].square().mean().sqrt()),
+        warnings=_warnings(points @ keys.T, owners, batch),
     )
 
 
-def _calibrated(
-    metric: Metric,
-    keys: Tensor,
-    owners: Tensor,
-    points: Tensor,
-    num_calibration: int,
-    batch: EditBatch,
-    hyper: Hyperparameters,
-) -> Scoping:
-    """Radii that spend the budget on the calibration part, as far as every edit still fires."""
-    likeness = points @ keys.T  # [p, k]
-    if len(points) > num_calibration:
-        crowding = (
-            likeness[num_calibration:].topk(min(NEIGHBOURS, len(points) - num_calibration), dim=0).values
-        )
-        radii = crowding.mean(0)  # a key among many pass samples gets a narrow scope
-    else:
-        radii = torch.full((len(keys),), NARROWEST, device=keys.device)
-    if num_calibration:
-        beyond = (likeness[:num_calibration] - radii).amax(-1).sort(descending=True).values
-        radii = radii + beyond[min(int(hyper.scope_budget * num_calibration), num_calibration - 1)]
-    radii = radii.clamp(WIDEST, NARROWEST)
-    inside = (likeness - radii).amax(-1)
-    scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
-    share = float((inside[:num_calibration] > 0).float().mean()) if num_calibration else 0.0
-    return Scoping(scope, inside, share, _warnings(likeness, owners, batch))
+def calibrated_radii(likeness: Tensor, num_calibration: int, budget: float) -> Tensor:
+    """Radii that spend the budget on the calibration part, as far as every edit still fires.
+
+    Args:
+        likeness: [p, k] cosine of each pass sample to each key; the calibration part comes first.
+        num_calibration: how many of the p.
+        budget: share of the calibration part that may lie inside any scope.
+
+    Returns:
+        [k]; a key among many pass samples gets a narrower scope.
+    """
+    calibration, rest = likeness[:num_calibration], likeness[num_calibration:]
+    if not len(rest):
+        return likeness.new_full((likeness.shape[1],), NARROWEST)
+    radii = rest.topk(min(NEIGHBOURS, len(rest)), dim=0).values.mean(0)
+    if len(calibration):
+        beyond = (calibration - radii).amax(-1).sort(descending=True).values
+        radii = radii + beyond[min(int(budget * len(calibration)), len(calibration) - 1)]
+    return radii.clamp(WIDEST, NARROWEST)
 
 
 def _warnings(likeness: Tensor, owners: Tensor, batch: EditBatch) -> tuple[str, ...]:

@@ -89,7 +89,8 @@ def train(
     optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, rate / 20)
     edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
-    best, best_term, waited = standing(network, prepared, learner.term(), hyper), learner.term(), 0
+    best, best_term = standing(network, prepared, learner.term(), hyper), _detached(learner.term())
+    waited = 0
     for step in range(1, hyper.max_steps + 1):
         optimizer.zero_grad(set_to_none=True)
         term = learner.term()
@@ -103,13 +104,13 @@ def train(
             now = standing(network, prepared, learner.term(), hyper)
             waited += 1
             if now.order > best.order:
-                best, best_term, waited = now, learner.term(), 0
+                best, best_term, waited = now, _detached(learner.term()), 0
             progress(
                 step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence}
             )
             if waited >= PATIENCE and best.held == 1.0:
                 break
-    return _detached(best_term), best
+    return best_term, best
 
 
 @torch.no_grad()
@@ -152,4 +153,5 @@ def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:
 
 
 def _detached(term: Term) -> Term:
+    """A copy that later steps do not move: a term may hold parameters themselves."""
     return type(term)(**{name: value.detach().clone() for name, value in vars(term).items()})

@@ -1,0 +1,310 @@
+"""Scopes: what is read from a prompt, which entry fires, and what a scoped delta does to answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_salem_answers import greedy_ids
+from tiny_models import ARCHITECTURES, LABELS, tiny_network
+from torch import Tensor, nn
+
+from salem.answers import fire, predict
+from salem.deltas import LayerDelta, applied, pack, unpack
+from salem.encoding import encode_inputs
+from salem.errors import DeltaRejected
+from salem.hosting import Network
+from salem.records import Layer, Prediction, TextInput
+from salem.scopes import Firing, Scope, Scoped, features, prevailing
+
+SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
+TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
+BASE = "0" * 64
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scope_around(network: Network, layer: Layer, inputs: list[TextInput], radius: float = 0.9) -> Scope:
+    """A scope with one key at each input, in a metric that standardises and turns."""
+    pooled = features(network, [*TEXTS, *inputs], layer)
+    width = pooled.shape[1]
+    bare = Scope(
+        centre=pooled.mean(0),
+        spread=pooled.std(0) + 1e-3,
+        projection=drawn(16, width) / width**0.5,
+        keys=torch.zeros(1, 16),
+        radii=torch.full((len(inputs),), radius),
+        owners=torch.arange(len(inputs)).float(),
+    )
+    return replace(bare, keys=bare.place(features(network, inputs, layer)))
+
+
+def scoped_delta(
+    network: Network,
+    layer: Layer,
+    inputs: list[TextInput],
+    *,
+    size: float = 50.0,
+    rank: int = 1,
+    seed: int = 0,
+) -> LayerDelta:
+    scope, e = scope_around(network, layer, inputs), len(inputs)
+    term = Scoped(
+        **vars(scope),
+        values=size * drawn(e, layer.d_out, seed=seed),
+        down=drawn(e, rank, layer.d_in, seed=seed + 1),
+        up=drawn(e, rank, layer.d_out, seed=seed + 2),
+    )
+    return LayerDelta(layer.path, (term,))
+
+
+def outputs(found: list[Prediction]) -> list[str]:
+    return [prediction.output for prediction in found]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_do_not_depend_on_what_else_is_in_the_batch(architecture: str) -> None:
+    network = tiny_network(architecture)
+    for layer in network.layers:
+        together = features(network, TEXTS, layer)
+        assert together.dtype == torch.float32 and torch.isfinite(together).all()
+        for row, text in enumerate(TEXTS):
+            alone = features(network, [text], layer)[0]
+            torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_features_leave_nothing_in_the_model(architecture: str) -> None:
+    network = tiny_network(architecture)
+    features(network, TEXTS, network.layers[-1])
+    assert not any(module._forward_pre_hooks for module in network.model.modules())
+
+
+def pools(network: Network, item: TextInput, layer: Layer) -> tuple[Tensor, ...]:
+    """First embeddings, second embeddings, first states, second states, summary."""
+    return features(network, [item], layer)[0].chunk(5)
+
+
+def test_the_segments_of_a_pair_are_pooled_apart() -> None:
+    network, item = tiny_network("bert"), TextInput(input=SHORT, text_pair="the parcel is here")
+    layer = network.layers[1]
+    fields = encode_inputs(network, [item])
+    with torch.no_grad():
+        states = network.model(**fields, output_hidden_states=True).hidden_states
+    second = fields["token_type_ids"][0].bool() & fields["attention_mask"][0].bool()
+    first = fields["attention_mask"][0].bool() & ~second
+    assert first.any() and second.any()
+    found = pools(network, item, layer)
+    expected = [states[at][0, rows].mean(0) for at in (0, 1) for rows in (first, second)]
+    for mean, wanted in zip(found, [*expected, states[1][0, 0]], strict=True):
+        torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
+    swapped = pools(network, TextInput(input="the parcel is here", text_pair=SHORT), layer)
+    assert not torch.allclose(swapped[0], found[0], atol=0.1)
+    single = pools(network, TEXTS[0], layer)
+    assert not single[1].any() and not single[3].any()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_a_decoder_is_summed_up_by_the_last_token_of_its_prompt(architecture: str) -> None:
+    network = tiny_network(architecture)
+    for layer in network.layers[1:]:
+        fields = encode_inputs(network, [TEXTS[0]])
+        length = int(fields["attention_mask"].sum())
+        assert length < fields["input_ids"].shape[1], "there is no padding: this test shows little"
+        with torch.no_grad():
+            states = network.model(**fields, output_hidden_states=True).hidden_states
+        summary = features(network, TEXTS[:2], layer)[0].chunk(5)[-1]
+        torch.testing.assert_close(summary, states[layer.block][0, length - 1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_layer_beside_an_encoder_is_scoped_by_the_encoders_output(architecture: str) -> None:
+    network = tiny_network(architecture)
+    beside = [layer for layer in network.layers if "decoder" in layer.stack]
+    assert len(beside) == 2
+    fields = encode_inputs(network, [TEXTS[0]])
+    with torch.no_grad():
+        state = network.model.get_encoder()(**fields).last_hidden_state[0]
+    length = int(fields["attention_mask"].sum())
+    for layer in beside:
+        found = pools(network, TEXTS[0], layer)
+        torch.testing.assert_close(found[2], state[:length].mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[4], state[0], rtol=1e-4, atol=1e-5)
+
+
+def small_scope() -> Scope:
+    angles = torch.tensor([0.0, 0.4, 2.0])
+    keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
+    return Scope(torch.zeros(2), torch.ones(2), torch.eye(2), keys, radii, owners)
+
+
+def test_the_key_farthest_inside_its_radius_decides() -> None:
+    scope = small_scope()
+    firing = scope.fire(torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]))
+    assert firing.entry[:3].tolist() == [0, 1, 0]
+    assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
+    assert firing.strength[:3].tolist() == pytest.approx([0.982, 0.769, 0.982], abs=2e-2)
+    assert firing.inside[3] < 0 and firing.strength[3] == 0, "far outside, the base itself answers"
+    picked = firing.rows(torch.tensor([2, 1]))
+    assert picked.entry.tolist() == [0, 1] and torch.equal(picked.inside, firing.inside[[2, 1]])
+
+
+def test_the_gate_is_half_open_at_the_radius_and_opens_inwards() -> None:
+    scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
+    scope = replace(scope, owners=torch.zeros(1))
+    cosines = torch.linspace(0.5, 1.0, 41)
+    firing = scope.fire(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1))
+    assert float(scope.fire(torch.tensor([[0.8, 0.6]])).strength) == pytest.approx(0.5, abs=1e-4)
+    assert (firing.strength.diff() >= 0).all()
+    assert ((firing.strength > 0.5) == (firing.inside > 0)).all()
+
+
+def some_term(rank: int) -> Scoped:
+    return Scoped(
+        **vars(small_scope()),
+        values=drawn(2, 4),
+        down=drawn(2, rank, 6, seed=1),
+        up=drawn(2, rank, 4, seed=2),
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
+    term, x = some_term(rank), drawn(3, 5, 6, seed=3)
+    firing = Firing(torch.tensor([1, 0, 1]), torch.zeros(3), torch.tensor([1.0, 0.5, 0.0]))
+    found = term.act(x, firing)
+    assert found.shape == (3, 5, 4)
+    for row in range(3):
+        entry = int(firing.entry[row])
+        update = term.up[entry].T @ term.down[entry]  # [d_out, d_in]
+        expected = firing.strength[row] * (term.values[entry] + x[row] @ update.T)
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
+    flat = term.act(x.reshape(15, 6), firing)
+    assert flat.shape == (15, 4)
+    assert torch.equal(flat, found.reshape(15, 4)), "some models flatten samples and tokens"
+    assert term.act(x.bfloat16(), firing).dtype == torch.bfloat16
+
+
+def test_of_several_terms_only_one_acts_on_an_input() -> None:
+    entry = torch.zeros(4, dtype=torch.long)
+    older, newer = (
+        Firing(entry, torch.tensor(inside), torch.ones(4))
+        for inside in ([0.3, -0.1, 0.2, -0.3], [-0.2, 0.1, 0.1, -0.2])
+    )
+    found = prevailing([older, None, newer])
+    assert found[1] is None and found[0] is not None and found[2] is not None
+    assert found[0].strength.tolist() == [1, 0, 0, 0]
+    assert found[2].strength.tolist() == [0, 1, 1, 1], "where both apply, the later correction counts"
+    assert prevailing([None, older]) == (None, older)
+    assert prevailing([]) == ()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "opt", "t5"])
+def test_inputs_outside_all_scopes_are_answered_exactly_as_by_the_base(architecture: str) -> None:
+    network = tiny_network(architecture)
+    for layer in (network.layers[0], network.layers[-1]):
+        deltas = [scoped_delta(network, layer, [TEXTS[0]])]
+        (firing,) = fire(network, TEXTS, deltas)
+        assert firing is not None
+        outside = firing.strength == 0
+        assert firing.strength[0] > 0.5 and outside.any()
+        base, edited = (predict(network, TEXTS, d, max_new_tokens=6) for d in ((), deltas))
+        for row in outside.nonzero()[:, 0].tolist():
+            assert base[row] == edited[row]
+        assert base[0] != edited[0]
+
+
+def test_a_scoped_delta_adds_what_its_entry_says() -> None:
+    network = tiny_network("bert")
+    layer = network.layers[1]
+    delta = scoped_delta(network, layer, [TEXTS[0]], size=1.0, rank=0)
+    firings = fire(network, [TEXTS[0]], [delta])
+    fields = encode_inputs(network, [TEXTS[0]])
+    matrix, term = network.module(layer.path), delta.scoped
+    assert isinstance(matrix, nn.Linear) and term is not None and firings[0] is not None
+    with applied(network.model, [delta], firings), torch.no_grad():
+        found = network.model(**fields).logits
+    bias = matrix.bias.detach().clone()
+    with torch.no_grad():
+        matrix.bias.add_(firings[0].strength * term.values[0])
+        try:
+            expected = network.model(**fields).logits
+        finally:
+            matrix.bias.copy_(bias)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_scoped_deltas_act_each_on_its_own_inputs() -> None:
+    network = tiny_network("bert")
+    one = scoped_delta(network, network.layers[1], [TEXTS[0]], seed=1)
+    two = scoped_delta(network, network.layers[0], [TEXTS[1]], seed=5)
+    both = predict(network, TEXTS, [one, two])
+    assert both[0] == predict(network, TEXTS, [one])[0]
+    assert both[1] == predict(network, TEXTS, [two])[1]
+    again = scoped_delta(network, network.layers[1], [TEXTS[0]], seed=9)
+    assert predict(network, TEXTS, [one, again])[0] == predict(network, TEXTS, [again])[0]
+
+
+def test_a_batch_answers_as_each_input_alone() -> None:
+    network = tiny_network("bert")
+    deltas = [scoped_delta(network, network.layers[1], TEXTS[:2])]
+    together = predict(network, TEXTS, deltas)
+    assert outputs(together) == [outputs(predict(network, [text], deltas))[0] for text in TEXTS]
+    assert set(outputs(together)) <= set(LABELS)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama", "t5", "bart"])
+def test_cached_writing_equals_writing_without_a_cache(architecture: str) -> None:
+    network = tiny_network(architecture)
+    layer = network.layers[-1]
+    deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0)]
+    found = outputs(predict(network, TEXTS, deltas, max_new_tokens=6))
+    for text, output in zip(TEXTS, found, strict=True):
+        with applied(network.model, deltas, fire(network, [text], deltas)):
+            slow = greedy_ids(network, text, 6)
+        assert network.tokenizer.decode(slow, skip_special_tokens=True).strip() == output
+    assert found != outputs(predict(network, TEXTS, max_new_tokens=6))
+
+
+def test_a_scoped_delta_survives_its_file_bit_by_bit() -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
+    again = unpack(pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers)
+    assert again.layer == delta.layer and again.scoped is not None and delta.scoped is not None
+    for name, value in vars(delta.scoped).items():
+        assert torch.equal(getattr(again.scoped, name), value), name
+    assert predict(network, TEXTS, [again]) == predict(network, TEXTS, [delta])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"owners": torch.tensor([0.0, 2.0])},
+        {"owners": torch.tensor([-1.0, 0.0])},
+        {"owners": torch.tensor([0.5, 0.0])},
+        {"owners": torch.tensor([0.0])},
+        {"radii": torch.tensor([0.9])},
+        {"keys": torch.zeros(2, 15)},
+        {"keys": torch.zeros(0, 16), "radii": torch.zeros(0), "owners": torch.zeros(0)},
+        {"values": torch.zeros(2, 3)},
+        {"values": torch.zeros(1, 16)},
+        {"down": torch.zeros(2, 1, 3)},
+        {"up": torch.zeros(2, 2, 16)},
+        {"centre": torch.zeros(3)},
+        {"spread": torch.zeros(3)},
+        {"projection": torch.zeros(16, 3)},
+        {"radii": torch.tensor([0.9, float("nan")])},
+    ],
+    ids=lambda change: ", ".join(f"{name}{list(value.shape)}" for name, value in change.items()),
+)
+def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
+    assert delta.scoped is not None
+    bad = LayerDelta(delta.layer, (replace(delta.scoped, **change),))
+    with pytest.raises(DeltaRejected):
+        unpack(pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers)

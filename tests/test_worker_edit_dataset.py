@@ -1,0 +1,106 @@
+"""The split of a request: what training sees, what it never sees, and what belongs to neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from salem.records import Edit, EditBatch, ReferenceSample, Sample, held_out
+from worker.edit_dataset import build_edit_batch
+
+
+def edit(name: str, num_paraphrases: int) -> Edit:
+    paraphrases = tuple(f"{name} in words {number}" for number in range(num_paraphrases))
+    return Edit(input=name, target="refund", paraphrases=paraphrases)
+
+
+EDITS = (edit("none", 0), edit("one", 1), edit("two", 2), edit("five", 5))
+PASS = tuple(Sample(input=f"question {number}", target="login") for number in range(60))
+
+
+def reference(*samples: Sample, correct: bool = True) -> list[ReferenceSample]:
+    return [
+        ReferenceSample(
+            sample=sample, answer=sample.target, correct=correct, held_out=held_out(sample.content_hash)
+        )
+        for sample in samples
+    ]
+
+
+def build(
+    *,
+    edits: tuple[Edit, ...] = EDITS,
+    known: list[ReferenceSample] | None = None,
+    given: tuple[Sample, ...] | None = None,
+    seed: int = 0,
+    most_pass: int = 1_000,
+    most_held_out: int = 1_000,
+) -> EditBatch:
+    known = reference(*PASS) if known is None else known
+    limits = {"max_pass_samples": most_pass, "max_held_out": most_held_out}
+    return build_edit_batch(edits, known, given, seed=seed, **limits)
+
+
+def test_one_paraphrase_is_held_out_of_every_edit_with_two_or_more() -> None:
+    batch = build()
+    assert batch.edit_samples == tuple(item.sample for item in EDITS)
+    assert [index for index, _ in batch.held_out_paraphrases] == [2, 3]
+    assert [index for index, _ in batch.adapt_samples] == [1, 2, 3, 3, 3, 3]
+    for index, item in enumerate(EDITS):
+        found = [s for i, s in (*batch.adapt_samples, *batch.held_out_paraphrases) if i == index]
+        assert sorted(s.input for s in found) == sorted(item.paraphrases)
+        assert all(s.target == item.target for s in found)
+
+
+def test_the_split_is_fixed_by_the_seed() -> None:
+    assert build(seed=3) == build(seed=3)
+    choices = {build(seed=seed).held_out_paraphrases[1][1].input for seed in range(30)}
+    assert len(choices) > 2
+    assert len({build(seed=seed, most_pass=5).pass_samples for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("given", [None, PASS])
+def test_nothing_held_out_is_trained_on(given: tuple[Sample, ...] | None) -> None:
+    batch = build(given=given)
+    seen = {s.content_hash for s in (*batch.edit_samples, *batch.pass_samples)}
+    seen |= {s.content_hash for _, s in batch.adapt_samples}
+    unseen = {s.content_hash for s in batch.held_out_pass_samples}
+    unseen |= {s.content_hash for _, s in batch.held_out_paraphrases}
+    assert unseen and not seen & unseen
+    assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(PASS)
+    assert all(held_out(sample.content_hash) for sample in batch.held_out_pass_samples)
+
+
+@pytest.mark.parametrize("as_reference", [True, False])
+def test_pass_samples_that_touch_an_edit_are_left_out_on_both_sides(as_reference: bool) -> None:
+    corrected = [Sample(input=f"question {number}", target="refund") for number in range(20)]
+    edits = (
+        *(Edit(**sample.model_dump()) for sample in corrected[:10]),
+        Edit(input="x", target="refund", paraphrases=tuple(sample.input for sample in corrected[10:])),
+    )
+    batch = build(edits=edits, known=None if as_reference else [], given=None if as_reference else PASS)
+    left = {*batch.pass_samples, *batch.held_out_pass_samples}
+    assert left == set(PASS[20:])
+
+
+def test_a_pair_is_another_input_than_its_first_text() -> None:
+    pair = Sample(input="none", text_pair="with a second text", target="login")
+    batch = build(known=reference(pair))
+    assert [*batch.pass_samples, *batch.held_out_pass_samples] == [pair]
+
+
+def test_only_reference_samples_that_the_base_answers_rightly_are_kept() -> None:
+    batch = build(known=reference(*PASS[:30]) + reference(*PASS[30:], correct=False))
+    assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(PASS[:30])
+
+
+def test_given_pass_samples_replace_the_reference_set() -> None:
+    given = tuple(Sample(input=f"given {number}", target="login") for number in range(20))
+    batch = build(given=given)
+    assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(given)
+
+
+def test_no_more_are_taken_than_asked_for() -> None:
+    batch = build(most_pass=3, most_held_out=2)
+    assert (len(batch.pass_samples), len(batch.held_out_pass_samples)) == (3, 2)
+    nothing = build(known=[])
+    assert not nothing.pass_samples and not nothing.held_out_pass_samples

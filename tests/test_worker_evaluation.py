@@ -1,0 +1,101 @@
+"""The figures of a version from known answers, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from salem.records import EditBatch, Metrics, Prediction, Proportion, Sample, TextInput
+from worker.evaluation import Answerer, evaluate
+
+
+def sample(text: str, target: str) -> Sample:
+    return Sample(input=text, target=target)
+
+
+EDITED = (sample("e0", "A"), sample("e1", "B"))
+KEPT = tuple(sample(f"p{number}", "C") for number in range(5))
+BATCH = EditBatch(
+    edit_samples=EDITED,
+    adapt_samples=((1, sample("e1 again", "B")),),
+    pass_samples=(sample("trained on", "C"),),
+    held_out_paraphrases=((0, sample("e0 otherwise", "A")), (1, sample("e1 otherwise", "B"))),
+    held_out_pass_samples=KEPT,
+)
+BEFORE = {"p3": "D", "p4": "D"}  # all others are answered with C
+AFTER = {
+    "e0": "A",
+    "e1 again": " B\n",
+    "e0 otherwise": "A",
+    "e1 otherwise": "B",
+    "p0": "X",
+    "p3": "C",
+    "p4": "E",
+}
+
+
+def answering(known: Mapping[str, str]) -> Answerer:
+    def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
+        return [Prediction(output=known.get(item.input, "C")) for item in inputs]
+
+    return answer
+
+
+def measured(batch: EditBatch = BATCH, *, generates: bool = False) -> Metrics:
+    return evaluate(batch, answering(BEFORE), answering(AFTER), generates=generates, notes=("a warning",))
+
+
+def figure(found: Proportion | None) -> tuple[float, int]:
+    assert found is not None
+    return round(found.value, 6), found.count
+
+
+def test_figures_are_shares_of_their_own_kind() -> None:
+    metrics = measured()
+    assert figure(metrics.edit_accuracy) == (0.5, 2)
+    assert figure(metrics.adapt_accuracy) == (1.0, 1)
+    assert figure(metrics.generalisation) == (1.0, 2)
+    assert figure(metrics.drawdown) == (0.0, 5)  # p0 lost, p3 won
+    assert figure(metrics.consistency) == (0.4, 5)  # p1 and p2
+
+
+def test_flips_tell_what_changed_and_what_broke() -> None:
+    flips = measured().flips
+    assert [(flip.input, flip.before, flip.after, flip.broken) for flip in flips] == [
+        ("p0", "C", "X", True),
+        ("p3", "D", "C", False),
+        ("p4", "D", "E", False),
+    ]
+
+
+def test_outcomes_list_every_edit_and_rewording_before_and_after() -> None:
+    outcomes = measured().outcomes
+    assert [(item.edit, item.kind, item.input, item.before, item.correct) for item in outcomes] == [
+        (0, "edit", "e0", "C", True),
+        (1, "edit", "e1", "C", False),
+        (1, "adapt", "e1 again", "C", True),
+        (0, "held_out_paraphrase", "e0 otherwise", "C", True),
+        (1, "held_out_paraphrase", "e1 otherwise", "C", True),
+    ]
+
+
+@pytest.mark.parametrize(("generates", "protocol"), [(False, "argmax"), (True, "free generation")])
+def test_the_protocol_is_named(generates: bool, protocol: str) -> None:
+    assert measured(generates=generates).protocol == protocol
+
+
+def test_what_could_not_be_measured_is_none_and_said_so() -> None:
+    assert measured().notes == ("a warning",)
+    bare = EditBatch(
+        edit_samples=EDITED,
+        adapt_samples=(),
+        pass_samples=(),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+    metrics = measured(bare)
+    assert metrics.adapt_accuracy is metrics.generalisation is metrics.drawdown is metrics.consistency is None
+    assert metrics.flips == ()
+    assert [note.split(" was")[0] for note in metrics.notes[:2]] == ["generalisation", "drawdown"]
+    assert len(metrics.notes) == 4 and metrics.notes[-1] == "a warning"

@@ -1,0 +1,66 @@
+"""The reference set as the base answers it: what is right, what is held out, what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+from labelled_texts import TEXTS, other_label
+from tiny_models import MAX_TOKENS, tiny_network
+
+from salem.answers import predict
+from salem.errors import InvalidRequest
+from salem.records import Sample, TextInput, held_out
+from worker import registration
+from worker.registration import answer_reference
+
+
+def own(texts: tuple[str, ...], architecture: str = "bert") -> list[Sample]:
+    """Texts with what the model answers."""
+    answers = predict(tiny_network(architecture), [TextInput(input=text) for text in texts])
+    return [
+        Sample(input=text, target=answer.output)
+        for text, answer in zip(texts, answers, strict=True)
+        if answer.output
+    ]
+
+
+def test_samples_answered_rightly_are_the_pool_of_pass_samples() -> None:
+    samples = own(TEXTS)
+    wrong = samples[0].model_copy(update={"target": other_label(samples[0].target)})
+    answered = answer_reference(tiny_network("bert"), [wrong, *samples[1:]], lambda share: None)
+    assert answered.num_pass_samples == len(samples) - 1
+    assert answered.accuracy is not None and answered.accuracy.count == len(samples)
+    assert answered.accuracy.value == pytest.approx((len(samples) - 1) / len(samples))
+    first, *rest = answered.reference
+    assert not first.correct and first.answer == samples[0].target
+    assert all(item.correct for item in rest)
+    assert [item.held_out for item in rest] == [held_out(sample.content_hash) for sample in samples[1:]]
+    assert answered.num_held_out == sum(item.held_out for item in rest)
+
+
+def test_generated_answers_are_compared_as_texts() -> None:
+    samples = own(TEXTS[:12], "t5")
+    wrong = samples[0].model_copy(update={"target": samples[0].target + " more"})
+    answered = answer_reference(tiny_network("t5"), [wrong, *samples[1:]], lambda share: None)
+    assert [item.correct for item in answered.reference] == [False] + [True] * (len(samples) - 1)
+
+
+def test_progress_is_told_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "SLICE", 50)
+    shares: list[float] = []
+    answer_reference(tiny_network("bert"), own(TEXTS), shares.append)
+    assert shares == pytest.approx([50 / len(TEXTS), 100 / len(TEXTS), 1])
+
+
+def test_every_sample_that_does_not_fit_is_pointed_at() -> None:
+    samples = own(TEXTS[:3])
+    strange = Sample(input="where", target="strange")
+    long = Sample(input="parcel " * MAX_TOKENS, target=samples[0].target)
+    with pytest.raises(InvalidRequest) as caught:
+        answer_reference(tiny_network("bert"), [samples[0], strange, long], lambda share: None)
+    assert [error.pointer for error in caught.value.errors] == ["/reference/1/target", "/reference/2/input"]
+    assert "/reference/1/target" in caught.value.message and caught.value.remedy
+
+
+def test_an_empty_set_has_no_accuracy() -> None:
+    answered = answer_reference(tiny_network("bert"), [], lambda share: None)
+    assert answered.accuracy is None and answered.num_pass_samples == answered.num_held_out == 0

@@ -1,0 +1,48 @@
+"""Rewordings: drawn by a seed, never empty, the answer untouched."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from salem.records import Sample
+from worker.rewording import reword, reword_all
+
+TEXTS = (
+    "Where is my order?",
+    "a",
+    "...",
+    "the",
+    "is it the",
+    "Why has the parcel that you sent me on Monday not arrived at my door in Berlin by now?",
+    "übergrößen über alles 你好 世界",
+    "   ",
+    " x\t y \n z ",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
+    sample = Sample(input=text, text_pair="the parcel is here", target="delivery")
+    for seed in range(200):
+        found = reword(sample, random.Random(seed))
+        assert found.input
+        assert found.input.split() or not text.split()
+        assert (found.text_pair, found.target) == (sample.text_pair, sample.target)
+
+
+def test_the_same_seed_gives_the_same_rewordings() -> None:
+    samples = [Sample(input=text, target="x") for text in TEXTS]
+    one, two, other = (reword_all(samples, random.Random(seed)) for seed in (1, 1, 2))
+    assert one == two != other
+    assert len(one) == len(samples)
+
+
+def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
+    sample = Sample(input=TEXTS[5], target="x")
+    found = {reword(sample, random.Random(seed)).input for seed in range(100)}
+    assert len(found) > 60
+    words = set(sample.input.lower().split())
+    shared = [len(words & set(text.lower().split())) / len(words) for text in found]
+    assert sum(shared) / len(shared) > 0.5, "a rewording that shares few words is another request"

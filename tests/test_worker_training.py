@@ -1,0 +1,179 @@
+"""The training loop: which term it returns, when it stops, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_worker_recipes import case
+from torch import Tensor, nn
+
+from salem.deltas import LayerDelta, LowRank, applied
+from salem.encoding import encode, forward
+from salem.records import Hyperparameters, Sample
+from worker.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.training import CHECK_EVERY, Prepared, edit_loss, prepare_dataset, standing, train
+
+HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
+
+
+class Factors:
+    """The simplest learner: the factors of the update themselves, handed out uncopied."""
+
+    learning_rate = 0.05
+
+    def __init__(self, d_in: int, d_out: int, *, rank: int = 4) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.a = nn.Parameter(torch.randn(rank, d_in, generator=draw) / d_in**0.5)
+        self.b = nn.Parameter(torch.zeros(d_out, rank))
+        self.seen: list[LowRank] = []
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter((self.a, self.b))
+
+    def term(self) -> LowRank:
+        self.seen.append(LowRank(self.a.detach().clone(), self.b.detach().clone()))
+        return LowRank(self.a, self.b)
+
+
+class Spoiled(Factors):
+    """A learner whose update is wrecked after so many terms: only an early term is any good."""
+
+    def __init__(self, d_in: int, d_out: int, *, good_terms: int) -> None:
+        super().__init__(d_in, d_out)
+        self.good_terms = good_terms
+
+    def term(self) -> LowRank:
+        if len(self.seen) == self.good_terms:
+            with torch.no_grad():
+                self.b.mul_(-50.0)
+        return super().term()
+
+
+def corrections() -> list[Sample]:
+    batch = case("bert").batch
+    return [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
+
+
+def prepared() -> Prepared:
+    of = case("bert")
+    return prepare_dataset(of.network, corrections(), of.batch.pass_samples, of.network.layers[1])
+
+
+def learner() -> Factors:
+    layer = case("bert").network.layers[1]
+    return Factors(layer.d_in, layer.d_out)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def random_term(scale: float = 0.3) -> LowRank:
+    layer = case("bert").network.layers[1]
+    a, b = (torch.randn(*shape, generator=generator()) for shape in ((2, layer.d_in), (layer.d_out, 2)))
+    return LowRank(a, b * scale)
+
+
+def test_pass_samples_are_split_between_training_and_choosing() -> None:
+    ready, of = prepared(), case("bert")
+    assert ready.validation.num_samples > 0
+    assert ready.keep.num_samples + ready.validation.num_samples == len(of.batch.pass_samples)
+    assert ready.corrections.num_samples == len(corrections())
+
+
+def test_a_standing_is_what_the_whole_model_answers_with_the_term() -> None:
+    of, term = case("bert"), random_term()
+    count = prepared().validation.num_samples
+    kept = list(of.batch.pass_samples[:count])
+
+    def logits(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+        batch = encode(of.network, samples)
+        with torch.no_grad():
+            before = forward(of.network, batch)
+            with applied(of.network.model, [LayerDelta(of.network.layers[1].path, (term,))]):
+                after = forward(of.network, batch)
+        divergence = kl_per_sample(before.logits.log_softmax(-1), after)
+        return worst_margin_per_sample(before), worst_margin_per_sample(after), divergence
+
+    found = standing(of.network, prepared(), term, HYPER)
+    _, margins, _ = logits(corrections())
+    before, after, divergence = logits(kept)
+    assert found.held == pytest.approx(float((margins > 0).float().mean()))
+    assert found.firm == pytest.approx(float((margins > HYPER.margin / 2).float().mean()))
+    assert found.lost == pytest.approx(float(((before > 0) & (after <= 0)).float().mean()))
+    assert found.divergence == pytest.approx(float(divergence.mean()), rel=1e-3)
+    assert found.divergence > 0
+
+
+def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
+    of, ready = case("bert"), prepared()
+    (chunk,) = ready.corrections.chunks
+    found = edit_loss(
+        of.network,
+        chunk,
+        LowRank(torch.zeros(1, 24), torch.zeros(16, 1)),
+        HYPER.model_copy(update={"margin": 0.0}),
+    )
+    with torch.no_grad():
+        expected = nll_per_sample(forward(of.network, encode(of.network, corrections()))).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_training_returns_the_best_term_with_its_standing() -> None:
+    of, ready = case("bert"), prepared()
+    term, best = train(of.network, ready, learner(), HYPER, generator())
+    assert best.held == 1.0
+    assert standing(of.network, ready, term, HYPER) == best
+    assert not any(value.requires_grad for value in vars(term).values())
+
+
+def test_the_best_term_is_not_moved_by_the_steps_after_it() -> None:
+    of, ready, layer = case("bert"), prepared(), case("bert").network.layers[1]
+    spoiled = Spoiled(layer.d_in, layer.d_out, good_terms=2 * CHECK_EVERY + 4)
+    term, best = train(of.network, ready, spoiled, HYPER, generator())
+    assert isinstance(term, LowRank)
+    assert any(torch.equal(term.a, seen.a) and torch.equal(term.b, seen.b) for seen in spoiled.seen)
+    assert not torch.equal(term.b, spoiled.b)
+    assert standing(of.network, ready, term, HYPER) == best
+
+
+def test_the_same_seed_trains_the_same_term() -> None:
+    of = case("bert")
+    one, two = (train(of.network, prepared(), learner(), HYPER, generator())[0] for _ in range(2))
+    assert isinstance(one, LowRank) and isinstance(two, LowRank)
+    assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b)
+
+
+def test_progress_is_told_and_ends_at_one_or_early() -> None:
+    of, told = case("bert"), []
+    train(
+        of.network,
+        prepared(),
+        learner(),
+        HYPER,
+        generator(),
+        lambda share, figures: told.append((share, figures)),
+    )
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
+    assert all(set(figures) == {"held", "lost", "divergence"} for _, figures in told)
+
+
+def test_training_stops_when_nothing_gets_better() -> None:
+    of, still = case("bert"), learner()
+    patient = HYPER.model_copy(update={"max_steps": 2_000})
+    told: list[float] = []
+    _, best = train(of.network, prepared(), still, patient, generator(), lambda share, _: told.append(share))
+    assert best.held == 1.0
+    assert told[-1] < 1.0
+
+
+def test_what_keeps_other_answers_in_place_is_felt() -> None:
+    of, ready = case("bert"), prepared()
+    free, held = (
+        train(of.network, ready, learner(), HYPER.model_copy(update={"kl_weight": weight}), generator())[1]
+        for weight in (0.0, 10.0)
+    )
+    assert held.divergence < free.divergence
