@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from transformers.utils import logging
+
 from app.cli.client import Client, ServiceError
 from demo.classifier import fine_tune, fingerprint
 from demo.desk import Desk, load_desk
@@ -36,6 +38,8 @@ FIGURES = ("edit_accuracy", "generalisation", "drawdown")
 def main() -> int:
     """Run the demo; returns the exit status."""
     signal.signal(signal.SIGTERM, _end)
+    logging.set_verbosity_error()  # a new head is what is wanted here, not a reason to warn
+    logging.disable_progress_bar()
     screen = Screen()
     desk = load_desk()
     try:

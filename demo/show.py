@@ -56,15 +56,15 @@ class Screen:
 
     def saliency(self, scores: Sequence[dict[str, Any]]) -> None:
         """Every layer's score as a bar; the edited one is marked."""
-        table = Table(title="Saliency: mean |gradient| of every layer", title_justify="left", box=None)
-        for name, justify in (("layer", "left"), ("", "left"), ("x 1e-6", "right"), ("", "left")):
+        table = Table(title="Saliency of every layer", title_justify="left", box=None, pad_edge=False)
+        for name, justify in (("layer", "left"), ("", "left"), ("score", "right"), ("", "left")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         highest = max(score["score"] for score in scores)
         for score in scores:
             filled = round(BAR_WIDTH * score["score"] / highest) if highest else 0
             style = "bold green" if score["chosen"] else ""
             mark = "<- edited" if score["chosen"] else ""
-            figure = f"{score['score'] * 1e6:.2f}"
+            figure = f"{score['score']:.2e}"
             table.add_row(score["layer"], "█" * max(filled, 1), figure, mark, style=style)
         self._console.print(table)
 
@@ -101,9 +101,7 @@ class Screen:
 
     def side_by_side(self, questions: Sequence[str], answers: dict[str, Sequence[dict[str, Any]]]) -> None:
         """The same questions to several versions, a column for each."""
-        table = Table(
-            title="The same question to both", title_justify="left", box=None, pad_edge=False
-        )
+        table = Table(title="The same question to both", title_justify="left", box=None, pad_edge=False)
         for name in ("question", *answers):
             table.add_column(name)
         for index, question in enumerate(questions):

@@ -1,0 +1,230 @@
+"""One attempt of one job against real storage: what it keeps, how it fails, and when it is too late."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+import structlog
+from api_service import Stage
+from labelled_texts import other_label
+from registry_records import at_once
+from rq.timeouts import JobTimeoutException
+from tiny_models import save_tiny, tiny_network
+
+from salem import job_leases
+from salem.answers import predict
+from salem.errors import Conflict, LeaseLost, NotFound
+from salem.records import (
+    Edit,
+    EditRequest,
+    FolderSource,
+    HostedModel,
+    Hyperparameters,
+    Job,
+    JobKind,
+    JobState,
+    ModelState,
+    Recipe,
+    Task,
+    TextInput,
+)
+from salem.registry import Registry
+from salem.settings import Settings
+from worker.jobs import JobRun
+from worker.reporting import JobReporter
+
+LEASE_S = 30.0
+SECRET = "a customer's words in /srv/private"
+QUICK = Hyperparameters(
+    recipe=Recipe.MEND,
+    layer="bert.encoder.layer.2.output.dense",
+    max_steps=30,
+    kl_weight=0,
+    null_space_rank=0,
+)
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings.model_copy(update={"device": "cpu"}), registry)
+
+
+def new_edit_job(stage: Stage) -> Job:
+    model = stage.host("m", "bert")
+    text = "my lamp is broken"
+    label = predict(tiny_network("bert"), [TextInput(input=text)])[0].output
+    edit = Edit(input=text, target=other_label(label))
+    request = EditRequest(model=model.name, parent=0, edits=(edit,), hyperparameters=QUICK)
+    return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
+
+
+def attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun:
+    """Claim the job for an attempt that has not begun."""
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    return run(stage.settings, stage.registry, *claimed)
+
+
+def take_over(stage: Stage, job: Job) -> str:
+    """Let the lease of the present attempt expire, and give the job to another one."""
+    with stage.registry._database.write() as connection:
+        lease = connection.exec_driver_sql("SELECT lease FROM jobs WHERE id = ?", (job.id,)).scalar_one()
+        job_leases.renew(connection, job.id, lease, -1, {})
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    return claimed[1]
+
+
+def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.phase, ended.progress) == (JobState.SUCCEEDED, "done", 1), ended.error
+    (version,) = stage.registry.list_versions("m")
+    assert version.job_id == job.id and ended.result is not None
+    assert ended.result["version"] == "m:1" and ended.result["delta_sha256"] == version.deltas[0].blob
+    assert stage.blobs.exists(version.deltas[0].blob)
+
+
+def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    late = attempt(stage, job)
+    take_over(stage, job)
+    late.run()
+    now = stage.registry.get_job(job.id)
+    assert (now.state, now.attempt, now.phase, now.progress) == (JobState.RUNNING, 2, "loading", 0)
+    assert stage.registry.list_versions("m") == []
+
+
+def test_an_attempt_that_was_taken_over_at_its_very_end_publishes_nothing(stage: Stage) -> None:
+    job = new_edit_job(stage)
+
+    class Late(JobRun):
+        def _publish(self, *arguments: object, **more: object) -> None:
+            take_over(stage, job)
+            super()._publish(*arguments, **more)  # type: ignore[arg-type]
+
+    attempt(stage, job, Late).run()
+    now = stage.registry.get_job(job.id)
+    assert (now.state, now.attempt, now.error) == (JobState.RUNNING, 2, None)
+    assert stage.registry.list_versions("m") == []
+
+
+def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(stage: Stage) -> None:
+    job = new_edit_job(stage)
+
+    class Late(JobRun):
+        def _edit(self, reporter: JobReporter) -> None:
+            take_over(stage, job)
+            raise ValueError(SECRET)
+
+    attempt(stage, job, Late).run()
+    assert stage.registry.get_job(job.id).state is JobState.RUNNING
+
+
+def test_of_two_attempts_at_once_one_publishes(stage: Stage) -> None:
+    """The second claim comes while the first attempt is about to commit; both go on to the end."""
+    job = new_edit_job(stage)
+
+    class Slow(JobRun):
+        def _publish(self, *arguments: object, **more: object) -> None:
+            lease = take_over(stage, job)
+            second = JobRun(self.settings, self.registry, self.job, lease)
+            commits: list[Callable[[], None]] = [
+                lambda: super(Slow, self)._publish(*arguments, **more),  # type: ignore[arg-type]
+                lambda: second._publish(*arguments, **more),  # type: ignore[arg-type]
+            ]
+            first_result, second_result = at_once(*commits)
+            assert isinstance(first_result, LeaseLost) and second_result is None
+
+    attempt(stage, job, Slow).run()
+    assert [version.job_id for version in stage.registry.list_versions("m")] == [job.id]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (RuntimeError(SECRET), "internal"),
+        (MemoryError(SECRET), "out_of_memory"),
+        (JobTimeoutException(SECRET), "timed_out"),
+        (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
+    ],
+)
+def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
+    stage: Stage, raised: Exception, code: str
+) -> None:
+    class Failing(JobRun):
+        def _edit(self, reporter: JobReporter) -> None:
+            raise raised
+
+    job = new_edit_job(stage)
+    with structlog.testing.capture_logs() as lines:
+        attempt(stage, job, Failing).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None
+    assert ended.error.code == code and ended.error.remedy
+    assert SECRET not in ended.model_dump_json() and "Traceback" not in ended.model_dump_json()
+    assert any(line.get("exc_info") for line in lines) == (code in ("internal", "out_of_memory"))
+    assert all(line["job_id"] == job.id for line in lines)
+
+
+@pytest.mark.parametrize("fault", ["auto_map", "pickled"])
+def test_a_folder_that_turned_bad_after_the_request_fails_the_registration(stage: Stage, fault: str) -> None:
+    folder = save_tiny(stage.settings.effective_models_root / "bad", "bert")
+    if fault == "auto_map":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Evil"}}))
+    else:
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    job = stage.registry.create_model(new_model("bad"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None
+    assert ended.error.code == "unsupported_model" and ended.error.remedy
+    assert stage.registry.get_model("bad").state is ModelState.FAILED
+
+
+def new_model(name: str) -> HostedModel:
+    return HostedModel(
+        name=name,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        source=FolderSource(path=name),
+        state=ModelState.REGISTERING,
+        created_at="2025-03-01T12:00:00Z",
+    )
+
+
+def test_weights_that_changed_since_they_were_registered_are_not_edited(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    weights = stage.settings.effective_models_root / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+
+
+def test_a_lease_lives_as_long_as_its_reporter(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    claimed = stage.registry.claim_job(job.id, 0.3)
+    assert claimed is not None
+    with JobReporter(stage.registry, job.id, claimed[1], 0.3):
+        time.sleep(0.7)  # deep in a long call
+        assert stage.registry.claim_job(job.id, LEASE_S) is None
+    time.sleep(0.4)
+    assert stage.registry.claim_job(job.id, LEASE_S) is not None
+
+
+def test_a_cancelled_attempt_learns_of_it_at_its_next_report(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    with JobReporter(stage.registry, job.id, claimed[1], LEASE_S) as reporter:
+        reporter.phase("training", 0.5)
+        running = stage.registry.get_job(job.id)
+        assert (running.phase, running.progress) == ("training", 0.5) and running.time_left_s is not None
+        stage.registry.cancel_job(job.id)
+        with pytest.raises(Conflict):
+            reporter.figures(0.6, {"held": 1.0})

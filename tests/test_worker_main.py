@@ -1,0 +1,109 @@
+"""The worker as a process: a burst empties the queue, a job that takes too long ends alone, the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from api_service import Stage, serving
+from labelled_texts import other_label
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.job import Job as QueueEntry
+from running_service import Document, wait_until
+from tenacity import stop_after_attempt
+
+from salem.queue import JobQueue
+from salem.records import JobState
+from salem.registry import Registry
+from salem.settings import Settings
+from worker.main import connect
+
+LAYER = "bert.encoder.layer.2.output.dense"
+QUICK = {"recipe": "mend", "max_steps": 30, "kl_weight": 0, "null_space_rank": 0, "layer": LAYER}
+ENDLESS = QUICK | {"recipe": "scoped", "max_steps": 5_000, "learning_rate": 1e-9}  # never holds, never stops
+TEXT = "my lamp is broken"
+
+
+def burst(settings: Settings) -> subprocess.CompletedProcess[str]:
+    """Run a worker until its queue is empty."""
+    variables = {
+        "SALEM_HOME": str(settings.home),
+        "REDIS_URL": settings.effective_redis_url,
+        "SALEM_QUEUE": settings.queue,
+        "SALEM_NUM_THREADS": "1",
+        "SALEM_DEVICE": "cpu",
+        "SALEM_LOG_JSON": "true",
+    }
+    command = [sys.executable, "-m", "worker.main", "--burst"]
+    return subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def test_a_job_that_redis_lost_comes_back_and_a_burst_runs_all_that_wait(
+    settings: Settings, registry: Registry
+) -> None:
+    settings = settings.model_copy(update={"reconcile_s": 0.1, "device": "cpu"})
+    Stage.of(settings, registry).host("m", "bert")
+    queue = JobQueue.connect(settings.effective_redis_url, settings.queue)
+    with serving(settings) as client:
+        label = client.post("/predict", json={"model": "m", "inputs": [TEXT]}).json()["predictions"][0]
+        edit = {"input": TEXT, "target": other_label(label["output"])}
+
+        def ask(options: Document) -> str:
+            body = {"model": "m", "edits": [edit], "options": options}
+            job_id: str = client.post("/edits", json=body).json()["id"]
+            return job_id
+
+        lost, endless = ask(QUICK), ask(ENDLESS)
+        forget(settings, lost)
+        wait_until(lambda: queue.holds(lost))
+        shorten(settings, endless, timeout_s=2)
+        finished = burst(settings)
+    assert finished.returncode == 0, finished.stderr
+    assert registry.get_job(lost).state is JobState.SUCCEEDED
+    assert [version.job_id for version in registry.list_versions("m")] == [lost]
+    ended = registry.get_job(endless)
+    assert ended.state is JobState.FAILED and ended.error is not None and ended.error.code == "timed_out"
+    check_log(finished.stderr, lost)
+    assert finished.stdout == ""
+
+
+def forget(settings: Settings, job_id: str) -> None:
+    """Lose a job as a Redis without its disk would."""
+    with Redis.from_url(settings.effective_redis_url) as redis:
+        redis.delete(QueueEntry.key_for(job_id))
+        redis.lrem(f"rq:queue:{settings.queue}", 0, job_id)
+
+
+def shorten(settings: Settings, job_id: str, timeout_s: int) -> None:
+    """Give a waiting job less time."""
+    with Redis.from_url(settings.effective_redis_url) as redis:
+        redis.hset(QueueEntry.key_for(job_id), "timeout", timeout_s)
+
+
+def check_log(log: str, job_id: str) -> None:
+    """One JSON object per line, the work-horse's among them; no client's text, no colours."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert {"worker starts", "job started", "job succeeded", "job timed out"} <= {
+        line["event"] for line in lines
+    }
+    assert all({"level", "timestamp"} <= set(line) for line in lines)
+    assert any(line.get("job_id") == job_id for line in lines)
+    assert TEXT not in log and "\x1b[3" not in log
+
+
+def test_a_worker_gives_up_on_a_redis_that_never_comes() -> None:
+    impatient = connect.retry_with(stop=stop_after_attempt(2))  # type: ignore[attr-defined]
+    with pytest.raises(RedisConnectionError, match="nowhere"):
+        impatient("unix:///nowhere.sock")
+    assert impatient.statistics["attempt_number"] == 2
+
+
+def test_a_redis_that_answers_is_taken(redis_url: str) -> None:
+    with connect(redis_url) as connection:
+        assert connection.ping()
