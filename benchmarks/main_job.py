@@ -24,7 +24,7 @@ from worker.edit_dataset import build_edit_batch
 from worker.editing import make_edit
 from worker.registration import answer_reference
 
-NUM_REFERENCE = 4_000
+NUM_REFERENCE = 3_000
 
 
 class Quiet:

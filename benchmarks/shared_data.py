@@ -51,9 +51,7 @@ def edit_set(name: str, num_reference: int, seed: int) -> EditSet:
     rng.shuffle(samples)
     corrections = [_edit(row) for row in _rows(folder, edits)] if edits else []
     rng.shuffle(corrections)
-    return EditSet(
-        name, folder / "models" / model, task, tuple(samples[:num_reference]), tuple(corrections)
-    )
+    return EditSet(name, folder / "models" / model, task, tuple(samples[:num_reference]), tuple(corrections))
 
 
 SETS: dict[str, tuple[Task, str, str, str | None]] = {

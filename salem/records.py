@@ -131,11 +131,9 @@ class Hyperparameters(Record):
 
     recipe: Recipe = Recipe.SCOPED
     layer: str | None = None  # None: saliency chooses
-    shortlist: float = Field(
-        default=0.6, ge=0, le=1
-    )  # share of the layers to choose from; 0: the paper's rule
+    candidates: Literal["middle", "all"] = "middle"  # blocks that saliency may choose; the paper's rule: all
     seed: int = Field(default=0, ge=0, lt=2**31)
-    max_steps: int = Field(default=40, ge=1, le=5_000)
+    max_steps: int = Field(default=100, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
     kl_weight: float = Field(default=3.0, ge=0)
@@ -143,11 +141,12 @@ class Hyperparameters(Record):
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
     scope_budget: float = Field(default=0.02, ge=0, le=1)  # share of pass samples that may lie inside a scope
+    scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # the same per edit; the smaller one counts
     metric_width: int = Field(default=96, ge=2, le=1_024)
-    entry_rank: int = Field(default=0, ge=0, le=64)  # of an entry's low-rank term beside its value vector
+    entry_rank: int | None = Field(default=None, ge=0, le=64)  # of an entry's term; None: by task
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
-    max_new_tokens: int = Field(default=32, ge=1, le=512)
+    max_new_tokens: int = Field(default=32, ge=32, le=512)  # never fewer than the reference set was asked with
 
 
 class Proportion(Record):

@@ -26,8 +26,6 @@ from salem.hosting import Network, count_tokens
 from salem.records import Layer, Task, TextInput
 from salem.trunk import beside_encoder
 
-SHARPNESS = 40.0  # of the gate's edge, per unit of cosine
-SHUT = 0.15  # cosine outside a radius from where the gate is exactly zero and the base answers
 FEATURE_BATCH = 64
 
 
@@ -51,7 +49,7 @@ class Scope:
     spread: Tensor  # [f] then divided by
     projection: Tensor  # [m, f]
     keys: Tensor  # [k, m] unit rows
-    radii: Tensor  # [k] cosine at which the gate is half open
+    radii: Tensor  # [k] cosine from which on the gate is open
     owners: Tensor  # [k] the entry that each key belongs to
 
     def place(self, features: Tensor) -> Tensor:
@@ -66,8 +64,7 @@ class Scope:
     def fire_at(self, points: Tensor) -> Firing:
         """Which entry acts at these points [n, m] of the unit sphere: one matrix product over all keys."""
         inside, nearest = (points @ self.keys.T - self.radii).max(dim=-1)
-        strength = torch.sigmoid(SHARPNESS * inside) * (inside > -SHUT)
-        return Firing(entry=self.owners[nearest].long(), inside=inside, strength=strength)
+        return Firing(entry=self.owners[nearest].long(), inside=inside, strength=(inside > 0).float())
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from salem.records import (
 )
 from worker.evaluation import Answerer, evaluate
 from worker.recipes import train_term
-from worker.saliency import choose_layer, layer_saliency, profile
+from worker.saliency import choose_layer, layer_saliency, middle_layers, profile
 
 
 class Observer(Protocol):
@@ -102,8 +102,9 @@ def _choose_layer(
 ) -> tuple[Layer, tuple[LayerScore, ...]]:
     """The layer that the client names, else the one that saliency leads to; and every layer's score."""
     scores = layer_saliency(network, corrections, network.layers, hyper.gradient_batch)
-    shortlist = 0.0 if hyper.recipe is Recipe.PAPER else hyper.shortlist
-    chosen = hyper.layer or choose_layer(scores, network.layers, shortlist).path
+    bare = hyper.recipe is Recipe.PAPER or hyper.candidates == "all"
+    candidates = network.layers if bare else middle_layers(network.layers)
+    chosen = hyper.layer or choose_layer(scores, candidates).path
     layer = layer_at(network.layers, chosen)
     return layer, profile(scores, network.layers, layer.path)
 

@@ -24,6 +24,7 @@ from worker.scoping import Scoping, draw_scopes
 from worker.training import CHUNK, Prepared, Progress, prepare_dataset, train
 from worker.trunk_sets import prepare, prepare_with_answers
 
+GENERATING_ENTRY_RANK = 4
 NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values of entries
 
 
@@ -100,7 +101,7 @@ def _scoped(
             scoping.scope,
             num_entries=len(batch.edit_samples),
             layer=layer,
-            rank=hyper.entry_rank,
+            rank=_entry_rank(network, hyper),
             scale=scoping.state_scale,
             generator=generator,
         )
@@ -129,6 +130,13 @@ def _prepare_scoped(network: Network, batch: EditBatch, layer: Layer, scoping: S
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
     )
+
+
+def _entry_rank(network: Network, hyper: Hyperparameters) -> int:
+    """A label asks for one push; the tokens of a text each need their own, which a vector cannot give."""
+    if hyper.entry_rank is not None:
+        return hyper.entry_rank
+    return GENERATING_ENTRY_RANK if network.task.generates else 0
 
 
 def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:

@@ -49,7 +49,7 @@ def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:
-    return [word for word in words if rng.random() > 0.15]
+    return [word for word in words if _names_something(word) or rng.random() > 0.15]
 
 
 def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
@@ -58,10 +58,15 @@ def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
 
 def _keep_half(words: list[str], rng: random.Random) -> list[str]:
     """One half of a long text: the point is often made twice."""
-    if len(words) < 8:
+    if len(words) < 12:
         return words
     middle = rng.randrange(len(words) // 3, 2 * len(words) // 3)
     return words[:middle] if rng.random() < 0.5 else words[middle:]
+
+
+def _names_something(word: str) -> bool:
+    """Names and numbers say what a text is about: without them it is another text."""
+    return word[:1].isupper() or any(character.isdigit() for character in word)
 
 
 def _swap_neighbours(words: list[str], rng: random.Random) -> list[str]:
@@ -72,7 +77,7 @@ def _swap_neighbours(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _mistype(words: list[str], rng: random.Random) -> list[str]:
-    long_ones = [index for index, word in enumerate(words) if len(word) > 4]
+    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not _names_something(word)]
     if not long_ones:
         return words
     index = rng.choice(long_ones)

@@ -9,6 +9,7 @@ Does not know samples' texts, editors or deltas.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 
@@ -53,13 +54,23 @@ def profile(scores: dict[str, float], layers: Sequence[Layer], chosen: str) -> t
     )
 
 
-def choose_layer(scores: dict[str, float], layers: Sequence[Layer], shortlist: float) -> Layer:
-    """The uppermost of the most salient layers, `shortlist` being their share; with 0, the most salient itself.
+def choose_layer(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
+    """The most salient of these layers; the first of equals."""
+    return max(layers, key=lambda layer: scores[layer.path])
 
-    Gradients grow towards the bottom of a network, so the bare rule mostly names the lowest block, where
-    states are still words and every training step is dearest. The shortlist keeps the signal and avoids that
-    corner (docs/log.md has the comparison).
+
+def middle_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers in the middle third of their stack, at least one per stack.
+
+    Gradients grow towards the bottom of most networks, so the bare rule mostly names the lowest block, where
+    states are still words and every training step is dearest; and an edit of the last block has nothing left
+    above it (docs/log.md has the comparison).
     """
-    ranked = sorted(range(len(layers)), key=lambda place: (-scores[layers[place].path], place))
-    count = max(1, ceil(shortlist * len(layers)))
-    return layers[max(ranked[:count])]
+    heights = Counter(layer.stack for layer in layers)
+    return tuple(
+        layer
+        for layer in layers
+        if heights[layer.stack] // 3
+        <= layer.block
+        < max(ceil(2 * heights[layer.stack] / 3), heights[layer.stack] // 3 + 1)
+    )

@@ -59,7 +59,8 @@ def draw_scopes(
         generator=generator,
     )
     keys, points = metric.place(own_features), metric.place(kept)
-    radii = calibrated_radii(points @ keys.T, num_calibration, hyper.scope_budget)
+    budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * len(batch.edit_samples))
+    radii = calibrated_radii(points @ keys.T, num_calibration, budget)
     scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
     return Scoping(
         scope=scope,

@@ -1,0 +1,151 @@
+"""The demo's parts that need no training, and the pages that speak of what the code does."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from source_modules import ROOT
+
+from demo.classifier import fingerprint
+from demo.desk import load_desk
+from demo.run import first_reworded, holds, neighbours, summary
+from demo.service import environment
+from demo.show import Screen
+from salem.records import Hyperparameters, Metrics, Recipe
+
+OUTCOME = {"edit": 0, "input": "a ticket", "target": "cancel_membership", "before": "x", "correct": True}
+INTERVAL = {"value": 1.0, "low": 0.5, "high": 1.0, "count": 4}
+RESULT = {
+    **dict.fromkeys(("edit_accuracy", "generalisation", "drawdown"), 1.0),
+    "delta_bytes": 10,
+    "layer": "block.2",
+    "held_out": 4,
+    "version": "desk:1",
+    "intervals": dict.fromkeys(("edit_accuracy", "generalisation", "drawdown"), INTERVAL),
+}
+
+
+def plain() -> tuple[Screen, io.StringIO]:
+    written = io.StringIO()
+    return Screen(Console(file=written)), written
+
+
+def test_the_desk_is_large_enough_for_the_demo() -> None:
+    desk = load_desk()
+    assert len(desk.intents) >= 12
+    assert len(desk.training) + len(desk.reference) >= 1_000
+    assert len(desk.policy_edits) + len(desk.tickets) >= 12
+    assert all(len(edit.paraphrases) >= 3 for edit in (*desk.policy_edits, *desk.tickets))
+    assert {edit.target for edit in (*desk.policy_edits, *desk.tickets)} <= set(desk.intents)
+
+
+def test_no_edit_of_the_desk_was_in_its_training() -> None:
+    desk = load_desk()
+    trained = {sample.input for sample in desk.training}
+    asked = {text for edit in (*desk.policy_edits, *desk.tickets) for text in (edit.input, *edit.paraphrases)}
+    kept = {sample.input for sample in desk.reference}
+    assert not trained & kept
+    assert not asked & kept
+    assert not {text for edit in desk.tickets for text in (edit.input, *edit.paraphrases)} & trained
+
+
+def test_the_classifier_is_known_by_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SALEM_DEMO_BASE", "some-base")
+    desk = load_desk()
+    fewer = type(desk)(desk.training[1:], desk.reference, desk.policy_edits, desk.tickets)
+    assert fingerprint(desk) == fingerprint(load_desk())
+    assert fingerprint(desk) != fingerprint(fewer)
+    monkeypatch.setenv("SALEM_DEMO_BASE", "another-base")
+    assert fingerprint(load_desk()) != fingerprint(fewer)
+
+
+def test_neighbours_are_held_out_and_not_edited() -> None:
+    assert {sample.target for sample in neighbours(load_desk())} == {"payment_problem"}
+
+
+def test_the_demo_serves_with_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DATABASE_URL", "REDIS_URL", "BLOB_URL", "SALEM_API_KEY", "SALEM_QUEUE"):
+        monkeypatch.setenv(name, "the user's")
+    variables = environment(tmp_path / "home", tmp_path / "models")
+    assert "the user's" not in variables.values()
+    assert variables["SALEM_HOME"] == str(tmp_path / "home")
+
+
+def test_progress_is_plain_lines_without_a_terminal() -> None:
+    screen, written = plain()
+    with screen.track("18 edits") as report:
+        report("training", 0.2, 30.0)
+        report("training", 0.3, 25.0)
+        report("done", 1.0)
+    assert written.getvalue().splitlines() == ["18 edits: training 20%, 30 s left", "18 edits: done 100%"]
+
+
+def test_a_terminal_gets_a_live_bar() -> None:
+    written = io.StringIO()
+    with Screen(Console(file=written, force_terminal=True, width=110)).track("18 edits") as report:
+        report("training", 0.5, 30.0)
+    assert "18 edits: training" in written.getvalue()
+    assert "30 s left" in written.getvalue()
+
+
+def test_the_edited_layer_is_marked() -> None:
+    screen, written = plain()
+    screen.saliency([{"layer": f"block.{i}", "score": 3.0 - i, "chosen": i == 1} for i in range(3)])
+    marked = [line for line in written.getvalue().splitlines() if "<- edited" in line]
+    assert len(marked) == 1
+    assert "block.1" in marked[0]
+
+
+def test_edits_are_shown_with_their_paraphrases() -> None:
+    screen, written = plain()
+    reworded = [{**OUTCOME, "kind": "adapt", "after": "y", "correct": right} for right in (True, False)]
+    screen.edits([{**OUTCOME, "kind": "edit", "after": "cancel_membership"}, *reworded])
+    assert re.search(r"a ticket +x +cancel_membership +yes +1/2", written.getvalue())
+
+
+def test_a_changed_paraphrase_is_asked_of_both() -> None:
+    unseen = {**OUTCOME, "kind": "held_out_paraphrase"}
+    same, changed = {**unseen, "after": "x"}, {**unseen, "input": "another", "after": "cancel_membership"}
+    assert first_reworded([same, changed, same]) == "another"
+    assert first_reworded([same]) == "a ticket"
+
+
+def test_the_last_line_holds_the_figures() -> None:
+    last = summary(RESULT, 12.345)
+    expected = {"edit_accuracy", "generalisation", "drawdown", "job_seconds", "delta_bytes", "layer"}
+    assert set(last) == expected | {"held_out", "version", "intervals"}
+    assert last["job_seconds"] == 12.35 or last["job_seconds"] == 12.34
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [({"edit_accuracy": 0.95}, True), ({"edit_accuracy": 0.94}, False), ({"state": "failed"}, False)],
+)
+def test_the_demo_succeeds_only_where_the_edits_hold(outcome: dict[str, float], expected: bool) -> None:
+    assert holds(outcome) is expected
+
+
+def rows(page: str) -> dict[str, str]:
+    """First column of the tables of a page, where it is code -> second column without its quotes."""
+    found = re.findall(r"^\| `(\w+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
+    return {name: second.strip("`") for name, second in found}
+
+
+def test_every_option_is_documented_with_its_default_and_no_other() -> None:
+    fields = Hyperparameters.model_fields
+    expected = {n: "none" if f.default is None else str(f.default) for n, f in fields.items()}
+    named = {n: second for n, second in rows("recipes.md").items() if n not in set(Recipe)}
+    assert named == expected
+
+
+def test_every_recipe_is_documented() -> None:
+    assert set(Recipe) <= set(rows("recipes.md"))
+
+
+def test_every_figure_is_defined() -> None:
+    figures = {name for name in Metrics.model_fields if name.endswith(("accuracy", "tion", "down", "tency"))}
+    assert figures | {"job_seconds", "delta_bytes", "held_out"} <= set(rows("metrics.md"))
