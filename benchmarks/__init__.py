@@ -1,1 +1,1 @@
-"""Benchmarks: what is claimed of Salem, measured. Each module is a command; docs/results.md holds what they printed."""
+"""Benchmarks: what is claimed of Salem, measured; docs/results.md holds what they printed."""

@@ -1,9 +1,9 @@
-"""The main job on real models: ten edits each, from samples to a measured delta, without HTTP and queue around it.
+"""The main job on real models: ten edits each, from samples to a measured delta, without HTTP and queue.
 
-    python -m benchmarks.main_job [--sets nli questions gpt-facts llama-facts] [--recipe scoped] [--edits 10]
+    python -m benchmarks.main_job [--sets nli questions ...] [--recipe scoped] [--edits 10] [--seed 0]
 
-Prints a line per model and, last, one JSON list of all rows. Edits of a generating model contradict what it knows;
-those of the classifier are samples that it really fails, the most confident errors first.
+Prints a line per model and, last, one JSON list of all rows. Edits of a generating model contradict what it
+knows; those of the classifier are samples that it really fails, the most confident errors first.
 """
 
 from __future__ import annotations

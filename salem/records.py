@@ -131,7 +131,7 @@ class Hyperparameters(Record):
 
     recipe: Recipe = Recipe.SCOPED
     layer: str | None = None  # None: saliency chooses
-    candidates: Literal["middle", "all"] = "middle"  # blocks that saliency may choose; the paper's rule: all
+    candidates: Literal["middle", "all"] = "middle"  # blocks to choose from; the paper: all
     seed: int = Field(default=0, ge=0, lt=2**31)
     max_steps: int = Field(default=100, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
@@ -140,13 +140,13 @@ class Hyperparameters(Record):
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
-    scope_budget: float = Field(default=0.02, ge=0, le=1)  # share of pass samples that may lie inside a scope
-    scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # the same per edit; the smaller one counts
+    scope_budget: float = Field(default=0.02, ge=0, le=1)  # share of pass samples inside any scope
+    scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # per edit; the smaller counts
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of an entry's term; None: by task
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
-    max_new_tokens: int = Field(default=32, ge=32, le=512)  # never fewer than the reference set was asked with
+    max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
 
 
 class Proportion(Record):

@@ -3,8 +3,9 @@ model.
 
 An input's *features* are pooled from the trunk state of its prompt; a small learned linear metric maps them
 to the unit sphere; each entry owns keys there (its edit and the paraphrases), each with a radius. The
-nearest key, by how far inside its radius the input lies, decides which entry fires and how strongly. An
-input outside every radius is answered by the base. Relatives: SERAC's scope classifier (Mitchell et al.
+nearest key, by how far inside its radius the input lies, decides which entry fires. The gate is open or
+shut: an input outside every radius is answered by the base, bit for bit, so the share of inputs inside any
+scope bounds what a version can break. Relatives: SERAC's scope classifier (Mitchell et al.
 2022), GRACE's codebook with deferral radii (Hartvigsen et al. 2023).
 
 Keys always read the base model's trunk, so versions share it and an entry means the same in every version.
@@ -93,7 +94,7 @@ class Scoped:
         return Scope(self.centre, self.spread, self.projection, self.keys, self.radii, self.owners)
 
     def act(self, x: Tensor, firing: Firing) -> Tensor:
-        """The addition for inputs x [n * t, d_in] or [n, t, d_in] whose n rows fire as given -> [.., d_out]."""
+        """The addition for inputs x [n * t, d_in] or [n, t, d_in], n rows firing as given -> [.., d_out]."""
         rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
         addition = self.values[firing.entry].unsqueeze(1)  # [n, 1, d_out]
         if self.down.shape[1]:

@@ -157,7 +157,7 @@ def test_every_make_command_of_the_readme_exists() -> None:
     assert commands <= set(targets())
 
 
-@pytest.mark.parametrize("target", ["demo", "bench-quality", "bench-selection", "bench-training"])
+@pytest.mark.parametrize("target", ["demo", "bench-main-job"])
 def test_make_runs_modules_that_exist(target: str) -> None:
     module = re.search(r"python -m ((?:demo|benchmarks)\.\w+)", make("--dry-run", target))
     assert module

@@ -28,25 +28,27 @@ FLOORS_FROM_THE_TOP = (
     },
     # 5 glue
     {
-        *under("worker", "jobs"),
+        *under("worker", "jobs reporting"),
         *under("app", "api drafts edit_checks middleware problems reconciler reference_set"),
         *under("app", "service_address text_checks"),
     },
     # 4 machines
     {
-        *under("salem", "blobs database job_leases job_rows lifeline logs migrations model_rows private_redis"),
+        *under(
+            "salem", "blobs database job_leases job_rows lifeline logs migrations model_rows private_redis"
+        ),
         *under("salem", "queue registry schema version_rows"),
-        *under("worker", "training"),
+        *under("worker", "editing learners recipes training"),
         *under("app", "engine processes"),
     },
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
-        *under("worker", "trunk_sets"),
+        *under("worker", "compression metric registration rewording scoping trunk_sets"),
     },
     # 2 tensors
     {
-        *under("salem", "answers deltas encoding hosting layers model_folders trunk"),
+        *under("salem", "answers deltas encoding hosting layers model_folders scopes trunk"),
     },
     # 1 words
     {
@@ -56,14 +58,15 @@ FLOORS_FROM_THE_TOP = (
 FLOORS = {name: 6 - index for index, names in enumerate(FLOORS_FROM_THE_TOP) for name in names}
 
 TENSORS = {name for name, floor in FLOORS.items() if floor in (2, 3)}
+METHOD = TENSORS | {"worker.editing", "worker.learners", "worker.recipes", "worker.training"}
 STORAGE = {name for name, floor in FLOORS.items() if floor == 4 and name.startswith("salem.")}
 SCRIPTS = {"benchmarks", "demo"}
 
 # Who may import what; a library that is not listed is free. The aim: storage starts without torch,
 # the method runs without a database, and only HTTP's own modules know that there is HTTP.
 LIBRARIES = {
-    "torch": TENSORS | SCRIPTS | {"app.engine", "worker.training", "worker.jobs", "worker.main"},
-    "transformers": TENSORS | SCRIPTS | {"app.engine", "worker.training", "worker.jobs", "worker.main"},
+    "torch": METHOD | SCRIPTS | {"app.engine", "worker.jobs", "worker.main"},
+    "transformers": METHOD | SCRIPTS | {"app.engine", "worker.jobs", "worker.main"},
     "fastapi": {"app.api", "app.main", "app.problems"},
     "starlette": {"app.api", "app.middleware", "app.problems"},
     "uvicorn": {"app.main"},

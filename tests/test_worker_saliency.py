@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, tiny_network
 
 from salem.records import Layer
 from worker.gradients import TokenGradients
-from worker.saliency import choose_layer, layer_saliency, mean_absolute_gradient, profile
+from worker.saliency import choose_layer, layer_saliency, mean_absolute_gradient, middle_layers, profile
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -42,23 +42,21 @@ def stack_of(num_blocks: int) -> tuple[Layer, ...]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "shortlist", "block"),
-    [
-        ((5.0, 4.0, 3.0, 2.0), 0.0, 0),
-        ((2.0, 4.0, 5.0, 3.0), 0.0, 2),
-        ((5.0, 4.0, 3.0, 2.0), 0.75, 2),
-        ((5.0, 1.0, 3.0, 2.0), 0.5, 2),
-        ((5.0, 4.0, 3.0, 2.0), 0.3, 1),
-        ((5.0, 4.0, 3.0, 2.0), 1.0, 3),
-        ((1.0, 1.0, 1.0, 1.0), 0.0, 0),
-    ],
+    ("scores", "block"),
+    [((5.0, 4.0, 3.0, 2.0), 0), ((2.0, 4.0, 5.0, 3.0), 2), ((1.0, 1.0, 1.0, 1.0), 0)],
 )
-def test_the_uppermost_of_the_shortlist_is_chosen(
-    scores: tuple[float, ...], shortlist: float, block: int
-) -> None:
+def test_the_most_salient_layer_is_chosen(scores: tuple[float, ...], block: int) -> None:
     layers = stack_of(4)
     named = {layer.path: score for layer, score in zip(layers, scores, strict=True)}
-    assert choose_layer(named, layers, shortlist) == layers[block]
+    assert choose_layer(named, layers) == layers[block]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "blocks"),
+    [(1, [0]), (2, [0, 1]), (3, [1]), (4, [1, 2]), (6, [2, 3]), (12, [4, 5, 6, 7])],
+)
+def test_the_middle_third_of_a_stack_is_never_empty(num_blocks: int, blocks: list[int]) -> None:
+    assert [layer.block for layer in middle_layers(stack_of(num_blocks))] == blocks
 
 
 def test_a_profile_lists_every_layer_and_marks_the_chosen_one() -> None:
