@@ -30,7 +30,6 @@ from salem.records import Edit, Sample, held_out
 FOLDER = Path(__file__).resolve().parent.parent / ".demo"
 MODEL = "desk"
 ALIAS = "production"
-NUM_TICKETS = 8  # misrouted tickets that are corrected, beside the policy's edits
 LEAST_EDIT_ACCURACY = 0.95
 FIGURES = ("edit_accuracy", "generalisation", "drawdown")
 
@@ -120,15 +119,14 @@ def register(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
 
 
 def choose_edits(desk: Desk, client: Client) -> list[Edit]:
-    """The first tickets that the model misroutes, and what the new policy says."""
+    """The first misrouted ticket of every intent that has one, and what the new policy says."""
     inputs = [{"input": ticket.input} for ticket in desk.tickets]
     answers = client.post("/predict", {"model": MODEL, "inputs": inputs})["predictions"]
-    misrouted = [
-        ticket
-        for ticket, answer in zip(desk.tickets, answers, strict=True)
-        if answer["output"] != ticket.target
-    ]
-    return [*misrouted[:NUM_TICKETS], *desk.policy_edits]
+    misrouted: dict[str, Edit] = {}
+    for ticket, answer in zip(desk.tickets, answers, strict=True):
+        if answer["output"] != ticket.target:
+            misrouted.setdefault(ticket.target, ticket)
+    return [*misrouted.values(), *desk.policy_edits]
 
 
 def post_edits(edits: Sequence[Edit], client: Client, screen: Screen) -> tuple[dict[str, Any], float]:

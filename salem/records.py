@@ -133,7 +133,7 @@ class Hyperparameters(Record):
     layer: str | None = None  # None: saliency chooses
     candidates: Literal["middle", "all"] = "middle"  # blocks to choose from; the paper: all
     seed: int = Field(default=0, ge=0, lt=2**31)
-    max_steps: int = Field(default=100, ge=1, le=5_000)
+    max_steps: int = Field(default=50, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
     kl_weight: float = Field(default=3.0, ge=0)

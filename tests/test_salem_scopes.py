@@ -147,20 +147,18 @@ def test_the_key_farthest_inside_its_radius_decides() -> None:
     firing = scope.fire(torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]))
     assert firing.entry[:3].tolist() == [0, 1, 0]
     assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
-    assert firing.strength[:3].tolist() == pytest.approx([0.982, 0.769, 0.982], abs=2e-2)
+    assert firing.strength[:3].tolist() == [1.0, 1.0, 1.0]
     assert firing.inside[3] < 0 and firing.strength[3] == 0, "far outside, the base itself answers"
     picked = firing.rows(torch.tensor([2, 1]))
     assert picked.entry.tolist() == [0, 1] and torch.equal(picked.inside, firing.inside[[2, 1]])
 
 
-def test_the_gate_is_half_open_at_the_radius_and_opens_inwards() -> None:
+def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
     scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
     scope = replace(scope, owners=torch.zeros(1))
     cosines = torch.linspace(0.5, 1.0, 41)
     firing = scope.fire(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1))
-    assert float(scope.fire(torch.tensor([[0.8, 0.6]])).strength) == pytest.approx(0.5, abs=1e-4)
-    assert (firing.strength.diff() >= 0).all()
-    assert ((firing.strength > 0.5) == (firing.inside > 0)).all()
+    assert firing.strength.tolist() == (cosines > 0.8).float().tolist()
 
 
 def some_term(rank: int) -> Scoped:

@@ -60,17 +60,15 @@ def choose_layer(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
 
 
 def middle_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers in the middle third of their stack, at least one per stack.
+    """The layers between half and two thirds of the height of their stack, at least one per stack.
 
     Gradients grow towards the bottom of most networks, so the bare rule mostly names the lowest block, where
     states are still words and every training step is dearest; and an edit of the last block has nothing left
     above it (docs/log.md has the comparison).
     """
     heights = Counter(layer.stack for layer in layers)
-    return tuple(
-        layer
-        for layer in layers
-        if heights[layer.stack] // 3
-        <= layer.block
-        < max(ceil(2 * heights[layer.stack] / 3), heights[layer.stack] // 3 + 1)
-    )
+    return tuple(layer for layer in layers if layer.block in _middle(heights[layer.stack]))
+
+
+def _middle(height: int) -> range:
+    return range(height // 2, max(ceil(2 * height / 3), height // 2 + 1))
