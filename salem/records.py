@@ -140,7 +140,7 @@ class Hyperparameters(Record):
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
-    scope_budget: float = Field(default=0.02, ge=0, le=1)  # share of pass samples inside any scope
+    scope_budget: float = Field(default=0.015, ge=0, le=1)  # share of pass samples inside any scope
     scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # per edit; the smaller counts
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of an entry's term; None: by task
