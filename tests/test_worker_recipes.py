@@ -16,7 +16,8 @@ from salem.hosting import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scopes import Scoped
 from worker.edit_dataset import build_edit_batch
-from worker.recipes import Trained, train_term
+from worker.recipes import Trained, smallest_that_holds, train_term
+from worker.training import prepare_dataset, standing
 
 BASE = "0" * 64
 KEPT_TEXTS = tuple(
@@ -191,3 +192,17 @@ def test_the_first_and_the_last_block_can_be_edited(recipe: Recipe, block: int) 
     of = case("gpt2")
     delta = as_delta(of, train(of, recipe, block=block), block=block)
     assert num_right(of, of.batch.edit_samples, (delta,)) == len(EDIT_TEXTS)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 0.999])
+def test_compression_never_loses_a_correction(tolerance: float) -> None:
+    of = case("bert")
+    layer = of.network.layers[1]
+    prepared = prepare_dataset(of.network, of.batch.edit_samples, of.batch.pass_samples, layer)
+    trained = train(of, Recipe.MEND).term
+    assert isinstance(trained, LowRank | Dense)
+    noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(0))
+    term = Dense(trained.dense() + 0.05 * trained.dense().abs().mean() * noise)
+    found = smallest_that_holds(of.network, prepared, term, hyper(Recipe.MEND), tolerance)
+    held = [standing(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
+    assert held[1] >= held[0] > 0

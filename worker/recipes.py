@@ -18,10 +18,10 @@ from torch import Tensor
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
 from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample
-from worker.compression import compress
+from worker.compression import TOLERANCE, compress
 from worker.learners import ScopedLearner, mend_learner
 from worker.scoping import Scoping, draw_scopes
-from worker.training import CHUNK, Prepared, Progress, prepare_dataset, train
+from worker.training import CHUNK, Prepared, Progress, prepare_dataset, standing, train
 from worker.trunk_sets import prepare, prepare_with_answers
 
 GENERATING_ENTRY_RANK = 4
@@ -68,8 +68,21 @@ def _mend(
         prepared = prepare_dataset(network, _corrections(batch), batch.pass_samples, layer)
         learner = mend_learner(network, prepared, hyper, generator)
         term, _ = train(network, prepared, learner, hyper, generator, progress)
-    assert isinstance(term, LowRank | Dense)
-    return Trained(compress(term, layer))
+        assert isinstance(term, LowRank | Dense)
+        return Trained(smallest_that_holds(network, prepared, term, hyper))
+
+
+def smallest_that_holds(
+    network: Network,
+    prepared: Prepared,
+    term: LowRank | Dense,
+    hyper: Hyperparameters,
+    tolerance: float = TOLERANCE,
+) -> LowRank | Dense:
+    """The term compressed, unless a correction that held no longer does: then the dense matrix."""
+    small = compress(term, prepared.layer, tolerance)
+    held = standing(network, prepared, term, hyper).held
+    return small if standing(network, prepared, small, hyper).held >= held else Dense(term.dense())
 
 
 def _paper(
