@@ -103,6 +103,7 @@ class Scoped:
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     def fits(self, layer: Layer) -> bool:
+        """Whether all shapes agree with one another and with the layer, and every key has an entry."""
         e, f, m, k, r = (
             len(self.values),
             len(self.centre),

@@ -21,7 +21,7 @@ from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample
 from worker.compression import TOLERANCE, compress
 from worker.learners import ScopedLearner, mend_learner
 from worker.scoping import Scoping, draw_scopes
-from worker.training import CHUNK, Prepared, Progress, prepare_dataset, standing, train
+from worker.training import CHUNK, Learner, Prepared, Progress, prepare_dataset, standing, train
 from worker.trunk_sets import prepare, prepare_with_answers
 
 GENERATING_ENTRY_RANK = 4
@@ -34,6 +34,28 @@ class Trained:
 
     term: Term
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every recipe is given."""
+
+    network: Network
+    plain: tuple[LayerDelta, ...]  # the parent's deltas that act on every input
+    batch: EditBatch
+    layer: Layer
+    hyper: Hyperparameters
+    generator: torch.Generator
+    progress: Progress
+
+    @property
+    def corrections(self) -> list[Sample]:
+        return [*self.batch.edit_samples, *(sample for _, sample in self.batch.adapt_samples)]
+
+    def fit(self, prepared: Prepared, learner: Learner) -> Term:
+        """Run the loop and keep the best term."""
+        term, _ = train(self.network, prepared, learner, self.hyper, self.generator, self.progress)
+        return term
 
 
 def train_term(
@@ -49,27 +71,16 @@ def train_term(
     A parent's scoped entries act on few inputs and never beside another entry; they do not take part.
     """
     generator = torch.Generator().manual_seed(hyper.seed)
-    make = _RECIPES[hyper.recipe]
-    return make(
-        network, [delta for delta in parent if not delta.scoped], batch, layer, hyper, generator, progress
-    )
+    plain = tuple(delta for delta in parent if not delta.scoped)
+    return _RECIPES[hyper.recipe](Work(network, plain, batch, layer, hyper, generator, progress))
 
 
-def _mend(
-    network: Network,
-    plain: Sequence[LayerDelta],
-    batch: EditBatch,
-    layer: Layer,
-    hyper: Hyperparameters,
-    generator: torch.Generator,
-    progress: Progress,
-) -> Trained:
-    with applied(network.model, plain):
-        prepared = prepare_dataset(network, _corrections(batch), batch.pass_samples, layer)
-        learner = mend_learner(network, prepared, hyper, generator)
-        term, _ = train(network, prepared, learner, hyper, generator, progress)
+def _mend(work: Work) -> Trained:
+    with applied(work.network.model, work.plain):
+        prepared = prepare_dataset(work.network, work.corrections, work.batch.pass_samples, work.layer)
+        term = work.fit(prepared, mend_learner(work.network, prepared, work.hyper, work.generator))
         assert isinstance(term, LowRank | Dense)
-        return Trained(smallest_that_holds(network, prepared, term, hyper))
+        return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
 
 
 def smallest_that_holds(
@@ -85,58 +96,40 @@ def smallest_that_holds(
     return small if standing(network, prepared, small, hyper).held >= held else Dense(term.dense())
 
 
-def _paper(
-    network: Network,
-    plain: Sequence[LayerDelta],
-    batch: EditBatch,
-    layer: Layer,
-    hyper: Hyperparameters,
-    generator: torch.Generator,
-    progress: Progress,
-) -> Trained:
-    bare = hyper.model_copy(update={"margin": 0.0, "null_space_rank": 0})
-    return _mend(network, plain, batch, layer, bare, generator, progress)
+def _paper(work: Work) -> Trained:
+    return _mend(replace(work, hyper=work.hyper.model_copy(update={"margin": 0.0, "null_space_rank": 0})))
 
 
-def _scoped(
-    network: Network,
-    plain: Sequence[LayerDelta],
-    batch: EditBatch,
-    layer: Layer,
-    hyper: Hyperparameters,
-    generator: torch.Generator,
-    progress: Progress,
-) -> Trained:
-    scoping = draw_scopes(network, batch, layer, hyper, generator)  # keys read the base: before `applied`
-    with applied(network.model, plain):
-        prepared = _prepare_scoped(network, batch, layer, scoping)
+def _scoped(work: Work) -> Trained:
+    # Keys read the base, so scopes are drawn before anything is applied.
+    scoping = draw_scopes(work.network, work.batch, work.layer, work.hyper, work.generator)
+    with applied(work.network.model, work.plain):
         learner = ScopedLearner(
             scoping.scope,
-            num_entries=len(batch.edit_samples),
-            layer=layer,
-            rank=_entry_rank(network, hyper),
+            num_entries=len(work.batch.edit_samples),
+            layer=work.layer,
+            rank=_entry_rank(work.network, work.hyper),
             scale=scoping.state_scale,
-            generator=generator,
+            generator=work.generator,
         )
-        term, _ = train(network, prepared, learner, hyper, generator, progress)
-    return Trained(term, scoping.warnings)
+        return Trained(work.fit(_prepare_scoped(work, scoping), learner), scoping.warnings)
 
 
-def _prepare_scoped(network: Network, batch: EditBatch, layer: Layer, scoping: Scoping) -> Prepared:
+def _prepare_scoped(work: Work, scoping: Scoping) -> Prepared:
     """Corrections as they fire; the pass samples nearest to a scope as if they lay well inside it.
 
     Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will.
     Validation needs only those of the calibration part on which something fires: no other can change.
     """
-    calibration = scoping.num_calibration
+    network, layer, calibration = work.network, work.layer, scoping.num_calibration
     near = calibration + scoping.kept.inside[calibration:].argsort(descending=True)[:NEAR_SAMPLES]
     firing = (scoping.kept.strength[:calibration] > 0).nonzero()[:, 0]
     as_if = scoping.kept.rows(near)
-    keep, moment = prepare_with_answers(network, _pick(batch, near), layer, chunk_size=CHUNK)
-    validation, _ = prepare_with_answers(network, _pick(batch, firing), layer, chunk_size=CHUNK)
+    keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)
+    validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     return Prepared(
         layer,
-        corrections=prepare(network, _corrections(batch), layer, chunk_size=CHUNK).with_firing(
+        corrections=prepare(network, work.corrections, layer, chunk_size=CHUNK).with_firing(
             scoping.corrections
         ),
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
@@ -156,20 +149,8 @@ def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
     return [batch.pass_samples[row] for row in rows.tolist()]
 
 
-def _corrections(batch: EditBatch) -> list[Sample]:
-    return [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
-
-
-_Recipe = Callable[
-    [
-        Network,
-        Sequence[LayerDelta],
-        EditBatch,
-        Layer,
-        Hyperparameters,
-        torch.Generator,
-        Progress,
-    ],
-    Trained,
-]
-_RECIPES: dict[Recipe, _Recipe] = {Recipe.SCOPED: _scoped, Recipe.MEND: _mend, Recipe.PAPER: _paper}
+_RECIPES: dict[Recipe, Callable[[Work], Trained]] = {
+    Recipe.SCOPED: _scoped,
+    Recipe.MEND: _mend,
+    Recipe.PAPER: _paper,
+}
