@@ -1,6 +1,6 @@
 """What a network answers: a label with scores, or a freely generated text.
 
-Knows greedy decoding, labels, and how deltas act on a batch. Does not know where versions are kept.
+Knows greedy decoding and labels. Does not know where versions are kept.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from salem.deltas import LayerDelta, applied
+from salem.deltas import LayerDelta
 from salem.encoding import encode_inputs, in_buckets
 from salem.errors import InvalidRequest, Pointer
+from salem.gates import gated
 from salem.hosting import Network, count_tokens
-from salem.layers import layer_at
 from salem.records import Prediction, Task, TextInput
-from salem.scopes import Firing, features, prevailing
 
 
 @torch.inference_mode()
@@ -39,33 +38,20 @@ def predict(
     """
     lengths = count_tokens(network.tokenizer, inputs)
     _check_lengths(network, lengths)
+    decoder = network.task is Task.TEXT_GENERATION
     answers: list[Prediction | None] = [None] * len(inputs)
     for rows in in_buckets(lengths, batch_size):
         chunk = [inputs[row] for row in rows]
-        with applied(network.model, deltas, fire(network, chunk, deltas)):
+        fields = encode_inputs(network, chunk, padding="left" if decoder else "right")
+        with gated(network, chunk, fields, deltas):
             found = (
-                _generate(network, chunk, max_new_tokens)
+                _generate(network, fields, max_new_tokens)
                 if network.task.generates
-                else _classify(network, chunk)
+                else _classify(network, fields)
             )
         for row, prediction in zip(rows, found, strict=True):
             answers[row] = prediction
     return [answer for answer in answers if answer is not None]
-
-
-def fire(
-    network: Network, inputs: Sequence[TextInput], deltas: Sequence[LayerDelta]
-) -> tuple[Firing | None, ...]:
-    """What fires on each input, per delta; of several scoped deltas only one acts on an input."""
-    if not any(delta.scoped for delta in deltas):
-        return (None,) * len(deltas)
-    pooled: dict[str, Tensor] = {}
-    firings: list[Firing | None] = []
-    for delta in deltas:
-        if delta.scoped and delta.layer not in pooled:
-            pooled[delta.layer] = features(network, inputs, layer_at(network.layers, delta.layer))
-        firings.append(delta.scoped.scope.fire(pooled[delta.layer]) if delta.scoped else None)
-    return prevailing(firings)
 
 
 def same_answer(output: str, target: str) -> bool:
@@ -84,8 +70,8 @@ def _check_lengths(network: Network, lengths: Sequence[int]) -> None:
         raise InvalidRequest(f"{len(too_long)} inputs are longer than {most} tokens.", errors=too_long)
 
 
-def _classify(network: Network, inputs: Sequence[TextInput]) -> list[Prediction]:
-    scores = network.model(**encode_inputs(network, inputs)).logits.float().softmax(-1)  # [n, c]
+def _classify(network: Network, fields: dict[str, Tensor]) -> list[Prediction]:
+    scores = network.model(**fields).logits.float().softmax(-1)  # [n, c]
     return [
         Prediction(
             output=network.labels[int(row.argmax())],
@@ -95,10 +81,8 @@ def _classify(network: Network, inputs: Sequence[TextInput]) -> list[Prediction]
     ]
 
 
-def _generate(network: Network, inputs: Sequence[TextInput], max_new_tokens: int) -> list[Prediction]:
-    decoder = network.task is Task.TEXT_GENERATION
-    fields = encode_inputs(network, inputs, padding="left" if decoder else "right")
-    prompt = fields["input_ids"].shape[1] if decoder else 0
+def _generate(network: Network, fields: dict[str, Tensor], max_new_tokens: int) -> list[Prediction]:
+    prompt = fields["input_ids"].shape[1] if network.task is Task.TEXT_GENERATION else 0
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,

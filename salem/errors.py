@@ -11,6 +11,7 @@
     ├── DeltaRejected                500 delta_rejected        a delta file that must not be applied
     ├── BlobCorrupted                500 blob_corrupted        stored bytes that are not what their name says
     ├── EditFailed                   422 edit_failed           the method could not make the edit
+    ├── OverBudget                   422 over_budget           a job that needs more memory than it may take
     ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
     └── Misconfigured                500 misconfigured         settings that cannot work together
 
@@ -90,6 +91,10 @@ class BlobCorrupted(SalemError):
 
 class EditFailed(SalemError):
     status, code, title = 422, "edit_failed", "The edit could not be made"
+
+
+class OverBudget(SalemError):
+    status, code, title = 422, "over_budget", "The job needs more memory than it may take"
 
 
 class Unavailable(SalemError):

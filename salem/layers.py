@@ -70,8 +70,25 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def find_matrices(model: nn.Module) -> tuple[Layer, ...]:
+    """Every matrix of every block, stack by stack: what saliency per matrix looks at.
+
+    Raises:
+        UnsupportedModel: no stack.
+    """
+    return tuple(
+        _as_layer(stack, index, matrix, module)
+        for stack, blocks in find_stacks(model).items()
+        for index, block in enumerate(blocks)
+        for matrix, module in _matrices(block)
+    )
+
+
 def _output_layer(stack: str, index: int, block: nn.Module) -> Layer:
-    matrix, module = list(_matrices(block))[-1]
+    return _as_layer(stack, index, *list(_matrices(block))[-1])
+
+
+def _as_layer(stack: str, index: int, matrix: str, module: Matrix) -> Layer:
     transposed = isinstance(module, Conv1D)
     d_first, d_last = module.weight.shape
     return Layer(

@@ -13,11 +13,12 @@ import hashlib
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -88,6 +89,12 @@ class EditBatch(Record):
     pass_samples: tuple[Sample, ...]
     held_out_paraphrases: tuple[tuple[int, Sample], ...]
     held_out_pass_samples: tuple[Sample, ...]
+    equivalents: tuple[tuple[TextInput, TextInput], ...] = ()  # other texts that ask the same, in pairs
+
+    @property
+    def corrections(self) -> tuple[Sample, ...]:
+        """Edit and adapt samples, in this order: all that is to be answered differently."""
+        return (*self.edit_samples, *(sample for _, sample in self.adapt_samples))
 
 
 class Layer(Record):
@@ -121,6 +128,7 @@ class Recipe(StrEnum):
 
     SCOPED = "scoped"  # an entry per edit that acts only inside its scope
     MEND = "mend"  # salient layer, MEND, many pass samples, null-space projection
+    RIDGE = "ridge"  # salient layer, closed form: no training
     PAPER = "paper"  # mean |gradient| layer, MEND, two objectives, nothing else
 
 
@@ -132,18 +140,20 @@ class Hyperparameters(Record):
     recipe: Recipe = Recipe.SCOPED
     layer: str | None = None  # None: saliency chooses
     candidates: Literal["middle", "all"] = "middle"  # blocks to choose from; the paper: all
+    trial_edits: int = Field(default=3, ge=0, le=64)  # most salient layers compared by editing them; 0: none
     seed: int = Field(default=0, ge=0, lt=2**31)
     max_steps: int = Field(default=50, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
-    kl_weight: float = Field(default=3.0, ge=0)
+    kl_weight: float | None = Field(default=None, ge=0)  # None: the recipe's own
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
-    scope_budget: float = Field(default=0.015, ge=0, le=1)  # share of pass samples inside any scope
+    scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope
     scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # per edit; the smaller counts
     metric_width: int = Field(default=96, ge=2, le=1_024)
-    entry_rank: int | None = Field(default=None, ge=0, le=64)  # of an entry's term; None: by task
+    entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
+    rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
@@ -235,6 +245,7 @@ class HostedModel(Record):
     max_input_tokens: int | None = None
     layers: tuple[Layer, ...] = ()
     reference_accuracy: Proportion | None = None
+    scope_metric: Sha256 | None = None  # blob; trained by the first scoped job, for the next ones too
     num_pass_samples: int = 0  # reference samples answered rightly, both parts
     num_held_out: int = 0
 
@@ -248,14 +259,78 @@ class ReferenceSample(Record):
     held_out: bool
 
 
+class EditId(NamedTuple):
+    """How a client names one edit of a version, `3.0`: the version that brought it, and its place there."""
+
+    version: int
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.version}.{self.place}"
+
+    @classmethod
+    def parse(cls, text: str) -> EditId:
+        """Read an id.
+
+        Raises:
+            ValueError: the text is none; the message shows the form.
+        """
+        if not re.fullmatch(EDIT_ID_PATTERN, text):
+            raise ValueError(f'"{text[:40]}" is not the id of an edit: write "3.0"')
+        return cls(*map(int, text.split(".")))
+
+
 class Delta(Record):
-    """What a version adds to one layer, as a content-addressed blob of safetensors."""
+    """What a version adds to one layer, as a content-addressed blob of safetensors.
+
+    A delta stays in the chain of every later version. Where edits are removed from it, its blob is another
+    one, while its edits keep their ids.
+    """
 
     layer: str
     blob: Sha256
     num_bytes: int
     kind: Literal["low_rank", "dense", "scoped"]
     rank: int | None
+    metric: Sha256 | None = None  # blob of the metric that its scopes live in
+    version: int | None = None  # that brought its edits; set when it is published, like `made_in`
+    made_in: int | None = None  # the version that it was trained for: later than `version` if replayed
+    removed: tuple[int, ...] = ()  # ascending; places of edits that are not in it any more
+
+    def index_of(self, entry: int) -> int:
+        """The place, among the edits that it was first made of, of an entry of its term."""
+        for place in self.removed:
+            entry += place <= entry
+        return entry
+
+    def entry_of(self, index: int) -> int:
+        """The opposite of `index_of`: the entry of its term for the edit at this place."""
+        return index - sum(place < index for place in self.removed)
+
+
+class EntryKey(Record):
+    """One of the texts at which an entry fires: its edit's, or a paraphrase's."""
+
+    text: str
+    radius: float  # cosine from which on the entry fires
+    nearest_pass_sample: str | None = None  # the text most like this one that is to stay as it is
+    nearest_cosine: float | None = None
+
+
+class Entry(TextInput):
+    """One edit of a scoped version: what it corrects, and where it fires (docs/recipes.md)."""
+
+    target: str
+    keys: tuple[EntryKey, ...] = ()
+
+
+class ListedEntry(Entry):
+    """An entry that acts in a version. Of several that fire on an input, the newest prevails."""
+
+    id: str  # of its edit: "3.0"
+    layer: str
+    version: int  # that brought it
+    job_id: str | None
 
 
 class Version(Record):
@@ -289,6 +364,7 @@ class Alias(Record):
 class JobKind(StrEnum):
     REGISTER = "register"
     EDIT = "edit"
+    REMOVE = "remove"
 
 
 class JobState(StrEnum):
@@ -312,7 +388,7 @@ class JobError(Record):
 
 
 class Job(Record):
-    """A long task with a life of its own: registering a model, editing one."""
+    """A long task with a life of its own: registering a model, editing one, removing edits from a version."""
 
     id: str
     kind: JobKind
@@ -341,6 +417,16 @@ class EditRequest(Record):
     pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
     alias: Name | None = None  # moved to the new version at the end
     hyperparameters: Hyperparameters = Hyperparameters()
+    notes: tuple[str, ...] = ()  # what was seen before training: which entries of the parent it overrides
+
+
+class RemoveRequest(Record):
+    """What a removal job is to do: a version without some edits of its parent, as if they had never been."""
+
+    model: Name
+    parent: int
+    edits: tuple[str, ...]  # ids
+    alias: Name | None = None
 
 
 class RegisterRequest(Record):
@@ -355,6 +441,20 @@ class Prediction(Record):
 
     output: str
     scores: dict[str, float] | None = None
+
+
+class Fired(Record):
+    """The entry that acted on an input."""
+
+    entry: str  # id of its edit
+    strength: float  # of its gate, in [0, 1]
+    inside: float  # cosine to its nearest key minus the radius
+
+
+class ExplainedPrediction(Prediction):
+    """An answer with the entry behind it; None where no scope held the input."""
+
+    fired: Fired | None
 
 
 class ModelReference(Record):

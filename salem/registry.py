@@ -1,8 +1,7 @@
 """The record of everything: models, reference samples, versions, aliases, jobs (SQL).
 
 Knows the records and which changes belong into one transaction: each public method is one.
-Does not know tensors, HTTP, Redis, what a blob holds, nor
-the tables: model_rows, version_rows, job_rows and job_leases do.
+Does not know tensors, HTTP, Redis, what a blob holds, nor the tables: the modules of rows and leases do.
 SQLite (WAL) and PostgreSQL behave the same.
 """
 
@@ -11,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from salem import job_leases, job_rows, model_rows, version_rows
+from salem import entry_rows, job_leases, job_rows, model_rows, version_rows
 from salem.database import Database
+from salem.entries import Entries
 from salem.records import (
     Alias,
     HostedModel,
@@ -29,10 +29,11 @@ from salem.records import (
 
 
 class Registry:
-    """Everything that is kept, one transaction per method. Threads may share one."""
+    """Everything that is kept, one transaction per method; `entries` reads versions. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.entries = Entries(database)
 
     @classmethod
     def connect(cls, url: str) -> Registry:
@@ -59,10 +60,7 @@ class Registry:
         body_sha256: str | None = None,
     ) -> Job:
         """Take the name and queue the registration; a name whose registration failed may be taken again.
-
-        Raises:
-            Conflict: the name is taken.
-            InvalidRequest: the idempotency key was used with another body.
+        Raises Conflict (the name is taken), InvalidRequest (the idempotency key was used with another body).
         """
         key = job_rows.IdempotencyKey(JobKind.REGISTER, idempotency_key, body_sha256)
         request = RegisterRequest(model=model.name, reference=reference_blob)
@@ -120,19 +118,24 @@ class Registry:
             return version_rows.list_all(connection, name)
 
     def finish_edit(
-        self, job_id: str, lease: str, version: Version, alias: Name | None, result: dict[str, Any]
+        self,
+        job_id: str,
+        lease: str,
+        version: Version,
+        alias: Name | None,
+        result: dict[str, Any],
+        entries: entry_rows.MadeEntries | None = None,
     ) -> Version:
-        """Publish a version under the next number, move the alias to it, and end the job as succeeded.
+        """Publish a version with its entries, move the alias to it, and end the job as succeeded.
 
-        `version.number`, `version.job_id` and `result["version"]` (the reference) are set here.
-
-        Raises:
-            LeaseLost: another attempt has the job, or it has ended; nothing was changed.
+        `version.number`, `version.job_id`, its new deltas' numbers and `result["version"]` are set here.
+        Raises LeaseLost: another attempt has the job, or it has ended; nothing was changed.
         """
         with self._database.write() as connection:
             job_leases.hold(connection, job_id, lease)
             model_rows.get(connection, version.model, lock=True)
             published = version_rows.append(connection, version, job_id)
+            entry_rows.append(connection, published, entries or entry_rows.MadeEntries({}))
             if alias is not None:
                 version_rows.set_alias(connection, published.model, alias, published.number)
             job_leases.succeed(connection, job_id, lease, result | {"version": published.reference})
@@ -166,10 +169,7 @@ class Registry:
         body_sha256: str | None = None,
     ) -> tuple[Job, bool]:
         """Queue a job; with a key that has made one already, that one and False.
-
-        Raises:
-            InvalidRequest: the idempotency key was used with another body.
-            NotFound: there is no such model.
+        Raises InvalidRequest (the idempotency key was used with another body), NotFound (no such model).
         """
         key = job_rows.IdempotencyKey(kind, idempotency_key, body_sha256)
         with self._database.write() as connection:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -77,6 +78,7 @@ models = Table(
     Column("max_input_tokens", Integer),
     Column("layers", _Document, nullable=False),
     Column("reference_accuracy", _Document),
+    Column("scope_metric", String(64)),
     Column("num_pass_samples", Integer, nullable=False),
     Column("num_held_out", Integer, nullable=False),
     Column("reference_blob", String(64), nullable=False),
@@ -132,6 +134,28 @@ versions = Table(
     Column("job_id", ForeignKey("jobs.id"), unique=True),  # one job makes one version at most
     Column("created_at", UtcDateTime, nullable=False),
     CheckConstraint("number >= 1", name="base_has_no_row"),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("made_in", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # of the edit in its request
+    Column("record", _Document, nullable=False),
+    ForeignKeyConstraint(["model", "made_in"], ["versions.model", "versions.number"]),
+)
+
+entry_texts = Table(
+    "entry_texts",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("text_hash", String(64), primary_key=True),  # of the edit's text, or of a paraphrase's
+    Column("made_in", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    ForeignKeyConstraint(["model", "made_in"], ["versions.model", "versions.number"]),
 )
 
 aliases = Table(

@@ -1,18 +1,30 @@
 """Versions and the aliases that point at them as rows: each function works inside its caller's transaction.
 
-Knows the tables `versions`, `aliases` and `alias_history`. Does not know jobs, nor when to commit.
+Knows the tables `versions`, `aliases` and `alias_history`. Does not know when to commit, nor of jobs more
+than what was asked of the one that made a version.
 Version 0, the base, is no row: `base_of` makes it from its model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
 from salem.errors import ModelNotReady, NotFound
-from salem.records import Alias, HostedModel, ModelReference, ModelState, Name, Version
-from salem.schema import alias_history, aliases, columns_of, row_values, versions
+from salem.records import (
+    Alias,
+    Delta,
+    EditRequest,
+    HostedModel,
+    JobKind,
+    ModelReference,
+    ModelState,
+    Name,
+    Version,
+)
+from salem.schema import alias_history, aliases, columns_of, jobs, row_values, versions
 
 _VERSION_COLUMNS = columns_of(versions, Version)
 _ALIAS_COLUMNS = columns_of(aliases, Alias)
@@ -92,7 +104,9 @@ def list_all(connection: Connection, model: Name) -> list[Version]:
 
 
 def append(connection: Connection, version: Version, job_id: str) -> Version:
-    """Insert a version under the next number. The caller holds the model's lock: no number is given twice.
+    """Insert a version under the next number, which becomes that of its new deltas too.
+
+    The caller holds the model's lock: no number is given twice.
 
     Raises:
         NotFound: its parent does not exist.
@@ -100,9 +114,29 @@ def append(connection: Connection, version: Version, job_id: str) -> Version:
     if version.parent:
         get(connection, version.model, version.parent)
     number = newest_number(connection, version.model) + 1
-    numbered = version.model_copy(update={"number": number, "job_id": job_id})
+    deltas = tuple(_numbered(delta, number) for delta in version.deltas)
+    numbered = version.model_copy(update={"number": number, "job_id": job_id, "deltas": deltas})
     connection.execute(insert(versions).values(row_values(numbered)))
     return numbered
+
+
+def _numbered(delta: Delta, number: int) -> Delta:
+    """A delta that is published for the first time gets its number; one that was replayed keeps its first."""
+    if delta.made_in is not None:
+        return delta
+    brought_by = number if delta.version is None else delta.version
+    return delta.model_copy(update={"version": brought_by, "made_in": number})
+
+
+def edit_requests(connection: Connection, model: Name, numbers: Collection[int]) -> dict[int, EditRequest]:
+    """What the edit jobs behind these versions were asked to do, by the version's number."""
+    query = (
+        select(versions.c.number, jobs.c.request)
+        .join(jobs, jobs.c.id == versions.c.job_id)
+        .where(versions.c.model == model, versions.c.number.in_(set(numbers)), jobs.c.kind == JobKind.EDIT)
+    )
+    rows = connection.execute(query.order_by(versions.c.number)).all()
+    return {number: EditRequest.model_validate(request) for number, request in rows}
 
 
 def set_alias(connection: Connection, model: Name, name: Name, number: int) -> Alias:
@@ -160,5 +194,6 @@ def list_alias_history(connection: Connection, model: Name, name: Name) -> list[
 
 
 def blobs(connection: Connection) -> set[str]:
-    """Blobs of every delta of every version."""
-    return {delta["blob"] for deltas in connection.scalars(select(versions.c.deltas)) for delta in deltas}
+    """Blobs of every delta of every version, and of the metrics that they name."""
+    every = [delta for deltas in connection.scalars(select(versions.c.deltas)) for delta in deltas]
+    return {blob for delta in every for blob in (delta["blob"], delta.get("metric")) if blob}

@@ -15,21 +15,13 @@ from safetensors.torch import load, save
 from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 
-from salem.deltas import (
-    FORMAT_VERSION,
-    Dense,
-    LayerDelta,
-    LowRank,
-    Term,
-    adding,
-    applied,
-    pack,
-    read_header,
-    unpack,
-)
+from salem.deltas import Dense, LayerDelta, LowRank, Term, adding, applied, pack, unpack
 from salem.errors import DeltaRejected
+from salem.features import Reading
+from salem.metric_files import named
 from salem.records import Layer
-from salem.scopes import Scoped
+from salem.scopes import Metric, Scoped
+from salem.tensor_files import FORMAT_VERSION, read_header
 
 BASE = "ab" * 32
 LAYER = Layer(
@@ -62,7 +54,10 @@ def read(data: bytes) -> LayerDelta:
 
 
 def fields(delta: LayerDelta) -> list[dict[str, Tensor]]:
-    return [dict(vars(term)) for term in delta.terms]
+    return [
+        {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
+        for term in delta.terms
+    ]
 
 
 def assert_identical(found: LayerDelta, expected: LayerDelta) -> None:
@@ -76,7 +71,7 @@ def assert_identical(found: LayerDelta, expected: LayerDelta) -> None:
 
 def forged(tensors: dict[str, Tensor], **changes: str | None) -> bytes:
     """A file whose checksum is right but whose content may not be; nothing of the module writes it."""
-    metadata: dict[str, str | None] = {"format_version": "1", "base_sha256": BASE, "layer": LAYER.path}
+    metadata: dict[str, str | None] = {"format_version": "2", "base_sha256": BASE, "layer": LAYER.path}
     metadata = {key: value for key, value in (metadata | changes).items() if value is not None}
     plain = save(tensors)
     size = struct.unpack("<Q", plain[:8])[0]
@@ -192,14 +187,52 @@ def test_other_types_are_stored_as_float32_without_their_graph() -> None:
     assert torch.equal(found, term.weight.detach().float())
 
 
-def test_a_second_scoped_term_is_refused() -> None:
+def some_metric() -> Metric:
+    reading = Reading(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
+    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3)))
+
+
+def some_scoped(metric: Metric) -> Scoped:
     zeros = torch.zeros
-    owner = {"centre": zeros(3), "spread": torch.ones(3), "projection": zeros(2, 3), "keys": zeros(1, 2)}
     value = {"radii": zeros(1), "owners": zeros(1), "values": zeros(1, 4), "down": zeros(1, 0, 6)}
-    scoped = Scoped(**owner, **value, up=zeros(1, 0, 4))
-    assert_identical(read(packed(scoped, dense())), LayerDelta(LAYER.path, (scoped, dense())))
+    return Scoped(metric=metric, keys=zeros(1, 2), **value, up=zeros(1, 0, 4))
+
+
+def test_a_scoped_term_names_its_metric_and_does_not_hold_it() -> None:
+    metric = some_metric()
+    scoped = some_scoped(metric)
+    data = packed(scoped, dense())
+    assert read_header(data)["metric"] == metric.sha256
+    assert {key.split(".")[2] for key in load(data) if key.startswith("terms.0")} == set(
+        fields(LayerDelta(LAYER.path, (scoped,)))[0]
+    )
+    asked: list[str] = []
+
+    def known(sha256: str) -> Metric:
+        asked.append(sha256)
+        return metric
+
+    found = unpack(data, base_sha256=BASE, layers=[LAYER], metric=known)
+    assert_identical(found, LayerDelta(LAYER.path, (scoped, dense())))
+    assert asked == [metric.sha256]
+    assert found.scoped is not None and found.scoped.metric is metric
+    assert "metric" not in read_header(packed(dense()))
+
+
+def test_a_scoped_term_is_refused_where_its_metric_is_not_known() -> None:
+    scoped = some_scoped(some_metric())
+    with pytest.raises(DeltaRejected, match="does not name the metric"):
+        read(packed(scoped))
+    unnamed = {f"terms.0.{name}": value for name, value in vars(scoped).items() if isinstance(value, Tensor)}
+    with pytest.raises(DeltaRejected, match="does not name the metric"):
+        unpack(forged(unnamed), base_sha256=BASE, layers=[LAYER], metric=lambda _: scoped.metric)
+
+
+def test_a_second_scoped_term_is_refused() -> None:
+    metric = some_metric()
+    scoped = some_scoped(metric)
     with pytest.raises(DeltaRejected, match="more than one scoped term"):
-        read(packed(scoped, scoped))
+        unpack(packed(scoped, scoped), base_sha256=BASE, layers=[LAYER], metric=lambda _: metric)
 
 
 def test_the_same_delta_is_the_same_bytes() -> None:
@@ -290,8 +323,8 @@ def test_tensors_that_are_no_delta_for_this_layer_are_refused(
         ({"layer": "model.layers.7.mlp.down_proj"}, "does not have: model.layers.7.mlp.down_proj"),
         ({"layer": "model.layers.1"}, "does not have"),
         ({"layer": None}, "does not have"),
-        ({"format_version": "2"}, "has format 2; this server reads 1"),
-        ({"format_version": "1.0"}, "has format 1.0"),
+        ({"format_version": "1"}, "The delta has format 1; this server reads 2"),
+        ({"format_version": "2.0"}, "has format 2.0"),
         ({"format_version": None}, "of no version"),
     ],
 )
@@ -301,7 +334,7 @@ def test_a_header_that_does_not_fit_is_refused(changes: dict[str, str | None], m
 
 
 def test_a_file_without_a_checksum_is_refused() -> None:
-    metadata = {"format_version": "1", "base_sha256": BASE, "layer": LAYER.path}
+    metadata = {"format_version": "2", "base_sha256": BASE, "layer": LAYER.path}
     with pytest.raises(DeltaRejected, match="checksum"):
         read(save({"terms.0.weight": dense().weight}, metadata))
 

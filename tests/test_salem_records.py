@@ -16,8 +16,13 @@ from salem.records import (
     Delta,
     Edit,
     EditBatch,
+    EditId,
     EditOutcome,
     EditRequest,
+    Entry,
+    EntryKey,
+    ExplainedPrediction,
+    Fired,
     Flip,
     FolderSource,
     HostedModel,
@@ -29,6 +34,7 @@ from salem.records import (
     JobState,
     Layer,
     LayerScore,
+    ListedEntry,
     Metrics,
     ModelReference,
     ModelState,
@@ -37,6 +43,7 @@ from salem.records import (
     Record,
     ReferenceSample,
     RegisterRequest,
+    RemoveRequest,
     Sample,
     Task,
     TextInput,
@@ -85,6 +92,9 @@ METRICS = Metrics(
     notes=("no edit has two paraphrases",),
 )
 DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
+KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_cosine=0.25)
+ENTRY = Entry(input="x", text_pair="p", target="y", keys=(KEY,))
+FIRED = Fired(entry="3.0", strength=1.0, inside=0.12)
 ERROR = JobError(code="edit_failed", message="nothing to edit", remedy="send wrong answers")
 
 # Whether "sample 0", "sample 1", ... are held out.
@@ -123,6 +133,9 @@ ONE_OF_EACH = [
     ),
     ReferenceSample(sample=PAIR, answer="neutral", correct=False, held_out=True),
     DELTA,
+    KEY,
+    ENTRY,
+    ListedEntry(**ENTRY.model_dump(), id="3.0", layer=LAYER.path, version=3, job_id="job-1"),
     Version(
         model="intents",
         number=3,
@@ -151,7 +164,10 @@ ONE_OF_EACH = [
     ),
     EditRequest(model="intents", parent=0, edits=(EDIT,), pass_samples=(PAIR,), alias="production"),
     RegisterRequest(model="intents", reference=SHA),
+    RemoveRequest(model="intents", parent=3, edits=("3.0",), alias="production"),
     Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),
+    FIRED,
+    ExplainedPrediction(output="delivery", fired=FIRED),
     ModelReference(model="intents", number=3),
 ]
 
@@ -336,3 +352,16 @@ def test_hashes_of_random_texts_do_not_meet() -> None:
     draw = random.Random(0)
     texts = {"".join(draw.choices("ab \x1f", k=draw.randrange(1, 12))) for _ in range(2_000)}
     assert len({TextInput(input=text).content_hash for text in texts}) == len(texts)
+
+
+def test_the_id_of_an_edit() -> None:
+    assert EditId.parse("3.10") == EditId(3, 10) and str(EditId(3, 10)) == "3.10"
+    for bad in ("", "3", "3.", ".0", "3.01", "-3.0", "3.0.1", "3.0\n", "a.b", "9" * 12 + ".0"):
+        with pytest.raises(ValueError, match=r"write .3\.0"):
+            EditId.parse(bad)
+
+
+def test_places_of_edits_and_of_their_entries() -> None:
+    cut = DELTA.model_copy(update={"removed": (0, 1, 4)})
+    assert [cut.index_of(entry) for entry in range(4)] == [2, 3, 5, 6]
+    assert [cut.entry_of(index) for index in (2, 3, 5, 6)] == [0, 1, 2, 3]

@@ -133,7 +133,9 @@ def test_a_finished_edit_is_a_version_an_alias_and_an_ended_job(registry: Regist
     job = new_job(registry)
     lease = claim(registry, job)
     published = registry.finish_edit(job.id, lease, new_version(), "production", {"seconds": 3})
-    assert published == new_version().model_copy(update={"number": 1, "job_id": job.id})
+    (delta,) = new_version().deltas
+    own = delta.model_copy(update={"version": 1, "made_in": 1})
+    assert published == new_version().model_copy(update={"number": 1, "job_id": job.id, "deltas": (own,)})
     assert registry.resolve(ModelReference(model="intents", number=1)) == published
     assert registry.resolve(ModelReference(model="intents", alias="production")) == published
     ended = registry.get_job(job.id)

@@ -1,4 +1,4 @@
-"""Scopes: what is read from a prompt, which entry fires, and what a scoped delta does to answers."""
+"""Scopes: which entry fires, and what a scoped delta does to answers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from test_salem_answers import greedy_ids
-from tiny_models import ARCHITECTURES, LABELS, tiny_network
+from tiny_models import LABELS, tiny_network
 from torch import Tensor, nn
 
-from salem.answers import fire, predict
+from salem.answers import predict
 from salem.deltas import LayerDelta, applied, pack, unpack
 from salem.encoding import encode_inputs
 from salem.errors import DeltaRejected
+from salem.features import Reading, features, token_rarity
+from salem.gates import fire
 from salem.hosting import Network
+from salem.metric_files import named, pack_metric, unpack_metric
 from salem.records import Layer, Prediction, TextInput
-from salem.scopes import Firing, Scope, Scoped, features, prevailing
+from salem.scopes import Firing, Metric, Scope, Scoped, prevailing
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
@@ -27,19 +30,17 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def scope_around(network: Network, layer: Layer, inputs: list[TextInput], radius: float = 0.9) -> Scope:
-    """A scope with one key at each input, in a metric that standardises and turns."""
-    pooled = features(network, [*TEXTS, *inputs], layer)
-    width = pooled.shape[1]
-    bare = Scope(
-        centre=pooled.mean(0),
-        spread=pooled.std(0) + 1e-3,
-        projection=drawn(16, width) / width**0.5,
-        keys=torch.zeros(1, 16),
-        radii=torch.full((len(inputs),), radius),
-        owners=torch.arange(len(inputs)).float(),
-    )
-    return replace(bare, keys=bare.place(features(network, inputs, layer)))
+def reading_of(network: Network, block: int = 1, *, paired: bool = False) -> Reading:
+    """Of the first stack: the encoder's, where there is one."""
+    return Reading(network.layers[0].stack, block, paired, token_rarity(network, TEXTS))
+
+
+def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
+    """A metric that standardises and turns."""
+    reading = reading_of(network, block)
+    pooled = features(network, TEXTS, reading)
+    turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
+    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn))
 
 
 def scoped_delta(
@@ -50,10 +51,15 @@ def scoped_delta(
     size: float = 50.0,
     rank: int = 1,
     seed: int = 0,
+    metric: Metric | None = None,
 ) -> LayerDelta:
-    scope, e = scope_around(network, layer, inputs), len(inputs)
+    """An entry of its own for each input, with a key at that input."""
+    metric, e = metric or metric_of(network), len(inputs)
     term = Scoped(
-        **vars(scope),
+        metric=metric,
+        keys=metric.read(network, inputs),
+        radii=torch.full((e,), 0.9),
+        owners=torch.arange(e).float(),
         values=size * drawn(e, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
         up=drawn(e, rank, layer.d_out, seed=seed + 2),
@@ -65,86 +71,17 @@ def outputs(found: list[Prediction]) -> list[str]:
     return [prediction.output for prediction in found]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_features_do_not_depend_on_what_else_is_in_the_batch(architecture: str) -> None:
-    network = tiny_network(architecture)
-    for layer in network.layers:
-        together = features(network, TEXTS, layer)
-        assert together.dtype == torch.float32 and torch.isfinite(together).all()
-        for row, text in enumerate(TEXTS):
-            alone = features(network, [text], layer)[0]
-            torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_features_leave_nothing_in_the_model(architecture: str) -> None:
-    network = tiny_network(architecture)
-    features(network, TEXTS, network.layers[-1])
-    assert not any(module._forward_pre_hooks for module in network.model.modules())
-
-
-def pools(network: Network, item: TextInput, layer: Layer) -> tuple[Tensor, ...]:
-    """First embeddings, second embeddings, first states, second states, summary."""
-    return features(network, [item], layer)[0].chunk(5)
-
-
-def test_the_segments_of_a_pair_are_pooled_apart() -> None:
-    network, item = tiny_network("bert"), TextInput(input=SHORT, text_pair="the parcel is here")
-    layer = network.layers[1]
-    fields = encode_inputs(network, [item])
-    with torch.no_grad():
-        states = network.model(**fields, output_hidden_states=True).hidden_states
-    second = fields["token_type_ids"][0].bool() & fields["attention_mask"][0].bool()
-    first = fields["attention_mask"][0].bool() & ~second
-    assert first.any() and second.any()
-    found = pools(network, item, layer)
-    expected = [states[at][0, rows].mean(0) for at in (0, 1) for rows in (first, second)]
-    for mean, wanted in zip(found, [*expected, states[1][0, 0]], strict=True):
-        torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
-    swapped = pools(network, TextInput(input="the parcel is here", text_pair=SHORT), layer)
-    assert not torch.allclose(swapped[0], found[0], atol=0.1)
-    single = pools(network, TEXTS[0], layer)
-    assert not single[1].any() and not single[3].any()
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
-def test_a_decoder_is_summed_up_by_the_last_token_of_its_prompt(architecture: str) -> None:
-    network = tiny_network(architecture)
-    for layer in network.layers[1:]:
-        fields = encode_inputs(network, [TEXTS[0]])
-        length = int(fields["attention_mask"].sum())
-        assert length < fields["input_ids"].shape[1], "there is no padding: this test shows little"
-        with torch.no_grad():
-            states = network.model(**fields, output_hidden_states=True).hidden_states
-        summary = features(network, TEXTS[:2], layer)[0].chunk(5)[-1]
-        torch.testing.assert_close(summary, states[layer.block][0, length - 1], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_a_layer_beside_an_encoder_is_scoped_by_the_encoders_output(architecture: str) -> None:
-    network = tiny_network(architecture)
-    beside = [layer for layer in network.layers if "decoder" in layer.stack]
-    assert len(beside) == 2
-    fields = encode_inputs(network, [TEXTS[0]])
-    with torch.no_grad():
-        state = network.model.get_encoder()(**fields).last_hidden_state[0]
-    length = int(fields["attention_mask"].sum())
-    for layer in beside:
-        found = pools(network, TEXTS[0], layer)
-        torch.testing.assert_close(found[2], state[:length].mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found[4], state[0], rtol=1e-4, atol=1e-5)
-
-
 def small_scope() -> Scope:
     angles = torch.tensor([0.0, 0.4, 2.0])
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
-    return Scope(torch.zeros(2), torch.ones(2), torch.eye(2), keys, radii, owners)
+    reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
+    return Scope(Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2)), keys, radii, owners)
 
 
 def test_the_key_farthest_inside_its_radius_decides() -> None:
     scope = small_scope()
-    firing = scope.fire(torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]))
+    firing = scope.fire_at(torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]))
     assert firing.entry[:3].tolist() == [0, 1, 0]
     assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
     assert firing.strength[:3].tolist() == [1.0, 1.0, 1.0]
@@ -157,7 +94,7 @@ def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
     scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
     scope = replace(scope, owners=torch.zeros(1))
     cosines = torch.linspace(0.5, 1.0, 41)
-    firing = scope.fire(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1))
+    firing = scope.fire_at(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1))
     assert firing.strength.tolist() == (cosines > 0.8).float().tolist()
 
 
@@ -268,13 +205,20 @@ def test_cached_writing_equals_writing_without_a_cache(architecture: str) -> Non
     assert found != outputs(predict(network, TEXTS, max_new_tokens=6))
 
 
-def test_a_scoped_delta_survives_its_file_bit_by_bit() -> None:
+def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
-    again = unpack(pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers)
-    assert again.layer == delta.layer and again.scoped is not None and delta.scoped is not None
+    assert delta.scoped is not None
+    stored = {delta.scoped.metric.sha256: pack_metric(delta.scoped.metric)}
+    again = unpack(
+        pack(delta, base_sha256=BASE),
+        base_sha256=BASE,
+        layers=network.layers,
+        metric=lambda sha256: unpack_metric(stored[sha256]),
+    )
+    assert again.layer == delta.layer and again.scoped is not None
     for name, value in vars(delta.scoped).items():
-        assert torch.equal(getattr(again.scoped, name), value), name
+        assert name == "metric" or torch.equal(getattr(again.scoped, name), value), name
     assert predict(network, TEXTS, [again]) == predict(network, TEXTS, [delta])
 
 
@@ -292,9 +236,6 @@ def test_a_scoped_delta_survives_its_file_bit_by_bit() -> None:
         {"values": torch.zeros(1, 16)},
         {"down": torch.zeros(2, 1, 3)},
         {"up": torch.zeros(2, 2, 16)},
-        {"centre": torch.zeros(3)},
-        {"spread": torch.zeros(3)},
-        {"projection": torch.zeros(16, 3)},
         {"radii": torch.tensor([0.9, float("nan")])},
     ],
     ids=lambda change: ", ".join(f"{name}{list(value.shape)}" for name, value in change.items()),
@@ -304,5 +245,10 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
     assert delta.scoped is not None
     bad = LayerDelta(delta.layer, (replace(delta.scoped, **change),))
+    metric = delta.scoped.metric
     with pytest.raises(DeltaRejected):
-        unpack(pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers)
+        unpack(pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric)
+    good = unpack(
+        pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric
+    )
+    assert good.scoped is not None, "refused for its change alone"

@@ -1,0 +1,63 @@
+"""The file of a scope metric: one per hosted model, named by its content in every delta that uses it.
+
+Knows the fields of a metric and the checks of its file. Does not know where files are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from salem import tensor_files
+from salem.errors import DeltaRejected
+from salem.features import Reading
+from salem.scopes import Metric
+
+_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2}
+
+
+def pack_metric(metric: Metric) -> bytes:
+    """A metric as the bytes of a safetensors file. The deltas that name it say which base it is for."""
+    reading = metric.reading
+    return tensor_files.write(
+        {
+            "rarity": reading.rarity,
+            "centre": metric.centre,
+            "spread": metric.spread,
+            "projection": metric.projection,
+        },
+        {
+            "stack": reading.stack,
+            "block": json.dumps(reading.block),
+            "paired": json.dumps(reading.paired),
+        },
+    )
+
+
+def named(metric: Metric) -> Metric:
+    """The metric with the name of its file."""
+    return replace(metric, sha256=hashlib.sha256(pack_metric(metric)).hexdigest())
+
+
+def unpack_metric(data: bytes) -> Metric:
+    """Read a metric and check it.
+
+    Raises:
+        DeltaRejected: the file is damaged, or its fields do not fit together.
+    """
+    header, tensors = tensor_files.read(data, noun="scope metric")
+    if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
+        raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
+    width = len(tensors["centre"])
+    if len(tensors["spread"]) != width or tensors["projection"].shape[1] != width:
+        raise DeltaRejected("The shapes of the scope metric do not fit together.")
+    try:
+        block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DeltaRejected("The scope metric does not say what it reads.") from error
+    return Metric(
+        reading=Reading(header.get("stack", ""), block, paired, tensors.pop("rarity")),
+        sha256=hashlib.sha256(data).hexdigest(),
+        **tensors,
+    )
