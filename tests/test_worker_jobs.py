@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import structlog
@@ -33,6 +35,8 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
+from worker import edit_job
+from worker.attempts import Attempt
 from worker.jobs import JobRun
 from worker.reporting import JobReporter
 
@@ -99,15 +103,19 @@ def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: S
     assert stage.registry.list_versions("m") == []
 
 
-def test_an_attempt_that_was_taken_over_at_its_very_end_publishes_nothing(stage: Stage) -> None:
+def test_an_attempt_that_was_taken_over_at_its_very_end_publishes_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = new_edit_job(stage)
 
-    class Late(JobRun):
-        def _publish(self, *arguments: object, **more: object) -> None:
-            take_over(stage, job)
-            super()._publish(*arguments, **more)  # type: ignore[arg-type]
+    publish = edit_job.publish
 
-    attempt(stage, job, Late).run()
+    def late(*arguments: Any, **more: Any) -> None:
+        take_over(stage, job)
+        publish(*arguments, **more)
+
+    monkeypatch.setattr(edit_job, "publish", late)
+    attempt(stage, job).run()
     now = stage.registry.get_job(job.id)
     assert (now.state, now.attempt, now.error) == (JobState.RUNNING, 2, None)
     assert stage.registry.list_versions("m") == []
@@ -117,7 +125,7 @@ def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(sta
     job = new_edit_job(stage)
 
     class Late(JobRun):
-        def _edit(self, reporter: JobReporter) -> None:
+        def work(self, reporter: JobReporter) -> None:
             take_over(stage, job)
             raise ValueError(SECRET)
 
@@ -125,22 +133,20 @@ def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(sta
     assert stage.registry.get_job(job.id).state is JobState.RUNNING
 
 
-def test_of_two_attempts_at_once_one_publishes(stage: Stage) -> None:
+def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second claim comes while the first attempt is about to commit; both go on to the end."""
     job = new_edit_job(stage)
 
-    class Slow(JobRun):
-        def _publish(self, *arguments: object, **more: object) -> None:
-            lease = take_over(stage, job)
-            second = JobRun(self.settings, self.registry, self.job, lease)
-            commits: list[Callable[[], None]] = [
-                lambda: super(Slow, self)._publish(*arguments, **more),  # type: ignore[arg-type]
-                lambda: second._publish(*arguments, **more),  # type: ignore[arg-type]
-            ]
-            first_result, second_result = at_once(*commits)
-            assert isinstance(first_result, LeaseLost) and second_result is None
+    publish = edit_job.publish
 
-    attempt(stage, job, Slow).run()
+    def slow(first: Attempt, *arguments: Any, **more: Any) -> None:
+        second = replace(first, lease=take_over(stage, job))
+        commits = [partial(publish, each, *arguments, **more) for each in (first, second)]
+        first_result, second_result = at_once(*commits)
+        assert isinstance(first_result, LeaseLost) and second_result is None
+
+    monkeypatch.setattr(edit_job, "publish", slow)
+    attempt(stage, job).run()
     assert [version.job_id for version in stage.registry.list_versions("m")] == [job.id]
 
 
@@ -157,7 +163,7 @@ def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
     stage: Stage, raised: Exception, code: str
 ) -> None:
     class Failing(JobRun):
-        def _edit(self, reporter: JobReporter) -> None:
+        def work(self, reporter: JobReporter) -> None:
             raise raised
 
     job = new_edit_job(stage)

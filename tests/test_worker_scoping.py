@@ -7,8 +7,9 @@ import torch
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
+from salem.deltas import LayerDelta
 from salem.records import Edit, EditBatch, Hyperparameters, Sample
-from salem.scopes import features
+from salem.scopes import Scoped
 from worker.edit_dataset import build_edit_batch
 from worker.scoping import Scoping, calibrated_radii, draw_scopes
 
@@ -42,31 +43,36 @@ def batch_of(num_pass: int, edits: tuple[Edit, ...] = EDITS) -> EditBatch:
 
 def drawn(batch: EditBatch, *, hyper: Hyperparameters = HYPER, seed: int = 0) -> Scoping:
     network = tiny_network("bert")
-    return draw_scopes(network, batch, network.layers[1], hyper, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return draw_scopes(network, (), batch, network.layers[1], hyper, generator, None)
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5, 60])
 def test_every_edit_and_adapt_sample_fires_its_own_entry(num_pass: int) -> None:
     batch = batch_of(num_pass)
     scoping = drawn(batch)
-    own = [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
-    network = tiny_network("bert")
-    firing = scoping.scope.fire(features(network, own, network.layers[1]))
+    firing = scoping.scope.fire_at(scoping.scope.metric.read(tiny_network("bert"), batch.corrections))
     assert firing.entry.tolist() == [0, 1, 0]
-    assert (firing.strength > 0.5).all()
+    assert (firing.strength == 1).all(), "the gate is open or shut"
     torch.testing.assert_close(scoping.corrections.strength, firing.strength, rtol=1e-3, atol=1e-3)
     assert scoping.scope.owners.tolist() == [0, 1, 0]
-    assert all(torch.isfinite(value).all() for value in vars(scoping.scope).values())
-    assert len(scoping.kept.entry) == num_pass and scoping.state_scale > 0
+    assert torch.isfinite(scoping.scope.keys).all() and torch.isfinite(scoping.scope.radii).all()
+    assert len(scoping.kept.entry) == len(scoping.calibration) == num_pass
+    assert set(scoping.kept.strength.tolist()) <= {0.0, 1.0}
+    assert [[key.text for key in entry.keys] for entry in scoping.entries] == [
+        ["when will Berlin arrive at Madrid", "Berlin to Madrid when"],
+        ["log in to France with Peru"],
+    ]
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 0.4])
 def test_the_budget_is_kept_on_the_calibration_part(budget: float) -> None:
-    scoping = drawn(batch_of(60), hyper=HYPER.model_copy(update={"scope_budget": budget}))
-    assert scoping.num_calibration > 10
-    inside = scoping.kept.inside[: scoping.num_calibration] > 0
+    budgets = {"scope_budget": budget, "scope_budget_per_edit": 1.0}
+    scoping = drawn(batch_of(60), hyper=HYPER.model_copy(update=budgets))
+    assert scoping.calibration.sum() > 10
+    inside = scoping.kept.inside[scoping.calibration] > 0
     assert float(inside.float().mean()) <= budget
-    assert not scoping.warnings
+    assert not any("cannot be told" in warning for warning in scoping.warnings)
 
 
 def some_likeness(num_pass: int, num_keys: int, *, top: float) -> Tensor:
@@ -77,35 +83,37 @@ def some_likeness(num_pass: int, num_keys: int, *, top: float) -> Tensor:
 @pytest.mark.parametrize("num_calibration", [1, 7, 40])
 def test_radii_move_together_until_the_budget_is_spent(budget: float, num_calibration: int) -> None:
     likeness = some_likeness(100, 6, top=0.85)
-    radii = calibrated_radii(likeness, num_calibration, budget)
-    inside = (likeness[:num_calibration] > radii + 1e-6).any(-1).sum()
+    calibration, others = likeness[:num_calibration], likeness[num_calibration:]
+    radii = calibrated_radii(others, calibration, budget)
+    inside = (calibration > radii + 1e-6).any(-1).sum()
     assert inside <= budget * num_calibration
     assert radii.shape == (6,) and (radii > 0).all() and (radii < 1).all()
 
 
 def test_more_budget_never_narrows_a_scope() -> None:
     likeness = some_likeness(100, 6, top=0.85)
-    widths = [calibrated_radii(likeness, 40, budget) for budget in (0.0, 0.1, 0.5)]
+    widths = [calibrated_radii(likeness[40:], likeness[:40], budget) for budget in (0.0, 0.1, 0.5)]
     assert (widths[0] >= widths[1]).all() and (widths[1] >= widths[2]).all()
 
 
 def test_a_key_among_many_pass_samples_gets_a_narrower_scope() -> None:
     likeness = some_likeness(100, 2, top=0.5)
     likeness[:, 1] += 0.3
-    crowded, lonely = calibrated_radii(likeness, 30, 0.05).flip(0)
+    crowded, lonely = calibrated_radii(likeness[30:], likeness[:30], 0.05).flip(0)
     assert crowded > lonely
 
 
 def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
     likeness = some_likeness(100, 6, top=1.0)
     likeness[:, 3] = 1.0
-    radii = calibrated_radii(likeness, 40, 0.0)
+    radii = calibrated_radii(likeness[40:], likeness[:40], 0.0)
     assert (radii < 0.95).all(), "a key's own cosine is 1 and must lie well inside"
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5])
 def test_few_pass_samples_still_give_radii(num_pass: int) -> None:
-    radii = calibrated_radii(some_likeness(num_pass, 3, top=0.8), int(0.3 * num_pass), 0.02)
+    likeness = some_likeness(num_pass, 3, top=0.8)
+    radii = calibrated_radii(likeness[num_pass // 3 :], likeness[: num_pass // 3], 0.02)
     assert radii.shape == (3,) and (radii > 0).all() and (radii < 0.95).all()
 
 
@@ -123,6 +131,29 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
 
 def test_the_same_seed_draws_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
-    for name, value in vars(one).items():
-        assert torch.equal(value, getattr(two, name)), name
-    assert not torch.equal(one.projection, other.projection)
+    assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
+    for name in ("keys", "radii", "owners"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not torch.equal(one.metric.projection, other.metric.projection)
+
+
+def test_what_the_parent_holds_has_been_spent_of_the_budget() -> None:
+    network, batch = tiny_network("bert"), batch_of(60)
+    layer = network.layers[1]
+    hyper = HYPER.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
+    scope = drawn(batch, hyper=hyper).scope
+    nothing = torch.zeros(2, layer.d_out)
+    term = Scoped(
+        scope.metric,
+        scope.keys,
+        torch.full_like(scope.radii, -1.0),  # holds every text
+        scope.owners,
+        nothing,
+        torch.zeros(2, 0, layer.d_in),
+        torch.zeros(2, 0, layer.d_out),
+    )
+    generator = torch.Generator().manual_seed(0)
+    parent = (LayerDelta(layer.path, (term,)),)
+    later = draw_scopes(network, parent, batch, layer, hyper, generator, scope.metric)
+    assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
+    assert (later.scope.radii >= scope.radii).all() and (later.scope.radii > scope.radii).any()

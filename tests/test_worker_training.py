@@ -22,6 +22,7 @@ class Factors:
     """The simplest learner: the factors of the update themselves, handed out uncopied."""
 
     learning_rate = 0.05
+    kl_weight = 0.1
 
     def __init__(self, d_in: int, d_out: int, *, rank: int = 4) -> None:
         draw = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from salem.records import Layer, Sample
 from salem.scopes import Firing
 from salem.trunk import resume
 from worker.losses import worst_margin_per_sample
-from worker.trunk_sets import prepare, prepare_with_answers
+from worker.sample_cache import SampleCache
+from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
 
 
 def naive_moment(network: Network, samples: list[Sample], layer: Layer) -> Tensor:
@@ -94,3 +96,54 @@ def test_no_samples_are_prepared_to_nothing() -> None:
     prepared, moment = prepare_with_answers(network, [], layer, chunk_size=2)
     assert prepared.num_samples == 0 and not moment.any()
     assert list(prepared.cycle(torch.Generator())) == []
+
+
+def assert_same(one: TrunkSet, other: TrunkSet, network: Network) -> None:
+    assert len(one.chunks) == len(other.chunks)
+    for left, right in zip(one.chunks, other.chunks, strict=True):
+        assert left.before is not None and right.before is not None
+        assert left.held is not None and right.held is not None
+        assert torch.equal(left.before, right.before) and torch.equal(left.held, right.held)
+        assert left.samples.tolist() == right.samples.tolist()
+        with torch.no_grad():
+            assert torch.equal(left.resume(network).logits, right.resume(network).logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_second_preparation_reads_the_cache_and_is_the_same(architecture: str, tmp_path: Path) -> None:
+    network = tiny_network(architecture)
+    samples, layer = some_samples(network), network.layers[-1]
+    cache = SampleCache(tmp_path, 2**24, "model")
+    plain, moment = prepare_with_answers(network, samples, layer, chunk_size=2)
+    first, first_moment = prepare_with_answers(network, samples, layer, chunk_size=2, cache=cache)
+    forwards: list[None] = []
+    block = network.module(f"{layer.stack}.{layer.block}")
+    handle = block.register_forward_hook(lambda *_: forwards.append(None))
+    second, second_moment = prepare_with_answers(network, samples, layer, chunk_size=2, cache=cache)
+    handle.remove()
+    assert forwards == []
+    assert torch.equal(first_moment, moment) and torch.equal(second_moment, moment)
+    assert_same(first, plain, network)
+    assert_same(second, plain, network)
+
+
+def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> None:
+    network = tiny_network("bert")
+    samples, layer = some_samples(network), network.layers[1]
+    cache = SampleCache(tmp_path, 2**24, "model")
+    first, moment = prepare_with_answers(network, samples, layer, chunk_size=1, cache=cache)
+    for path in sorted(tmp_path.iterdir())[::2]:
+        path.unlink()
+    second, again = prepare_with_answers(network, samples, layer, chunk_size=1, cache=cache)
+    assert_same(first, second, network)
+    torch.testing.assert_close(again, moment)
+
+
+def test_a_cache_without_room_changes_nothing(tmp_path: Path) -> None:
+    network = tiny_network("bert")
+    samples, layer = some_samples(network), network.layers[1]
+    plain, moment = prepare_with_answers(network, samples, layer, chunk_size=2)
+    bare = SampleCache(tmp_path / "none", 0, "model")
+    found, same = prepare_with_answers(network, samples, layer, chunk_size=2, cache=bare)
+    assert_same(found, plain, network)
+    assert torch.equal(same, moment) and not (tmp_path / "none").exists()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from salem.answers import predict, same_answer
 from salem.deltas import LayerDelta
 from salem.errors import EditFailed
@@ -17,6 +19,7 @@ from salem.hosting import Network
 from salem.layers import layer_at
 from salem.records import (
     EditBatch,
+    Entry,
     Hyperparameters,
     Layer,
     LayerScore,
@@ -26,9 +29,11 @@ from salem.records import (
     Sample,
     TextInput,
 )
+from salem.scopes import Metric
 from worker.evaluation import Answerer, evaluate
 from worker.recipes import train_term
-from worker.saliency import choose_layer, layer_saliency, middle_layers, profile
+from worker.saliency import choose_layer, layer_saliency, middle_layers, profile, shortlist
+from worker.trials import trial_edits
 
 
 class Observer(Protocol):
@@ -42,12 +47,23 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class MeasuredDelta:
-    """A delta with what is known of it."""
+class MadeDelta:
+    """A delta, and how it came about."""
 
     delta: LayerDelta
     layer: Layer
     saliency: tuple[LayerScore, ...]
+    reason: str  # why this layer
+    warnings: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()  # of a scoped delta, one per edit
+    metric_is_new: bool = False  # whether the delta's metric was trained for it, to be stored for the next
+
+
+@dataclass(frozen=True)
+class MeasuredDelta:
+    """A delta with what is known of it."""
+
+    made: MadeDelta
     metrics: Metrics
     num_failing: int  # edits that the parent answered wrongly
 
@@ -58,6 +74,7 @@ def make_edit(
     batch: EditBatch,
     hyper: Hyperparameters,
     observer: Observer,
+    metric: Metric | None = None,
 ) -> MeasuredDelta:
     """Correct a batch on top of the parent's deltas and measure the result.
 
@@ -65,10 +82,33 @@ def make_edit(
         EditFailed: no edit sample is answered rightly after training; the message gives the figures.
     """
     observer.phase("classing", 0.1)
-    corrections = [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
-    wrong = [not hit for hit in _hits(network, corrections, parent, hyper)]
+    wrong = [not hit for hit in _hits(network, batch.edit_samples, parent, hyper)]
+    made = make_delta(network, parent, batch, hyper, observer, metric)
+    observer.phase("evaluating", 0.85)
+    metrics = _measure(network, parent, made, batch, hyper)
+    if metrics.edit_accuracy.value == 0:
+        raise EditFailed(
+            f"None of the {len(batch.edit_samples)} edits holds after training at {made.layer.path}.",
+            remedy="Raise max_steps, lower kl_weight, or name another layer in options.",
+        )
+    return MeasuredDelta(made, metrics, sum(wrong))
+
+
+def make_delta(
+    network: Network,
+    parent: Sequence[LayerDelta],
+    batch: EditBatch,
+    hyper: Hyperparameters,
+    observer: Observer,
+    metric: Metric | None = None,
+) -> MadeDelta:
+    """Choose the layer and train the delta, without measuring what came of it.
+
+    Args:
+        metric: the hosted model's scope metric, if an earlier job has trained one.
+    """
     observer.phase("saliency", 0.15)
-    layer, scores = _choose_layer(network, corrections, hyper)
+    layer, scores, reason = _choose_layer(network, batch, hyper)
     observer.saliency(scores)
     observer.phase("training", 0.2)
     trained = train_term(
@@ -78,16 +118,17 @@ def make_edit(
         layer,
         hyper,
         lambda share, figures: observer.figures(0.3 + 0.5 * share, figures),
+        metric,
     )
-    delta = LayerDelta(layer.path, (trained.term,))
-    observer.phase("evaluating", 0.85)
-    metrics = _measure(network, parent, delta, batch, hyper, trained.warnings)
-    if metrics.edit_accuracy.value == 0:
-        raise EditFailed(
-            f"None of the {len(batch.edit_samples)} edits holds after training at {layer.path}.",
-            remedy="Raise max_steps, lower kl_weight, or name another layer in options.",
-        )
-    return MeasuredDelta(delta, layer, scores, metrics, sum(wrong[: len(batch.edit_samples)]))
+    return MadeDelta(
+        LayerDelta(layer.path, (trained.term,)),
+        layer,
+        scores,
+        reason,
+        trained.warnings,
+        trained.entries,
+        trained.metric_is_new,
+    )
 
 
 def _hits(
@@ -98,24 +139,33 @@ def _hits(
 
 
 def _choose_layer(
-    network: Network, corrections: Sequence[Sample], hyper: Hyperparameters
-) -> tuple[Layer, tuple[LayerScore, ...]]:
-    """The layer that the client names, else the one that saliency leads to; and every layer's score."""
-    scores = layer_saliency(network, corrections, network.layers, hyper.gradient_batch)
+    network: Network, batch: EditBatch, hyper: Hyperparameters
+) -> tuple[Layer, tuple[LayerScore, ...], str]:
+    """The layer to edit, every layer's score, and why this one, in a sentence.
+
+    The layer that the client names; else, of the most salient, the one at which a trial edit does best.
+    """
+    scores = layer_saliency(network, batch.corrections, network.layers, hyper.gradient_batch)
     bare = hyper.recipe is Recipe.PAPER or hyper.candidates == "all"
     candidates = network.layers if bare else middle_layers(network.layers)
-    chosen = hyper.layer or choose_layer(scores, candidates).path
-    layer = layer_at(network.layers, chosen)
-    return layer, profile(scores, network.layers, layer.path)
+    few = shortlist(scores, candidates, hyper.trial_edits)
+    if hyper.layer:
+        layer, reason = layer_at(network.layers, hyper.layer), f"{hyper.layer} was named in the request."
+    elif hyper.recipe is Recipe.PAPER or len(few) < 2:
+        layer = choose_layer(scores, candidates)
+        reason = f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
+    else:
+        decision = trial_edits(network, batch, few, hyper, torch.Generator().manual_seed(hyper.seed))
+        layer, reason = decision.best.layer, decision.reason
+    return layer, profile(scores, network.layers, layer.path), reason
 
 
 def _measure(
     network: Network,
     parent: Sequence[LayerDelta],
-    delta: LayerDelta,
+    made: MadeDelta,
     batch: EditBatch,
     hyper: Hyperparameters,
-    warnings: Sequence[str],
 ) -> Metrics:
     def answerer(deltas: Sequence[LayerDelta]) -> Answerer:
         def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
@@ -126,7 +176,7 @@ def _measure(
     return evaluate(
         batch,
         answerer(parent),
-        answerer([*parent, delta]),
+        answerer([*parent, made.delta]),
         generates=network.task.generates,
-        notes=warnings,
+        notes=made.warnings,
     )

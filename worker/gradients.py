@@ -9,7 +9,7 @@ Does not know what the gradients are for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from salem.hosting import Network
 from salem.records import Layer
 from salem.trunk import Trunk, resume
 from worker.losses import nll_per_sample
+
+Loss = Callable[[Answers], Tensor]  # -> [n]
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,18 @@ def token_gradients(network: Network, batch: Batch, layers: Sequence[Layer]) -> 
         return _backward(taken, forward(network, batch))
 
 
-def suffix_gradients(network: Network, trunk: Trunk) -> TokenGradients:
-    """The same for the trunk's own layer only, running the blocks from its block up."""
+def suffix_gradients(
+    network: Network, trunk: Trunk, loss_per_sample: Loss = nll_per_sample
+) -> TokenGradients:
+    """The same for the trunk's own layer only, running the blocks from its block up; any loss of a sample."""
     with _recording(network, [trunk.layer]) as taken:
-        return _backward(taken, resume(network, trunk))[trunk.layer.path]
+        return _backward(taken, resume(network, trunk), loss_per_sample)[trunk.layer.path]
 
 
-def _backward(taken: dict[str, tuple[Tensor, Tensor]], answers: Answers) -> dict[str, TokenGradients]:
-    loss = nll_per_sample(answers).sum()
+def _backward(
+    taken: dict[str, tuple[Tensor, Tensor]], answers: Answers, loss_per_sample: Loss = nll_per_sample
+) -> dict[str, TokenGradients]:
+    loss = loss_per_sample(answers).sum()
     outputs = [output for _, output in taken.values()]
     gradients = torch.autograd.grad(loss, outputs)
     return {

@@ -6,6 +6,7 @@ A learner has parameters and yields a term; the loop in `worker.training` does t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class MendLearner:
     """MEND on the job's own gradients: fixed factors in, a projected term out."""
 
     learning_rate = 1e-3
+    kl_weight = 3.0
 
     def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
         self.editor, self.factors, self.projection = editor, factors, projection
@@ -46,35 +48,55 @@ class MendLearner:
 
 
 class ScopedLearner:
-    """One value vector, and a rank-r term beside it, per entry; the scope is fixed."""
+    """A value vector per entry and, for entries that need one, a rank-r term beside it; the scope is fixed.
+
+    A vector serves a paraphrase that training never saw; a term that reads tokens fits those of the edit.
+    But a vector cannot write every answer of several tokens.
+    """
 
     learning_rate = 0.5  # values are in units of the residual stream
+    kl_weight = 0.1  # the scope says what stays; inside it the correction counts
 
     def __init__(
         self,
-        scope: Scope,
+        start: Scoped,
         *,
-        num_entries: int,
-        layer: Layer,
         rank: int,
+        needed: Tensor,  # [e] bool: entries that have a rank-r term
         scale: float,
         generator: torch.Generator,
     ) -> None:
-        device = scope.keys.device
-        down = torch.randn(num_entries, rank, layer.d_in, generator=generator) / layer.d_in**0.5
-        self.scope, self.scale = scope, scale
-        self.values = nn.Parameter(torch.zeros(num_entries, layer.d_out, device=device))
+        (e, d_out), d_in = start.values.shape, start.down.shape[-1]
+        device = start.values.device
+        down = torch.randn(e, rank, d_in, generator=generator) / d_in**0.5
+        self.start, self.scale = start, scale
+        self.needed = needed.to(device)[:, None, None]
+        self.values = nn.Parameter(start.values / scale)
         self.down = nn.Parameter(down.to(device))
-        self.up = nn.Parameter(torch.zeros(num_entries, rank, layer.d_out, device=device))
+        self.up = nn.Parameter(torch.zeros(e, rank, d_out, device=device))
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        return iter((self.values, self.down, self.up))
+        return iter((self.values, self.down, self.up) if self.up.numel() else (self.values,))
 
     def term(self) -> Scoped:
         """Values are trained in units of `scale`, so that one learning rate serves models of any width."""
-        return Scoped(
-            **vars(self.scope), values=self.values * self.scale, down=self.down, up=self.up * self.scale
+        return replace(
+            self.start,
+            values=self.values * self.scale,
+            down=self.down * self.needed,
+            up=self.up * self.needed * self.scale,
         )
+
+
+def empty_entries(scope: Scope, num_entries: int, layer: Layer) -> Scoped:
+    """Entries that add nothing yet."""
+    new = scope.keys.new_zeros
+    return Scoped(
+        **vars(scope),
+        values=new(num_entries, layer.d_out),
+        down=new(num_entries, 0, layer.d_in),
+        up=new(num_entries, 0, layer.d_out),
+    )
 
 
 def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -> Factors:

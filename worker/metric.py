@@ -1,75 +1,85 @@
 """The metric of scopes: a linear map after which equivalents lie close and everything else far apart.
 
 Trained by a supervised contrastive loss (Khosla et al., NeurIPS 2020, equation 2) on groups of equivalent
-texts: an edit with its paraphrases, a pass sample with its rewordings; the other groups of a batch are the
-negatives. Knows features and groups only.
+texts: an edit with its paraphrases, a text with a known paraphrase, a pass sample with a rewording; the other
+groups of a batch are the negatives. Knows features and groups only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salem.features import Reading
+from salem.scopes import Metric
+
 TEMPERATURE = 0.05
-BATCH_GROUPS = 256  # groups of pass samples per step
-STEPS = 100
+BATCH_GROUPS = 384  # pairs per step
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
+TOLERATED = 0.005  # share of other texts that may be as close as an equivalent, when a metric is judged
 _SMALLEST_SPREAD = 1e-6  # of a dimension in which all features are equal
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Standardise, project, normalise: features [n, f] -> points on the unit sphere [n, m]."""
+class Equivalents:
+    """What a metric learns from, as features."""
 
-    centre: Tensor  # [f]
-    spread: Tensor  # [f]
-    projection: Tensor  # [m, f]
+    always: Tensor  # [a, f] take part in every step: a job's edits, paraphrases and their rewordings
+    groups: Tensor  # [a] int64; equivalents share a number
+    first: Tensor  # [p, f] one text of each known pair
+    second: Tensor  # [p, f] the other
 
-    def place(self, features: Tensor) -> Tensor:
-        return F.normalize(self.standardise(features) @ self.projection.T, dim=-1)
 
-    def standardise(self, features: Tensor) -> Tensor:
-        return (features - self.centre) / self.spread
+def new_metric(
+    reading: Reading, equivalents: Equivalents, *, width: int, generator: torch.Generator
+) -> Metric:
+    """A metric before training: standardises, and projects at random to `width` dimensions."""
+    population = equivalents.first
+    if len(population) < 2:  # one text or none has no spread
+        population = torch.cat([equivalents.always, equivalents.first, equivalents.second])
+    centre, spread = population.mean(0), population.std(0)
+    spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
+    projection = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
+    return Metric(reading, centre, spread, projection.to(centre.device))
 
 
 def train_metric(
-    always: Tensor,
-    always_groups: Tensor,
-    views: tuple[Tensor, Tensor],
-    *,
-    width: int,
-    generator: torch.Generator,
+    metric: Metric, equivalents: Equivalents, *, steps: int, generator: torch.Generator
 ) -> Metric:
-    """Train the metric.
-
-    Args:
-        always: [a, f] features that take part in every step: edits, paraphrases and their rewordings.
-        always_groups: [a] int64; equivalents share a number.
-        views: two [p, f]: pass samples and one rewording of each, in the same order.
-        width: m, dimensions of the metric.
-    """
-    # One pass sample or none has no spread.
-    population = views[0] if len(views[0]) > 1 else torch.cat([always, *views])
-    centre, spread = population.mean(0), population.std(0)
-    spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
-    metric = Metric(centre, spread, torch.empty(width, len(centre), device=centre.device))
-    start = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
-    projection = start.to(centre.device).requires_grad_()
-    fixed, first, second = (metric.standardise(part) for part in (always, *views))
+    """Train the projection further; where a metric was trained before, this refines it."""
+    device = metric.centre.device
+    projection = metric.projection.clone().requires_grad_()
+    fixed, first, second = (
+        metric.standardise(part) for part in (equivalents.always, equivalents.first, equivalents.second)
+    )
     optimizer = torch.optim.AdamW([projection], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    offset = int(always_groups.max()) + 1
-    for _ in range(STEPS):
-        rows = torch.randperm(len(first), generator=generator)[:BATCH_GROUPS].to(centre.device)
-        groups = torch.cat([always_groups, rows + offset, rows + offset])
+    offset = int(equivalents.groups.max()) + 1 if len(equivalents.groups) else 0
+    for _ in range(steps):
+        rows = torch.randperm(len(first), generator=generator)[:BATCH_GROUPS].to(device)
+        groups = torch.cat([equivalents.groups, rows + offset, rows + offset])
         points = F.normalize(torch.cat([fixed, first[rows], second[rows]]) @ projection.T, dim=-1)
         optimizer.zero_grad(set_to_none=True)
         contrastive_loss(points, groups).backward()
         optimizer.step()
-    return Metric(centre, spread, projection.detach())
+    return replace(metric, projection=projection.detach(), sha256="")
+
+
+def coverage(first: Tensor, second: Tensor, others: Tensor) -> float:
+    """How well points tell equivalents: the share of pairs closer than all but a few other texts.
+
+    Args:
+        first, second: [p, m] points of equivalent texts.
+        others: [q, m] points of texts that are equivalent to none of them.
+    """
+    if not len(first) or not len(others):
+        return 1.0
+    tolerated = max(1, int(TOLERATED * len(others)))
+    nearest = (first @ others.T).topk(min(tolerated, len(others)), dim=-1).values[:, -1]
+    return float(((first * second).sum(-1) > nearest).float().mean())
 
 
 def contrastive_loss(points: Tensor, groups: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 `scoped`  an entry per edit, acting inside its scope only
 `mend`    MEND on the job's gradients, projected away from the pass samples' inputs
+`ridge`   the closed form that moves pass samples' inputs least; no training
 `paper`   MEND with the two objectives and nothing else (SaLEM, section 3)
 
 Each is a way to prepare the samples and to choose a learner; training itself is the same for all.
@@ -9,22 +10,38 @@ Each is a way to prepare the samples and to choose a learner; training itself is
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
 from salem.hosting import Network
-from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample
+from salem.records import EditBatch, Entry, Hyperparameters, Layer, Recipe, Sample
+from salem.scopes import Metric, Scoped
+from salem.trunk import resume
 from worker.compression import TOLERANCE, compress
-from worker.learners import ScopedLearner, mend_learner
+from worker.learners import ScopedLearner, empty_entries, mend_learner
+from worker.losses import worst_margin_per_sample
+from worker.rewording import reword_all
+from worker.ridge import ridge_term
 from worker.scoping import Scoping, draw_scopes
-from worker.training import CHUNK, Learner, Prepared, Progress, prepare_dataset, standing, train
-from worker.trunk_sets import prepare, prepare_with_answers
+from worker.training import (
+    CHUNK,
+    Learner,
+    Prepared,
+    Progress,
+    answers_under,
+    prepare_dataset,
+    standing,
+    train,
+)
+from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
 
-GENERATING_ENTRY_RANK = 4
+NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
 NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values of entries
 
 
@@ -34,6 +51,8 @@ class Trained:
 
     term: Term
     warnings: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()  # of a scoped term
+    metric_is_new: bool = False  # whether the term's metric was trained here
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,8 @@ class Work:
     """What every recipe is given."""
 
     network: Network
-    plain: tuple[LayerDelta, ...]  # the parent's deltas that act on every input
+    parent: tuple[LayerDelta, ...]
+    metric: Metric | None  # the hosted model's, if a job has trained one
     batch: EditBatch
     layer: Layer
     hyper: Hyperparameters
@@ -49,8 +69,12 @@ class Work:
     progress: Progress
 
     @property
-    def corrections(self) -> list[Sample]:
-        return [*self.batch.edit_samples, *(sample for _, sample in self.batch.adapt_samples)]
+    def plain(self) -> tuple[LayerDelta, ...]:
+        """The parent's deltas that act on every input.
+
+        Its scoped entries act on few and never beside another entry; they take no part in training.
+        """
+        return tuple(delta for delta in self.parent if not delta.scoped)
 
     def fit(self, prepared: Prepared, learner: Learner) -> Term:
         """Run the loop and keep the best term."""
@@ -65,19 +89,17 @@ def train_term(
     layer: Layer,
     hyper: Hyperparameters,
     progress: Progress,
+    metric: Metric | None = None,
 ) -> Trained:
-    """Train the term that corrects a batch at a layer, on top of the parent's plain deltas.
-
-    A parent's scoped entries act on few inputs and never beside another entry; they do not take part.
-    """
+    """Train the term that corrects a batch at a layer, on top of the parent."""
     generator = torch.Generator().manual_seed(hyper.seed)
-    plain = tuple(delta for delta in parent if not delta.scoped)
-    return _RECIPES[hyper.recipe](Work(network, plain, batch, layer, hyper, generator, progress))
+    work = Work(network, tuple(parent), metric, batch, layer, hyper, generator, progress)
+    return _RECIPES[hyper.recipe](work)
 
 
 def _mend(work: Work) -> Trained:
     with applied(work.network.model, work.plain):
-        prepared = prepare_dataset(work.network, work.corrections, work.batch.pass_samples, work.layer)
+        prepared = prepare_dataset(work.network, work.batch.corrections, work.batch.pass_samples, work.layer)
         term = work.fit(prepared, mend_learner(work.network, prepared, work.hyper, work.generator))
         assert isinstance(term, LowRank | Dense)
         return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
@@ -100,49 +122,93 @@ def _paper(work: Work) -> Trained:
     return _mend(replace(work, hyper=work.hyper.model_copy(update={"margin": 0.0, "null_space_rank": 0})))
 
 
+def _ridge(work: Work) -> Trained:
+    with applied(work.network.model, work.plain):
+        prepared = prepare_dataset(work.network, work.batch.corrections, work.batch.pass_samples, work.layer)
+        term, _ = ridge_term(work.network, prepared, work.hyper)
+        return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
+
+
 def _scoped(work: Work) -> Trained:
     # Keys read the base, so scopes are drawn before anything is applied.
-    scoping = draw_scopes(work.network, work.batch, work.layer, work.hyper, work.generator)
+    scoping = draw_scopes(
+        work.network, work.parent, work.batch, work.layer, work.hyper, work.generator, work.metric
+    )
     with applied(work.network.model, work.plain):
-        learner = ScopedLearner(
-            scoping.scope,
-            num_entries=len(work.batch.edit_samples),
-            layer=work.layer,
-            rank=_entry_rank(work.network, work.hyper),
-            scale=scoping.state_scale,
-            generator=work.generator,
-        )
-        return Trained(work.fit(_prepare_scoped(work, scoping), learner), scoping.warnings)
+        prepared, scale = _prepare_scoped(work, scoping)
+        term = empty_entries(scoping.scope, len(work.batch.edit_samples), work.layer)
+        needed = torch.full((len(term.values),), bool(work.hyper.entry_rank))
+        term = _fit_entries(work, prepared, term, needed, scale)
+        if work.hyper.entry_rank is None:
+            failing = _failing(work, prepared, term)
+            if failing.any():
+                term = _fit_entries(work, prepared, term, failing, scale)
+    return Trained(term, scoping.warnings, scoping.entries, scoping.is_new)
 
 
-def _prepare_scoped(work: Work, scoping: Scoping) -> Prepared:
-    """Corrections as they fire; the pass samples nearest to a scope as if they lay well inside it.
+def _fit_entries(work: Work, prepared: Prepared, start: Scoped, needed: Tensor, scale: float) -> Scoped:
+    rank = (work.hyper.entry_rank or NEEDED_RANK) if needed.any() else 0
+    learner = ScopedLearner(start, rank=rank, needed=needed, scale=scale, generator=work.generator)
+    term = work.fit(prepared, learner)
+    assert isinstance(term, Scoped)
+    return term
+
+
+@torch.no_grad()
+def _failing(work: Work, prepared: Prepared, term: Scoped) -> Tensor:
+    """Entries whose edit or adapt samples are not all answered rightly, rewordings aside -> [e] bool."""
+    failing = torch.zeros(len(term.values), dtype=torch.bool)
+    for chunk in prepared.corrections.chunks:
+        assert chunk.firing is not None
+        wrong = worst_margin_per_sample(answers_under(work.network, chunk, term)) <= 0
+        own = chunk.samples < len(work.batch.corrections)
+        failing[chunk.firing.entry.cpu()[wrong.cpu() & own]] = True
+    return failing
+
+
+def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
+    """Corrections and their rewordings as they fire; the nearest pass samples as if they lay well inside.
 
     Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will.
     Validation needs only those of the calibration part on which something fires: no other can change.
     """
-    network, layer, calibration = work.network, work.layer, scoping.num_calibration
-    near = calibration + scoping.kept.inside[calibration:].argsort(descending=True)[:NEAR_SAMPLES]
-    firing = (scoping.kept.strength[:calibration] > 0).nonzero()[:, 0]
+    network, layer, own = work.network, work.layer, work.batch.corrections
+    learning = (~scoping.calibration).nonzero()[:, 0]
+    near = learning[scoping.kept.inside[learning].argsort(descending=True)[:NEAR_SAMPLES]]
+    firing = ((scoping.kept.strength > 0) & scoping.calibration).nonzero()[:, 0]
     as_if = scoping.kept.rows(near)
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
-    return Prepared(
+    rng = random.Random(work.hyper.seed)
+    reworded = [sample for _ in range(work.hyper.rewordings) for sample in reword_all(own, rng)]
+    corrections = prepare(network, [*own, *reworded], layer, chunk_size=CHUNK)
+    every = torch.arange(len(own), device=network.device).repeat(1 + work.hyper.rewordings)
+    prepared = Prepared(
         layer,
-        corrections=prepare(network, work.corrections, layer, chunk_size=CHUNK).with_firing(
-            scoping.corrections
-        ),
+        corrections=corrections.with_firing(scoping.corrections.rows(every)),
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
     )
+    return prepared, _state_scale(network, corrections)
 
 
-def _entry_rank(network: Network, hyper: Hyperparameters) -> int:
-    """A label asks for one push; the tokens of a text each need their own, which a vector cannot give."""
-    if hyper.entry_rank is not None:
-        return hyper.entry_rank
-    return GENERATING_ENTRY_RANK if network.task.generates else 0
+@torch.no_grad()
+def _state_scale(network: Network, corrections: TrunkSet) -> float:
+    """Root mean square of the typical token's state where it enters the edited block: the unit of values."""
+    trunk = corrections.chunks[0].trunk
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    block = network.module(f"{trunk.layer.stack}.{trunk.layer.block}")
+    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        resume(network, trunk)
+    finally:
+        handle.remove()
+    return float(seen[0].float().square().mean(-1).sqrt().median())
 
 
 def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
@@ -152,5 +218,6 @@ def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
 _RECIPES: dict[Recipe, Callable[[Work], Trained]] = {
     Recipe.SCOPED: _scoped,
     Recipe.MEND: _mend,
+    Recipe.RIDGE: _ridge,
     Recipe.PAPER: _paper,
 }

@@ -1,27 +1,27 @@
-"""Draws the scopes of a job's edits: trains the metric, sets the keys, calibrates the radii.
+"""Draws the scopes of a job's edits: places the keys in the hosted model's metric and calibrates the radii.
 
 A key's radius starts where its nearest pass samples lie; then all radii move together until the share of pass
-samples inside any scope, on a part that the metric was not trained on, meets the budget.
-Knows samples and features; does not know what an entry does when it fires.
+samples inside any scope of the version, on a part that no metric was trained on, meets the budget.
+Knows samples and points; does not know what an entry does when it fires.
 """
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from salem.deltas import LayerDelta
 from salem.hosting import Network
-from salem.records import EditBatch, Hyperparameters, Layer
-from salem.scopes import Firing, Scope, features
-from worker.metric import train_metric
-from worker.rewording import reword_all
+from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
+from salem.scopes import Firing, Metric, Scope
+from worker.metric_training import job_metric
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
 WIDEST, NARROWEST = 0.3, 0.9  # bounds of a radius, as a cosine
-REWORDINGS = 2  # of each edit and paraphrase
+ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 
 
@@ -30,81 +30,141 @@ class Scoping:
     """The scopes of a job, and what fires on its samples."""
 
     scope: Scope
+    is_new: bool  # whether this job trained the metric
     corrections: Firing  # on edit and adapt samples, in this order
-    kept: Firing  # on pass samples; the first `num_calibration` were kept from the metric
-    num_calibration: int
-    state_scale: float  # root mean square of the states that the layer writes to: the unit of values
+    kept: Firing  # on pass samples
+    calibration: Tensor  # [p] bool: pass samples that were kept from the metric
+    entries: tuple[Entry, ...]  # what the scopes are, in words
     warnings: tuple[str, ...]
 
 
 def draw_scopes(
-    network: Network, batch: EditBatch, layer: Layer, hyper: Hyperparameters, generator: torch.Generator
+    network: Network,
+    parent: Sequence[LayerDelta],
+    batch: EditBatch,
+    layer: Layer,
+    hyper: Hyperparameters,
+    generator: torch.Generator,
+    stored: Metric | None,
 ) -> Scoping:
-    """Scopes for the edits of a batch at a layer: one key per edit and per adapt sample."""
-    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    own = [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
-    owners = torch.tensor([*range(len(batch.edit_samples)), *(index for index, _ in batch.adapt_samples)])
+    """Scopes for the edits of a batch: one key per edit and per adapt sample.
+
+    Args:
+        parent: deltas of the version that is edited; what their scopes hold has been spent of the budget.
+        stored: the hosted model's metric, if there is one.
+    """
+    keep = batch.pass_samples
+    apart = torch.tensor([_kept_from_metric(sample) for sample in keep], dtype=torch.bool)
+    learning = [sample for sample, calibrates in zip(keep, apart.tolist(), strict=True) if not calibrates]
+    found = job_metric(network, batch, learning, layer, hyper, generator, stored)
+    metric = found.metric
+    keys = metric.read(network, batch.corrections)
+    points = metric.read(network, keep) if keep else keys[:0]
+    apart = apart.to(network.device)
+    owners = torch.tensor([*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)])
     owners = owners.to(network.device)
-    keep = list(batch.pass_samples)
-    num_calibration = int(len(keep) * CALIBRATION_SHARE)
-    reworded = [sample for _ in range(REWORDINGS) for sample in reword_all(own, rng)]
-    own_features = features(network, own, layer)
-    kept = features(network, keep, layer) if keep else own_features[:0]
-    kept_again = features(network, reword_all(keep[num_calibration:], rng), layer) if keep else kept
-    metric = train_metric(
-        torch.cat([own_features, features(network, reworded, layer)]),
-        torch.cat([owners] * (1 + REWORDINGS)),
-        (kept[num_calibration:], kept_again),
-        width=hyper.metric_width,
-        generator=generator,
-    )
-    keys, points = metric.place(own_features), metric.place(kept)
+    inside_before = _inside(parent, metric, points[apart])
     budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * len(batch.edit_samples))
-    radii = calibrated_radii(points @ keys.T, num_calibration, budget)
-    scope = Scope(metric.centre, metric.spread, metric.projection, keys, radii, owners.float())
+    left = (
+        min(budget, max(hyper.scope_budget - float(inside_before.float().mean()), 0.0)) if len(points) else 0
+    )
+    likeness = points @ keys.T
+    radii = calibrated_radii(likeness[~apart], likeness[apart][~inside_before], left)
+    scope = Scope(metric, keys, radii, owners.float())
     return Scoping(
         scope=scope,
-        corrections=scope.fire_at(keys),
+        is_new=found.is_new,
+        corrections=Firing(owners, scope.fire_at(keys).inside, torch.ones_like(radii)),
         kept=scope.fire_at(points),
-        num_calibration=num_calibration,
-        state_scale=float(own_features.chunk(5, dim=-1)[-1].square().mean().sqrt()),
-        warnings=_warnings(points @ keys.T, owners, batch),
+        calibration=apart,
+        entries=_entries(scope, likeness, batch),
+        warnings=(*_indistinct(likeness, owners, batch), *_conflicts(scope, batch)),
     )
 
 
-def calibrated_radii(likeness: Tensor, num_calibration: int, budget: float) -> Tensor:
+def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
     """Radii that spend the budget on the calibration part, as far as every edit still fires.
 
     Args:
-        likeness: [p, k] cosine of each pass sample to each key; the calibration part comes first.
-        num_calibration: how many of the p.
-        budget: share of the calibration part that may lie inside any scope.
+        others: [p, k] cosine of pass samples to each key: they say how crowded it is there.
+        calibration: [q, k] the same for those whose share inside any scope is measured.
+        budget: that share.
 
     Returns:
         [k]; a key among many pass samples gets a narrower scope.
     """
-    calibration, rest = likeness[:num_calibration], likeness[num_calibration:]
-    if not len(rest):
-        return likeness.new_full((likeness.shape[1],), NARROWEST)
-    radii = rest.topk(min(NEIGHBOURS, len(rest)), dim=0).values.mean(0)
+    if not len(others):
+        return calibration.new_full((calibration.shape[1],), NARROWEST)
+    radii = others.topk(min(NEIGHBOURS, len(others)), dim=0).values.mean(0)
     if len(calibration):
         beyond = (calibration - radii).amax(-1).sort(descending=True).values
         radii = radii + beyond[min(int(budget * len(calibration)), len(calibration) - 1)]
-    return radii.clamp(WIDEST, NARROWEST)
+    return (radii + ROUNDING).clamp(WIDEST, NARROWEST)
 
 
-def _warnings(likeness: Tensor, owners: Tensor, batch: EditBatch) -> tuple[str, ...]:
+def _kept_from_metric(sample: Sample) -> bool:
+    """Decided by content, so that no job calibrates on what an earlier one trained the metric on."""
+    return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
+
+
+def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor) -> Tensor:
+    """Which points the parent's scopes hold already -> [q] bool; those of an older metric do not count."""
+    inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for delta in parent:
+        if delta.scoped and delta.scoped.metric.sha256 == metric.sha256 and len(points):
+            inside |= delta.scoped.scope.fire_at(points).inside > 0
+    return inside
+
+
+def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, ...]:
+    """One entry per edit, in words: its keys, their radii, and the pass sample most like each."""
+    keys: list[list[EntryKey]] = [[] for _ in batch.edit_samples]
+    nearest = likeness.max(0) if len(likeness) else None
+    for place, sample in enumerate(batch.corrections):
+        keys[int(scope.owners[place])].append(
+            EntryKey(
+                text=sample.input,
+                radius=round(float(scope.radii[place]), 4),
+                nearest_pass_sample=batch.pass_samples[int(nearest.indices[place])].input
+                if nearest
+                else None,
+                nearest_cosine=round(float(nearest.values[place]), 4) if nearest else None,
+            )
+        )
+    return tuple(
+        Entry(input=sample.input, text_pair=sample.text_pair, target=sample.target, keys=tuple(own))
+        for sample, own in zip(batch.edit_samples, keys, strict=True)
+    )
+
+
+def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[str]:
     """One warning per edit that the metric cannot tell from a pass sample."""
     if not len(likeness):
-        return ()
+        return
     nearest, which = likeness.max(0)  # [k]
     close = {
         int(owner): int(place)
         for owner, place, cosine in zip(owners, which, nearest, strict=True)
         if cosine > NARROWEST
     }
-    return tuple(
-        f'the scope of "{batch.edit_samples[edit].input[:80]}" cannot be told from the pass sample '
-        f'"{batch.pass_samples[kept].input[:80]}"'
-        for edit, kept in close.items()
-    )
+    for edit, kept in close.items():
+        yield (
+            f'the scope of "{batch.edit_samples[edit].input[:80]}" cannot be told from the pass sample '
+            f'"{batch.pass_samples[kept].input[:80]}"'
+        )
+
+
+def _conflicts(scope: Scope, batch: EditBatch) -> Iterator[str]:
+    """One warning per pair of edits of which one lies in the other's scope and has another target."""
+    holds = (scope.keys @ scope.keys.T) > scope.radii  # [k, k]: of the column, the key of the row
+    pairs = {
+        tuple(sorted((int(scope.owners[row]), int(scope.owners[column]))))
+        for row, column in holds.nonzero().tolist()
+    }
+    for one, other in sorted(pairs):
+        first, second = batch.edit_samples[one], batch.edit_samples[other]
+        if first.target != second.target:
+            yield (
+                f'"{first.input[:80]}" and "{second.input[:80]}" lie in one scope but have different '
+                "targets; the nearer one answers"
+            )

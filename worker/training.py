@@ -7,7 +7,8 @@ matrix or any baseline runs through the same lines. Does not know storage, jobs 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,9 +18,11 @@ from salem.deltas import Term, act, adding
 from salem.encoding import Answers
 from salem.hosting import Network
 from salem.records import Hyperparameters, Layer, Sample
-from salem.trunk import resume
+from worker.block_replay import Room
 from worker.losses import kl_per_sample, margin_loss_per_sample, nll_per_sample, worst_margin_per_sample
-from worker.trunk_sets import Chunk, TrunkSet, prepare, prepare_with_answers
+from worker.micro_batches import MicroBatches, Share
+from worker.sample_cache import SampleCache
+from worker.trunk_sets import BLOCK_BYTES, Chunk, TrunkSet, prepare, prepare_with_answers
 
 CHUNK = 32  # samples per step on either side
 LOOSEN_AFTER = 30  # steps after which corrections that still do not hold halve the pull of pass samples
@@ -34,6 +37,7 @@ class Learner(Protocol):
     """Something with parameters that yields a term."""
 
     learning_rate: float
+    kl_weight: float  # weight of the divergence on pass samples against the corrections
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -66,12 +70,19 @@ class Standing:
 
 
 def prepare_dataset(
-    network: Network, corrections: Sequence[Sample], keep: Sequence[Sample], layer: Layer
+    network: Network,
+    corrections: Sequence[Sample],
+    keep: Sequence[Sample],
+    layer: Layer,
+    cache: SampleCache | None = None,
 ) -> Prepared:
-    """Run the trunk over all samples of a job once."""
+    """Run the trunk over all samples of a job once, or take it from the cache of the network as it is."""
     num_validation = int(len(keep) * VALIDATION_SHARE)
-    validation, _ = prepare_with_answers(network, keep[:num_validation], layer, chunk_size=CHUNK)
-    training, moment = prepare_with_answers(network, keep[num_validation:], layer, chunk_size=CHUNK)
+    run = partial(
+        prepare_with_answers, network, layer=layer, chunk_size=CHUNK, cache=cache, room=Room(BLOCK_BYTES)
+    )
+    training, moment = run(keep[num_validation:])
+    validation, _ = run(keep[:num_validation])
     return Prepared(
         layer, prepare(network, corrections, layer, chunk_size=CHUNK), training, validation, moment
     )
@@ -85,21 +96,28 @@ def train(
     generator: torch.Generator,
     progress: Progress = lambda share, figures: None,
 ) -> tuple[Term, Standing]:
-    """Train until the corrections hold and the validation part stops improving; return the best term."""
+    """Train until the corrections hold and the validation part stops improving; return the best term.
+
+    A step sees all corrections and one chunk of pass samples.
+    """
     rate = hyper.learning_rate or learner.learning_rate
-    optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
+    parameters = list(learner.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, rate / 20)
-    hold = hyper.kl_weight
-    edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
+    hold = learner.kl_weight if hyper.kl_weight is None else hyper.kl_weight
+    num_corrections, keeps = prepared.corrections.num_samples, prepared.keep.cycle(generator)
     best, best_term = standing(network, prepared, learner.term(), hyper), _detached(learner.term())
-    waited = 0
+    waited, micro_batches = 0, MicroBatches()
     for step in range(1, hyper.max_steps + 1):
-        optimizer.zero_grad(set_to_none=True)
-        term = learner.term()
-        loss = edit_loss(network, next(edits), term, hyper)
-        if prepared.keep.chunks:
-            loss = loss + hold * _keep_loss(network, next(keeps), term)
-        loss.backward()
+        shares = [
+            Share(chunk, len(chunk) / num_corrections, partial(_edit_loss, network, hyper))
+            for chunk in prepared.corrections.chunks
+        ]
+        if prepared.keep.chunks and hold > 0:
+            shares.append(Share(next(keeps), hold, partial(_keep_loss, network)))
+        found = micro_batches.gradients(shares, learner.term, parameters)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
         optimizer.step()
         schedule.step()
         if step % CHECK_EVERY == 0 or step == hyper.max_steps:
@@ -121,12 +139,12 @@ def train(
 def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters) -> Standing:
     """Measure a term on the corrections and on the validation part of the pass samples."""
     margins = [
-        worst_margin_per_sample(_answers(network, chunk, term)) for chunk in prepared.corrections.chunks
+        worst_margin_per_sample(answers_under(network, chunk, term)) for chunk in prepared.corrections.chunks
     ]
     worst = torch.cat(margins)
     lost, divergences, count = 0, 0.0, 0
     for chunk in prepared.validation.chunks:
-        answers = _answers(network, chunk, term)
+        answers = answers_under(network, chunk, term)
         assert chunk.before is not None and chunk.held is not None
         lost += int((chunk.held & (worst_margin_per_sample(answers) <= 0)).sum())
         divergences += float(kl_per_sample(chunk.before, answers).sum())
@@ -139,23 +157,30 @@ def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparam
     )
 
 
-def _answers(network: Network, chunk: Chunk, term: Term) -> Answers:
+def answers_under(network: Network, chunk: Chunk, term: Term) -> Answers:
+    """What the model answers to a chunk with a term at its layer."""
     with adding(network.module(chunk.trunk.layer.path), act(term, chunk.firing)):
-        return resume(network, chunk.trunk)
+        return chunk.resume(network)
 
 
 def edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
-    answers = _answers(network, chunk, term)
+    """How far the corrections are from holding with the margin, in nats, averaged over samples -> []."""
+    answers = answers_under(network, chunk, term)
     if hyper.margin > 0:
         return margin_loss_per_sample(answers, hyper.margin).mean()
     return nll_per_sample(answers).mean()
 
 
+def _edit_loss(network: Network, hyper: Hyperparameters, chunk: Chunk, term: Term) -> Tensor:
+    return edit_loss(network, chunk, term, hyper)
+
+
 def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:
     assert chunk.before is not None
-    return kl_per_sample(chunk.before, _answers(network, chunk, term)).mean()
+    return kl_per_sample(chunk.before, answers_under(network, chunk, term)).mean()
 
 
 def _detached(term: Term) -> Term:
     """A copy that later steps do not move: a term may hold parameters themselves."""
-    return type(term)(**{name: value.detach().clone() for name, value in vars(term).items()})
+    tensors = {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
+    return replace(term, **{name: value.detach().clone() for name, value in tensors.items()})

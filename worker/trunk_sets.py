@@ -1,25 +1,30 @@
 """Samples prepared for training at one layer: chunks of captured trunks, in buckets of near-equal length.
 
 Everything that stays constant while a delta is trained is computed here, once: what enters the edited
-block, the answers before the edit, and the second moment of the layer's inputs. Does not know objectives or
-editors.
+block, the answers before the edit, and the second moment of the layer's inputs. With a cache it outlives the
+job. Does not know objectives or editors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from salem.encoding import Batch, encode, in_buckets
+from salem.encoding import IGNORED, Answers, Batch, encode, in_buckets
 from salem.hosting import Network, count_tokens
 from salem.records import Layer, Sample
 from salem.scopes import Firing
 from salem.trunk import Trunk, capture, resume
+from worker.block_replay import BlockMemory, Room
 from worker.losses import worst_margin_per_sample
+from worker.sample_cache import SampleCache
+from worker.stored_trunks import from_tensors, to_tensors
+
+BLOCK_BYTES = 256 * 2**20  # of a set: what the edited block's modules returned, as far as it fits in here
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,28 @@ class Chunk:
     before: Tensor | None  # [a, c] log-probabilities at the answer positions before the edit
     held: Tensor | None  # [n] whether the sample was answered rightly before
     firing: Firing | None = None  # what fires on the samples, where scoped terms are trained
+    memory: BlockMemory = field(default_factory=lambda: BlockMemory(Room(0)))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def resume(self, network: Network) -> Answers:
+        """Run the model from the edited block up; from the second time on, from the edited matrix up."""
+        with self.memory.passing(network, self.trunk.layer):
+            return resume(network, self.trunk)
+
+    def rows(self, index: Tensor) -> Chunk:
+        """The samples at `index` [k], ascending; the part has no memory of its own."""
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[index] = True
+        asked = (self.trunk.batch.targets != IGNORED).nonzero()[:, 0]  # [a] sample of each answer position
+        return Chunk(
+            self.trunk.rows(index),
+            self.samples[index],
+            before=None if self.before is None else self.before[chosen.to(asked.device)[asked]],
+            held=None if self.held is None else self.held[index],
+            firing=None if self.firing is None else self.firing.rows(index),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,9 +90,10 @@ def batches(network: Network, samples: Sequence[Sample], size: int) -> Iterator[
 
 def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int) -> TrunkSet:
     """Capture the trunks of samples that are to change."""
+    room = Room(BLOCK_BYTES)
     return TrunkSet(
         tuple(
-            Chunk(capture(network, batch, layer), torch.tensor(rows), before=None, held=None)
+            Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(room))
             for rows, batch in batches(network, samples, chunk_size)
         )
     )
@@ -73,31 +101,76 @@ def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_
 
 @torch.no_grad()
 def prepare_with_answers(
-    network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int
+    network: Network,
+    samples: Sequence[Sample],
+    layer: Layer,
+    *,
+    chunk_size: int,
+    cache: SampleCache | None = None,
+    room: Room | None = None,
 ) -> tuple[TrunkSet, Tensor]:
     """Capture the trunks of samples that are to stay, with their answers and the second moment of the inputs.
+
+    `cache` is that of the network as it answers now. Chunks that it holds are not run again; new ones go
+    there, and on a CPU their tensors then stay on the disk, memory-mapped. Sets that are to share the memory
+    for what the edited block returned are given the same `room`.
 
     Returns:
         The prepared samples, and the mean of u uᵀ over all their tokens that are not padding: [d_in, d_in].
     """
-    moment = torch.zeros(layer.d_in, layer.d_in, device=network.device)
-    count = 0
+    known = cache.get(cache.key("moment", samples, layer.path)) if cache else None
+    moment = _Moment(network, layer)
+    room = room or Room(BLOCK_BYTES)
     chunks: list[Chunk] = []
+    for rows, batch in batches(network, samples, chunk_size):
+        key = cache.key("trunk", [samples[row] for row in rows], layer.path) if cache else ""
+        stored = cache.get(key) if cache and known else None
+        memory = BlockMemory(room)
+        if stored is None:
+            trunk, before, held = _run(network, batch, layer, memory, moment)
+            named = to_tensors(trunk, before, held) if cache else None
+            if cache and named:
+                cache.put(key, named)
+                stored = cache.get(key)
+        if stored is not None:
+            trunk, before, held = from_tensors(stored, layer, batch, network.device)
+        chunks.append(Chunk(trunk, torch.tensor(rows), before, held, memory=memory))
+    if cache and known is None and chunks:
+        cache.put(cache.key("moment", samples, layer.path), {"moment": moment.mean})
+    return TrunkSet(tuple(chunks)), known["moment"].to(network.device) if known else moment.mean
+
+
+class _Moment:
+    """The mean of u uᵀ over all tokens of a layer that are not padding."""
+
+    def __init__(self, network: Network, layer: Layer) -> None:
+        self._sum = torch.zeros(layer.d_in, layer.d_in, device=network.device)
+        self._count = 0
+
+    def add(self, u: Tensor) -> None:
+        """Count rows u [k, d_in]."""
+        self._sum.addmm_(u.T, u)
+        self._count += len(u)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sum / max(self._count, 1)
+
+
+def _run(
+    network: Network, batch: Batch, layer: Layer, memory: BlockMemory, moment: _Moment
+) -> tuple[Trunk, Tensor, Tensor]:
+    """One pass of the whole model: trunk, log-probabilities before [a, c], whether each was right [n]."""
     seen: list[Tensor] = []
+    trunk = capture(network, batch, layer)
     handle = network.module(layer.path).register_forward_hook(_keep_input(seen))
     try:
-        for rows, batch in batches(network, samples, chunk_size):
-            trunk = capture(network, batch, layer)
-            seen.clear()
+        with memory.passing(network, layer):
             answers = resume(network, trunk)
-            u = seen[0].reshape(-1, layer.d_in)[token_mask(network, batch, layer).reshape(-1)].float()
-            moment.addmm_(u.T, u)
-            count += len(u)
-            before = answers.logits.float().log_softmax(-1)
-            chunks.append(Chunk(trunk, torch.tensor(rows), before, worst_margin_per_sample(answers) > 0))
     finally:
         handle.remove()
-    return TrunkSet(tuple(chunks)), moment / max(count, 1)
+    moment.add(seen[0].reshape(-1, layer.d_in)[token_mask(network, batch, layer).reshape(-1)].float())
+    return trunk, answers.logits.float().log_softmax(-1), worst_margin_per_sample(answers) > 0
 
 
 def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:

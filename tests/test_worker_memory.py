@@ -1,0 +1,150 @@
+"""The estimate of a job's memory against what jobs take, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_network
+
+from salem.errors import OverBudget
+from salem.records import Hyperparameters, Recipe
+from worker.memory import (
+    Estimate,
+    Lengths,
+    ModelShape,
+    _cgroup_bytes,
+    available_bytes,
+    check_budget,
+    estimate,
+    resident_bytes,
+    shape_of,
+)
+
+TESTS = Path(__file__).resolve().parent
+SHAPE = ModelShape(
+    num_parameters=1_000, num_blocks=4, width=8, inner_width=32, num_classes=3, generates=False
+)
+LENGTHS = Lengths(corrections=[10] * 4, pass_samples=[20] * 100, held_out=[30] * 50)
+HYPER = Hyperparameters()
+
+
+def measured(where: str, num_pass: int, num_words: int) -> dict[str, float]:
+    command = [sys.executable, "peak_of_training.py", where, str(num_pass), str(num_words)]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
+    return found
+
+
+def assert_near(found: dict[str, float]) -> None:
+    assert 1 / 1.5 <= found["peak"] / found["estimate"] <= 1.5, found
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts resident memory as Linux tells it")
+def test_the_estimate_is_near_the_peak_of_a_made_up_model() -> None:
+    assert_near(measured("tiny", 300, 30))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts resident memory as Linux tells it")
+def test_the_estimate_is_near_the_peak_of_a_real_model() -> None:
+    folder = Path(os.environ.get("SALEM_SHARED", TESTS.parent.parent / "shared")) / "models" / "minilm-nli"
+    if not folder.is_dir():
+        pytest.skip("SALEM_SHARED names no folder with models/minilm-nli")
+    assert_near(measured(str(folder.resolve()), 200, 25))
+
+
+def part(
+    name: str, *, lengths: Lengths = LENGTHS, shape: ModelShape = SHAPE, block: int = 2, n: int = 100
+) -> int:
+    return int(getattr(estimate(shape, lengths, HYPER, lowest_block=block, num_trained_on=n), name))
+
+
+def test_parts_grow_with_what_they_depend_on() -> None:
+    assert part("trunks") == 4 * 8 * (4 * 16 + 100 * 32)  # lengths are padded to multiples of 16
+    assert part("trunks", n=50) == 4 * 8 * (4 * 16 + 50 * 32)
+    assert part("answers") == 4 * 3 * 104
+    assert part("weights", shape=replace(SHAPE, bytes_per_weight=2)) == 2_000
+    assert part("step", block=0) == 2 * part("step", block=2)
+    longer = replace(LENGTHS, held_out=[30] * 49 + [300])
+    assert part("inference", lengths=longer) == 304 / 32 * part("inference")
+    assert part("trunks", lengths=longer) == part("trunks")
+
+
+def test_a_generating_model_is_charged_for_its_vocabulary() -> None:
+    writer = replace(SHAPE, generates=True, num_classes=50_000)
+    assert part("step", shape=writer) > part("step") + 4 * 50_000 * 32
+    assert part("answers", shape=writer) > 100 * part("answers")
+
+
+def test_the_recipe_decides_what_preparation_takes() -> None:
+    plain = HYPER.model_copy(update={"recipe": Recipe.MEND})
+    wide = replace(SHAPE, width=768, inner_width=3_072)
+    scoped, mend = (
+        estimate(wide, LENGTHS, hyper, lowest_block=2, num_trained_on=100).preparation
+        for hyper in (HYPER, plain)
+    )
+    assert scoped == 4 * 100 * 5 * 768 * 5
+    assert mend > 3_072**2 * 8
+
+
+def test_the_peak_is_what_lasts_and_the_largest_of_what_does_not() -> None:
+    parts = Estimate(
+        weights=100, trunks=200, answers=300, block=400, step=5_000, inference=60, preparation=70
+    )
+    assert parts.num_bytes == round(1.15 * 6_000)
+    assert parts.largest == "step"
+
+
+def test_shapes_are_read_off_the_layers() -> None:
+    for architecture in ("bert", "t5", "gpt2", "llama"):
+        network = tiny_network(architecture)
+        shape = shape_of(network.layers, 7, 4, generates=network.task.generates)
+        blocks = 2 if architecture == "t5" else 3
+        assert (shape.num_blocks, shape.width, shape.inner_width) == (blocks, 16, 24)
+
+
+def test_a_job_that_does_not_fit_is_refused_with_numbers_and_advice() -> None:
+    mib = 2**20
+    needed = Estimate(
+        weights=10 * mib, trunks=500 * mib, answers=0, block=0, step=0, inference=0, preparation=0
+    )
+    check_budget(needed, needed.num_bytes)
+    with pytest.raises(OverBudget) as refused:
+        check_budget(needed, 300 * mib)
+    assert refused.value.code == "over_budget" and refused.value.status == 422
+    for words in ("586 MiB", "trunks take 500 MiB", "300 MiB are there"):
+        assert words in refused.value.message
+    assert "options.max_pass_samples" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "trunks", "answers", "block", "step", "inference", "preparation"]
+)
+def test_every_part_has_its_advice(name: str) -> None:
+    parts = dict.fromkeys(vars(Estimate(0, 0, 0, 0, 0, 0, 0)), 0) | {name: 10}
+    with pytest.raises(OverBudget) as refused:
+        check_budget(Estimate(**parts), 1)
+    assert refused.value.remedy
+
+
+def test_a_groups_limit_is_seen(tmp_path: Path) -> None:
+    assert _cgroup_bytes(tmp_path) is None
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _cgroup_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _cgroup_bytes(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("200\n")
+    assert _cgroup_bytes(tmp_path) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="asks Linux")
+def test_this_host_says_what_it_has() -> None:
+    assert (available_bytes() or 0) > 2**20 and resident_bytes() > 2**20

@@ -1,0 +1,67 @@
+"""One attempt of one job: what its work stands on, and the reading of models, deltas and reference sets.
+
+Knows where things are kept. Does not know what any kind of job does, nor when an attempt begins or ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from salem.blobs import BlobStore
+from salem.deltas import LayerDelta, unpack
+from salem.errors import ModelNotReady
+from salem.hosting import Network, load, locate, weights_sha256
+from salem.metric_files import unpack_metric
+from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
+from salem.registry import Registry
+from salem.scopes import Metric
+from salem.settings import Settings
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A claimed job. Whatever it wants to keep is written together with the job's end, under its lease."""
+
+    settings: Settings
+    registry: Registry
+    blobs: BlobStore
+    job: Job
+    lease: str
+
+    def load(self, model: HostedModel) -> Network:
+        """The hosted model in memory.
+
+        Raises:
+            ModelNotReady: its weights are not the registered ones any more.
+            UnsupportedModel: its folder cannot be loaded.
+        """
+        folder = locate(model.source, self.settings.effective_models_root)
+        if weights_sha256(folder) != model.sha256:
+            raise ModelNotReady(
+                f'The weights of "{model.name}" are no longer those that were registered.',
+                remedy="Put the registered files back, or register the new ones under another name.",
+            )
+        return load(folder, model.task, device=self.settings.device)
+
+    def version(self, model: HostedModel, number: int) -> Version:
+        return self.registry.resolve(ModelReference(model=model.name, number=number))
+
+    def stored(self, delta: Delta, model: HostedModel) -> LayerDelta:
+        """A delta as its file holds it, with its metric where it is scoped."""
+        data = self.blobs.get(delta.blob)
+        return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
+
+    def unpacked(self, delta: Delta, model: HostedModel, network: Network) -> LayerDelta:
+        """A delta as it is applied: on the network's device, in its type."""
+        return self.stored(delta, model).to(network.device, network.model.dtype)
+
+    def metric(self, name: Sha256 | None, network: Network) -> Metric | None:
+        """The scope metric with this name on the network's device; None where there is none yet."""
+        return None if name is None else self._metric(name).to(network.device)
+
+    def _metric(self, name: Sha256) -> Metric:
+        return unpack_metric(self.blobs.get(name))
+
+    def reference(self, model: HostedModel) -> list[ReferenceSample]:
+        """The reference samples that the base answers rightly."""
+        return self.registry.reference_samples(model.name, correct=True)

@@ -1,0 +1,163 @@
+"""An edit job: from a stored request to a measured version.
+
+Glue between storage and `worker.editing`; does not know how an attempt begins or fails. What makes one delta
+and stores it is here for removal jobs too, which train some deltas again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from salem.deltas import pack
+from salem.entry_rows import MadeEntries
+from salem.metric_files import pack_metric
+from salem.records import (
+    Delta,
+    EditBatch,
+    EditRequest,
+    HostedModel,
+    Metrics,
+    Proportion,
+    ReferenceSample,
+    Sha256,
+    Version,
+)
+from worker.attempts import Attempt
+from worker.edit_dataset import build_edit_batch
+from worker.editing import MeasuredDelta, make_edit
+from worker.reporting import JobReporter
+
+
+def run(attempt: Attempt, reporter: JobReporter) -> None:
+    """Make a version of the corrections on top of the parent, and end the job."""
+    began = time.monotonic()
+    request = EditRequest.model_validate(attempt.job.request)
+    model = attempt.registry.get_model(request.model)
+    parent = attempt.version(model, request.parent)
+    reporter.phase("loading", 0.02)
+    network = attempt.load(model)
+    deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
+    batch = batch_of(request, [] if request.pass_samples is not None else attempt.reference(model))
+    metric = attempt.metric(model.scope_metric, network)
+    measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, metric)
+    reporter.phase("writing", 0.97)
+    publish(attempt, request, model, parent, measured, seconds=time.monotonic() - began)
+
+
+def batch_of(request: EditRequest, reference: Sequence[ReferenceSample]) -> EditBatch:
+    """The edit dataset of a request; the same request gives the same one."""
+    return build_edit_batch(
+        request.edits,
+        reference,
+        request.pass_samples,
+        max_pass_samples=request.hyperparameters.max_pass_samples,
+        max_held_out=request.hyperparameters.max_held_out,
+        seed=request.hyperparameters.seed,
+    )
+
+
+def publish(
+    attempt: Attempt,
+    request: EditRequest,
+    model: HostedModel,
+    parent: Version,
+    measured: MeasuredDelta,
+    seconds: float,
+) -> None:
+    """Write the delta, then the version and the job's end in one transaction."""
+    delta = store(attempt, measured, model, request, below=parent.deltas, given=model.scope_metric)
+    notes = (*request.notes, *measured.metrics.notes)
+    metrics = measured.metrics.model_copy(update={"notes": notes})
+    version = Version(
+        model=model.name,
+        number=0,
+        parent=parent.number,
+        deltas=(*parent.deltas, delta),
+        metrics=metrics,
+        hyperparameters=request.hyperparameters,
+        layer=measured.made.layer.path,
+        job_id=attempt.job.id,
+        created_at=datetime.now(UTC),
+    )
+    result = {
+        **summary(metrics),
+        "failing_before": measured.num_failing,
+        "layer": measured.made.layer.path,
+        "layer_reason": measured.made.reason,
+        "kind": delta.kind,
+        "rank": delta.rank,
+        "delta_bytes": delta.num_bytes,
+        "delta_sha256": delta.blob,
+        "worker_seconds": round(seconds, 2),
+    }
+    made = MadeEntries(
+        {len(parent.deltas): list(enumerate(measured.made.entries))},
+        metric=delta.metric if measured.made.metric_is_new else None,
+    )
+    attempt.registry.finish_edit(attempt.job.id, attempt.lease, version, request.alias, result, made)
+
+
+def store(
+    attempt: Attempt,
+    measured: MeasuredDelta,
+    model: HostedModel,
+    request: EditRequest,
+    *,
+    below: Sequence[Delta],
+    given: Sha256 | None,
+) -> Delta:
+    """Put the files of the delta and of its metric among the blobs: nobody sees them before a version does.
+
+    The header says what it is, which delta it stands on, which metric the job was given and how it was made,
+    and nothing of numbers that are given out in turn: the same chain of requests gives the same files.
+    """
+    term, scoped = measured.made.delta.terms[0], measured.made.delta.scoped
+    data = pack(
+        measured.made.delta,
+        base_sha256=str(model.sha256),
+        parent=below[-1].blob if below else None,
+        given_metric=given if scoped else None,
+        method=request.hyperparameters.recipe.value,
+        rank=term.rank,
+        seed=request.hyperparameters.seed,
+        metrics=figures(measured.metrics),
+    )
+    return Delta(
+        layer=measured.made.layer.path,
+        blob=attempt.blobs.put(data),
+        num_bytes=len(data),
+        kind=term.kind,
+        rank=term.rank,
+        metric=attempt.blobs.put(pack_metric(scoped.metric)) if scoped else None,
+    )
+
+
+def figures(metrics: Metrics) -> dict[str, float | None]:
+    """The headline figures of a version."""
+    return {name: proportion and proportion.value for name, proportion in _proportions(metrics).items()}
+
+
+def summary(metrics: Metrics) -> dict[str, Any]:
+    """What a job returns of a version's metrics: figures with their intervals, and notes."""
+    intervals = {
+        name: proportion and proportion.model_dump() for name, proportion in _proportions(metrics).items()
+    }
+    return {
+        **figures(metrics),
+        "intervals": intervals,
+        "held_out": metrics.drawdown.count if metrics.drawdown else 0,
+        "notes": list(metrics.notes),
+    }
+
+
+def _proportions(metrics: Metrics) -> dict[str, Proportion | None]:
+    return {
+        "edit_accuracy": metrics.edit_accuracy,
+        "adapt_accuracy": metrics.adapt_accuracy,
+        "generalisation": metrics.generalisation,
+        "drawdown": metrics.drawdown,
+        "consistency": metrics.consistency,
+    }

@@ -1,0 +1,57 @@
+"""A registration job: loads a model, describes it, and asks it the whole reference set.
+
+Glue between storage and `worker.registration`; does not know how an attempt begins or fails.
+"""
+
+from __future__ import annotations
+
+from salem.hosting import Network, load, locate, weights_sha256
+from salem.records import HostedModel, ModelState, RegisterRequest, Sample
+from worker.attempts import Attempt
+from worker.registration import Registered, answer_reference
+from worker.reporting import JobReporter
+
+
+def run(attempt: Attempt, reporter: JobReporter) -> None:
+    """Make the model ready, and end the job."""
+    request = RegisterRequest.model_validate(attempt.job.request)
+    model = attempt.registry.get_model(request.model)
+    reporter.phase("loading", 0.05)
+    folder = locate(model.source, attempt.settings.effective_models_root)
+    network = load(folder, model.task, device=attempt.settings.device)
+    sha256 = weights_sha256(folder)
+    lines = attempt.blobs.get(request.reference).splitlines()
+    samples = [Sample.model_validate_json(line) for line in lines]
+    reporter.phase("evaluating", 0.2)
+    answered = answer_reference(
+        network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)
+    )
+    reporter.phase("writing", 0.97)
+    result = {
+        "model": model.name,
+        "sha256": sha256,
+        "reference_accuracy": answered.accuracy and answered.accuracy.model_dump(),
+        "num_pass_samples": answered.num_pass_samples,
+        "num_held_out": answered.num_held_out,
+    }
+    attempt.registry.finish_registration(
+        attempt.job.id, attempt.lease, _ready(model, sha256, network, answered), answered.reference, result
+    )
+
+
+def _ready(model: HostedModel, sha256: str, network: Network, answered: Registered) -> HostedModel:
+    """The model's record with all that was found out."""
+    return model.model_copy(
+        update={
+            "state": ModelState.READY,
+            "sha256": sha256,
+            "architecture": type(network.model).__name__,
+            "num_parameters": network.model.num_parameters(),
+            "labels": network.labels,
+            "max_input_tokens": network.max_input_tokens,
+            "layers": network.layers,
+            "reference_accuracy": answered.accuracy,
+            "num_pass_samples": answered.num_pass_samples,
+            "num_held_out": answered.num_held_out,
+        }
+    )

@@ -1,0 +1,232 @@
+"""A removal job: makes the version that there would be without some edits of its parent.
+
+Glue between storage, `worker.removal` (what becomes of each delta) and `worker.editing` (which trains some of
+them again). Does not know how an attempt begins or fails.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from salem.answers import predict
+from salem.deltas import LayerDelta, pack
+from salem.entry_rows import MadeEntries
+from salem.hosting import Network
+from salem.records import (
+    Delta,
+    EditBatch,
+    EditId,
+    EditRequest,
+    Entry,
+    HostedModel,
+    LayerScore,
+    Metrics,
+    Prediction,
+    ReferenceSample,
+    RemoveRequest,
+    Sha256,
+    TextInput,
+    Version,
+)
+from salem.tensor_files import read_header
+from worker.attempts import Attempt
+from worker.edit_job import batch_of, store, summary
+from worker.editing import make_edit
+from worker.evaluation import Answerer, evaluate
+from worker.removal import Change, Step, cut, plan, reduced, remaining_batch
+from worker.reporting import JobReporter
+
+# What `pack` writes by itself.
+_OWN_HEADER = frozenset({"format_version", "base_sha256", "layer", "metric", "content_sha256"})
+
+
+@dataclass(frozen=True)
+class Link:
+    """One delta of the new chain."""
+
+    delta: Delta
+    applied: LayerDelta
+    batch: EditBatch  # that it was trained on
+    left: tuple[int, ...]  # places in the batch of the edits that are in it
+    entries: tuple[tuple[int, Entry], ...] = ()  # where it was made anew; each with the place of its edit
+    replaces: Sha256 | None = None  # where it was made anew: the metric of what it stands for
+
+
+@dataclass(frozen=True)
+class Share:
+    """Reports a training inside a larger job as a part of its progress; implements `Observer`."""
+
+    reporter: JobReporter
+    start: float
+    end: float
+
+    def phase(self, name: str, progress: float) -> None:
+        self.reporter.phase("training", self._within(progress))
+
+    def saliency(self, scores: Sequence[LayerScore]) -> None:
+        """A job that trains several deltas has no one profile."""
+
+    def figures(self, progress: float, figures: dict[str, float]) -> None:
+        self.reporter.figures(self._within(progress), figures)
+
+    def _within(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The new chain while it grows, oldest delta first."""
+
+    attempt: Attempt
+    model: HostedModel
+    network: Network
+    requests: dict[int, EditRequest]  # by the version that brought the edits
+    reference: list[ReferenceSample]
+    links: list[Link] = field(default_factory=list)
+
+    def add(self, step: Step, observer: Share) -> None:
+        """The next delta: as it was, without some entries, or trained again on what is below it now."""
+        make = {Change.KEEP: self._keep, Change.DROP: self._drop, Change.REPLAY: self._replay}
+        self.links.append(make[step.change](step, observer))
+
+    def _keep(self, step: Step, observer: Share) -> Link:
+        return self._link(step.delta.model_copy(update={"removed": step.removed}))
+
+    def _drop(self, step: Step, observer: Share) -> Link:
+        whole = self.attempt.stored(step.delta, self.model)
+        newly = [step.delta.entry_of(place) for place in step.removed if place not in step.delta.removed]
+        header = read_header(self.attempt.blobs.get(step.delta.blob))
+        header = {name: json.loads(text) for name, text in header.items() if name not in _OWN_HEADER}
+        # What the file was measured at was measured with the entries that are gone.
+        header |= {"metrics": None, "removed": list(step.removed)}
+        smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **header)
+        kept = {"blob": self.attempt.blobs.put(smaller), "num_bytes": len(smaller), "removed": step.removed}
+        return self._link(step.delta.model_copy(update=kept))
+
+    def _link(self, delta: Delta) -> Link:
+        """A delta that is not trained again, with what it was trained on."""
+        before = self._trained_without(delta)
+        everything = range(len(self._request(delta).edits))
+        there = [place for place in everything if place not in before]
+        left = tuple(row for row, place in enumerate(there) if place not in delta.removed)
+        applied = self.attempt.unpacked(delta, self.model, self.network)
+        return Link(delta, applied, self._batch(self._request(delta, before)), left)
+
+    def _replay(self, step: Step, observer: Share) -> Link:
+        request = self._request(step.delta, step.removed)
+        batch = self._batch(request)
+        # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
+        header = read_header(self.attempt.blobs.get(step.delta.blob))
+        given = json.loads(header["given_metric"])
+        metric = self.attempt.metric(given, self.network)
+        applied_below = [link.applied for link in self.links]
+        measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, metric)
+        below = [link.delta for link in self.links]
+        stored = store(self.attempt, measured, self.model, request, below=below, given=given)
+        delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})
+        # Read back, as a later job would: the file is float32, whatever the network computes in.
+        applied = self.attempt.unpacked(delta, self.model, self.network)
+        entries = tuple((delta.index_of(row), entry) for row, entry in enumerate(measured.made.entries))
+        left = tuple(range(len(request.edits)))
+        return Link(delta, applied, batch, left, entries, replaces=step.delta.metric)
+
+    def _request(self, delta: Delta, removed: Sequence[int] = ()) -> EditRequest:
+        assert delta.version is not None, "a published delta has its number"
+        return reduced(self.requests[delta.version], removed)
+
+    def _batch(self, request: EditRequest) -> EditBatch:
+        return batch_of(request, [] if request.pass_samples is not None else self.reference)
+
+    def _trained_without(self, delta: Delta) -> tuple[int, ...]:
+        """What was removed already when the delta was trained: it chose the paraphrases to hold out."""
+        if delta.made_in is None or delta.made_in == delta.version:
+            return ()
+        made = self.attempt.version(self.model, delta.made_in).deltas
+        return next(each.removed for each in made if each.version == delta.version)
+
+
+def run(attempt: Attempt, reporter: JobReporter) -> None:
+    """Make the version without the edits, measure it, and end the job."""
+    began = time.monotonic()
+    request = RemoveRequest.model_validate(attempt.job.request)
+    model = attempt.registry.get_model(request.model)
+    parent = attempt.version(model, request.parent)
+    requests = attempt.registry.entries.edit_requests(
+        model.name, [delta.version for delta in parent.deltas if delta.version is not None]
+    )
+    gone: dict[int, set[int]] = {}
+    for edit in map(EditId.parse, request.edits):
+        gone.setdefault(edit.version, set()).add(edit.place)
+    steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
+    reporter.phase("loading", 0.02)
+    chain = Chain(attempt, model, attempt.load(model), requests, attempt.reference(model))
+    for place, step in enumerate(steps):
+        chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
+    reporter.phase("evaluating", 0.82)
+    metrics = _measure(chain, parent)
+    reporter.phase("writing", 0.97)
+    replayed = sum(step.change is Change.REPLAY for step in steps)
+    _publish(request, chain, parent, metrics, {"replayed": replayed}, time.monotonic() - began)
+
+
+def _measure(chain: Chain, parent: Version) -> Metrics | None:
+    """The new version against its parent, on the edits that are left; None where none is."""
+    batch = remaining_batch([(link.batch, link.left) for link in chain.links])
+    if not batch.edit_samples:
+        return None
+    longest = max(request.hyperparameters.max_new_tokens for request in chain.requests.values())
+
+    def answerer(deltas: Sequence[LayerDelta]) -> Answerer:
+        def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
+            return predict(chain.network, inputs, deltas, max_new_tokens=longest)
+
+        return answer
+
+    old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
+    new = [link.applied for link in chain.links]
+    return evaluate(batch, answerer(old), answerer(new), generates=chain.network.task.generates)
+
+
+def _publish(
+    request: RemoveRequest,
+    chain: Chain,
+    parent: Version,
+    metrics: Metrics | None,
+    facts: dict[str, Any],
+    seconds: float,
+) -> None:
+    """Write the version and the job's end in one transaction."""
+    version = Version(
+        model=chain.model.name,
+        number=0,
+        parent=parent.number,
+        deltas=tuple(link.delta for link in chain.links),
+        metrics=metrics,
+        hyperparameters=None,
+        layer=chain.links[-1].delta.layer if chain.links else None,
+        job_id=chain.attempt.job.id,
+        created_at=datetime.now(UTC),
+    )
+    nothing_left = {"notes": ["no edit is left: the version answers as the base"]}
+    result = {
+        **(nothing_left if metrics is None else summary(metrics)),
+        "removed": list(request.edits),
+        "edits_left": sum(len(link.left) for link in chain.links),
+        **facts,
+        "worker_seconds": round(seconds, 2),
+    }
+    made = MadeEntries(
+        {place: link.entries for place, link in enumerate(chain.links) if link.entries},
+        metric=next(
+            # A metric that was trained again, without what is gone, is the hosted model's from now on.
+            (each.delta.metric for each in chain.links if each.replaces == chain.model.scope_metric),
+            None,
+        ),
+    )
+    attempt = chain.attempt
+    attempt.registry.finish_edit(attempt.job.id, attempt.lease, version, request.alias, result, made)
