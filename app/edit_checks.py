@@ -20,7 +20,7 @@ from app.text_checks import (
     quoted,
 )
 from salem.errors import Pointer
-from salem.records import HostedModel
+from salem.records import Edit, HostedModel, ListedEntry
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Place:
     @property
     def key(self) -> tuple[str, str]:
         """Identity of the input: its words, and those of its pair."""
-        pair = self.sample.text_pair
-        return " ".join(self.sample.input.split()), " ".join((pair or "").split())
+        return _words(self.sample.input, self.sample.text_pair)
 
 
 def check_edit_request(
@@ -152,3 +151,27 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
         )
     elif later.edit is not None:
         yield Pointer(later.pointer, f"{text} is already given at {earlier.pointer}; leave it out")
+
+
+def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[str, ...]:
+    """A note for every text that an entry of the parent answers differently: from now on the edit prevails.
+
+    Args:
+        entries: those of the parent that own one of the texts, newest first.
+    """
+    newest: dict[tuple[str, str], ListedEntry] = {}
+    for entry in entries:
+        for text in (entry.input, *(key.text for key in entry.keys)):
+            newest.setdefault(_words(text, entry.text_pair), entry)
+    notes = []
+    for edit in edits:
+        for text in (edit.input, *edit.paraphrases):
+            old = newest.get(_words(text, edit.text_pair))
+            if old is not None and old.target.split() != edit.target.split():
+                was, now = quoted(old.target), quoted(edit.target)
+                notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
+    return tuple(notes)
+
+
+def _words(text: str, pair: str | None) -> tuple[str, str]:
+    return " ".join(text.split()), " ".join((pair or "").split())

@@ -16,11 +16,25 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from salem import answers, hosting
+from salem import answers, gates, hosting
 from salem.blobs import BlobStore
 from salem.deltas import LayerDelta, unpack
 from salem.errors import ModelNotReady
-from salem.records import Delta, FolderSource, HostedModel, ModelState, Prediction, Source, TextInput, Version
+from salem.metric_files import unpack_metric
+from salem.records import (
+    Delta,
+    EditId,
+    ExplainedPrediction,
+    Fired,
+    FolderSource,
+    HostedModel,
+    ModelState,
+    Prediction,
+    Source,
+    TextInput,
+    Version,
+)
+from salem.scopes import Firing, Metric
 
 DELTA_CACHE_BYTES = 256 * 2**20
 
@@ -83,11 +97,18 @@ class Engine:
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by sha256 of the weights
         self._counting = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._deltas = DeltaCache()
+        self._metrics: dict[str, Metric] = {}  # by the name of the blob
 
     def predict(
-        self, model: HostedModel, version: Version, inputs: Sequence[TextInput], *, max_new_tokens: int
+        self,
+        model: HostedModel,
+        version: Version,
+        inputs: Sequence[TextInput],
+        *,
+        max_new_tokens: int,
+        explain: bool = False,
     ) -> list[Prediction]:
-        """Answer each input as the version.
+        """Answer each input as the version; to `explain` is to say which entry fired on it.
 
         Raises:
             ModelNotReady: the model is not registered, or its weights are no longer those that were.
@@ -100,7 +121,15 @@ class Engine:
                 resident.network = self._load(model)
             network = resident.network
             deltas = [self._delta(model, delta, network) for delta in version.deltas]
-            return answers.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
+            predictions = answers.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
+            if not explain:
+                return predictions
+            with torch.inference_mode():
+                fired = fired_entries(version.deltas, gates.fire(network, inputs, deltas), len(inputs))
+        return [
+            ExplainedPrediction(**prediction.model_dump(), fired=entry)
+            for prediction, entry in zip(predictions, fired, strict=True)
+        ]
 
     def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
         """Tokens of each input as the model would see it; needs the tokenizer only, not the weights."""
@@ -127,6 +156,7 @@ class Engine:
         with self._lock:
             self._residents.clear()
             self._tokenizers.clear()
+            self._metrics.clear()
 
     def _resident(self, model: HostedModel) -> Resident:
         """The model's place, made the most recently used; above the limit the least recently used one goes.
@@ -155,10 +185,24 @@ class Engine:
         unpacked = self._deltas.get(key)
         if unpacked is None:
             data = self._blobs.get(delta.blob)
-            unpacked = unpack(data, base_sha256=key[0], layers=network.layers)
+            unpacked = unpack(
+                data,
+                base_sha256=key[0],
+                layers=network.layers,
+                metric=lambda name: self._metric(name, network),
+            )
             unpacked = unpacked.to(network.device, network.model.dtype)
             self._deltas.put(key, delta.num_bytes, unpacked)
         return unpacked
+
+    def _metric(self, name: str, network: hosting.Network) -> Metric:
+        """A scope metric, kept: all scoped deltas of a hosted model name the same few."""
+        metric = self._metrics.get(name)
+        if metric is None:
+            metric = unpack_metric(self._blobs.get(name)).to(network.device)
+            with self._lock:
+                metric = self._metrics.setdefault(name, metric)
+        return metric
 
     @staticmethod
     def _identity(model: HostedModel) -> str:
@@ -166,3 +210,26 @@ class Engine:
         if model.state is not ModelState.READY or model.sha256 is None:
             raise ModelNotReady(f'"{model.name}" is {model.state}', remedy="Wait for its registration job")
         return model.sha256
+
+
+def fired_entries(
+    deltas: Sequence[Delta], firings: Sequence[Firing | None], num_inputs: int
+) -> list[Fired | None]:
+    """Which entry acted on each input, by the id of its edit; at most one does.
+
+    Args:
+        deltas: of a version, in its order.
+        firings: of each delta, None where it is plain; what other deltas override has no strength.
+    """
+    found: list[Fired | None] = [None] * num_inputs
+    for delta, firing in zip(deltas, firings, strict=True):
+        if firing is None:
+            continue
+        assert delta.version is not None, "a published delta has its number"
+        for row in firing.strength.nonzero()[:, 0].tolist():
+            found[row] = Fired(
+                entry=str(EditId(delta.version, delta.index_of(int(firing.entry[row])))),
+                strength=round(float(firing.strength[row]), 6),
+                inside=round(float(firing.inside[row]), 6),
+            )
+    return found

@@ -8,8 +8,17 @@ from datetime import UTC, datetime
 import pytest
 
 from app.drafts import DraftEdit, DraftSample
-from app.edit_checks import EditLimits, check_edit_request
-from salem.records import FolderSource, HostedModel, Layer, ModelState, Task, TextInput
+from app.edit_checks import EditLimits, check_edit_request, overridden
+from salem.records import (
+    EntryKey,
+    FolderSource,
+    HostedModel,
+    Layer,
+    ListedEntry,
+    ModelState,
+    Task,
+    TextInput,
+)
 
 LIMITS = EditLimits(max_edits=3, max_paraphrases=2, max_pass_samples=2)
 LAYER = Layer(
@@ -172,3 +181,36 @@ def test_everything_is_reported_at_once() -> None:
         "/edits/2/paraphrases/0",
         "/options/layer",
     }
+
+
+def listed(number: str, target: str, *texts: str, pair: str | None = None) -> ListedEntry:
+    keys = tuple(EntryKey(text=text, radius=0.5) for text in texts)
+    version = int(number.split(".")[0])
+    return ListedEntry(
+        id=number,
+        input=texts[0],
+        text_pair=pair,
+        target=target,
+        keys=keys,
+        layer="l",
+        version=version,
+        job_id=None,
+    )
+
+
+def test_only_the_newest_entry_of_a_text_is_overridden() -> None:
+    newest_first = [
+        listed("2.0", "login", "a"),
+        listed("1.1", "refund", "b", "b two"),
+        listed("1.0", "x", "a"),
+    ]
+    assert overridden([edit("a", "login").checked()], newest_first) == ()
+    assert overridden([edit(" a ", "refund").checked()], newest_first) == (
+        '"a" overrides entry 2.0: it was "login", now "refund"',
+    )
+    reworded = edit("c", "login", "b  two").checked()
+    assert [note.split(":")[0] for note in overridden([reworded], newest_first)] == [
+        '"b two" overrides entry 1.1'
+    ]
+    assert overridden([edit("a", "refund", pair="p").checked()], newest_first) == ()
+    assert overridden([edit("a").checked()], []) == ()

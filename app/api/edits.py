@@ -11,7 +11,7 @@ from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
 from app.api.references import resolve
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
-from app.edit_checks import EditLimits, check_edit_request
+from app.edit_checks import EditLimits, check_edit_request, overridden
 from app.problems import invalid_request
 from salem.records import EditRequest, Job, JobKind
 
@@ -35,13 +35,16 @@ def post_edits(
     if errors:
         raise invalid_request(errors)
     kept = request.pass_samples
+    edits = tuple(draft.checked() for draft in request.edits)
+    texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
     work = EditRequest(
         model=model.name,
         parent=parent.number,
-        edits=tuple(draft.checked() for draft in request.edits),
+        edits=edits,
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         alias=request.alias,
         hyperparameters=request.options,
+        notes=overridden(edits, machines.registry.entries.find(parent, texts)),
     )
     job, _ = machines.registry.create_job(
         JobKind.EDIT,

@@ -25,7 +25,10 @@ router = APIRouter(tags=["predict"])
 
 @router.post("/predict")
 async def predict(request: PredictIn, machines: Machines) -> PredictOut:
-    """Answer with a label and scores, or with a text; `model` says exactly which version answered."""
+    """Answer with a label and scores, or with a text; `model` says exactly which version answered.
+
+    With `explain`, each answer says which entry of the version fired on the input.
+    """
     return await anyio.to_thread.run_sync(_answer, request, machines, limiter=machines.prediction_threads)
 
 
@@ -35,7 +38,9 @@ def _answer(request: PredictIn, machines: Services) -> PredictOut:
     if errors := list(_problems(request.inputs, model, machines)):
         raise invalid_request(errors)
     inputs = [draft.checked() for draft in request.inputs]
-    predictions = machines.engine.predict(model, version, inputs, max_new_tokens=request.max_new_tokens)
+    predictions = machines.engine.predict(
+        model, version, inputs, max_new_tokens=request.max_new_tokens, explain=request.explain
+    )
     seconds = round(time.perf_counter() - started, 4)
     return PredictOut(model=version.reference, predictions=tuple(predictions), seconds=seconds)
 

@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, Field
 from app.drafts import DraftEdit, DraftSample, DraftText
 from salem.records import (
     NAME_PATTERN,
+    ExplainedPrediction,
     Hyperparameters,
+    ListedEntry,
     Name,
     Prediction,
     Record,
@@ -73,6 +75,14 @@ class PredictIn(Record):
     model: str
     inputs: tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...]
     max_new_tokens: int = Field(32, ge=1, le=512)
+    explain: bool = Field(False, description="Say for each answer which entry of the version fired")
+
+
+class WithoutIn(Record):
+    """Edits that a version is to be freed of."""
+
+    edits: tuple[str, ...] = Field(description='Ids: the version that brought an edit and its place, "3.0"')
+    alias: Name | None = Field(None, description="Moved to the new version when the job succeeds")
 
 
 class AliasIn(Record):
@@ -85,7 +95,7 @@ class PredictOut(Record):
     """Answers in the order of the inputs, and the exact version that gave them."""
 
     model: str
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[ExplainedPrediction | Prediction, ...]
     seconds: float
 
 
@@ -115,3 +125,9 @@ class Page(Record, Generic[ItemT]):
 
     data: tuple[ItemT, ...]
     has_more: bool = False
+
+
+class EntriesOut(Page[ListedEntry]):
+    """Entries of a version; `note` says what is not among them, and why."""
+
+    note: str | None = None
