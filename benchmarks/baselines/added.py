@@ -1,0 +1,72 @@
+"""An edited network that is the base plus deltas: what most methods hand back.
+
+Answers through the product's own hooks, so the base weights are never written. Does not know how a delta
+was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from benchmarks.baselines.contract import Editing
+from salem.deltas import Dense, LayerDelta, LowRank, applied
+from salem.errors import Misconfigured
+from salem.gates import fire
+from salem.hosting import Network
+from salem.records import TextInput
+
+
+@dataclass(frozen=True)
+class Added:
+    """The base network and the deltas that act on it, the oldest first."""
+
+    network: Network
+    deltas: tuple[LayerDelta, ...]
+
+    @property
+    def layer(self) -> str | None:
+        """The edited layer, where there is exactly one."""
+        paths = {delta.layer for delta in self.deltas}
+        return paths.pop() if len(paths) == 1 else None
+
+    @property
+    def delta_bytes(self) -> int:
+        fields = [field for delta in self.deltas for term in delta.terms for field in vars(term).values()]
+        return sum(4 * field.numel() for field in fields if isinstance(field, Tensor))
+
+    def answering(self, inputs: Sequence[TextInput]) -> AbstractContextManager[None]:
+        """While active, the network answers these inputs as edited; what fires is decided here, once."""
+        firings = fire(self.network, inputs, self.deltas)
+        return applied(self.network.model, self.deltas, firings)
+
+
+def earlier(editing: Editing) -> tuple[LayerDelta, ...]:
+    """The deltas of the batches before this one."""
+    if editing.before is None:
+        return ()
+    assert isinstance(editing.before, Added), "a method is given its own earlier result"
+    return editing.before.deltas
+
+
+def first_batch_only(editing: Editing) -> None:
+    """Refuse to add to an earlier result.
+
+    Raises:
+        Misconfigured: there is one, and the method has no published way to add to it.
+    """
+    if editing.before is not None:
+        raise Misconfigured("This method edits once; it cannot add to an earlier result.")
+
+
+def merged(network: Network, layer: str, before: Sequence[LayerDelta], update: Tensor) -> Added:
+    """An update [d_out, d_in] added to what was there, as one matrix: its size does not grow with batches."""
+    for delta in before:
+        assert delta.layer == layer, "later batches edit the layer of the first"
+        for term in delta.terms:
+            assert isinstance(term, Dense | LowRank)
+            update = update + term.dense()
+    return Added(network, (LayerDelta(layer, (Dense(update.detach()),)),))

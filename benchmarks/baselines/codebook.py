@@ -1,0 +1,67 @@
+"""GRACE's codebook: keys with radii, each with a label, and the rule by which edits enter it.
+
+Hartvigsen et al., "Aging with GRACE: Lifelong Model Editing with Discrete Key-Value Adaptors", NeurIPS
+2023, section 3.2 and algorithm 1. Tensors and labels only; does not know values, layers or networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_APART = 1e-5  # keeps two balls that meet half-way from sharing a point
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """`c` entries. An input inside a ball takes the value of the nearest key."""
+
+    keys: Tensor  # [c, d]
+    radii: Tensor  # [c] deferral radii, Euclidean
+    labels: tuple[str, ...]  # what each entry answers
+
+    def nearest(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest key, and which it is, for points [n, d] -> [n], [n]."""
+        distances = torch.cdist(points, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.min(-1)
+        return nearest.values, nearest.indices
+
+    def entries(self, points: Tensor) -> Tensor:
+        """The entry that acts on each point [n, d], or -1 outside every ball -> [n]."""
+        if not len(self.keys):
+            return torch.full((len(points),), -1, device=points.device)
+        distances, nearest = self.nearest(points)
+        return torch.where(distances <= self.radii[nearest], nearest, -1)
+
+    def with_edit(self, point: Tensor, label: str, radius: float) -> Codebook:
+        """The codebook after an edit at `point` [d].
+
+        Far from all balls: a new entry. Near one of the same label: its ball grows to hold the point. Near
+        one of another label: a new entry, and both balls shrink to half the distance.
+        """
+        if not len(self.keys):
+            return self._joined(point, label, radius)
+        distances, indices = self.nearest(point.unsqueeze(0))
+        distance, index = float(distances), int(indices)
+        if distance > float(self.radii[index]) + radius:
+            return self._joined(point, label, radius)
+        if self.labels[index] == label:
+            return self._resized(index, max(float(self.radii[index]), distance))
+        return self._resized(index, distance / 2 - _APART)._joined(point, label, distance / 2)
+
+    def _joined(self, point: Tensor, label: str, radius: float) -> Codebook:
+        keys = torch.cat([self.keys, point.unsqueeze(0)])
+        radii = torch.cat([self.radii, self.radii.new_tensor([radius])])
+        return Codebook(keys, radii, (*self.labels, label))
+
+    def _resized(self, index: int, radius: float) -> Codebook:
+        radii = self.radii.clone()
+        radii[index] = radius
+        return replace(self, radii=radii)
+
+
+def empty_codebook(d: int, device: torch.device) -> Codebook:
+    """A codebook of keys of `d` dimensions that holds nothing yet."""
+    return Codebook(torch.zeros(0, d, device=device), torch.zeros(0, device=device), ())

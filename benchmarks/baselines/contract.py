@@ -1,0 +1,59 @@
+"""The contract between the quality benchmark and a method: what an editing is given and what it hands back.
+
+Every method sees the same base weights and the same samples, and answers through the same network. Does not
+know any method, any data set, or how an answer is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from salem.hosting import Network
+from salem.records import Edit, EditBatch, TextInput
+
+
+class Edited(Protocol):
+    """A network as one method has edited it."""
+
+    @property
+    def layer(self) -> str | None:
+        """Path of the edited layer, where there is one."""
+
+    @property
+    def delta_bytes(self) -> int:
+        """What has to be kept of it, in bytes of float32."""
+
+    def answering(self, inputs: Sequence[TextInput]) -> AbstractContextManager[None]:
+        """While active, `network.model` answers these inputs as edited; the base is untouched afterwards.
+
+        The inputs are one padded batch in this order, for a plain forward or for generation with a cache:
+        whoever asks `salem.answers.predict` sorts them as `salem.encoding.in_buckets` does beforehand.
+        """
+
+
+@dataclass(frozen=True)
+class Editing:
+    """What a method is given. A method leaves the weights bit-identical when it returns."""
+
+    network: Network
+    batch: EditBatch  # only its training side is read: edit, adapt and pass samples
+    corpus: tuple[Edit, ...]  # other edits of the same kind, none of them measured; may be empty
+    seed: int
+    setting: float  # the one searched hyperparameter, from the method's grid
+    before: Edited | None = None  # the result of earlier batches, which this one is added to
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method under test, with the one hyperparameter that is searched for it, over three values."""
+
+    name: str
+    setting_name: str
+    grid: tuple[float, float, float]
+    largest: int  # the most edits at once that it is run with
+    edit: Callable[[Editing], Edited]
+    source: str  # paper and section
+    sequential: bool = False  # whether it accepts `before`

@@ -1,0 +1,170 @@
+"""Editable neural networks: the layer is trained so that a few gradient steps are enough to edit it.
+
+Sinitsin et al., "Editable Neural Networks", ICLR 2020, section 3, equation 4: a bi-level objective. The
+inner loop takes k gradient steps on an edit; the outer loss is the base task's, plus the edit's after the
+inner loop, plus the divergence on unrelated samples after the inner loop (locality), differentiated through
+the inner steps. Then an edit is made by inner steps until it holds, at most ten. The inner rate is learned,
+as in MEND's comparison (Mitchell et al. 2022, section 5). Does not know editors.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.baselines.added import Added, first_batch_only, merged
+from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.mend_ahead import CORPUS_SIZE, Lesson, counterfactual_edits, lessons
+from benchmarks.baselines.one_layer import (
+    edited_layer,
+    generator_of,
+    pass_samples,
+    prepared_at,
+    weight_of,
+)
+from benchmarks.baselines.together import divergence, share_held
+from salem.deltas import Dense, adding
+from salem.encoding import Answers
+from salem.hosting import Network
+from salem.records import Layer
+from salem.trunk import Trunk, resume
+from worker.losses import nll_per_sample
+from worker.training import CHUNK, Prepared
+from worker.trunk_sets import Chunk, TrunkSet
+
+INNER_STEPS = 2  # k
+MOST_INNER_STEPS = 10  # when a batch is edited
+OUTER_RATE = 1e-4
+INNER_RATE_RATE = 0.03  # of the learned inner rate's logarithm
+INNER_SHARES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the weight's norm, for the first inner step
+NUM_OUTER_STEPS = 25  # each costs several steps of other methods
+EPISODE = 16  # edits in an episode at most
+
+
+class EditableLayer:
+    """One layer's update before any edit, and the rate of the inner loop."""
+
+    def __init__(self, network: Network, layer: Layer) -> None:
+        self.network, self.layer = network, layer
+        self.update = nn.Parameter(torch.zeros(layer.d_out, layer.d_in, device=network.device))
+        self.log_rate = nn.Parameter(torch.zeros((), device=network.device))
+
+    def acting(self, update: Tensor) -> AbstractContextManager[None]:
+        """While active, the network has this update [d_out, d_in] at the layer."""
+        return adding(self.network.module(self.layer.path), Dense(update))
+
+    def answers(self, trunk: Trunk, update: Tensor) -> Answers:
+        with self.acting(update):
+            return resume(self.network, trunk)
+
+    def inner_step(self, trunks: Sequence[Trunk], update: Tensor, *, outer: bool) -> Tensor:
+        """One gradient step on the mean likelihood of these samples; part of the graph where `outer`."""
+        count = sum(len(trunk.batch) for trunk in trunks)
+        gradient = torch.zeros_like(update)
+        for trunk in trunks:
+            loss = nll_per_sample(self.answers(trunk, update)).sum() / count
+            gradient = gradient + torch.autograd.grad(loss, update, create_graph=outer)[0]
+        return update - self.log_rate.exp() * gradient
+
+
+def enn(editing: Editing) -> Added:
+    """One layer made editable on other edits, then edited. `setting`: the weight of the divergence."""
+    first_batch_only(editing)
+    network, layer = editing.network, edited_layer(editing)
+    prepared = prepared_at(editing, layer)
+    corpus = editing.corpus[:CORPUS_SIZE] or counterfactual_edits(
+        network, pass_samples(editing), editing.seed
+    )
+    editable = EditableLayer(network, layer)
+    if corpus:
+        taught = lessons(network, corpus, [layer], random.Random(editing.seed))
+        size = min(EPISODE, len(editing.batch.edit_samples))
+        make_editable(editable, taught, prepared.keep, size, editing.setting, generator_of(editing))
+    else:
+        search_rate(editable, [chunk.trunk for chunk in prepared.corrections.chunks])
+    return merged(network, layer.path, (), edit(editable, prepared))
+
+
+def make_editable(
+    editable: EditableLayer,
+    taught: Sequence[Lesson],
+    keep: TrunkSet,
+    size: int,
+    kl_weight: float,
+    generator: torch.Generator,
+) -> None:
+    """The outer loop. Only the plain attention kernel can be differentiated twice."""
+    with sdpa_kernel(SDPBackend.MATH):
+        search_rate(editable, [_rows(taught[0], CHUNK, generator)])
+        groups = [
+            {"params": [editable.update], "lr": OUTER_RATE},
+            {"params": [editable.log_rate], "lr": INNER_RATE_RATE},
+        ]
+        optimizer = torch.optim.Adam(groups)
+        keeps = keep.cycle(generator)
+        for step in range(NUM_OUTER_STEPS):
+            episode = _rows(taught[step % len(taught)], size, generator)
+            optimizer.zero_grad(set_to_none=True)
+            outer_loss(editable, episode, next(keeps, None), kl_weight).backward()
+            optimizer.step()
+
+
+def outer_loss(editable: EditableLayer, episode: Trunk, kept: Chunk | None, kl_weight: float) -> Tensor:
+    """Equation 4: task, edit after the inner loop, locality after the inner loop."""
+    update: Tensor = editable.update
+    for _ in range(INNER_STEPS):
+        update = editable.inner_step([episode], update, outer=True)
+    loss = nll_per_sample(editable.answers(episode, update)).mean()
+    if kept is None:
+        return loss
+    task = nll_per_sample(editable.answers(kept.trunk, editable.update)).mean()
+    with editable.acting(update):
+        return loss + task + kl_weight * divergence(editable.network, kept).mean()
+
+
+def edit(editable: EditableLayer, prepared: Prepared) -> Tensor:
+    """Inner steps on the batch until it holds; of all steps the one with most corrections held."""
+    trunks = [chunk.trunk for chunk in prepared.corrections.chunks]
+    update = editable.update.detach()
+    best, kept = -1.0, update
+    for _ in range(MOST_INNER_STEPS):
+        update = editable.inner_step(trunks, update.requires_grad_(), outer=False).detach()
+        with editable.acting(update):
+            held = share_held(editable.network, prepared.corrections)
+        if held > best:
+            best, kept = held, update
+        if held == 1.0:
+            break
+    return kept.detach()
+
+
+def search_rate(editable: EditableLayer, trunks: Sequence[Trunk]) -> None:
+    """Start the inner rate where k steps lower the loss of these samples most."""
+    layer = editable.layer
+    start = torch.zeros(layer.d_out, layer.d_in, device=editable.network.device, requires_grad=True)
+    with torch.no_grad():
+        editable.log_rate.zero_()
+    first = float(editable.inner_step(trunks, start, outer=False).detach().norm())
+    size = float(weight_of(editable.network, layer).float().norm())
+
+    def loss_with(share: float) -> float:
+        with torch.no_grad():
+            editable.log_rate.fill_(float(torch.tensor(share * size / max(first, 1e-12)).log()))
+        update: Tensor = start
+        for _ in range(INNER_STEPS):
+            update = editable.inner_step(trunks, update, outer=False).detach().requires_grad_()
+        with torch.no_grad():
+            return sum(float(nll_per_sample(editable.answers(one, update)).sum()) for one in trunks)
+
+    loss_with(min(INNER_SHARES, key=loss_with))
+
+
+def _rows(lesson: Lesson, size: int, generator: torch.Generator) -> Trunk:
+    """The samples of up to `size` edits of a lesson, drawn anew."""
+    order = torch.randperm(len(lesson.asked.batch), generator=generator)
+    return lesson.asked.rows(order[:size])

@@ -1,0 +1,108 @@
+"""LoRA fine-tuning with the library that people use for it (peft), on every matrix of every block.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4: W + (alpha / r) B A,
+A drawn, B zero at the start. peft puts adapters into the network while they are trained; afterwards they
+are taken out and answer as low-rank deltas. Does not know pass samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from benchmarks.baselines.added import Added, first_batch_only
+from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.one_layer import NUM_STEPS, generator_of, prepared_at
+from benchmarks.baselines.together import fit
+from salem.deltas import LayerDelta, LowRank
+from salem.hosting import Network
+from salem.layers import find_stacks
+
+RANK = 8
+ALPHA = 16
+ADAPTER = "edit"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """peft's adapted modules by path, while they stand in the network."""
+
+    modules: dict[str, nn.Module]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for module in self.modules.values():
+            yield module.lora_A[ADAPTER].weight
+            yield module.lora_B[ADAPTER].weight
+
+    def acting(self) -> AbstractContextManager[object]:
+        return nullcontext()  # peft's modules stand in the network already
+
+    def state(self) -> tuple[LayerDelta, ...]:
+        return tuple(
+            LayerDelta(
+                path,
+                (
+                    LowRank(
+                        a=module.lora_A[ADAPTER].weight.detach().clone(),
+                        b=module.scaling[ADAPTER] * module.lora_B[ADAPTER].weight.detach(),
+                    ),
+                ),
+            )
+            for path, module in self.modules.items()
+        )
+
+
+def block_matrices(network: Network) -> list[str]:
+    """Paths of all matrices, attention's and feed-forward's, in all blocks."""
+    return [
+        f"{stack}.{path}"
+        for stack, blocks in find_stacks(network.model).items()
+        for path, module in blocks.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
+@contextmanager
+def adapted(network: Network, generator: torch.Generator) -> Iterator[Adapters]:
+    """While active, peft's adapters of rank `RANK` stand in the network, drawn by the generator."""
+    paths = block_matrices(network)
+    conv = isinstance(network.module(paths[0]), Conv1D)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths, fan_in_fan_out=conv)
+    # peft draws A from the global generator, which is nobody's seed: its state is put back, and A drawn anew.
+    with torch.random.fork_rng():
+        tuner = LoraModel(network.model, config, ADAPTER)
+    try:
+        modules = {path: network.module(path) for path in paths}
+        with torch.no_grad():
+            for module in modules.values():
+                first = module.lora_A[ADAPTER].weight
+                first.copy_((2 * torch.rand(first.shape, generator=generator) - 1) * first.shape[1] ** -0.5)
+        yield Adapters(modules)
+    finally:
+        tuner.unload()
+        network.model.requires_grad_(False)
+
+
+def lora(editing: Editing) -> Added:
+    """Adapters on all block matrices, on the corrections alone. `setting`: the learning rate."""
+    first_batch_only(editing)
+    network, generator = editing.network, generator_of(editing)
+    prepared = prepared_at(editing, network.layers[0], keep=False)
+    with adapted(network, generator) as adapters:
+        best = fit(
+            network,
+            prepared,
+            adapters,
+            num_steps=NUM_STEPS,
+            learning_rate=editing.setting,
+            kl_weight=0.0,
+            generator=generator,
+        )
+    return Added(network, best)

@@ -1,0 +1,212 @@
+"""MEND on the job's own samples: by hand on the top blocks, or on the layer that causal tracing picks.
+
+Mitchell et al., "Fast Model Editing at Scale", ICLR 2022. Which matrices: section 4 and appendix C (the
+last three blocks; the last two of each stack of an encoder-decoder), here the feed-forward output of each.
+The editor is the product's (`worker.editor`), trained as the product trains it: from the job's own
+gradients, with two objectives. Does not know other ways of training an editor; `mend_ahead` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines.added import Added, first_batch_only
+from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.one_layer import (
+    NUM_STEPS,
+    generator_of,
+    likelihood,
+    prepared_at,
+    trained,
+    weight_of,
+)
+from benchmarks.baselines.together import fit
+from benchmarks.tracing import trace_layer
+from salem.deltas import Dense, LayerDelta, LowRank, applied
+from salem.encoding import encode
+from salem.hosting import Network
+from salem.layers import layer_at
+from salem.records import Layer, Sample
+from salem.trunk import resume
+from worker.editor import Factors, MendEditor, aggregate
+from worker.gradients import token_gradients
+from worker.losses import nll_per_sample
+
+EDITOR_RANK = 64
+EDITOR_RATE = 1e-3
+GRADIENT_BATCH = (
+    10  # samples whose gradients are added up before their low-rank form is used (SaLEM, section 3)
+)
+RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the grid of first step sizes
+TRACED_SAMPLES = 10  # tracing runs the model once per block and token
+
+
+class EditorLearner:
+    """The editor of one layer on fixed factors, for the product's loop."""
+
+    learning_rate = EDITOR_RATE
+
+    def __init__(self, editor: MendEditor, factors: Factors) -> None:
+        self.editor, self.factors = editor, factors
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.editor.parameters()
+
+    def term(self) -> LowRank | Dense:
+        return cheapest(self.editor(self.factors))
+
+
+@dataclass(frozen=True)
+class Editors:
+    """Editors of several layers on fixed factors, acting on one network."""
+
+    network: Network
+    editors: dict[str, MendEditor]
+    factors: dict[str, Factors]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for editor in self.editors.values() for parameter in editor.parameters())
+
+    def deltas(self) -> tuple[LayerDelta, ...]:
+        return tuple(
+            LayerDelta(path, (cheapest(editor(self.factors[path])),)) for path, editor in self.editors.items()
+        )
+
+    def acting(self) -> AbstractContextManager[object]:
+        return applied(self.network.model, self.deltas())
+
+    def state(self) -> tuple[LayerDelta, ...]:
+        return tuple(
+            LayerDelta(
+                delta.layer,
+                tuple(type(term)(**{k: v.detach() for k, v in vars(term).items()}) for term in delta.terms),
+            )
+            for delta in self.deltas()
+        )
+
+
+def top_layers(network: Network) -> tuple[Layer, ...]:
+    """The layers that MEND's authors edit: of the last three blocks, or of the last two of each stack."""
+    stacks = list(dict.fromkeys(layer.stack for layer in network.layers))
+    last = 3 if len(stacks) == 1 else 2
+    return tuple(
+        layer for stack in stacks for layer in [one for one in network.layers if one.stack == stack][-last:]
+    )
+
+
+def mend_top(editing: Editing) -> Added:
+    """Editors for the top layers, trained together. `setting`: the weight of the divergence."""
+    first_batch_only(editing)
+    network, generator = editing.network, generator_of(editing)
+    layers = top_layers(network)
+    prepared = prepared_at(editing, layers[0])
+    factors = correction_factors(network, editing.batch.corrections, layers)
+    editors = Editors(network, start_editors(network, layers, factors, generator), factors)
+
+    def loss() -> float:
+        with editors.acting():
+            return float(nll_per_sample(resume(network, prepared.corrections.chunks[0].trunk)).mean())
+
+    search_steps(network, layers, editors.editors, editors.deltas, loss)
+    best = fit(
+        network,
+        prepared,
+        editors,
+        num_steps=NUM_STEPS,
+        learning_rate=EDITOR_RATE,
+        kl_weight=editing.setting,
+        generator=generator,
+    )
+    return Added(network, best)
+
+
+def mend_traced(editing: Editing) -> Added:
+    """MEND on the most causal of the middle layers (Meng et al. 2022, section 2). `setting`: as above."""
+    first_batch_only(editing)
+    network = editing.network
+    traced = editing.batch.edit_samples[:TRACED_SAMPLES]
+    effects = trace_layer(network, traced, network.layers, generator_of(editing))
+    return mend_at(editing, layer_at(network.layers, max(effects, key=lambda path: effects[path])))
+
+
+def mend_at(editing: Editing, layer: Layer) -> Added:
+    """MEND on one layer, trained on the job's own samples."""
+    network = editing.network
+    prepared = prepared_at(editing, layer)
+    factors = correction_factors(network, editing.batch.corrections, [layer])
+    editors = start_editors(network, [layer], factors, generator_of(editing))
+    learner = EditorLearner(editors[layer.path], factors[layer.path])
+
+    def loss() -> float:
+        with applied(network.model, [LayerDelta(layer.path, (learner.term(),))]):
+            return float(nll_per_sample(resume(network, prepared.corrections.chunks[0].trunk)).mean())
+
+    search_steps(network, [layer], editors, lambda: [LayerDelta(layer.path, (learner.term(),))], loss)
+    return trained(editing, prepared, learner, likelihood(editing, kl_weight=editing.setting))
+
+
+def correction_factors(
+    network: Network, samples: Sequence[Sample], layers: Sequence[Layer]
+) -> dict[str, Factors]:
+    """Gradients of the samples at each layer, added up in batches, each batch in its low-rank form."""
+    parts: dict[str, list[Factors]] = {layer.path: [] for layer in layers}
+    for start in range(0, len(samples), GRADIENT_BATCH):
+        batch = encode(network, samples[start : start + GRADIENT_BATCH])
+        for path, gradients in token_gradients(network, batch, layers).items():
+            u, v = gradients.token_rows()
+            if len(u):
+                parts[path].append(aggregate(u.float(), v.float()))
+    return {
+        path: Factors(torch.cat([one.u for one in found]), torch.cat([one.v for one in found]))
+        for path, found in parts.items()
+    }
+
+
+def start_editors(
+    network: Network, layers: Sequence[Layer], factors: Mapping[str, Factors], generator: torch.Generator
+) -> dict[str, MendEditor]:
+    """An editor per layer at its start, the identity, its normaliser fitted to the factors."""
+    editors: dict[str, MendEditor] = {}
+    for layer in layers:
+        editor = MendEditor(layer.d_in, layer.d_out, EDITOR_RANK, generator).to(network.device)
+        editor.fit_normaliser(factors[layer.path])
+        editors[layer.path] = editor
+    return editors
+
+
+@torch.no_grad()
+def search_steps(
+    network: Network,
+    layers: Sequence[Layer],
+    editors: Mapping[str, MendEditor],
+    deltas: Callable[[], Sequence[LayerDelta]],
+    loss: Callable[[], float],
+) -> None:
+    """Set every layer's step so that its update is the same share of its weight: the share of least loss."""
+    sizes = {delta.layer: _norm(delta) for delta in deltas()}
+    weights = {layer.path: float(weight_of(network, layer).float().norm()) for layer in layers}
+    starts = {path: editor.log_step.clone() for path, editor in editors.items()}
+
+    def set_share(share: float) -> float:
+        for path, editor in editors.items():
+            ratio = torch.tensor(share * weights[path] / max(sizes[path], 1e-12))
+            editor.log_step.copy_(starts[path] + ratio.log())
+        return loss()
+
+    set_share(min(RELATIVE_STEPS, key=set_share))
+
+
+def cheapest(term: LowRank) -> LowRank | Dense:
+    """Factors of a rank that costs more than the whole matrix are multiplied out."""
+    d_in, d_out = term.a.shape[1], term.b.shape[0]
+    return Dense(term.dense()) if term.rank * (d_in + d_out) > d_in * d_out else term
+
+
+def _norm(delta: LayerDelta) -> float:
+    total: Tensor = sum((term.dense() for term in delta.terms), start=torch.zeros(()))
+    return float(total.norm())

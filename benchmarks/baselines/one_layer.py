@@ -1,0 +1,92 @@
+"""The frame of every baseline that edits one layer: which layer, which samples, how many steps.
+
+All of them edit the layer that the product's rule picks (`worker.saliency`: the most salient of the middle
+blocks), train with the cached trunk, and see the same pass samples, so that they differ in nothing but the
+method. Later batches edit the layer of the first. Does not know any method.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from benchmarks.baselines.added import Added, earlier, merged
+from benchmarks.baselines.contract import Editing
+from salem.deltas import Dense, LowRank, applied
+from salem.hosting import Network
+from salem.layers import layer_at
+from salem.records import Hyperparameters, Layer, Sample
+from salem.trunk import beside_encoder
+from worker.saliency import choose_layer, layer_saliency, middle_layers
+from worker.training import Learner, Prepared, prepare_dataset, train
+
+NUM_STEPS = 40  # of up to 32 corrections and 32 pass samples each
+MAX_PASS_SAMPLES = 500  # what the trunk is run over; more cost more than they bring in so few steps
+SALIENCY_SAMPLES = 100  # corrections that choose the layer
+
+
+def generator_of(editing: Editing) -> torch.Generator:
+    """The source of all randomness of an editing."""
+    return torch.Generator().manual_seed(editing.seed)
+
+
+def pass_samples(editing: Editing) -> tuple[Sample, ...]:
+    """The pass samples that a baseline reads."""
+    return editing.batch.pass_samples[:MAX_PASS_SAMPLES]
+
+
+def edited_layer(editing: Editing, stack: str | None = None) -> Layer:
+    """The layer of earlier batches, else the most salient of the middle blocks (of one stack, if named)."""
+    network = editing.network
+    if editing.before is not None and editing.before.layer is not None:
+        return layer_at(network.layers, editing.before.layer)
+    candidates = [layer for layer in middle_layers(network.layers) if stack in (None, layer.stack)]
+    if len(candidates) == 1:
+        return candidates[0]
+    corrections = editing.batch.corrections[:SALIENCY_SAMPLES]
+    return choose_layer(layer_saliency(network, corrections, candidates), candidates)
+
+
+def reading_stack(network: Network) -> str:
+    """The stack that reads the prompt: the encoder where there is one."""
+    return network.layers[0].stack
+
+
+def writing_stack(network: Network) -> str:
+    """The stack whose states answers are read off: the decoder where there is one."""
+    beside = [layer.stack for layer in network.layers if beside_encoder(network, layer)]
+    return beside[0] if beside else network.layers[0].stack
+
+
+def likelihood(editing: Editing, *, kl_weight: float, learning_rate: float | None = None) -> Hyperparameters:
+    """What the product's loop is told: plain likelihood on the corrections, as published."""
+    return Hyperparameters(
+        margin=0.0, max_steps=NUM_STEPS, kl_weight=kl_weight, learning_rate=learning_rate, seed=editing.seed
+    )
+
+
+def prepared_at(editing: Editing, layer: Layer, *, keep: bool = True) -> Prepared:
+    """The samples of an editing, run up to the layer; without pass samples unless `keep`."""
+    kept = pass_samples(editing) if keep else ()
+    return prepare_dataset(editing.network, editing.batch.corrections, kept, layer)
+
+
+def weight_of(network: Network, layer: Layer) -> torch.Tensor:
+    """The layer's weight as [d_out, d_in], however the module stores it."""
+    weight = network.module(layer.path).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.T if layer.transposed else weight
+
+
+def trained(editing: Editing, prepared: Prepared, learner: Learner, hyper: Hyperparameters) -> Added:
+    """Run the product's training loop on a learner and add its best term to what was there."""
+    network = editing.network
+    term, _ = train(network, prepared, learner, hyper, generator_of(editing))
+    assert isinstance(term, Dense | LowRank)
+    return merged(network, prepared.layer.path, earlier(editing), term.dense())
+
+
+def with_earlier(editing: Editing) -> AbstractContextManager[None]:
+    """While active, the network answers as after the earlier batches."""
+    return applied(editing.network.model, earlier(editing))

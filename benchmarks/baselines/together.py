@@ -1,0 +1,87 @@
+"""A training loop for methods that change more than one layer: whole models, adapters, several editors.
+
+The same two objectives, chunks and stopping rule as the product's loop for one layer (`worker.training`):
+train until the corrections hold, keep the best state. Does not know what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from salem.hosting import Network
+from salem.trunk import resume
+from worker.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.training import CHECK_EVERY, LOOSEN_AFTER, Prepared
+from worker.trunk_sets import Chunk, TrunkSet
+
+State = TypeVar("State", covariant=True)
+
+
+class Trainee(Protocol[State]):
+    """What is trained: its parameters, how it acts on the network, and its state to be kept."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def acting(self) -> AbstractContextManager[object]: ...
+
+    def state(self) -> State: ...
+
+
+def fit(
+    network: Network,
+    prepared: Prepared,
+    trainee: Trainee[State],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    kl_weight: float,
+    generator: torch.Generator,
+) -> State:
+    """Train and return the state with most corrections held, then least divergence on validation samples."""
+    optimizer = torch.optim.Adam(trainee.parameters(), lr=learning_rate)
+    edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
+    best, kept = _standing(network, prepared, trainee), trainee.state()
+    for step in range(1, num_steps + 1):
+        optimizer.zero_grad(set_to_none=True)
+        with trainee.acting():
+            loss = nll_per_sample(resume(network, next(edits).trunk)).mean()
+            if prepared.keep.chunks and kl_weight:
+                loss = loss + kl_weight * divergence(network, next(keeps)).mean()
+        loss.backward()
+        optimizer.step()
+        if step % CHECK_EVERY and step < num_steps:
+            continue
+        now = _standing(network, prepared, trainee)
+        if now > best:
+            best, kept = now, trainee.state()
+        elif best[0] == 1.0:
+            break
+        if now[0] < 1.0 and step >= LOOSEN_AFTER:
+            kl_weight /= 2
+    return kept
+
+
+def divergence(network: Network, chunk: Chunk) -> Tensor:
+    """KL from the answers before to those now -> [n]."""
+    assert chunk.before is not None
+    return kl_per_sample(chunk.before, resume(network, chunk.trunk))
+
+
+@torch.no_grad()
+def _standing(network: Network, prepared: Prepared, trainee: Trainee[State]) -> tuple[float, float]:
+    with trainee.acting():
+        held = share_held(network, prepared.corrections)
+        spread = [divergence(network, chunk) for chunk in prepared.validation.chunks]
+    return held, -float(torch.cat(spread).mean()) if spread else 0.0
+
+
+@torch.no_grad()
+def share_held(network: Network, corrections: TrunkSet) -> float:
+    """Share of the samples that the network, as it now acts, answers rightly."""
+    margins = [worst_margin_per_sample(resume(network, chunk.trunk)) for chunk in corrections.chunks]
+    return float((torch.cat(margins) > 0).float().mean())

@@ -1,0 +1,91 @@
+"""Values: what a layer should put out at a sample's key tokens for the sample to be answered rightly.
+
+Meng et al., "Locating and Editing Factual Associations in GPT" (ROME), NeurIPS 2022, section 3.1: a vector
+added to the layer's output at the key token, found by gradient steps. A prompt's subject is not known here,
+so the key tokens are those that the answer is read off: [CLS] of a classifier, the last token of the prompt
+and the answer's own tokens of a generator, each with its own vector. Does not know how a layer is made to
+put it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from salem.deltas import adding
+from salem.encoding import IGNORED, Batch
+from salem.hosting import Network
+from salem.trunk import Trunk, resume
+from worker.losses import nll_per_sample, worst_margin_per_sample
+from worker.trunk_sets import TrunkSet
+
+NUM_VALUE_STEPS = 25
+VALUE_RATE = 0.2  # of Adam, in units of the root mean square of the layer's output
+VALUE_DECAY = 0.02  # weight of the squared vector in the same units
+FIRM = 2.0  # nats by which every answer of a chunk leads when its steps end
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Key tokens of samples: their inputs, and how far their outputs should move."""
+
+    keys: Tensor  # [k, d_in]
+    shifts: Tensor  # [k, d_out]
+
+
+def key_tokens(network: Network, batch: Batch) -> Tensor:
+    """Which tokens of the stack that writes hold a sample's answer -> [n, t] bool."""
+    if network.task.generates:
+        return batch.targets != IGNORED
+    first = torch.zeros_like(batch.inputs["attention_mask"], dtype=torch.bool)
+    first[:, 0] = True
+    return first
+
+
+def train_values(network: Network, corrections: TrunkSet) -> KeyValues:
+    """Keys and trained shifts of all samples, a chunk at a time: no sample feels another's."""
+    parts = [_train_chunk(network, chunk.trunk) for chunk in corrections.chunks]
+    return KeyValues(torch.cat([one.keys for one in parts]), torch.cat([one.shifts for one in parts]))
+
+
+def _train_chunk(network: Network, trunk: Trunk) -> KeyValues:
+    x, y = layer_at_work(network, trunk)
+    mask = key_tokens(network, trunk.batch)
+    unit = float(y[mask].square().mean().sqrt())
+    shifts = nn.Parameter(torch.zeros(int(mask.sum()), y.shape[-1], device=y.device))
+    optimizer = torch.optim.Adam([shifts], lr=VALUE_RATE)
+
+    def addition(entering: Tensor) -> Tensor:
+        placed = y.new_zeros(y.shape).index_put(tuple(mask.nonzero().T), shifts * unit)
+        return placed.reshape(*entering.shape[:-1], -1)
+
+    for _ in range(NUM_VALUE_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        with adding(network.module(trunk.layer.path), addition):
+            answers = resume(network, trunk)
+        if float(worst_margin_per_sample(answers).detach().min()) > FIRM:
+            break
+        loss = nll_per_sample(answers).sum() + VALUE_DECAY * shifts.square().mean(-1).sum()
+        loss.backward()
+        optimizer.step()
+    return KeyValues(x[mask].float(), (shifts * unit).detach())
+
+
+@torch.no_grad()
+def layer_at_work(network: Network, trunk: Trunk) -> tuple[Tensor, Tensor]:
+    """What enters and what leaves the layer for a captured batch -> [n, t, d_in], [n, t, d_out]."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((args[0], output))
+
+    handle = network.module(trunk.layer.path).register_forward_hook(keep)
+    try:
+        resume(network, trunk)
+    finally:
+        handle.remove()
+    n = len(trunk.batch)
+    x, y = seen[0]
+    return x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1])

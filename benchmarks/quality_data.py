@@ -1,0 +1,246 @@
+"""The materials of the quality benchmark: a model, what it answers rightly, and what is to change in it.
+
+Six data sets; that of the facts has two architectures. What a base answers is asked once and kept in the
+cache. Knows data sets and answers; does not know methods, or how a job is drawn from a material.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import quality_models, quality_passages
+from benchmarks.quality_models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
+from benchmarks.shared_data import (
+    banking_parts,
+    fever_parts,
+    shared_folder,
+    shared_model,
+    shared_rows,
+    shared_samples,
+    text_parts,
+)
+from salem.answers import predict, same_answer
+from salem.hosting import Network, load, weights_sha256
+from salem.records import Edit, Record, Sample, Task
+from worker.rewording import reword
+
+REVISION = 1  # raised when the code below changes what a material holds
+MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one
+NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
+WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and with it what it says
+
+_CLASSIFIER, _TRANSLATOR, _WRITER = (
+    Task.SEQUENCE_CLASSIFICATION,
+    Task.TEXT2TEXT_GENERATION,
+    Task.TEXT_GENERATION,
+)
+
+
+class Correction(Record):
+    """What may be edited, and what is asked about it afterwards; none of that is seen in training."""
+
+    edit: Edit  # its paraphrases are the adapt samples
+    reworded: tuple[Sample, ...] = ()  # the same in other words, held out
+    locality: tuple[Sample, ...] = ()  # neighbours whose answers are to stay (Yao et al. 2023)
+    portability: tuple[Sample, ...] = ()  # what follows from the new answer (Yao et al. 2023)
+
+
+class Material(Record):
+    """All that jobs of one data set are drawn from."""
+
+    name: str
+    task: Task
+    folder: str
+    model_sha256: str
+    rewordings: Literal["rules", "human"]
+    perplexity: bool  # drawdown is a rise of perplexity, not a loss of right answers
+    corrections: tuple[Correction, ...]  # hardest first
+    num_hard: int  # of them the base is surest of its wrong answer
+    kept: tuple[Sample, ...]  # answered rightly by the base; passages, where perplexity is measured
+    studied: tuple[Sample, ...] = ()  # passages that only training may see
+    accuracy: float | None = None  # of the base on the reference it was asked
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a builder found out about a base."""
+
+    corrections: tuple[Correction, ...]
+    num_hard: int
+    kept: tuple[Sample, ...]
+    studied: tuple[Sample, ...] = ()
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    task: Task
+    files: tuple[str, ...]  # under data/
+    model: Callable[[], Path]
+    build: Callable[[Network, int | None], Made]
+    rewordings: Literal["rules", "human"] = "rules"
+    perplexity: bool = False
+
+
+def material(name: str, limit: int | None = None) -> Material:
+    """The material of a data set; `limit` bounds the reference samples and edits that are looked at."""
+    source = _SOURCES[name]
+    model = source.model()
+    sha256 = weights_sha256(model)
+    files = [
+        hashlib.sha256((shared_folder() / "data" / file).read_bytes()).hexdigest() for file in source.files
+    ]
+    digest = hashlib.sha256(repr((name, REVISION, limit, sha256, files)).encode()).hexdigest()
+    path = quality_models.CACHE / f"material-{name}-{digest[:16]}.json"
+    with quality_models.only_one(path.stem):
+        if not path.is_file():
+            network = load(model, source.task, device="cpu")
+            found = Material(
+                name=name, task=source.task, folder=str(model), model_sha256=sha256,
+                rewordings=source.rewordings, perplexity=source.perplexity,
+                **vars(source.build(network, limit)),
+            )  # fmt: skip
+            path.with_suffix(".part").write_text(found.model_dump_json())
+            path.with_suffix(".part").rename(path)
+    # The cache may have been filled from another place.
+    return Material.model_validate_json(path.read_text()).model_copy(update={"folder": str(model)})
+
+
+def corrections_of_errors(network: Network, reference: Sequence[Sample]) -> Made:
+    """A classifier's errors, those first of which it is surest, with rule-made rewordings."""
+    answers = predict(network, reference)
+    pairs = list(zip(reference, answers, strict=True))
+    kept = tuple(sample for sample, answer in pairs if same_answer(answer.output, sample.target))
+    wrong = [
+        (max((answer.scores or {}).values()), sample)
+        for sample, answer in pairs
+        if not same_answer(answer.output, sample.target)
+    ]
+    ranked = [sample for _, sample in sorted(wrong, key=lambda item: -item[0])]
+    corrections = tuple(_with_rewordings(sample) for sample in ranked)
+    return Made(corrections, len(corrections) // 2, kept, accuracy=len(kept) / len(reference))
+
+
+def corrections_of_facts(
+    network: Network, reference: Sequence[Sample], rows: Sequence[dict[str, Any]]
+) -> Made:
+    """Counterfactual edits whose one human paraphrase the base answers with the old fact.
+
+    Edits whose paraphrase is new to the base are left out: it would be wrong about half of them anyway, so
+    an edit that does not follow could not be told from a question that was never understood.
+    """
+    told = [_told(row) for row in rows if row["paraphrase_trained"]]
+    before = predict(network, [item.edit for item in told], max_new_tokens=MAX_NEW_TOKENS)
+    pairs = zip(told, before, strict=True)
+    corrections = [item for item, answer in pairs if not same_answer(answer.output, item.edit.target)]
+    answers = predict(network, reference, max_new_tokens=MAX_NEW_TOKENS)
+    kept = tuple(s for s, a in zip(reference, answers, strict=True) if same_answer(a.output, s.target))
+    return Made(tuple(corrections), len(corrections), kept, accuracy=len(kept) / len(reference))
+
+
+def _told(row: dict[str, Any]) -> Correction:
+    edit = Edit(input=row["prompt"], target=row["target"])
+    asked = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
+    return Correction(
+        edit=edit,
+        reworded=asked.paraphrase_samples,
+        locality=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
+        portability=tuple(
+            Sample(input=n["prompt"], target=n["answer"]) for n in row.get("portability") or ()
+        ),
+    )
+
+
+def _with_rewordings(sample: Sample) -> Correction:
+    rng = random.Random(sample.content_hash)
+    texts: list[str] = []
+    for _ in range(60):
+        text = reword(sample, rng).input
+        whole = len(text.split()) >= WORDS_KEPT * len(sample.input.split())
+        if whole and text not in (sample.input, *texts):
+            texts.append(text)
+        if len(texts) == 2 * NUM_REWORDED:
+            break
+    edit = Edit(**sample.model_dump(), paraphrases=tuple(texts[:NUM_REWORDED]))
+    held_out = tuple(sample.model_copy(update={"input": text}) for text in texts[NUM_REWORDED:])
+    return Correction(edit=edit, reworded=held_out)
+
+
+def _distinct(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """Each input once, in an order that does not follow the file's."""
+    found = list({sample.content_hash: sample for sample in samples}.values())
+    random.Random(0).shuffle(found)
+    return found[:limit]
+
+
+def _passages(network: Network, limit: int | None) -> Made:
+    studied, rest = text_parts()
+    edited, kept = quality_passages.halves(quality_passages.passages(network, rest, limit))
+    corrections = [
+        Correction(edit=Edit(**sample.model_dump()), reworded=(quality_passages.shortened(sample),))
+        for sample in quality_passages.completions(network, edited)
+    ]
+    before = predict(network, [item.edit for item in corrections], max_new_tokens=MAX_NEW_TOKENS)
+    pairs = zip(corrections, before, strict=True)
+    wrong = tuple(item for item, answer in pairs if not same_answer(answer.output, item.edit.target))
+    return Made(wrong, len(wrong), tuple(kept), tuple(quality_passages.passages(network, studied, limit)))
+
+
+def _facts(model: str) -> _Source:
+    return _Source(
+        task=_WRITER,
+        files=("facts.jsonl", "facts_edits.jsonl"),
+        model=lambda: shared_model(model),
+        build=lambda network, limit: corrections_of_facts(
+            network, _distinct(shared_samples("facts"), limit), shared_rows("facts_edits")[:limit]
+        ),
+        rewordings="human",
+    )
+
+
+_SOURCES: dict[str, _Source] = {
+    "nli": _Source(
+        task=_CLASSIFIER,
+        files=("nli_test.jsonl",),
+        model=lambda: shared_model("minilm-nli"),
+        build=lambda network, limit: corrections_of_errors(
+            network, _distinct(shared_samples("nli_test"), limit)
+        ),
+    ),
+    "fever": _Source(
+        task=_CLASSIFIER,
+        files=("fever_symmetric.jsonl",),
+        model=lambda: classifier_folder("fever", fever_parts()[0], ClassifierRecipe()),
+        build=lambda network, limit: corrections_of_errors(network, _distinct(fever_parts()[1], limit)),
+    ),
+    "banking77": _Source(
+        task=_CLASSIFIER,
+        files=("banking77_train.jsonl", "banking77_test.jsonl"),
+        model=lambda: classifier_folder("banking77", banking_parts()[0], ClassifierRecipe(epochs=4)),
+        build=lambda network, limit: corrections_of_errors(network, _distinct(banking_parts()[1], limit)),
+    ),
+    "questions": _Source(
+        task=_TRANSLATOR,
+        files=("questions.jsonl", "questions_edits.jsonl"),
+        model=lambda: shared_model("t5-questions"),
+        build=lambda network, limit: corrections_of_facts(
+            network, _distinct(shared_samples("questions"), limit), shared_rows("questions_edits")[:limit]
+        ),
+        rewordings="human",
+    ),
+    "gpt-facts": _facts("gpt-facts"),
+    "llama-facts": _facts("llama-facts"),
+    "wikitext": _Source(
+        task=_WRITER,
+        files=("wikitext2_valid.txt",),
+        model=lambda: writer_folder("wikitext", text_parts()[0], WriterRecipe()),
+        build=_passages,
+        perplexity=True,
+    ),
+}
+DATASETS = tuple(_SOURCES)

@@ -1,0 +1,157 @@
+"""Writes what the quality benchmark found into docs/results.md and draws its plots under docs/plots.
+
+    python -m benchmarks.quality_report [--quick]
+
+The tables stand between two markers; what is written by hand around them stays. Does not run anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.quality_plots import draw_balance, draw_sequence
+from benchmarks.quality_tables import Line, lines, table, verdict
+from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BEGIN, END = "<!-- quality benchmark: begin -->", "<!-- quality benchmark: end -->"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page and the plots from the rows that there are; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="from the rows of QUICK=1, printed, not written")
+    options = parser.parse_args(argv)
+    if options.quick or os.environ.get("QUICK"):
+        print(report(ResultFile(RESULTS / "quick.json").rows(), plots=None))
+        return 0
+    rows = ResultFile(RESULTS / "quality.json").rows()
+    if not rows:
+        print("There are no rows yet: run `make bench-quality` first.", file=sys.stderr)
+        return 1
+    page = DOCS / "results.md"
+    page.write_text(between_markers(page.read_text(), report(rows, DOCS / "plots")))
+    print(f"{len(rows)} rows written into {page.name}.")
+    return 0
+
+
+def between_markers(page: str, text: str) -> str:
+    """The page with `text` between the markers, which are put at its end where it has none."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not rest:
+        before = page.rstrip("\n") + "\n\n"
+    return f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after or chr(10)}"
+
+
+def report(rows: Sequence[Row], plots: Path | None) -> str:
+    """All tables as Markdown; the plots are drawn into `plots` and shown, where a folder is named."""
+    found = lines(rows)
+    parts = ["## Every method on every data set", _preface(rows), _must_reach(found)]
+    if plots is not None:
+        plots.mkdir(exist_ok=True)
+        parts += _figures(rows, found, plots)
+    datasets = list(dict.fromkeys(dataset for dataset, _ in found))
+    for dataset in datasets:
+        parts.append(f"### {dataset}")
+        for size in sorted(size for size in SIZES if (dataset, size) in found):
+            parts += [_caption(dataset, size, found[dataset, size]), table(found[dataset, size])]
+    parts += _appendix(rows)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _preface(rows: Sequence[Row]) -> str:
+    seeds = sorted({row["seed"] for row in rows if row["kind"] != "search"})
+    return (
+        f"`make bench-quality`: {len(rows)} rows, seeds {', '.join(map(str, seeds)) or 'none'}. Every method "
+        "has the same base weights, samples and held-out sets, and one hyperparameter searched over three "
+        "values. In brackets the 95% interval: bootstrap over the samples of all seeds. Bold: the best of a "
+        "column. Definitions: [metrics](metrics.md)."
+    )
+
+
+def _must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
+    """What the product must reach, set by set, for up to a hundred edits."""
+    lines_of_text = ["### What must be reached", ""]
+    for (dataset, size), methods in found.items():
+        if size < SEQUENCE:
+            lines_of_text.append(f"- {dataset}, {_edits(size)}: {verdict(methods)}")
+    return "\n".join(lines_of_text)
+
+
+def _figures(rows: Sequence[Row], found: Mapping[tuple[str, int], Sequence[Line]], plots: Path) -> list[str]:
+    parts = []
+    for size in sorted(size for size in SIZES if any(group[1] == size for group in found)):
+        name = f"balance-{size}.svg"
+        draw_balance({d: methods for (d, s), methods in found.items() if s == size}, size, plots / name)
+        parts.append(f"![Edit accuracy against drawdown, {_edits(size)}](plots/{name})")
+    if any("curve" in row for row in rows):
+        draw_sequence([row for row in rows if "curve" in row], plots / "sequence.svg")
+        parts.append("![Metrics over edits in sequence](plots/sequence.svg)")
+    return parts
+
+
+def _caption(dataset: str, size: int, methods: Sequence[Line]) -> str:
+    row = methods[0].rows[0]
+    origin = f", rewordings: {row['generalisation_source']}" if methods[0].figures["generalisation"] else ""
+    asked = "rise of perplexity" if "nll" in row["counts"] else "answers"
+    return (
+        f"{dataset} ({row['model']}), {_edits(size)}, {row['held_out']} held-out samples ({asked}){origin}:"
+    )
+
+
+def _edits(size: int) -> str:
+    if size == 1:
+        return "one edit at a time"
+    return f"{size:,} edits" + (" in sequence" if size >= SEQUENCE else "")
+
+
+def _appendix(rows: Sequence[Row]) -> list[str]:
+    """What the searches chose from, and what failed."""
+    searched = [row for row in rows if row["kind"] == "search"]
+    failed = [row for row in rows if "error" in row]
+    parts = []
+    if searched:
+        parts += ["### The search", _search_table(searched)]
+    if failed:
+        named = [
+            f"- {row['dataset']}, {row['method']}, {_edits(row['num_edits'])}, seed {row['seed']}, "
+            f"setting {row['setting']:g}: {row['error']}"
+            for row in failed
+        ]
+        parts += ["### Rows that failed", "\n".join(named)]
+    return parts
+
+
+def _search_table(rows: Sequence[Row]) -> str:
+    """One line per data set and method: each value tried with edit accuracy and drawdown on validation."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["dataset"], row["method"]), []).append(row)
+    head = ["| data set | method | value: edit accuracy, drawdown on the validation job |", "|---|---|---|"]
+    body = [
+        f"| {dataset} | {method} | " + "; ".join(_tried(row) for row in sorted(found, key=_setting)) + " |"
+        for (dataset, method), found in groups.items()
+    ]
+    return "\n".join([*head, *body])
+
+
+def _tried(row: Row) -> str:
+    if row["edit_accuracy"] is None or row["drawdown"] is None:
+        return f"{row['setting']:g}: failed"
+    return f"{row['setting']:g}: {row['edit_accuracy']:.2f}, {row['drawdown']:.4f}"
+
+
+def _setting(row: Row) -> float:
+    setting: float = row["setting"]
+    return setting
+
+
+if __name__ == "__main__":
+    sys.exit(main())

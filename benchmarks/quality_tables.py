@@ -1,0 +1,220 @@
+"""The rows of the quality benchmark as tables: figures with intervals, and whether what must be reached is.
+
+Knows rows; does not know models, plots or where a table is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.quality_units import EDIT_ACCURACY_TIE, Row
+from benchmarks.resampling import Values, first, interval
+from worker.intervals import proportion
+
+OURS = "salem"
+LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
+SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on one data set with one number of edits, its seeds pooled."""
+
+    method: str
+    rows: tuple[Row, ...]
+    figures: dict[str, Figure | None]
+
+    def value(self, name: str) -> float | None:
+        figure = self.figures[name]
+        return None if figure is None else figure.value
+
+
+def lines(rows: Iterable[Row]) -> dict[tuple[str, int], list[Line]]:
+    """(data set, number of edits) -> its methods, in the order of rows; without searches and failures."""
+    groups: dict[tuple[str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["kind"] != "search" and "error" not in row:
+            groups[row["dataset"], row["num_edits"]][row["method"]].append(row)
+    return {
+        group: [_line(name, sorted(found, key=lambda row: row["seed"])) for name, found in methods.items()]
+        for group, methods in groups.items()
+    }
+
+
+def _line(name: str, rows: Sequence[Row]) -> Line:
+    found = {figure: _figure(read(rows), statistic) for figure, (read, statistic) in _POOLED.items()}
+    if any("nll" in row["counts"] for row in rows):
+        passages = [entry for row in rows for entry in row["counts"]["nll"]]
+        found["drawdown"] = _figure(_rises(passages), _relative_rise)
+    return Line(name, tuple(rows), found)
+
+
+def _figure(values: Values, statistic: Callable[[Values], Values]) -> Figure | None:
+    if not len(values):
+        return None
+    value = float(statistic(values.mean(0, keepdims=True))[0])
+    if value in (0.0, 1.0):
+        # All alike: drawing them again says nothing, so the interval is that of a share (Wilson 1927).
+        count = len(values) if values.shape[1] == 1 else int(values[:, 1].sum())
+        share = proportion([value == 1.0] * count)
+        assert share is not None
+        return Figure(value, share.low, share.high)
+    return Figure(value, *interval(values, statistic, np.random.default_rng(0)))
+
+
+def _column(found: Iterable[float]) -> Values:
+    return np.array(list(found), dtype=np.float64).reshape(-1, 1)
+
+
+def _digits(name: str) -> Callable[[Sequence[Row]], Values]:
+    return lambda rows: _column(int(digit) for row in rows for digit in row["counts"][name])
+
+
+def _reworded(rows: Sequence[Row]) -> Values:
+    """Right rewordings and rewordings of each edit: the rewordings of one edit are drawn together."""
+    edits = [hits for row in rows for hits in row["counts"]["reworded"] if hits]
+    return np.array([[hits.count("1"), len(hits)] for hits in edits], dtype=np.float64).reshape(-1, 2)
+
+
+def _ratio(means: Values) -> Values:
+    return means[:, 0] / means[:, 1]
+
+
+def _lost(rows: Sequence[Row]) -> Values:
+    found = []
+    for row in rows:
+        lost = np.zeros(row["counts"]["num_kept"])
+        lost[row["counts"]["lost"]] = 1
+        found.append(lost)
+    return np.concatenate(found).reshape(-1, 1)
+
+
+def _rises(passages: Sequence[Sequence[float]]) -> Values:
+    """Rise of the negative log-likelihood and number of tokens of each passage."""
+    return np.array([[after - before, tokens] for tokens, before, after, _ in passages], dtype=np.float64)
+
+
+def _relative_rise(means: Values) -> Values:
+    return np.expm1(np.minimum(_ratio(means), 50.0))
+
+
+_POOLED: dict[str, tuple[Callable[[Sequence[Row]], Values], Callable[[Values], Values]]] = {
+    "edit_accuracy": (_digits("edits"), first),
+    "generalisation": (_reworded, _ratio),
+    "drawdown": (_lost, first),
+    "locality": (_digits("locality"), first),
+    "portability": (_digits("portability"), first),
+}
+_MEANS = ("edit_accuracy_forced", "generalisation_forced", "drawdown_forced", "cpu_seconds", "peak_bytes")
+
+
+def mean(rows: Sequence[Row], name: str) -> float | None:
+    """The mean of a row's figure over seeds."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def table(methods: Sequence[Line]) -> str:
+    """A Markdown table of the methods; the best value of every column is bold."""
+    names = [name for name in _POOLED if any(line.figures[name] for line in methods)]
+    names += [n for n in (*_MEANS, "delta_bytes") if any(mean(line.rows, n) is not None for line in methods)]
+    best = {name: _best(methods, name) for name in names}
+    head = ["method", *(_HEADS.get(name, name.replace("_", " ")) for name in names), "seeds"]
+    body = [
+        [line.method, *(_cell(line, name, best[name]) for name in names), str(len(line.rows))]
+        for line in methods
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+
+
+_HEADS = {
+    "edit_accuracy_forced": "edit accuracy, forced",
+    "generalisation_forced": "generalisation, forced",
+    "drawdown_forced": "drawdown, forced",
+    "cpu_seconds": "CPU s",
+    "peak_bytes": "peak MB",
+    "delta_bytes": "delta kB",
+}
+_SCALES = {"peak_bytes": 1e-6, "delta_bytes": 1e-3}
+_LOWER = {"drawdown", "drawdown_forced", "cpu_seconds", "peak_bytes", "delta_bytes"}
+
+
+def _best(methods: Sequence[Line], name: str) -> float | None:
+    values = [value for line in methods if (value := _value(line, name)) is not None]
+    return None if not values else (min(values) if name in _LOWER else max(values))
+
+
+def _value(line: Line, name: str) -> float | None:
+    return line.value(name) if name in line.figures else mean(line.rows, name)
+
+
+def _cell(line: Line, name: str, best: float | None) -> str:
+    value = _value(line, name)
+    if value is None:
+        return "-"
+    scaled = value * _SCALES.get(name, 1.0)
+    shown = (
+        f"{scaled:.0f}" if name in _SCALES else f"{scaled:.1f}" if name == "cpu_seconds" else _share(scaled)
+    )
+    shown = f"**{shown}**" if value == best else shown
+    figure = line.figures.get(name)
+    return shown if figure is None else f"{shown} ({_share(figure.low)} to {_share(figure.high)})"
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def verdict(methods: Sequence[Line]) -> str:
+    """What must be reached, each part with its figure and whether it holds or is missed."""
+    by_name = {line.method: line for line in methods}
+    if OURS not in by_name:
+        return f"No row of {OURS} yet."
+    ours = by_name[OURS]
+    edit, general, drawdown = (ours.value(n) for n in ("edit_accuracy", "generalisation", "drawdown"))
+    rival = best_rival(methods)
+    parts = [_part("edit accuracy", edit, LEAST_EDIT_ACCURACY, least=True)]
+    if general is not None:
+        parts.append(_part("generalisation", general, LEAST_GENERALISATION, least=True))
+    parts.append(_part("drawdown", drawdown, MOST_DRAWDOWN, least=False))
+    if rival is None:
+        parts.append("a quarter of the best rival's drawdown: **holds**, no rival is as accurate")
+    else:
+        bound = SHARE_OF_RIVAL * max(rival.value("drawdown") or 0.0, 0.0)
+        parts.append(_part(f"a quarter of {rival.method}'s drawdown", drawdown, bound, least=False))
+    return "; ".join(parts) + "."
+
+
+def best_rival(methods: Sequence[Line]) -> Line | None:
+    """The method of least drawdown among those whose edit accuracy is no more than a tie below ours."""
+    ours = next(line for line in methods if line.method == OURS)
+    least = (ours.value("edit_accuracy") or 0.0) - EDIT_ACCURACY_TIE
+    rivals = [
+        line
+        for line in methods
+        if line.method != OURS
+        and (line.value("edit_accuracy") or 0.0) >= least
+        and line.value("drawdown") is not None
+    ]
+    return min(rivals, key=lambda line: line.value("drawdown") or 0.0, default=None)
+
+
+def _part(name: str, value: float | None, bound: float, *, least: bool) -> str:
+    if value is None:
+        return f"{name}: not measured"
+    holds = value >= bound if least else value <= bound
+    sign = "at least" if least else "at most"
+    return f"{name} {_share(value)}, {sign} {_share(bound)}: **{'holds' if holds else 'missed'}**"

@@ -1,0 +1,113 @@
+"""What it costs to choose a layer: time against a plain forward and backward, memory against inference.
+
+Times are medians of paired rounds (each round runs every kind once, so a busy machine slows all alike), on
+one encoded batch. Memory is counted, not sampled: the weights, and the largest sum of tensor bytes that the
+pass held at one time, from the allocations and releases that torch's profiler records. The resident set of a
+process would hide both behind the interpreter, and depends on what the allocator gave back.
+
+Does not know how good a choice is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.tracing import trace_batch
+from salem.encoding import Batch, forward
+from salem.hosting import Network
+from worker.losses import nll_per_sample
+from worker.saliency import batch_saliency
+
+BATCH = 10
+MICRO_BATCH = 4  # samples whose activations are kept for a backward at a time, where memory is short
+ROUNDS = 15
+
+
+def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:
+    """The kinds of pass over one batch that are compared."""
+    parts = [batch.rows(rows) for rows in torch.arange(len(batch)).split(MICRO_BATCH)]
+    return {
+        "inference": lambda: inference(network, batch),
+        "plain": lambda: plain_backward(network, batch),
+        "absolute": lambda: batch_saliency(network, batch, network.layers),
+        "absolute_micro": lambda: [batch_saliency(network, part, network.layers) for part in parts],
+        "frobenius": lambda: batch_saliency(network, batch, network.layers, "frobenius"),
+        "frobenius_micro": lambda: [
+            batch_saliency(network, part, network.layers, "frobenius") for part in parts
+        ],
+    }
+
+
+@torch.no_grad()
+def inference(network: Network, batch: Batch) -> Tensor:
+    """One forward -> logits at the answer positions [a, c]."""
+    return forward(network, batch).logits
+
+
+def plain_backward(network: Network, batch: Batch) -> Tensor:
+    """One forward and backward with frozen weights -> the gradient of the embeddings [n, t, d]."""
+    model = network.model
+    body = model.get_encoder() if model.config.is_encoder_decoder else model
+    embedded: list[Tensor] = []
+
+    def ask(module: Any, args: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    handle = body.get_input_embeddings().register_forward_hook(ask)
+    try:
+        loss = nll_per_sample(forward(network, batch)).sum()
+    finally:
+        handle.remove()
+    return torch.autograd.grad(loss, embedded[0])[0]
+
+
+def time_ratios(network: Network, batch: Batch, rounds: int = ROUNDS) -> dict[str, float]:
+    """Seconds of each kind over those of the plain forward and backward: the median of paired rounds."""
+    kinds = passes(network, batch)
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(rounds + 2):
+        for kind, run in kinds.items():
+            began = time.perf_counter()
+            run()
+            seconds[kind].append(time.perf_counter() - began)
+    # The first rounds warm kernels and allocator.
+    pairs = {kind: list(zip(found[2:], seconds["plain"][2:], strict=True)) for kind, found in seconds.items()}
+    return {kind: median(mine / plain for mine, plain in found) for kind, found in pairs.items()}
+
+
+def tracing_over_selection(network: Network, batch: Batch, rounds: int = 3) -> float:
+    """Seconds of causal tracing over those of saliency, of all layers, on the same batch."""
+    ratios = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        batch_saliency(network, batch, network.layers)
+        between = time.perf_counter()
+        trace_batch(network, batch, network.layers, torch.Generator().manual_seed(0))
+        ratios.append((time.perf_counter() - between) / (between - began))
+    return median(ratios)
+
+
+def memory_ratios(network: Network, batch: Batch) -> dict[str, float]:
+    """Weights and peak tensor bytes of each kind of pass over those of inference on the same batch."""
+    storages = {weight.data_ptr(): weight.nbytes for weight in network.model.parameters()}
+    weights = sum(storages.values())
+    peaks = {kind: weights + peak_bytes(run) for kind, run in passes(network, batch).items()}
+    return {kind: peak / peaks["inference"] for kind, peak in peaks.items()}
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The largest sum of tensor bytes that `run` held at one time, beyond what was there before (CPU)."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [item for item in recorded.profiler.kineto_results.events() if item.name() == "[memory]"]
+    changes = [item.nbytes() for item in sorted(events, key=lambda item: item.start_ns())]
+    return max(accumulate(changes, initial=0))

@@ -1,0 +1,211 @@
+"""Causal tracing: which block's state carries the answer, by corrupting an input and restoring one block.
+
+Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 2.1. The input's
+embeddings get noise of three standard deviations, so the answer is lost; then one block's own clean value is
+put back while everything else stays corrupted, and what comes back of the answer's probability is the
+block's indirect effect. Nothing here knows gradients, edits' new targets or deltas.
+
+Samples name no subject, so all tokens of the input are corrupted. Restoring all tokens of a residual stream
+brings everything back at every block; so either what the block's matrix adds to the stream is restored at all
+tokens (the paper's feed-forward trace, with a window of one block), or the stream at one token at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from salem.answers import predict
+from salem.encoding import Batch, encode, forward
+from salem.hosting import Network
+from salem.records import Layer, Sample
+from worker.losses import nll_per_sample
+from worker.trunk_sets import token_mask
+
+NOISE = 3.0  # standard deviations of the embeddings (section 2.1)
+NUM_DRAWS = 10  # of noise per sample (appendix B)
+BATCH = 10
+
+Restored = Literal["matrix", "state"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer's value is read and put back."""
+
+    layer: Layer
+    module: nn.Module
+    clean: Tensor  # [n, t, d], or as the model shapes it
+    mask: Tensor  # [n, t] tokens that are not padding
+
+
+def trace_layer(
+    network: Network,
+    samples: Sequence[Sample],
+    layers: Sequence[Layer],
+    generator: torch.Generator,
+    *,
+    restored: Restored = "matrix",
+    num_draws: int = NUM_DRAWS,
+) -> dict[str, float]:
+    """The average indirect effect of each layer's block on what the network answers now, by layer path.
+
+    Traced is the network's own answer, not a sample's target: tracing asks where it keeps what it knows. Its
+    probability is the geometric mean over the answer's tokens.
+
+    Args:
+        restored: `matrix` puts back what the layer's matrix writes, at all tokens; `state` the block's
+            residual stream at one token at a time, averaged over the tokens: t times as dear.
+        num_draws: how many draws of noise are averaged.
+    """
+    totals = dict.fromkeys((layer.path for layer in layers), 0.0)
+    known = own_answers(network, samples)
+    for start in range(0, len(known), BATCH):
+        effects = trace_batch(
+            network,
+            encode(network, known[start : start + BATCH]),
+            layers,
+            generator,
+            restored=restored,
+            num_draws=num_draws,
+        )
+        for path, effect in effects.items():
+            totals[path] += float(effect.sum())
+    return {path: total / len(known) for path, total in totals.items()}
+
+
+def own_answers(network: Network, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with what the network answers as their target; an empty answer leaves the target."""
+    answers = predict(network, samples)
+    return [
+        sample.model_copy(update={"target": answer.output or sample.target})
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+
+
+@torch.no_grad()
+def trace_batch(
+    network: Network,
+    batch: Batch,
+    layers: Sequence[Layer],
+    generator: torch.Generator,
+    *,
+    restored: Restored = "matrix",
+    num_draws: int = NUM_DRAWS,
+) -> dict[str, Tensor]:
+    """The indirect effect of each layer on the targets of a batch, averaged over draws of noise: [n] each."""
+    places = _clean_values(network, batch, layers, restored)
+    asked = _asked_tokens(network, batch)
+    effects = {layer.path: torch.zeros(len(batch), device=network.device) for layer in layers}
+    for _ in range(num_draws):
+        with _corrupted(network, asked, generator):
+            lost = _probability(network, batch)
+            for place in places:
+                ways = _restorations(place, restored)
+                gains = [_probability(network, batch, place.module, put) - lost for put, _ in ways]
+                weights = torch.stack([weight for _, weight in ways])  # [restorations, n]
+                effects[place.layer.path] += (torch.stack(gains) * weights).sum(0) / weights.sum(0)
+    return {path: effect / num_draws for path, effect in effects.items()}
+
+
+def _restorations(place: _Place, restored: Restored) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Ways to put a clean value back, each with its weight per sample [n]."""
+    mask = place.mask.float()
+    if restored == "matrix":
+        return [(lambda found: place.clean, torch.ones_like(mask[:, 0]))]
+    return [(_put_token(place.clean, token), mask[:, token]) for token in range(mask.shape[1])]
+
+
+def _put_token(clean: Tensor, token: int) -> Callable[[Tensor], Tensor]:
+    def put(found: Tensor) -> Tensor:
+        mixed = found.clone()
+        mixed[:, token] = clean[:, token]
+        return mixed
+
+    return put
+
+
+def _probability(
+    network: Network,
+    batch: Batch,
+    module: nn.Module | None = None,
+    put: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Probability of each sample's target [n], with a module's value replaced where one is given."""
+    with ExitStack() as stack:
+        if module is not None and put is not None:
+            stack.callback(module.register_forward_hook(_replacing(put)).remove)
+        return (-nll_per_sample(forward(network, batch))).exp()
+
+
+def _replacing(put: Callable[[Tensor], Tensor]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        # A block returns its state alone, or first in a tuple.
+        return (put(output[0]), *output[1:]) if isinstance(output, tuple) else put(output)
+
+    return hook
+
+
+def _clean_values(
+    network: Network, batch: Batch, layers: Sequence[Layer], restored: Restored
+) -> list[_Place]:
+    seen: dict[str, Tensor] = {}
+
+    def keeper(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    modules = {
+        layer.path: network.module(layer.path if restored == "matrix" else f"{layer.stack}.{layer.block}")
+        for layer in layers
+    }
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            stack.callback(module.register_forward_hook(keeper(path)).remove)
+        forward(network, batch)
+    return [
+        _Place(layer, modules[layer.path], seen[layer.path], token_mask(network, batch, layer))
+        for layer in layers
+    ]
+
+
+def _asked_tokens(network: Network, batch: Batch) -> Tensor:
+    """Tokens of the input, without padding and without the answer that a decoder goes on with -> [n, t]."""
+    mask = batch.inputs["attention_mask"].bool()
+    if not network.task.generates or network.model.config.is_encoder_decoder:
+        return mask
+    first = (batch.targets != -100).int().argmax(-1, keepdim=True)  # stands on the prompt's last token
+    return mask & (torch.arange(mask.shape[1], device=mask.device) <= first)
+
+
+@contextmanager
+def _corrupted(network: Network, asked: Tensor, generator: torch.Generator) -> Iterator[None]:
+    """While active, every forward sees the embeddings of the asked tokens [n, t] under one draw of noise."""
+    model = network.model
+    body = model.get_encoder() if model.config.is_encoder_decoder else model
+    noise: list[Tensor] = []
+    fresh: list[bool] = []
+
+    def begin(module: nn.Module, args: Any) -> None:
+        fresh[:] = [True]
+
+    def corrupt(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if not fresh:
+            return output  # a decoder that shares the encoder's embeddings comes second
+        fresh.clear()
+        if not noise:
+            drawn = torch.randn(output.shape, generator=generator).to(output)
+            noise.append(NOISE * output[asked].std() * drawn * asked.unsqueeze(-1))
+        return output + noise[0]
+
+    with ExitStack() as stack:
+        stack.callback(body.register_forward_pre_hook(begin).remove)
+        stack.callback(body.get_input_embeddings().register_forward_hook(corrupt).remove)
+        yield

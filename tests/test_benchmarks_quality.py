@@ -1,0 +1,121 @@
+"""The runner of the quality benchmark: resumable, in order, with settings chosen by the search before it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import quality
+from benchmarks.baselines.contract import Editing, Method
+from benchmarks.methods import METHODS
+from benchmarks.quality import Course, planned_time, work_off
+from benchmarks.quality_jobs import Sizes
+from benchmarks.quality_unit_run import NO_FIGURES, Work
+from benchmarks.quality_units import PROTOCOL, ResultFile, claimed, plan
+
+
+def edit_nothing(editing: Editing) -> Any:
+    raise NotImplementedError
+
+
+STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True)
+
+
+def course(folder: Path, *, seconds: float = 60) -> Course:
+    units = plan({"nli": ("a" * 64, 5_000)}, [STEADY], [0, 1], [10, 100])
+    return Course(
+        units=tuple(units),
+        grids={"steady": STEADY.grid},
+        results=ResultFile(folder / "rows.json"),
+        sizes=Sizes(),
+        limit=None,
+        until=time.monotonic() + seconds,
+    )
+
+
+def made_up(work: Work) -> dict[str, Any]:
+    """A row that likes the highest setting best; a hundred edits fail."""
+    unit = work.unit
+    assert unit.setting is not None
+    row = {
+        "key": unit.key, "protocol": PROTOCOL, **vars(unit), **NO_FIGURES, "edit_accuracy": unit.setting,
+        "drawdown": 0.0, "seconds": 1.0, "unit_seconds": 3.0,
+    }  # fmt: skip
+    return {**row, "error": "no luck"} if unit.num_edits == 100 else row
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
+    works: list[Work] = []
+
+    def run(work: Work) -> dict[str, Any]:
+        works.append(work)
+        return made_up(work)
+
+    monkeypatch.setattr(quality, "run_apart", run)
+    return works
+
+
+def test_the_search_chooses_what_is_measured_with(taken: list[Work], tmp_path: Path) -> None:
+    assert work_off(course(tmp_path)) == 2  # a hundred edits, on two seeds
+    assert [(w.unit.kind, w.unit.num_edits, w.unit.setting) for w in taken[:5]] == [
+        ("search", 10, 0.1),
+        ("search", 10, 0.2),
+        ("search", 10, 0.3),
+        ("measure", 10, 0.3),
+        ("measure", 100, 0.3),
+    ]
+    assert len(taken) == 7
+
+
+def test_a_second_run_makes_no_row_again(taken: list[Work], tmp_path: Path) -> None:
+    work_off(course(tmp_path))
+    work_off(course(tmp_path))
+    assert len(taken) == 7
+    assert len({row["key"] for row in ResultFile(tmp_path / "rows.json").rows()}) == 7
+
+
+def test_no_unit_is_taken_after_the_time(taken: list[Work], tmp_path: Path) -> None:
+    work_off(course(tmp_path, seconds=-1))
+    assert taken == []
+
+
+def test_a_unit_that_another_holds_is_passed_by(
+    taken: list[Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "WAIT_S", 0.1)
+    planned = course(tmp_path, seconds=2)
+    with claimed(planned.units[0].key, tmp_path):
+        work_off(planned)
+    # The rest waits for the search, which the other has not finished.
+    assert [(w.unit.kind, w.unit.setting) for w in taken] == [("search", 0.2), ("search", 0.3)]
+
+
+def test_the_plan_multiplies_rows_by_their_seconds(taken: list[Work], tmp_path: Path) -> None:
+    planned = course(tmp_path)
+    assert "7 rows, 0.0 hours on one core; 7 rows have no time yet." in planned_time(planned)
+    for unit in planned.units[:3]:
+        planned.results.add(made_up(Work(unit, Sizes(), None)))
+    first = replace(planned.units[3], setting=0.3)
+    planned.results.add(made_up(Work(first, Sizes(), None)))
+    text = planned_time(planned)
+    assert "| measure | nli | 10 | 1 | 3.0 | 3 |" in text
+    assert "| measure | nli | 100 | 2 | unknown | unknown |" in text
+
+
+def test_missing_models_are_said_plainly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SALEM_SHARED", str(tmp_path))
+    assert quality.main(["--plan"]) == 1
+    assert "SALEM_SHARED" in capsys.readouterr().err
+
+
+def test_every_method_has_a_grid_of_the_same_size() -> None:
+    assert METHODS
+    assert all(len(set(method.grid)) == 3 for method in METHODS)
+    assert len({method.name for method in METHODS}) == len(METHODS)

@@ -1,0 +1,208 @@
+"""Jobs of the quality benchmark: what is held out is seen nowhere else, and a seed gives its job again."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tiny_models import tiny_network
+
+from benchmarks import quality_passages
+from benchmarks.quality_data import (
+    WORDS_KEPT,
+    Correction,
+    Material,
+    corrections_of_errors,
+    corrections_of_facts,
+)
+from benchmarks.quality_jobs import (
+    VALIDATION_SHARE,
+    Sizes,
+    draw_job,
+    draw_validation_job,
+    measured_pool,
+    slices,
+)
+from salem.answers import predict
+from salem.hosting import Network
+from salem.records import Edit, Sample, Task, TextInput
+
+SIZES = Sizes(held_out=60, validation_held_out=20, pass_samples=80)
+
+
+def facts(num_corrections: int = 300, num_kept: int = 400, num_hard: int | None = None) -> Material:
+    """Edits whose old answers, and those of their paraphrases and neighbours, are among the kept samples."""
+
+    def correction(place: int) -> Correction:
+        return Correction(
+            edit=Edit(input=f"fact {place}", target="new"),
+            reworded=(Sample(input=f"said otherwise {place}", target="new"),),
+            locality=(Sample(input=f"plain {place + 40}", target="old"),),
+        )
+
+    texts = [f"fact {place}" for place in range(num_corrections)]
+    texts += [f"said otherwise {place}" for place in range(num_corrections)]
+    texts += [f"plain {place}" for place in range(num_kept)]
+    return Material(
+        name="facts",
+        task=Task.TEXT_GENERATION,
+        folder="nowhere",
+        model_sha256="0" * 64,
+        rewordings="human",
+        perplexity=False,
+        corrections=tuple(correction(place) for place in range(num_corrections)),
+        num_hard=num_corrections if num_hard is None else num_hard,
+        kept=tuple(Sample(input=text, target="old") for text in texts),
+    )
+
+
+def texts_of(*groups: object) -> set[str]:
+    return {item.input for group in groups for item in group}  # type: ignore[attr-defined]
+
+
+def test_nothing_held_out_is_trained_on_in_any_way() -> None:
+    job = draw_job(facts(), 50, 0, SIZES)
+    batch = job.batch()
+    trained = texts_of(batch.corrections, batch.pass_samples, job.corpus)
+    trained |= {text for edit in job.corpus for text in edit.paraphrases}
+    asked = {s.input for c in job.corrections for s in (*c.reworded, *c.locality)}
+    assert len(job.held_out) == 60
+    assert len(batch.pass_samples) == 80
+    assert not texts_of(job.held_out) & (trained | asked)
+    assert not asked & trained
+    assert batch.held_out_pass_samples == batch.held_out_paraphrases == ()
+
+
+def test_measured_validated_and_corpus_edits_never_meet() -> None:
+    material = facts()
+    validation = draw_validation_job(material, 10, SIZES)
+    measured = texts_of(
+        *[[c.edit for c in draw_job(material, 100, seed, SIZES).corrections] for seed in range(3)]
+    )
+    validated = texts_of([c.edit for c in validation.corrections])
+    corpus = texts_of(validation.corpus)
+    assert len(validated) == 10
+    assert corpus
+    assert not measured & validated and not measured & corpus and not validated & corpus
+
+
+def test_held_out_samples_of_validation_are_not_measured_on() -> None:
+    material = facts()
+    validated = texts_of(draw_validation_job(material, 10, SIZES).held_out)
+    assert 10 < len(validated) <= 20
+    for seed in range(3):
+        job = draw_job(material, 50, seed, SIZES)
+        assert not validated & texts_of(job.held_out, job.pass_samples)
+
+
+def test_a_seed_gives_its_job_again_and_another_seed_another() -> None:
+    first, again, other = (draw_job(facts(), 20, seed, SIZES) for seed in (1, 1, 2))
+    assert first == again
+    assert first.corrections != other.corrections
+    assert first.held_out != other.held_out
+
+
+def test_edits_are_hard_where_there_are_enough_of_them() -> None:
+    material = facts(num_hard=100)
+    hard = {f"fact {place}" for place in range(100)}
+    assert texts_of([c.edit for c in measured_pool(material, 50)]) <= hard
+    assert len(measured_pool(material, 150)) > 150 * (1 - VALIDATION_SHARE)
+
+
+def test_slices_go_round_so_that_all_samples_count_alike() -> None:
+    samples = [Sample(input=f"text {place}", target="a") for place in range(50)]
+    parts = slices(samples, 0.1, 20)
+    seen = [sample.input for part in parts for sample in part]
+    assert len(parts) == 20
+    assert all(seen.count(sample.input) == 2 for sample in samples)
+
+
+def labelled(network: Network, num: int) -> list[Sample]:
+    rng = random.Random(0)
+    words = ["where", "is", "my", "order", "and", "when", "will", "the", "parcel", "arrive", "please"]
+    texts = {" ".join(rng.choices(words, k=9)) for _ in range(num)}
+    return [Sample(input=text, target=rng.choice(network.labels)) for text in sorted(texts)]
+
+
+def test_a_classifiers_errors_come_surest_first_with_whole_rewordings() -> None:
+    network = tiny_network("bert")
+    samples = labelled(network, 60)
+    made = corrections_of_errors(network, samples)
+    answers = predict(network, [c.edit for c in made.corrections])
+    sure = [max((answer.scores or {}).values()) for answer in answers]
+    assert sure == sorted(sure, reverse=True)
+    assert all(a.output != c.edit.target for a, c in zip(answers, made.corrections, strict=True))
+    assert len(made.kept) + len(made.corrections) == len(samples)
+    assert made.num_hard == len(made.corrections) // 2
+    for correction in made.corrections:
+        texts = [*correction.edit.paraphrases, *(sample.input for sample in correction.reworded)]
+        assert len({*texts, correction.edit.input}) == 5
+        assert all(len(t.split()) >= WORDS_KEPT * len(correction.edit.input.split()) for t in texts)
+
+
+def test_facts_are_edited_where_the_base_knows_both_wordings() -> None:
+    network = tiny_network("gpt2")
+    asked = [TextInput(input=text) for text in ("The capital of Peru is", "Who wrote the book")]
+    known = [answer.output for answer in predict(network, asked, max_new_tokens=24)]
+    assert known[0] != "Rome"
+    row = {
+        "prompt": asked[0].input,
+        "paraphrases": ["Peru has"],
+        "locality": [{"prompt": "x y", "answer": "z"}],
+    }
+    rows = [
+        {
+            **row,
+            "target": "Rome",
+            "paraphrase_trained": True,
+            "portability": [{"prompt": "p", "answer": "q"}],
+        },
+        {**row, "target": "Lima", "paraphrase_trained": False},
+        {**row, "target": known[0] or "?", "paraphrase_trained": True},
+    ]
+    reference = [
+        Sample(input=a.input, target=t or "?") for a, t in zip(asked, (known[0], "Berlin"), strict=True)
+    ]
+    made = corrections_of_facts(network, reference, rows)
+    assert [c.edit.target for c in made.corrections][:1] == ["Rome"]
+    assert len(made.corrections) == (1 if known[0] else 2)
+    assert made.corrections[0].reworded == (Sample(input="Peru has", target="Rome"),)
+    assert made.corrections[0].edit.paraphrases == ()
+    assert [s.target for s in made.corrections[0].portability] == ["q"]
+    assert asked[1].input not in texts_of(made.kept)
+
+
+TEXT = "\n".join(
+    [" = A heading of the page with words in it and more words so that it is long enough to count = "]
+    + ["when will the parcel arrive at the door and where is my order please send a refund now " * 3] * 2
+)
+
+
+def test_passages_leave_headings_out_and_fit_the_model() -> None:
+    network = tiny_network("llama")
+    found = quality_passages.passages(network, TEXT, None)
+    assert all(len(sample.input.split()) == quality_passages.BEGINNING for sample in found)
+    assert not any("heading" in sample.input for sample in found)
+    edited, kept = quality_passages.halves(found)
+    assert not texts_of(edited) & texts_of(kept)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_completions_are_ten_tokens_of_the_text_itself(architecture: str) -> None:
+    network = tiny_network(architecture)
+    sample = Sample(input="the password", target="does not work and i cannot log in to my account")
+    unknown = Sample(input="the password", target="does <unk> work and i cannot log in to my account")
+    found = quality_passages.completions(network, [sample, unknown])
+    assert len(found) <= 1
+    for item in found:
+        assert sample.target.startswith(item.target)
+        ids = network.tokenizer(f" {item.target}", add_special_tokens=False)["input_ids"]
+        assert abs(len(ids) - quality_passages.COMPLETION_TOKENS) <= 1
+
+
+def test_a_beginning_is_cut_at_its_front_only() -> None:
+    sample = Sample(input="one two three four five six", target="seven")
+    short = quality_passages.shortened(sample)
+    assert sample.input.endswith(short.input)
+    assert 3 <= len(short.input.split()) < 6
+    assert short.target == "seven"

@@ -1,0 +1,192 @@
+"""Tables, verdicts and plots of the quality benchmark, from rows that the test makes up."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.quality_plots import draw_balance, draw_sequence
+from benchmarks.quality_report import BEGIN, END, between_markers, report
+from benchmarks.quality_tables import best_rival, lines, table, verdict
+from benchmarks.resampling import first, interval
+
+KEPT = 400
+
+
+def row(method: str, edits: str, lost: int, *, seed: int = 0, size: int = 10, **more: Any) -> dict[str, Any]:
+    counts = {
+        "edits": edits, "reworded": ["10"] * len(edits), "locality": "1101", "portability": "",
+        "lost": list(range(lost)), "num_kept": KEPT,
+    }  # fmt: skip
+    return {
+        "kind": "measure", "dataset": "nli", "model": "bert", "method": method, "num_edits": size,
+        "seed": seed, "setting": 0.1, "edit_accuracy": edits.count("1") / len(edits), "drawdown": lost / KEPT,
+        "edit_accuracy_forced": None, "generalisation_forced": None, "drawdown_forced": None,
+        "cpu_seconds": 2.0,
+        "peak_bytes": 5e8, "delta_bytes": 2_000, "held_out": KEPT, "generalisation_source": "rules",
+        "counts": counts, **more,
+    }  # fmt: skip
+
+
+def text_row(method: str, rise: float) -> dict[str, Any]:
+    made = row(method, "11", 0, dataset="wikitext")
+    rng = random.Random(0)
+    made["counts"] = {
+        **made["counts"],
+        "num_kept": 0,
+        "nll": [[10, 20.0, 20.0 + 10 * rise * rng.uniform(0.5, 1.5), 0] for _ in range(50)],
+    }
+    return made
+
+
+def test_seeds_are_pooled_before_the_interval_is_drawn() -> None:
+    found = lines([row("salem", "1111", 0), row("salem", "1101", 8, seed=1)])["nli", 10][0]
+    assert found.value("edit_accuracy") == pytest.approx(7 / 8)
+    assert found.value("drawdown") == pytest.approx(8 / (2 * KEPT))
+    assert found.value("generalisation") == pytest.approx(0.5)
+    assert found.figures["portability"] is None
+    drawdown = found.figures["drawdown"]
+    assert drawdown is not None and 0 < drawdown.low < drawdown.value < drawdown.high < 0.02
+
+
+def test_an_interval_agrees_with_the_normal_one_on_many_samples() -> None:
+    values = (np.arange(5_000) % 10 == 0).astype(float).reshape(-1, 1)
+    low, high = interval(values, first, np.random.default_rng(0))
+    half = 1.96 * np.sqrt(0.1 * 0.9 / 5_000)
+    assert low == pytest.approx(0.1 - half, abs=0.001)
+    assert high == pytest.approx(0.1 + half, abs=0.001)
+
+
+def test_kinds_of_samples_are_drawn_as_the_samples_themselves() -> None:
+    values = np.random.default_rng(1).integers(0, 3, size=(200, 1)).astype(float)
+    drawn = np.random.default_rng(2).choice(values[:, 0], size=(4_000, 200)).mean(1)
+    assert interval(values, first, np.random.default_rng(0)) == pytest.approx(
+        np.percentile(drawn, [2.5, 97.5]), abs=0.02
+    )
+
+
+def test_nothing_lost_is_not_certainty() -> None:
+    drawdown = lines([row("salem", "1111", 0)])["nli", 10][0].figures["drawdown"]
+    assert drawdown is not None
+    assert drawdown.value == 0 and 0.005 < drawdown.high < 0.02
+
+
+def test_drawdown_of_running_text_is_the_rise_of_perplexity() -> None:
+    found = lines([text_row("salem", 0.02)])["wikitext", 10][0].figures["drawdown"]
+    assert found is not None
+    assert found.value == pytest.approx(0.02, abs=0.003)
+    assert found.low < found.value < found.high
+
+
+def test_failed_and_search_rows_are_in_no_table() -> None:
+    failed = {**row("lora", "1", 0), "error": "out of memory"}
+    searched = {**row("lora", "1", 0), "kind": "search"}
+    assert lines([failed, searched]) == {}
+
+
+def test_the_rival_is_the_least_harmful_of_those_as_accurate() -> None:
+    found = lines(
+        [
+            row("salem", "1" * 100, 1),
+            row("weak", "1" * 97 + "000", 0),
+            row("near", "1" * 98 + "00", 9),
+            row("ft", "1" * 100, 50),
+        ]
+    )["nli", 10]
+    rival = best_rival(found)
+    assert rival is not None and rival.method == "near"
+
+
+@pytest.mark.parametrize(
+    ("edits", "lost", "rival_lost", "missed"),
+    [
+        ("1" * 100, 2, 8, ["generalisation"]),
+        ("1" * 100, 2, 7, ["generalisation", "a quarter of ft's drawdown"]),
+        ("1" * 97 + "000", 3, 40, ["edit accuracy", "generalisation", "drawdown"]),
+    ],
+)
+def test_what_must_be_reached_is_judged_part_by_part(
+    edits: str, lost: int, rival_lost: int, missed: list[str]
+) -> None:
+    text = verdict(lines([row("salem", edits, lost), row("ft", "1" * 100, rival_lost)])["nli", 10])
+    parts = text.rstrip(".").split("; ")
+    assert len(parts) == 4
+    failing = [part for part in parts if "**missed**" in part]
+    assert [any(part.startswith(name) for part in failing) for name in missed] == [True] * len(missed)
+    assert len(failing) == len(missed)
+
+
+def test_the_best_of_a_column_is_bold() -> None:
+    text = table(lines([row("salem", "1111", 1), row("ft", "1110", 40)])["nli", 10])
+    salem, ft = (
+        next(line for line in text.splitlines() if line.startswith(f"| {name} ")) for name in ("salem", "ft")
+    )
+    assert "**1.0000**" in salem and "**0.0025**" in salem
+    assert ft.split("|")[2].strip().startswith("0.7500 (")
+    assert "| **0.5000** (" in salem and "| **0.5000** (" in ft
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_what_is_written_by_hand_stays() -> None:
+    page = "# Results\n\nBy hand.\n"
+    first_time = between_markers(page, "one")
+    again = between_markers(first_time + "\nAfter.\n", "two")
+    assert first_time.startswith("# Results\n\nBy hand.\n")
+    assert again.startswith("# Results\n\nBy hand.\n") and again.endswith("\nAfter.\n")
+    assert "two" in again and "one" not in again
+    assert again.count(BEGIN) == again.count(END) == 1
+
+
+def curve(rise: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "num_edits": 100 * n,
+            "edit_accuracy": 1 - n * rise,
+            "generalisation": None,
+            "drawdown": n * rise / 4,
+        }
+        for n in range(1, 11)
+    ]
+
+
+def test_the_report_holds_every_part_and_its_plots(tmp_path: Path) -> None:
+    rows = [
+        row("salem", "1" * 10, 0),
+        row("ft", "1" * 9 + "0", 30),
+        text_row("salem", 0.01),
+        text_row("ft", 0.2),
+    ]
+    rows += [
+        row("salem", "1" * 50, 3, size=1_000, curve=curve(0.01)),
+        row("ft", "0" * 50, 99, size=1_000, curve=curve(0.08)),
+    ]
+    rows += [
+        {**row("salem", "11", 0), "kind": "search"},
+        {**row("lora", "1", 0), "error": "RuntimeError: no"},
+    ]
+    text = report(rows, tmp_path / "plots")
+    for piece in (
+        "### nli",
+        "### wikitext",
+        "### What must be reached",
+        "### The search",
+        "RuntimeError: no",
+    ):
+        assert piece in text
+    assert "1,000 edits in sequence" in text and "rewordings: rules" in text
+    made = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert made == {"balance-10.svg", "balance-1000.svg", "sequence.svg"}
+    assert all(f"plots/{name}" in text for name in made)
+
+
+def test_the_same_rows_draw_the_same_file(tmp_path: Path) -> None:
+    panels = {"nli": lines([row("salem", "1" * 10, 0), row("ft", "1" * 9 + "0", 30)])["nli", 10]}
+    for name in ("a.svg", "b.svg"):
+        draw_balance(panels, 10, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    draw_sequence([row("salem", "1", 0, curve=curve(0.01))], tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 10_000

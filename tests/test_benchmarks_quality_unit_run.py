@@ -1,0 +1,161 @@
+"""One unit of the quality benchmark, run with a method that shoves: at once, one by one, in sequence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LABELS, build_network, save_tiny
+
+from benchmarks import quality_unit_run
+from benchmarks.baselines.contract import Editing, Method
+from benchmarks.quality_data import Correction, Material
+from benchmarks.quality_jobs import Sizes, draw_job
+from benchmarks.quality_unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
+from benchmarks.quality_units import Unit
+from salem.hosting import Network
+from salem.records import Edit, Sample, Task, TextInput
+
+UNIT = Unit("measure", "tiny", "0" * 64, "shove", 10, 0, 0.5)
+SIZES = Sizes(held_out=30, validation_held_out=10, pass_samples=40)
+
+
+@dataclass(frozen=True)
+class Shoved:
+    """A classifier that gives all inputs the label of the last edit."""
+
+    network: Network
+    label: int
+    num_batches: int
+    layer: str | None = "classifier"
+
+    @property
+    def delta_bytes(self) -> int:
+        return 4 * self.num_batches
+
+    @contextmanager
+    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
+        def shove(module: Any, args: Any, output: Any) -> Any:
+            output.logits = output.logits.clone()
+            output.logits[:, self.label] = 1e4
+            return output
+
+        handle = self.network.model.register_forward_hook(shove)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def shove(editing: Editing) -> Shoved:
+    label = editing.network.labels.index(editing.batch.edit_samples[-1].target)
+    before = editing.before
+    return Shoved(editing.network, label, 1 + (before.num_batches if isinstance(before, Shoved) else 0))
+
+
+def fail(editing: Editing) -> Shoved:
+    raise RuntimeError("no such luck")
+
+
+def vanish(editing: Editing) -> Shoved:
+    os._exit(3)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, edit: Any) -> None:
+    made = Method("shove", "rate", (0.1, 0.5, 0.9), 1_000, edit, "here", True)
+    monkeypatch.setattr(quality_unit_run, "method", {"shove": made}.__getitem__)
+
+
+def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
+    """Every edit asks for the first label, every kept sample has the second."""
+    return Material(
+        name="tiny",
+        task=Task.SEQUENCE_CLASSIFICATION,
+        folder=str(folder),
+        model_sha256="0" * 64,
+        rewordings="rules",
+        perplexity=False,
+        corrections=tuple(
+            Correction(edit=Edit(input=f"parcel {n}", target=LABELS[0], paraphrases=(f"a parcel {n}",)))
+            for n in range(num_corrections)
+        ),
+        num_hard=num_corrections,
+        kept=tuple(Sample(input=f"order {n}", target=LABELS[1]) for n in range(100)),
+    )
+
+
+def test_all_at_once_is_asked_on_all_held_out_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, shove)
+    job = draw_job(tiny_material(Path()), 10, 0, SIZES)
+    found = run_job(build_network("bert"), job, UNIT)
+    assert found.outcomes.edits == [True] * 10
+    assert found.outcomes.kept == [False] * 30
+    assert found.delta_bytes == 4
+    assert found.peak_bytes > 10**7
+
+
+def test_single_edits_see_one_edit_each_and_share_the_held_out_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Editing] = []
+
+    def spy(editing: Editing) -> Shoved:
+        given.append(editing)
+        return shove(editing)
+
+    use(monkeypatch, spy)
+    job = draw_job(tiny_material(Path()), SINGLE_EDITS, 0, SIZES)
+    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1))
+    assert [len(editing.batch.edit_samples) for editing in given] == [1] * SINGLE_EDITS
+    assert [len(editing.batch.adapt_samples) for editing in given] == [1] * SINGLE_EDITS
+    assert all(editing.before is None for editing in given)
+    assert len(found.outcomes.edits) == SINGLE_EDITS
+    assert len(found.outcomes.kept) == SINGLE_EDITS * round(SLICE * 30)
+
+
+def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, shove)
+    monkeypatch.setattr(quality_unit_run, "SEQUENTIAL_BATCH", 5)
+    job = draw_job(tiny_material(Path()), 15, 0, SIZES)
+    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1_000))
+    assert [point["num_edits"] for point in found.curve] == [5, 10, 15]
+    assert found.curve[-1]["edit_accuracy"] == 1.0 and found.curve[-1]["drawdown"] == 1.0
+    assert len(found.outcomes.edits) == 15
+    assert found.delta_bytes == 12
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [(shove, None), (fail, "RuntimeError: no such luck"), (vanish, "ended without a result (exit code 3)")],
+)
+def test_a_row_is_made_however_its_process_ends(
+    edit: Any, error: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, edit)
+    save_tiny(tmp_path / "model", "bert")
+    made = tiny_material(tmp_path / "model")
+    monkeypatch.setattr(quality_unit_run, "material", lambda name, limit: made)
+    row = run_apart(Work(UNIT, SIZES, None))
+    assert row["key"] == UNIT.key and row["unit_seconds"] > 0
+    if error is None:
+        assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalisation"] is None
+        assert row["held_out"] == 30 and row["layer"] == "classifier" and "error" not in row
+    else:
+        assert error in row["error"]
+        assert row["edit_accuracy"] is None and row["seconds"] is None
+
+
+def test_a_unit_leaves_the_threads_of_its_parent_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, fail)
+    monkeypatch.setattr(quality_unit_run, "material", lambda name, limit: tiny_material(tmp_path))
+    before = torch.get_num_threads()
+    run_apart(Work(UNIT, SIZES, None))
+    assert torch.get_num_threads() == before

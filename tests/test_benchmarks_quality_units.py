@@ -1,0 +1,172 @@
+"""Units of the quality benchmark: order, choice of hyperparameters, claims, and rows of many writers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.baselines.contract import Editing, Method
+from benchmarks.quality_units import (
+    PROTOCOL,
+    ResultFile,
+    Unit,
+    claimed,
+    expected_seconds,
+    plan,
+    resolved,
+    takes,
+)
+
+UNIT = Unit("measure", "nli", "a" * 64, "steady", 10, 0)
+
+
+def edit_nothing(editing: Editing) -> Any:
+    raise NotImplementedError
+
+
+STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True)
+SMALL = Method("small", "rate", (1.0, 2.0, 3.0), 100, edit_nothing, "here")
+
+
+def searched(
+    setting: float, edit_accuracy: float | None, drawdown: float | None, **more: Any
+) -> dict[str, Any]:
+    return {
+        "kind": "search", "dataset": "nli", "method": "steady", "model_sha256": "a" * 64,
+        "protocol": PROTOCOL, "setting": setting,
+        "edit_accuracy": edit_accuracy, "drawdown": drawdown, **more,
+    }  # fmt: skip
+
+
+def test_the_plan_searches_first_and_goes_seed_by_seed() -> None:
+    units = plan(
+        {"nli": ("a" * 64, 5_000), "fever": ("b" * 64, 60)}, [STEADY, SMALL], [1, 0], [1, 10, 100, 1_000]
+    )
+    searches = [unit for unit in units if unit.kind == "search"]
+    assert units[: len(searches)] == searches
+    assert len(searches) == 2 * 2 * 3
+    assert {unit.setting for unit in searches if unit.method == "small"} == {1.0, 2.0, 3.0}
+    first_seed = [(u.num_edits, u.dataset, u.method) for u in units[len(searches) :] if u.seed == 0]
+    assert first_seed == [
+        (10, "nli", "steady"), (10, "nli", "small"), (10, "fever", "steady"), (10, "fever", "small"),
+        (100, "nli", "steady"), (100, "nli", "small"),
+        (1, "nli", "steady"), (1, "nli", "small"), (1, "fever", "steady"), (1, "fever", "small"),
+        (1_000, "nli", "steady"),
+    ]  # fmt: skip
+    assert [u.seed for u in units[len(searches) :]] == sorted(u.seed for u in units[len(searches) :])
+
+
+def test_a_thousand_edits_need_a_method_that_goes_on_from_before() -> None:
+    assert takes(STEADY, 1_000)
+    assert not takes(replace(STEADY, sequential=False), 1_000)
+    assert not takes(SMALL, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("rows", "setting"),
+    [
+        ([(0.1, 0.9, 0.0), (0.2, 1.0, 0.02), (0.3, 0.99, 0.01)], 0.3),
+        ([(0.1, 0.9, 0.0), (0.2, 1.0, 0.02), (0.3, 0.97, 0.01)], 0.2),
+        ([(0.1, None, None), (0.2, 0.5, None), (0.3, 0.5, 0.4)], 0.3),
+        ([(0.1, None, None), (0.2, None, None), (0.3, None, None)], 0.2),
+        ([(0.1, 1.0, 0.0), (0.2, 1.0, 0.02)], None),
+    ],
+)
+def test_the_search_prefers_edit_accuracy_then_drawdown(rows: list[Any], setting: float | None) -> None:
+    found = resolved(UNIT, STEADY.grid, [searched(*row) for row in rows])
+    assert (found.setting if found else None) == setting
+
+
+def test_a_choice_stands_on_rows_of_its_own_model_and_protocol() -> None:
+    rows = [searched(setting, 1.0, 0.0) for setting in STEADY.grid]
+    assert resolved(UNIT, STEADY.grid, rows) is not None
+    assert resolved(replace(UNIT, model_sha256="b" * 64), STEADY.grid, rows) is None
+    assert resolved(UNIT, STEADY.grid, [*rows[:2], {**rows[2], "protocol": "0"}]) is None
+
+
+def test_a_quick_unit_takes_the_middle_without_search() -> None:
+    found = resolved(replace(UNIT, kind="quick"), STEADY.grid, [])
+    assert found is not None and found.setting == 0.2
+
+
+def test_a_key_changes_with_every_input() -> None:
+    unit = replace(UNIT, setting=0.1)
+    others = [
+        replace(unit, kind="search"), replace(unit, dataset="fever"), replace(unit, model_sha256="b" * 64),
+        replace(unit, method="small"), replace(unit, num_edits=100), replace(unit, seed=1),
+        replace(unit, setting=0.2),
+    ]  # fmt: skip
+    assert len({unit.key, *(other.key for other in others)}) == len(others) + 1
+    assert replace(unit).key == unit.key
+
+
+def add_rows(path: Path, start: int) -> None:
+    results = ResultFile(path)
+    for number in range(start, start + 20):
+        results.add({"key": number, "method": "steady"})
+
+
+def test_rows_of_many_processes_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=add_rows, args=(path, 20 * number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(row["key"] for row in json.loads(path.read_text())) == list(range(80))
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+def test_rows_of_a_changed_method_are_forgotten(tmp_path: Path) -> None:
+    results = ResultFile(tmp_path / "rows.json")
+    for number, name in enumerate(["steady", "small", "steady"]):
+        results.add({"key": number, "method": name})
+    assert results.forget(["steady"]) == 2
+    assert [row["key"] for row in results.rows()] == [1]
+
+
+def test_a_row_that_is_no_json_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    results = ResultFile(tmp_path / "rows.json")
+    results.add({"key": 1, "method": "steady"})
+    with pytest.raises(ValueError):
+        results.add({"key": 2, "method": "steady", "drawdown": float("nan")})
+    assert [row["key"] for row in results.rows()] == [1]
+
+
+def try_to_claim(folder: Path, answers: Any) -> None:
+    with claimed("k", folder) as mine:
+        answers.put(mine)
+
+
+def test_a_unit_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    for expected in (False, True):
+        if expected:
+            process = context.Process(target=try_to_claim, args=(tmp_path, answers))
+            process.start()
+            assert answers.get(timeout=30) is True
+        else:
+            with claimed("k", tmp_path) as mine:
+                assert mine
+                process = context.Process(target=try_to_claim, args=(tmp_path, answers))
+                process.start()
+                assert answers.get(timeout=30) is False
+        process.join()
+
+
+def test_expected_seconds_are_those_of_like_units() -> None:
+    like = {"dataset": "nli", "method": "steady", "num_edits": 10, "kind": "measure"}
+    rows = [
+        {**like, "unit_seconds": 4.0},
+        {**like, "unit_seconds": 6.0},
+        {**like, "kind": "search", "unit_seconds": 90.0},
+    ]
+    assert expected_seconds(UNIT, rows) == 5.0
+    assert expected_seconds(replace(UNIT, num_edits=1), rows) is None

@@ -1,0 +1,103 @@
+"""The benchmark of selection: its passes are what they claim, and its comparisons do sums rightly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_worker_gradients import some_samples
+from test_worker_ridge import pass_samples, wrong_samples
+from tiny_models import tiny_network
+
+from benchmarks.selection import compared, exhaustive, rankings, within
+from benchmarks.selection_costs import (
+    inference,
+    memory_ratios,
+    passes,
+    peak_bytes,
+    plain_backward,
+    time_ratios,
+)
+from salem.encoding import encode, forward
+from salem.records import EditBatch, Hyperparameters
+from worker.losses import nll_per_sample
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_plain_backward_reaches_the_embeddings(architecture: str) -> None:
+    network = tiny_network(architecture)
+    batch = encode(network, some_samples(network))
+    embedded = network.model.get_input_embeddings()(batch.inputs["input_ids"]).requires_grad_()
+    fields = {key: value for key, value in batch.inputs.items() if key != "input_ids"}
+    logits = network.model(inputs_embeds=embedded, **fields).logits
+    asked = batch.targets != -100
+    flat = logits.unsqueeze(1)[asked] if logits.dim() == 2 else logits[asked]
+    losses = torch.nn.functional.cross_entropy(flat, batch.targets[asked], reduction="none")
+    weights = (1 / asked.sum(-1, keepdim=True)).expand_as(asked)[asked]
+    (expected,) = torch.autograd.grad((losses * weights).sum(), embedded)
+    torch.testing.assert_close(plain_backward(network, batch), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_every_kind_of_pass_is_timed_against_the_plain_one() -> None:
+    network = tiny_network("bert")
+    batch = encode(network, some_samples(network))
+    ratios = time_ratios(network, batch, rounds=2)
+    assert ratios["plain"] == 1 and set(ratios) == set(passes(network, batch))
+    assert not inference(network, batch).requires_grad
+    assert nll_per_sample(forward(network, batch)).shape == (3,)
+
+
+def test_memory_is_the_most_that_was_held_at_one_time() -> None:
+    def run() -> None:
+        first = torch.zeros(1_000_000)
+        del first
+        second = torch.zeros(500_000)
+        third = torch.zeros(750_000)
+        del second, third
+
+    assert peak_bytes(run) == pytest.approx(5_000_000, rel=0.01)
+
+
+def test_a_pass_that_keeps_its_activations_takes_more_than_inference() -> None:
+    network = tiny_network("bert")
+    ratios = memory_ratios(network, encode(network, some_samples(network) * 3))
+    assert ratios["inference"] == 1 < ratios["absolute_micro"] < ratios["absolute"]
+
+
+def test_regret_and_hit_are_measured_against_the_best_layer() -> None:
+    scores = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.1}
+    assert compared(scores, ["b", "a", "c", "d"]) == {"first": "b", "regret_at_1": 0.0, "hit_at_3": True}
+    assert compared(scores, ["a", "c", "d", "b"]) == {"first": "a", "regret_at_1": 0.4, "hit_at_3": False}
+
+
+def test_the_bounds_are_those_that_are_claimed() -> None:
+    good = {
+        "cost_over_forward_backward": 1.3,
+        "causal_tracing_over_selection": 20,
+        "memory_over_inference": 1.2,
+    }
+    assert all(within(good).values())
+    bad = {
+        "cost_over_forward_backward": 1.31,
+        "causal_tracing_over_selection": 19,
+        "memory_over_inference": 1.21,
+    }
+    assert not any(within(bad).values())
+
+
+def test_every_way_ranks_layers_that_can_be_edited() -> None:
+    network = tiny_network("bert")
+    wrong, kept = wrong_samples(network), pass_samples(network)
+    batch = EditBatch(
+        edit_samples=tuple(wrong),
+        adapt_samples=(),
+        pass_samples=tuple(kept[:20]),
+        held_out_paraphrases=(),
+        held_out_pass_samples=tuple(kept[20:]),
+    )
+    hyper = Hyperparameters()
+    ranked, seconds = rankings(network, batch, hyper)
+    everything = {layer.path for layer in network.layers}
+    assert set(ranked) == set(seconds) and len(ranked) == 6
+    assert all(set(order) == everything for way, order in ranked.items() if way != "trial edits")
+    assert set(ranked["trial edits"]) == set(ranked["absolute sample"][:3])
+    assert -1 <= exhaustive(network, batch, network.layers[0], wrong, hyper) <= 2
