@@ -11,15 +11,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.drafts import DraftSample
+from app.drafts import DraftEdit
 from app.text_checks import check_input, check_text, quoted
 from salem.errors import InvalidRequest, Pointer
 
 MAX_SHOWN = 100  # bad lines named in one answer
 
 
-def parse_jsonl(data: bytes) -> list[DraftSample]:
-    """One sample per line; blank lines are skipped. Pointers are `/<index>` of the sample, counted from 0.
+def parse_jsonl(data: bytes) -> list[DraftEdit]:
+    """One sample per line, with its paraphrases where they are known; blank lines are skipped.
+
+    Pointers are `/<index>` of the sample, counted from 0.
 
     Raises:
         InvalidRequest: not UTF-8, or lines that are not samples.
@@ -28,12 +30,12 @@ def parse_jsonl(data: bytes) -> list[DraftSample]:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
-    samples: list[DraftSample] = []
+    samples: list[DraftEdit] = []
     errors: list[Pointer] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                samples.append(DraftSample.model_validate(json.loads(line)))
+                samples.append(DraftEdit.model_validate(json.loads(line)))
             except (ValueError, RecursionError) as error:
                 index = len(samples) + len(errors)
                 errors.append(Pointer(f"/{index}", f"line {number}: {_reason(error)}"))
@@ -42,7 +44,7 @@ def parse_jsonl(data: bytes) -> list[DraftSample]:
     return samples
 
 
-def check_reference(drafts: Sequence[DraftSample], prefix: str = "") -> Iterator[Pointer]:
+def check_reference(drafts: Sequence[DraftEdit], prefix: str = "") -> Iterator[Pointer]:
     """Blank texts and targets, and inputs with two different targets; pointers are `<prefix>/<index>`."""
     if not drafts:
         yield Pointer(prefix, "the reference set is empty; give labelled samples of what the model is asked")
@@ -51,6 +53,8 @@ def check_reference(drafts: Sequence[DraftSample], prefix: str = "") -> Iterator
         pointer = f"{prefix}/{index}"
         yield from check_input(pointer, draft)
         yield from check_text(f"{pointer}/target", draft.target, "target")
+        for place, text in enumerate(draft.paraphrases):
+            yield from check_text(f"{pointer}/paraphrases/{place}", text, "paraphrase")
         where, target = first.setdefault((draft.input, draft.text_pair), (index, draft.target))
         if target != draft.target:
             yield Pointer(
@@ -60,9 +64,9 @@ def check_reference(drafts: Sequence[DraftSample], prefix: str = "") -> Iterator
             )
 
 
-def as_jsonl(drafts: Sequence[DraftSample]) -> bytes:
+def as_jsonl(drafts: Sequence[DraftEdit]) -> bytes:
     """The set as it is stored: one sample per line, each once, in the order given."""
-    lines = dict.fromkeys(draft.checked().model_dump_json(exclude_none=True) for draft in drafts)
+    lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -76,7 +80,7 @@ def invalid_reference(errors: Sequence[Pointer]) -> InvalidRequest:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return InvalidRequest(
         f"{first.pointer or 'the set'}: {first.detail}{more}",
-        remedy='One sample is {"input": "...", "text_pair": null, "target": "..."}',
+        remedy='One sample is {"input": "...", "text_pair": null, "target": "...", "paraphrases": []}',
         errors=errors[:MAX_SHOWN],
     )
 

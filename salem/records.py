@@ -254,6 +254,7 @@ class ReferenceSample(Record):
     """A labelled sample registered with a hosted model, and how the base answers it."""
 
     sample: Sample
+    paraphrases: tuple[str, ...] = ()  # the same in other words, where the client knows them
     answer: str
     correct: bool
     held_out: bool

@@ -104,3 +104,16 @@ def test_no_more_are_taken_than_asked_for() -> None:
     assert (len(batch.pass_samples), len(batch.held_out_pass_samples)) == (3, 2)
     nothing = build(known=[])
     assert not nothing.pass_samples and not nothing.held_out_pass_samples
+
+
+def test_known_paraphrases_come_along_unless_held_out_or_touched_by_an_edit() -> None:
+    known = [
+        item.model_copy(update={"paraphrases": tuple(f"{item.sample.input} reworded {n}" for n in range(3))})
+        for item in reference(*PASS)
+    ]
+    touching = Edit(input="question 1", target="refund", paraphrases=("question 2 reworded 0", "question 3"))
+    pairs = build(edits=(touching,), known=known).equivalents
+    texts = {text.input for pair in pairs for text in pair}
+    assert pairs and not texts & {"question 1", "question 2 reworded 0", "question 3"}
+    assert all(second.input.startswith(f"{first.input} reworded") for first, second in pairs)
+    assert not any(held_out(text.content_hash) for pair in pairs for text in pair)

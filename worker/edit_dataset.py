@@ -6,9 +6,9 @@ Pure functions on samples. Knows the rules of splitting; does not know models, t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 
-from salem.records import Edit, EditBatch, ReferenceSample, Sample, held_out
+from salem.records import Edit, EditBatch, ReferenceSample, Sample, TextInput, held_out
 
 
 def build_edit_batch(
@@ -24,7 +24,8 @@ def build_edit_batch(
 
     Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by
     the client are split by content hash like the reference set; without them the reference set serves. A
-    pass sample whose input is also an edit's is left out on either side.
+    pass sample whose input is also an edit's is left out on either side. Known paraphrases of reference
+    samples come along, of those that are not held out.
     """
     rng = random.Random(seed)
     adapt: list[tuple[int, Sample]] = []
@@ -44,7 +45,21 @@ def build_edit_batch(
         pass_samples=tuple(training[:max_pass_samples]),
         held_out_paraphrases=tuple(apart),
         held_out_pass_samples=tuple(sample for sample, is_held_out in kept if is_held_out)[:max_held_out],
+        equivalents=tuple(_known_paraphrases(reference, touched)),
     )
+
+
+def _known_paraphrases(
+    reference: Sequence[ReferenceSample], touched: Set[str]
+) -> Iterator[tuple[TextInput, TextInput]]:
+    """Each reference sample with each of its paraphrases; none of either that an edit touches."""
+    for item in reference:
+        if item.held_out or item.sample.content_hash in touched:
+            continue
+        for text in item.paraphrases:
+            paraphrase = TextInput(input=text, text_pair=item.sample.text_pair)
+            if paraphrase.content_hash not in touched and not held_out(paraphrase.content_hash):
+                yield item.sample, paraphrase
 
 
 def _pool(reference: Sequence[ReferenceSample], given: Sequence[Sample] | None) -> list[tuple[Sample, bool]]:

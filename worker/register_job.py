@@ -6,7 +6,7 @@ Glue between storage and `worker.registration`; does not know how an attempt beg
 from __future__ import annotations
 
 from salem.hosting import Network, load, locate, weights_sha256
-from salem.records import HostedModel, ModelState, RegisterRequest, Sample
+from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts import Attempt
 from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
@@ -21,7 +21,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     network = load(folder, model.task, device=attempt.settings.device)
     sha256 = weights_sha256(folder)
     lines = attempt.blobs.get(request.reference).splitlines()
-    samples = [Sample.model_validate_json(line) for line in lines]
+    samples = [Edit.model_validate_json(line) for line in lines]
     reporter.phase("evaluating", 0.2)
     answered = answer_reference(
         network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from salem.answers import predict, same_answer
 from salem.errors import InvalidRequest, Pointer
 from salem.hosting import Network, count_tokens
-from salem.records import Proportion, ReferenceSample, Sample, held_out
+from salem.records import Edit, Proportion, ReferenceSample, held_out
 from worker.intervals import proportion
 
 SLICE = 512  # samples between two reports of progress
@@ -29,7 +29,7 @@ class Registered:
 
 def answer_reference(
     network: Network,
-    samples: Sequence[Sample],
+    samples: Sequence[Edit],
     progress: Callable[[float], None],
     *,
     max_new_tokens: int = 32,
@@ -55,25 +55,33 @@ def answer_reference(
     )
 
 
-def _answered(sample: Sample, answer: str) -> ReferenceSample:
+def _answered(sample: Edit, answer: str) -> ReferenceSample:
     return ReferenceSample(
-        sample=sample,
+        sample=sample.sample,
+        paraphrases=sample.paraphrases,
         answer=answer,
         correct=same_answer(answer, sample.target),
         held_out=held_out(sample.content_hash),
     )
 
 
-def _check(network: Network, samples: Sequence[Sample]) -> None:
+def _check(network: Network, samples: Sequence[Edit]) -> None:
     errors: list[Pointer] = []
-    lengths = count_tokens(network.tokenizer, samples)
-    for index, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+    for index, sample in enumerate(samples):
         if network.labels and sample.target not in network.labels:
             known = f"the model's {len(network.labels)} labels"
             errors.append(Pointer(f"/reference/{index}/target", f'"{sample.target}" is not one of {known}'))
-        if length > network.max_input_tokens:
-            most = network.max_input_tokens
-            errors.append(Pointer(f"/reference/{index}/input", f"{length} tokens; the model takes {most}"))
+    places = [(f"/reference/{index}/input", sample.sample) for index, sample in enumerate(samples)]
+    for index, sample in enumerate(samples):
+        reworded = enumerate(sample.paraphrase_samples)
+        places += [(f"/reference/{index}/paraphrases/{place}", text) for place, text in reworded]
+    lengths = count_tokens(network.tokenizer, [text for _, text in places])
+    most = network.max_input_tokens
+    errors += [
+        Pointer(pointer, f"{length} tokens; the model takes {most}")
+        for (pointer, _), length in zip(places, lengths, strict=True)
+        if length > most
+    ]
     if errors:
         first = errors[0]
         raise InvalidRequest(

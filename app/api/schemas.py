@@ -53,7 +53,9 @@ class ModelIn(Record):
     name: Name
     task: Task
     source: Source
-    reference: tuple[DraftSample, ...] | None = None
+    reference: tuple[DraftEdit, ...] | None = Field(
+        None, description="Paraphrases, where they are known, teach the model's scope metric"
+    )
     reference_sha256: Sha256 | None = Field(None, description="Of a JSONL file uploaded with PUT /references")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from benchmarks.baselines.added import Added, earlier, first_batch_only
 from benchmarks.baselines.contract import Editing
-from salem.records import Hyperparameters, LayerScore, Recipe
+from salem.records import Edit, Hyperparameters, LayerScore, Recipe, TextInput
 from worker.editing import make_delta
 
 
@@ -37,7 +37,13 @@ def salem_paper(editing: Editing) -> Added:
     return _made(editing, Hyperparameters(seed=editing.seed, recipe=Recipe.PAPER, kl_weight=editing.setting))
 
 
+def known_paraphrases(corpus: Sequence[Edit]) -> tuple[tuple[TextInput, TextInput], ...]:
+    """What a reference set with paraphrases would tell a job: texts of other edits that ask the same."""
+    return tuple((edit, paraphrase) for edit in corpus for paraphrase in edit.paraphrase_samples)
+
+
 def _made(editing: Editing, hyper: Hyperparameters) -> Added:
     before = earlier(editing)
-    made = make_delta(editing.network, before, editing.batch, hyper, Quiet())
+    batch = editing.batch.model_copy(update={"equivalents": known_paraphrases(editing.corpus)})
+    made = make_delta(editing.network, before, batch, hyper, Quiet())
     return Added(editing.network, (*before, made.delta))
