@@ -27,7 +27,7 @@ _MEND = "Mitchell et al. 2022 (MEND)"
 
 METHODS: tuple[Method, ...] = (
     Method("fine-tune", RATE, (3e-5, 1e-4, 3e-4), FEW, fine_tune, f"{_MEND}, section 5"),
-    Method("fine-tune-layer", RATE, (0.03, 0.1, 0.3), MANY, fine_tune_layer, f"{_MEND}, section 5", True),
+    Method("fine-tune-layer", RATE, (0.01, 0.03, 0.1), MANY, fine_tune_layer, f"{_MEND}, section 5", True),
     Method("fine-tune-kl", KL, KL_WEIGHTS, FEW, fine_tune_kl, f"{_MEND}, section 5"),
     Method("lora", RATE, (3e-4, 1e-3, 3e-3), FEW, lora, "Hu et al. 2022 (LoRA), section 4"),
     Method("mend-top3", KL, KL_WEIGHTS, FEW, mend_top, f"{_MEND}, section 3; appendix C"),

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.quality_units import EDIT_ACCURACY_TIE, Row
+from benchmarks.quality_units import Row
 from benchmarks.resampling import Values, first, interval
 from worker.intervals import proportion
 
 OURS = "salem"
 LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
 SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
+COMPARABLE = 0.02  # a rival counts when its edit accuracy is no further below
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def verdict(methods: Sequence[Line]) -> str:
 def best_rival(methods: Sequence[Line]) -> Line | None:
     """The method of least drawdown among those whose edit accuracy is no more than a tie below ours."""
     ours = next(line for line in methods if line.method == OURS)
-    least = (ours.value("edit_accuracy") or 0.0) - EDIT_ACCURACY_TIE
+    least = (ours.value("edit_accuracy") or 0.0) - COMPARABLE
     rivals = [
         line
         for line in methods

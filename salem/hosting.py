@@ -6,14 +6,15 @@ Does not know SQL, HTTP, deltas or samples with targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +30,7 @@ from salem.errors import UnsupportedModel
 from salem.layers import find_layers
 from salem.model_folders import check_folder, locate, weights_sha256
 from salem.records import Layer, Task, TextInput
+from salem.streaming import BlockWeights, outline, stream
 
 __all__ = [
     "Network",
@@ -66,7 +68,7 @@ _UNLIMITED_TOKENS = 4_096  # for position-free models (T5) whose tokenizer names
 
 @dataclass(frozen=True)
 class Network:
-    """A hosted model in memory: frozen weights, evaluation mode, on one device."""
+    """A hosted model: frozen weights, evaluation mode, on one device; in memory unless it is streamed."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -74,10 +76,11 @@ class Network:
     labels: tuple[str, ...]  # by class index; empty where the task generates
     layers: tuple[Layer, ...]
     max_input_tokens: int
+    streamed: BlockWeights | None = None  # where the blocks read their weights, if they hold none
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
+        device: torch.device = self.streamed.device if self.streamed else self.model.device
         return device
 
     @property
@@ -98,18 +101,21 @@ class Network:
     @property
     def start_id(self) -> int:
         """The token before the first one that is written: a decoder's start, or the beginning of a text."""
-        config = self.model.config
         named = ("decoder_start_token_id", "bos_token_id")
-        candidates = (
-            *(getattr(config, name, None) for name in named),
-            self.tokenizer.bos_token_id,
-            self.eos_id,
-        )
+        candidates = [getattr(self.model.config, name, None) for name in named]
+        candidates += [self.tokenizer.bos_token_id, self.eos_id]
         return next((candidate for candidate in candidates if isinstance(candidate, int)), self.pad_id)
 
     def module(self, path: str) -> nn.Module:
         found: nn.Module = self.model.get_submodule(path)
         return found
+
+    def weight(self, path: str) -> Tensor:
+        """A matrix as its module stores it: [d_out, d_in], or [d_in, d_out] where it is transposed."""
+        module = self.module(path)
+        with self.streamed.lent(module) if self.streamed else nullcontext():
+            weight: Tensor = module.get_parameter("weight").detach()
+        return weight
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -153,26 +159,32 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(folder: Path, task: Task, *, device: str = "auto", dtype: torch.dtype | None = None) -> Network:
-    """Load a folder for a task: float32 on a CPU, the stored type on a GPU unless `dtype` says otherwise.
+def load(
+    folder: Path,
+    task: Task,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    streamed: bool = False,
+) -> Network:
+    """Load a folder for a task: float32 on a CPU, the stored type on a GPU unless `dtype` says otherwise;
+    `streamed` in the memory of one block instead of all, see `salem.streaming`.
 
     Raises:
-        UnsupportedModel: see `check_folder` and `as_network`; also an architecture that does not do the
-            task, or weights that lack the task's head.
+        UnsupportedModel: see `check_folder`, `as_network` and `stream`; also an architecture that does not do
+            the task, or weights that lack the task's head.
     """
     check_folder(folder)
     place = resolve_device(device)
-    dtype = dtype or (torch.float32 if place.type == "cpu" else None)
+    wanted = dtype or (torch.float32 if place.type == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, info = _LOADERS[task].from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        if streamed:
+            outlined = outline(_LOADERS[task], folder, config, wanted)
+            model, info = outlined.model, outlined.info
+        else:
+            options = {"config": config, "dtype": wanted, "use_safetensors": True, "trust_remote_code": False}
+            model, info = _LOADERS[task].from_pretrained(folder, **options, output_loading_info=True)
     except _LOADING_ERRORS as error:
         raise UnsupportedModel(
             f"The folder does not load as a model for {task}.",
@@ -184,7 +196,9 @@ def load(folder: Path, task: Task, *, device: str = "auto", dtype: torch.dtype |
             f"The weights lack {len(missing)} tensors that {task} needs, among them {missing[0]}.",
             remedy="Host a model that was fine-tuned for this task.",
         )
-    return as_network(model.to(place), load_tokenizer(folder), task)
+    weights = stream(outlined, place) if streamed else None
+    network = as_network(model if streamed else model.to(place), load_tokenizer(folder), task)
+    return replace(network, streamed=weights)
 
 
 def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> Network:

@@ -53,9 +53,9 @@ class Settings(BaseSettings):
     max_resident_models: int = Field(4, ge=1)
     """Hosted models that the API keeps in memory; the least recently used one goes first."""
     trunk_cache_bytes: int = Field(2 * 2**30, ge=0)
-    """Most disk for what was computed from pass samples, in `<home>/trunk-cache`; 0 keeps nothing."""
+    """Most disk for what workers computed from pass samples, in `<home>/trunk-cache`; 0 keeps nothing."""
     memory_budget_bytes: int | None = Field(None, ge=1)
-    """Most memory that an edit job may take; default what is available when it starts."""
+    """Most memory that an edit job may take on its device; default what it can get when it starts."""
     job_timeout_s: int = Field(3_600, ge=1)
     """Longest run of one job before it is stopped."""
     lease_s: float = Field(30.0, gt=0)

@@ -37,19 +37,21 @@ FLOORS_FROM_THE_TOP = (
         *under("salem", "blobs database entries entry_rows job_leases job_rows lifeline logs migrations"),
         *under("salem", "model_rows private_redis"),
         *under("salem", "queue registry schema version_rows"),
-        *under("worker", "editing learners recipes ridge training trials"),
+        *under("worker", "editing job_memory learners recipes ridge training trials"),
         *under("app", "engine processes"),
     },
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
         *under("worker", "block_replay compression memory metric micro_batches registration rewording"),
-        *under("worker", "metric_training removal sample_cache scoping stored_trunks trunk_sets"),
+        *under(
+            "worker", "metric_training feature_memo removal sample_cache scoping stored_trunks trunk_sets"
+        ),
     },
     # 2 tensors
     {
         *under("salem", "answers deltas encoding features gates hosting layers metric_files model_folders"),
-        *under("salem", "scopes tensor_files trunk"),
+        *under("salem", "scopes streaming tensor_files trunk"),
     },
     # 1 words
     {

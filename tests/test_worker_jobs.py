@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+import torch
 from api_service import Stage
-from labelled_texts import other_label
+from labelled_texts import TEXTS, other_label
 from registry_records import at_once
 from rq.timeouts import JobTimeoutException
-from tiny_models import save_tiny, tiny_network
+from tiny_models import build_network, save_tiny, tiny_network
 
 from salem import job_leases
 from salem.answers import predict
@@ -30,12 +36,13 @@ from salem.records import (
     JobState,
     ModelState,
     Recipe,
+    Sample,
     Task,
     TextInput,
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job
+from worker import edit_job, memory
 from worker.attempts import Attempt
 from worker.jobs import JobRun
 from worker.reporting import JobReporter
@@ -57,12 +64,28 @@ def stage(settings: Settings, registry: Registry) -> Stage:
 
 
 def new_edit_job(stage: Stage) -> Job:
-    model = stage.host("m", "bert")
-    text = "my lamp is broken"
-    label = predict(tiny_network("bert"), [TextInput(input=text)])[0].output
-    edit = Edit(input=text, target=other_label(label))
-    request = EditRequest(model=model.name, parent=0, edits=(edit,), hyperparameters=QUICK)
+    return ask(stage, stage.host("m", "bert"), QUICK)
+
+
+def ask(
+    stage: Stage,
+    model: HostedModel,
+    options: Hyperparameters,
+    text: str = "my lamp is broken",
+    kept: Sequence[Sample] | None = None,
+) -> Job:
+    """A job that edits the base model."""
+    edit = Edit(input=text, target=other_label(answers([text])[0]))
+    pass_samples = None if kept is None else tuple(kept)
+    request = EditRequest(
+        model=model.name, parent=0, edits=(edit,), pass_samples=pass_samples, hyperparameters=options
+    )
     return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
+
+
+def answers(texts: Sequence[str]) -> list[str]:
+    found = predict(tiny_network("bert"), [TextInput(input=text) for text in texts])
+    return [answer.output for answer in found]
 
 
 def attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun:
@@ -234,3 +257,99 @@ def test_a_cancelled_attempt_learns_of_it_at_its_next_report(stage: Stage) -> No
         stage.registry.cancel_job(job.id)
         with pytest.raises(Conflict):
             reporter.figures(0.6, {"held": 1.0})
+
+
+KEPT = TEXTS[:60]
+KEEPING = QUICK.model_copy(update={"max_steps": 10, "kl_weight": 0.1, "null_space_rank": 4})
+
+
+def edited(stage: Stage, model: HostedModel, text: str) -> str:
+    """Run an edit job with pass samples; the name of its delta's file."""
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    job = ask(stage, model, KEEPING, text, kept)
+    attempt(stage, job).run()
+    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED, stage.registry.get_job(job.id).error
+    return next(each for each in stage.registry.list_versions("m") if each.job_id == job.id).deltas[0].blob
+
+
+def with_settings(stage: Stage, **changed: object) -> Stage:
+    return replace(stage, settings=stage.settings.model_copy(update=changed))
+
+
+def test_a_second_job_reads_what_the_first_kept_and_makes_the_same_delta(stage: Stage) -> None:
+    model, folder = stage.host("m", "bert"), stage.settings.trunk_cache_folder
+    edited(stage, model, "my lamp is broken")
+    entries = sorted(folder.iterdir())
+    assert len(entries) > 2
+    for path in entries:
+        os.utime(path, (1, 1))
+    with_entries = edited(stage, model, "i want my money")
+    assert sorted(folder.iterdir()) == entries
+    assert all(path.stat().st_mtime > 1 for path in entries), "an entry was not read"
+    shutil.rmtree(folder)
+    assert edited(stage, model, "i want my money") == with_entries
+    assert sorted(folder.iterdir()) == entries
+    assert edited(with_settings(stage, trunk_cache_bytes=0), model, "i want my money") == with_entries
+
+
+def test_no_bytes_keep_nothing(stage: Stage) -> None:
+    edited(with_settings(stage, trunk_cache_bytes=0), stage.host("m", "bert"), "my lamp is broken")
+    assert not stage.settings.trunk_cache_folder.exists()
+
+
+def test_entries_belong_to_the_weights_their_type_and_the_folders_descriptions(stage: Stage) -> None:
+    of = attempt(stage, ask(stage, stage.host("m", "bert"), QUICK)).attempt
+
+    def name(model: HostedModel, dtype: torch.dtype = torch.float32) -> str:
+        network = build_network("bert")
+        network.model.to(dtype)
+        cache = of.sample_cache(model, network)
+        assert cache is not None and cache.max_bytes == stage.settings.trunk_cache_bytes
+        return cache.model
+
+    first, twin, other = (
+        stage.registry.get_model("m"),
+        stage.host("twin", "bert"),
+        stage.host("other", "roberta"),
+    )
+    assert name(first) == name(first) == name(twin)
+    assert len({name(first), name(first, torch.bfloat16), name(other)}) == 3
+    config = stage.settings.effective_models_root / "twin" / "config.json"
+    config.write_text(config.read_text().replace("LABEL", "label").replace("refund", "money back"))
+    assert name(twin) != name(first)
+
+
+def test_a_job_that_would_take_too_much_is_refused_and_leaves_nothing(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    blobs = Path(stage.settings.effective_blob_url)
+    before = sorted(blobs.rglob("*"))
+    attempt(with_settings(stage, memory_budget_bytes=1_000), job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None and ended.error.remedy
+    assert ended.error.code == "over_budget"
+    assert re.fullmatch(
+        r"The job would take about \d+ MiB of memory, .+; it may take 1 MiB\.", ended.error.message
+    )
+    assert stage.registry.list_versions("m") == [] and sorted(blobs.rglob("*")) == before
+
+
+def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    attempt(with_settings(stage, memory_budget_bytes=2**30), job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.SUCCEEDED and ended.result is not None, ended.error
+    weights = sum(weight.nbytes for weight in tiny_network("bert").model.parameters())
+    assert weights < ended.result["estimated_peak_bytes"] < 2**30
+
+
+@pytest.mark.parametrize(("available", "state"), [(None, JobState.SUCCEEDED), (0, JobState.FAILED)])
+def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, available: int | None, state: JobState
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: available)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1_000)
+    job = new_edit_job(stage)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is state, ended.error
+    assert ended.error is None or ended.error.code == "over_budget"

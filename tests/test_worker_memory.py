@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import tiny_network
 
 from salem.errors import OverBudget
 from salem.records import Hyperparameters, Recipe
+from worker import memory
 from worker.memory import (
     Estimate,
     Lengths,
@@ -22,6 +24,7 @@ from worker.memory import (
     available_bytes,
     check_budget,
     estimate,
+    reachable_bytes,
     resident_bytes,
     shape_of,
 )
@@ -71,16 +74,59 @@ def test_parts_grow_with_what_they_depend_on() -> None:
     assert part("trunks", n=50) == 4 * 8 * (4 * 16 + 50 * 32)
     assert part("answers") == 4 * 3 * 104
     assert part("weights", shape=replace(SHAPE, bytes_per_weight=2)) == 2_000
-    assert part("step", block=0) == 2 * part("step", block=2)
+    lowest, next_one, third = (part("step", block=block) for block in range(3))
+    assert lowest - next_one == next_one - third > third / 2
     longer = replace(LENGTHS, held_out=[30] * 49 + [300])
     assert part("inference", lengths=longer) == 304 / 32 * part("inference")
-    assert part("trunks", lengths=longer) == part("trunks")
+    assert part("trunks", lengths=longer) == part("trunks") and part("step", lengths=longer) == part("step")
+
+
+def test_a_step_holds_every_correction_at_the_length_of_its_chunk() -> None:
+    per_token = 4 * (8 * 8 + 2 * 32 + 2 * 8)  # one block above that of the matrix
+    assert part("step") == per_token * (4 * 16 + 32 * 32)
+    many = replace(LENGTHS, corrections=[*[90] * 32, *[10] * 32])
+    assert part("step", lengths=many) == per_token * (32 * 96 + 32 * 16 + 32 * 32)
+
+
+def test_choosing_the_layer_takes_its_backward_through_all_blocks() -> None:
+    summed = HYPER.model_copy(update={"gradient_batch": 50})
+    many = replace(LENGTHS, corrections=[90] * 100)
+    found = estimate(SHAPE, many, summed, lowest_block=3, num_trained_on=0).step
+    assert found == 4 * 4 * (8 * 8 + 2 * 32) * 50 * 96 > part("step", lengths=many, block=3, n=0)
+
+
+def test_a_step_that_can_be_cut_holds_one_chunk() -> None:
+    many = replace(LENGTHS, corrections=[10] * 1_000)
+    whole, cut = (
+        estimate(SHAPE, many, HYPER, lowest_block=2, num_trained_on=100, cuts_steps=cuts)
+        for cuts in (False, True)
+    )
+    assert cut.step == 4 * (8 * 8 + 2 * 32 + 2 * 8) * 32 * 32 < whole.step / 16
+    assert replace(cut, step=whole.step) == whole
+
+
+def test_states_are_as_wide_as_weights() -> None:
+    halved = replace(SHAPE, bytes_per_weight=2)
+    for name in ("weights", "trunks", "block", "step", "inference"):
+        assert 2 * part(name, shape=halved) == part(name)
+    assert part("answers", shape=halved) == part("answers")
 
 
 def test_a_generating_model_is_charged_for_its_vocabulary() -> None:
     writer = replace(SHAPE, generates=True, num_classes=50_000)
     assert part("step", shape=writer) > part("step") + 4 * 50_000 * 32
     assert part("answers", shape=writer) > 100 * part("answers")
+
+
+def test_behind_an_encoder_only_answers_have_logits() -> None:
+    writer = replace(SHAPE, generates=True, num_classes=50_000)
+    translator = replace(writer, encodes=True)
+    lengths = replace(LENGTHS, answer_share=0.25)
+    assert part("step", lengths=lengths, shape=writer) > 1.5 * part("step", lengths=lengths, shape=translator)
+    assert part("answers", lengths=lengths, shape=writer) == part(
+        "answers", lengths=lengths, shape=translator
+    )
+    assert 2 * part("answers", lengths=lengths, shape=writer) == part("answers", shape=writer)
 
 
 def test_the_recipe_decides_what_preparation_takes() -> None:
@@ -119,7 +165,7 @@ def test_a_job_that_does_not_fit_is_refused_with_numbers_and_advice() -> None:
     with pytest.raises(OverBudget) as refused:
         check_budget(needed, 300 * mib)
     assert refused.value.code == "over_budget" and refused.value.status == 422
-    for words in ("586 MiB", "trunks take 500 MiB", "300 MiB are there"):
+    for words in ("586 MiB", "500 MiB of it for the samples' states", "may take 300 MiB"):
         assert words in refused.value.message
     assert "options.max_pass_samples" in str(refused.value.remedy)
 
@@ -137,12 +183,34 @@ def test_every_part_has_its_advice(name: str) -> None:
 def test_a_groups_limit_is_seen(tmp_path: Path) -> None:
     assert _cgroup_bytes(tmp_path) is None
     (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 0\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert _cgroup_bytes(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     assert _cgroup_bytes(tmp_path) == 700
+    # A group that has read many files looks full, but they make room.
+    (tmp_path / "memory.stat").write_text("anon 100\nactive_file 150\ninactive_file 50\nshmem 9\n")
+    assert _cgroup_bytes(tmp_path) == 900
+    (tmp_path / "memory.stat").write_text("anon 300\n")
     (tmp_path / "memory.max").write_text("200\n")
     assert _cgroup_bytes(tmp_path) == 0
+
+
+def test_where_nothing_is_left_nothing_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_cgroup_bytes", lambda folder: 0)
+    assert available_bytes() == 0
+
+
+def test_a_budget_that_is_unknown_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert reachable_bytes(torch.device("cpu")) is None
+    check_budget(Estimate(10**15, 0, 0, 0, 0, 0, 0), None)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="asks Linux")
+def test_what_a_process_holds_counts_as_within_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**6)
+    assert (reachable_bytes(torch.device("cpu")) or 0) > 10**6 + 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="asks Linux")

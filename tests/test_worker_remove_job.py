@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, 
     assert [delta.removed for delta in without.deltas] == [(1,), ()]
     again, _ = remove(stage, without, "1.0")
     assert content(stage, again) == content(stage, chain(stage, (B, Recipe.MEND)))
+
+
+def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: HostedModel) -> None:
+    direct = chain(stage, (A[:1], Recipe.MEND))
+    folder = stage.settings.trunk_cache_folder
+    entries = sorted(folder.iterdir())
+    whole = chain(stage, (A, Recipe.MEND))
+    for path in entries:
+        os.utime(path, (1, 1))
+    everything = sorted(folder.iterdir())
+    without, _ = remove(stage, whole, "2.1")
+    assert entries and all(path.stat().st_mtime > 1 for path in entries), "an entry was not read"
+    assert sorted(folder.iterdir()) == everything
+    assert content(stage, without) == content(stage, direct)
 
 
 def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(

@@ -5,7 +5,9 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from salem.blobs import BlobStore
 from salem.deltas import LayerDelta, unpack
@@ -16,6 +18,10 @@ from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSamp
 from salem.registry import Registry
 from salem.scopes import Metric
 from salem.settings import Settings
+from worker.sample_cache import SampleCache
+
+# Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
+_DESCRIPTIONS = frozenset({".json", ".model", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,26 @@ class Attempt:
             ModelNotReady: its weights are not the registered ones any more.
             UnsupportedModel: its folder cannot be loaded.
         """
-        folder = locate(model.source, self.settings.effective_models_root)
+        folder = self._folder(model)
         if weights_sha256(folder) != model.sha256:
             raise ModelNotReady(
                 f'The weights of "{model.name}" are no longer those that were registered.',
                 remedy="Put the registered files back, or register the new ones under another name.",
             )
         return load(folder, model.task, device=self.settings.device)
+
+    def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
+        """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""
+        settings = self.settings
+        if not settings.trunk_cache_bytes:
+            return None
+        described = _descriptions_sha256(self._folder(model))
+        arithmetic = (model.sha256, described, network.model.dtype, network.device, settings.num_threads)
+        name = " ".join(map(str, arithmetic))
+        return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
+
+    def _folder(self, model: HostedModel) -> Path:
+        return locate(model.source, self.settings.effective_models_root)
 
     def version(self, model: HostedModel, number: int) -> Version:
         return self.registry.resolve(ModelReference(model=model.name, number=number))
@@ -65,3 +84,11 @@ class Attempt:
     def reference(self, model: HostedModel) -> list[ReferenceSample]:
         """The reference samples that the base answers rightly."""
         return self.registry.reference_samples(model.name, correct=True)
+
+
+def _descriptions_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _DESCRIPTIONS:
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -28,11 +28,18 @@ from salem.records import (
 from worker.attempts import Attempt
 from worker.edit_dataset import build_edit_batch
 from worker.editing import MeasuredDelta, make_edit
+from worker.job_memory import job_estimate
+from worker.memory import check_budget, reachable_bytes
+from worker.recipes import Left
 from worker.reporting import JobReporter
 
 
 def run(attempt: Attempt, reporter: JobReporter) -> None:
-    """Make a version of the corrections on top of the parent, and end the job."""
+    """Make a version of the corrections on top of the parent, and end the job.
+
+    Raises:
+        OverBudget: training would need more memory than the job may take.
+    """
     began = time.monotonic()
     request = EditRequest.model_validate(attempt.job.request)
     model = attempt.registry.get_model(request.model)
@@ -41,10 +48,16 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     network = attempt.load(model)
     deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
     batch = batch_of(request, [] if request.pass_samples is not None else attempt.reference(model))
-    metric = attempt.metric(model.scope_metric, network)
-    measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, metric)
+    needed = job_estimate(network, batch, request.hyperparameters)
+    check_budget(needed, attempt.settings.memory_budget_bytes or reachable_bytes(network.device))
+    left = Left(attempt.metric(model.scope_metric, network), attempt.sample_cache(model, network))
+    measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)
-    publish(attempt, request, model, parent, measured, seconds=time.monotonic() - began)
+    facts = {
+        "estimated_peak_bytes": needed.num_bytes,
+        "worker_seconds": round(time.monotonic() - began, 2),
+    }
+    publish(attempt, request, model, parent, measured, facts)
 
 
 def batch_of(request: EditRequest, reference: Sequence[ReferenceSample]) -> EditBatch:
@@ -65,7 +78,7 @@ def publish(
     model: HostedModel,
     parent: Version,
     measured: MeasuredDelta,
-    seconds: float,
+    facts: dict[str, Any],
 ) -> None:
     """Write the delta, then the version and the job's end in one transaction."""
     delta = store(attempt, measured, model, request, below=parent.deltas, given=model.scope_metric)
@@ -91,7 +104,7 @@ def publish(
         "rank": delta.rank,
         "delta_bytes": delta.num_bytes,
         "delta_sha256": delta.blob,
-        "worker_seconds": round(seconds, 2),
+        **facts,
     }
     made = MadeEntries(
         {len(parent.deltas): list(enumerate(measured.made.entries))},

@@ -29,9 +29,8 @@ from salem.records import (
     Sample,
     TextInput,
 )
-from salem.scopes import Metric
 from worker.evaluation import Answerer, evaluate
-from worker.recipes import train_term
+from worker.recipes import Left, train_term
 from worker.saliency import choose_layer, layer_saliency, middle_layers, profile, shortlist
 from worker.trials import trial_edits
 
@@ -74,7 +73,7 @@ def make_edit(
     batch: EditBatch,
     hyper: Hyperparameters,
     observer: Observer,
-    metric: Metric | None = None,
+    left: Left | None = None,
 ) -> MeasuredDelta:
     """Correct a batch on top of the parent's deltas and measure the result.
 
@@ -83,7 +82,7 @@ def make_edit(
     """
     observer.phase("classing", 0.1)
     wrong = [not hit for hit in _hits(network, batch.edit_samples, parent, hyper)]
-    made = make_delta(network, parent, batch, hyper, observer, metric)
+    made = make_delta(network, parent, batch, hyper, observer, left)
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper)
     if metrics.edit_accuracy.value == 0:
@@ -100,12 +99,12 @@ def make_delta(
     batch: EditBatch,
     hyper: Hyperparameters,
     observer: Observer,
-    metric: Metric | None = None,
+    left: Left | None = None,
 ) -> MadeDelta:
     """Choose the layer and train the delta, without measuring what came of it.
 
     Args:
-        metric: the hosted model's scope metric, if an earlier job has trained one.
+        left: what earlier jobs of the hosted model left.
     """
     observer.phase("saliency", 0.15)
     layer, scores, reason = _choose_layer(network, batch, hyper)
@@ -118,7 +117,7 @@ def make_delta(
         layer,
         hyper,
         lambda share, figures: observer.figures(0.3 + 0.5 * share, figures),
-        metric,
+        left,
     )
     return MadeDelta(
         LayerDelta(layer.path, (trained.term,)),

@@ -55,7 +55,7 @@ class ScopedLearner:
     """
 
     learning_rate = 0.5  # values are in units of the residual stream
-    kl_weight = 0.1  # the scope says what stays; inside it the correction counts
+    kl_weight = 0.0  # the scope says what stays; inside it the correction counts
 
     def __init__(
         self,
@@ -132,8 +132,7 @@ def mend_learner(
 @torch.no_grad()
 def _search_step(network: Network, prepared: Prepared, learner: MendLearner, hyper: Hyperparameters) -> None:
     """Set the step size to the best of a geometric grid; it starts at a small relative change."""
-    weight = network.module(prepared.layer.path).weight
-    assert isinstance(weight, Tensor)
+    weight = network.weight(prepared.layer.path)
     size = learner.term().dense().norm().clamp(min=1e-12)
     smallest = float((weight.float().norm() * SMALLEST_STEP / size).log())
     losses: dict[float, float] = {}

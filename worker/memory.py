@@ -3,7 +3,7 @@
 The estimate adds up tensors that are known from the model's shape and the samples' lengths: weights, captured
 trunks, what the largest step keeps for its backward. It knows no architecture: a block is taken for attention
 and a feed-forward part of the widths that its layers have, with frozen weights, so that only activations are
-kept. Does not know tensors, models in memory or how samples are split.
+kept. Does not know models in memory or how samples are split.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+import torch
 
 from salem.encoding import LENGTH_BUCKET
 from salem.errors import OverBudget
@@ -31,12 +33,13 @@ class ModelShape:
     """What of a hosted model settles its need of memory."""
 
     num_parameters: int
-    num_blocks: int  # of the stack that is edited
+    num_blocks: int  # of the stack that is edited, and what of a stack behind it runs for a token
     width: int  # of a state
     inner_width: int  # of the feed-forward part
     num_classes: int  # labels, or entries of the vocabulary
     generates: bool
-    bytes_per_weight: int = FLOAT_BYTES
+    encodes: bool = False  # an encoder reads the input: logits are there for answers alone
+    bytes_per_weight: int = FLOAT_BYTES  # and per number of a state
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Lengths:
     corrections: Sequence[int]  # with their rewordings, where the recipe trains on them
     pass_samples: Sequence[int]
     held_out: Sequence[int]
+    answer_share: float = 0.5  # of the tokens of a generating model, those of answers
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Estimate:
     trunks: int  # what enters the edited block, of all samples trained on
     answers: int  # log-probabilities of pass samples before the edit
     block: int  # what the edited block's modules returned
-    step: int  # kept by one forward for its backward, with the logits
+    step: int  # kept by the largest pass of a step for its backward, with the logits
     inference: int  # one batch of measuring
     preparation: int  # features and metric, or second moment, null space and editor
 
@@ -84,7 +88,13 @@ def shape_of(
 
 
 def estimate(
-    shape: ModelShape, lengths: Lengths, hyper: Hyperparameters, *, lowest_block: int, num_trained_on: int
+    shape: ModelShape,
+    lengths: Lengths,
+    hyper: Hyperparameters,
+    *,
+    lowest_block: int,
+    num_trained_on: int,
+    cuts_steps: bool = False,
 ) -> Estimate:
     """The peak of an edit job.
 
@@ -94,32 +104,59 @@ def estimate(
         hyper: the job's options.
         lowest_block: the lowest block that may be edited.
         num_trained_on: how many of the pass samples the recipe trains on; the longest are assumed.
+        cuts_steps: whether a step that runs out of memory goes on in smaller passes, as on a GPU; on a CPU
+            the system may end the process first.
     """
-    trained_on = [*_padded(lengths.corrections), *sorted(_padded(lengths.pass_samples))[-num_trained_on:]]
-    tokens = sum(trained_on)
+    corrections, kept = _chunks(lengths.corrections), _chunks(lengths.pass_samples, num_trained_on)
+    passes = [*corrections, *kept[:1]]  # of a step: all corrections and one chunk of pass samples
+    largest = max(passes, default=0)
+    in_step = largest if cuts_steps else sum(passes)
+    tokens = sum(corrections) + sum(kept)
     longest = max(_padded([*lengths.corrections, *lengths.pass_samples, *lengths.held_out]), default=0)
+    measured = _INFERENCE_BATCH * longest
     per_token = 2 * shape.width + 2 * shape.inner_width  # attention, states and activations inside a block
-    step_tokens = longest * (len(lengths.corrections) + min(_STEP_SAMPLES, num_trained_on))
-    kept = step_tokens * (shape.num_blocks - lowest_block) * (8 * shape.width + 2 * shape.inner_width)
+    per_block = 8 * shape.width + 2 * shape.inner_width  # the same, kept for a backward
+    above = max(shape.num_blocks - lowest_block - 1, 0) * per_block + 2 * shape.width  # the edited matrix
+    own = _padded(lengths.corrections)
+    selecting = min(hyper.gradient_batch, len(own)) * max(own, default=0)  # tokens of a batch for saliency
+    size = shape.bytes_per_weight
     return Estimate(
-        weights=shape.num_parameters * shape.bytes_per_weight,
-        trunks=FLOAT_BYTES * tokens * shape.width,
-        answers=FLOAT_BYTES * shape.num_classes * (tokens // 2 if shape.generates else len(trained_on)),
-        block=min(BLOCK_BYTES, FLOAT_BYTES * tokens * per_token),
-        step=FLOAT_BYTES * kept + _logit_bytes(shape, step_tokens, copies=4),
-        inference=FLOAT_BYTES * _INFERENCE_BATCH * longest * (6 * shape.width + 2 * shape.inner_width)
-        + _logit_bytes(shape, _INFERENCE_BATCH * longest, copies=1),
+        weights=size * shape.num_parameters,
+        trunks=size * tokens * shape.width,
+        answers=_answer_bytes(shape, lengths, tokens, num_trained_on),
+        block=min(BLOCK_BYTES, size * tokens * per_token),
+        step=size * max(in_step * above, selecting * shape.num_blocks * per_block)
+        + _logit_bytes(shape, lengths, largest, copies=2, kept_for=in_step),
+        inference=size * measured * (6 * shape.width + 2 * shape.inner_width)
+        + _logit_bytes(shape, lengths, measured, copies=1),
         preparation=_preparation_bytes(shape, len(lengths.pass_samples), hyper),
     )
+
+
+def _chunks(lengths: Sequence[int], most: int | None = None) -> list[int]:
+    """Tokens of each chunk of the training loop, of all samples or of the longest so many; longest first."""
+    order = sorted(_padded(lengths), reverse=True)[:most]
+    parts = (order[start : start + _STEP_SAMPLES] for start in range(0, len(order), _STEP_SAMPLES))
+    return [len(part) * part[0] for part in parts]
 
 
 def _padded(lengths: Sequence[int]) -> list[int]:
     return [-(-length // LENGTH_BUCKET) * LENGTH_BUCKET for length in lengths]
 
 
-def _logit_bytes(shape: ModelShape, tokens: int, copies: int) -> int:
-    """A generating model gives logits at every token of a batch."""
-    return FLOAT_BYTES * tokens * shape.num_classes * copies if shape.generates else 0
+def _answer_bytes(shape: ModelShape, lengths: Lengths, tokens: int, num_trained_on: int) -> int:
+    single = len(lengths.corrections) + num_trained_on
+    num_answers = tokens * lengths.answer_share if shape.generates else single
+    return round(FLOAT_BYTES * shape.num_classes * num_answers)
+
+
+def _logit_bytes(shape: ModelShape, lengths: Lengths, tokens: int, copies: int, kept_for: int = 0) -> int:
+    """A decoder gives logits at every token of a batch, behind an encoder at answers; those are kept."""
+    if not shape.generates:
+        return 0
+    share = lengths.answer_share if shape.encodes else 1.0
+    num_rows = copies * tokens * share + 3 * kept_for * lengths.answer_share
+    return round(FLOAT_BYTES * num_rows * shape.num_classes)
 
 
 def _preparation_bytes(shape: ModelShape, num_pass: int, hyper: Hyperparameters) -> int:
@@ -130,30 +167,39 @@ def _preparation_bytes(shape: ModelShape, num_pass: int, hyper: Hyperparameters)
     return moment + editor
 
 
-def check_budget(needed: Estimate, budget_bytes: int) -> None:
-    """Refuse a job that would not fit.
+def check_budget(needed: Estimate, budget_bytes: int | None) -> None:
+    """Refuse a job that would not fit; where the budget is unknown (None), none is refused.
 
     Raises:
-        OverBudget: its message gives need and budget, its remedy the option that lowers the largest part.
+        OverBudget: its message gives need and budget, its remedy what lowers the largest part.
     """
-    if needed.num_bytes <= budget_bytes:
+    if budget_bytes is None or needed.num_bytes <= budget_bytes:
         return
+    words, remedy = _PARTS[needed.largest]
     raise OverBudget(
-        f"The job would take about {_megabytes(needed.num_bytes)} of memory, of which {needed.largest} take "
-        f"{_megabytes(getattr(needed, needed.largest))}; {_megabytes(budget_bytes)} are there for it.",
-        remedy=_REMEDIES[needed.largest],
+        f"The job would take about {_megabytes(needed.num_bytes)} of memory, "
+        f"{_megabytes(getattr(needed, needed.largest))} of it for {words}; "
+        f"it may take {_megabytes(budget_bytes)}.",
+        remedy=remedy,
     )
 
 
-_FEWER = "Lower options.max_pass_samples, or give the worker more memory."
-_REMEDIES = {
-    "weights": "The model itself is too large for the worker: use a larger host or raise the memory budget.",
-    "trunks": _FEWER,
-    "answers": _FEWER,
-    "block": _FEWER,
-    "step": "Shorten the longest samples, or name a layer of a higher block in options.layer.",
-    "inference": "Shorten the longest samples, those of the reference set included.",
-    "preparation": "Lower options.max_pass_samples (scoped) or options.editor_rank (mend, paper).",
+_FEWER = "Send fewer edits, lower options.max_pass_samples, or give the worker more memory."
+# Of each part of an estimate: what it is for, and what lowers it.
+_PARTS = {
+    "weights": ("the model itself", "Give the worker more memory, or raise its SALEM_MEMORY_BUDGET_BYTES."),
+    "trunks": ("the samples' states below the edited layer", _FEWER),
+    "answers": ("the answers before the edit", _FEWER),
+    "block": ("the samples' states in the edited block", _FEWER),
+    "step": (
+        "one training step",
+        "Send fewer edits, shorten the longest samples, or name a layer of a higher block in options.layer.",
+    ),
+    "inference": ("a batch of answers", "Shorten the longest samples, those of the reference set included."),
+    "preparation": (
+        "what the recipe prepares",
+        "Lower options.max_pass_samples (scoped) or options.editor_rank (mend, paper).",
+    ),
 }
 
 
@@ -161,12 +207,19 @@ def _megabytes(num_bytes: int) -> str:
     return f"{max(1, round(num_bytes / 2**20)):,} MiB"
 
 
+def reachable_bytes(device: torch.device) -> int | None:
+    """Memory of a device that this process holds or can still get; None where unknown."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + int(torch.cuda.memory_reserved(device))
+    left = available_bytes()
+    return None if left is None else left + resident_bytes()
+
+
 def available_bytes() -> int | None:
     """Memory that this process can still get: the host's, or what its cgroup leaves; None where unknown."""
-    found = [
-        bytes_left for bytes_left in (_host_bytes(), _cgroup_bytes(Path("/sys/fs/cgroup"))) if bytes_left
-    ]
-    return min(found, default=None)
+    found = (_host_bytes(), _cgroup_bytes(Path("/sys/fs/cgroup")))
+    return min((bytes_left for bytes_left in found if bytes_left is not None), default=None)
 
 
 def _host_bytes() -> int | None:
@@ -179,12 +232,17 @@ def _host_bytes() -> int | None:
 
 
 def _cgroup_bytes(folder: Path) -> int | None:
-    """What a version 2 group's limit leaves; None without a limit."""
+    """What a version 2 group's limit leaves, file caches not counted as taken; None without a limit."""
     try:
-        limit, current = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        names = ("memory.max", "memory.current", "memory.stat")
+        limit, current, stat = ((folder / name).read_text().strip() for name in names)
     except OSError:
         return None
-    return max(0, int(limit) - int(current)) if limit.isdigit() else None
+    if not limit.isdigit():
+        return None
+    counts = dict(line.split() for line in stat.splitlines())
+    cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return max(0, int(limit) - int(current) + cached)
 
 
 def resident_bytes() -> int:

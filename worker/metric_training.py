@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from salem.features import Reading, features, token_rarity
+from salem.features import Reading, token_rarity
 from salem.hosting import Network
 from salem.metric_files import named
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.scopes import Metric
 from salem.trunk import beside_encoder
+from worker.feature_memo import FeatureMemo
 from worker.metric import Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
 
 STEPS = 240
-TRIAL_STEPS = 40  # at each depth, to choose one
+TRIAL_PAIRS = 400  # read at each depth, to choose one
+TRIAL_STEPS = 60
+TIE = 0.03  # of coverage: a deeper reading must be worth its time
 REFINING_STEPS = 60
 KNOWN = 0.8  # coverage of a job's own paraphrases below which the metric is refined
 VALIDATION_SHARE = 0.15  # of the pairs: choose the depth
@@ -48,17 +51,17 @@ class _Texts:
     first: tuple[TextInput, ...]
     second: tuple[TextInput, ...]
 
-    def read(self, network: Network, reading: Reading, reworded: Sequence[Sample]) -> Equivalents:
-        groups = torch.tensor(self.owners, device=network.device).repeat(1 + REWORDINGS)
-        both = features(network, [*self.first, *self.second], reading) if self.first else None
-        always = features(network, [*self.own, *reworded], reading)
-        empty = always[:0]
-        first, second = both.chunk(2) if both is not None else (empty, empty)
+    own_reworded: tuple[Sample, ...]
+
+    def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
+        groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
+        always = memo.read([*self.own, *self.own_reworded], reading)
+        first, second = (memo.read(side[:num_pairs], reading) for side in (self.first, self.second))
         return Equivalents(always, groups, first, second)
 
 
 def job_metric(
-    network: Network,
+    memo: FeatureMemo,
     batch: EditBatch,
     learning: Sequence[Sample],
     layer: Layer,
@@ -73,51 +76,49 @@ def job_metric(
         layer: the layer to be edited; states are read no later than there.
         stored: the hosted model's metric, if a job has trained one.
     """
-    if stored is not None and _knows(network, batch, stored, learning):
+    if stored is not None and _knows(memo, batch, stored, learning):
         return JobMetric(stored, is_new=False)
-    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    texts = _texts(batch, learning, rng)
-    reworded = [sample for _ in range(REWORDINGS) for sample in reword_all(texts.own, rng)]
+    texts = _texts(batch, learning, random.Random(int(torch.randint(2**31, (), generator=generator))))
     if stored is not None:
-        equivalents = texts.read(network, stored.reading, reworded)
+        equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
         return JobMetric(named(refined), is_new=True)
-    metric = _train(network, texts, reworded, _readings(network, layer, learning, batch), hyper, generator)
-    return JobMetric(named(metric), is_new=True)
+    reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
+    equivalents = texts.read(memo, reading)
+    start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
+    return JobMetric(named(train_metric(start, equivalents, steps=STEPS, generator=generator)), is_new=True)
 
 
-def _train(
-    network: Network,
+def _best_reading(
+    memo: FeatureMemo,
     texts: _Texts,
-    reworded: Sequence[Sample],
     readings: Sequence[Reading],
     hyper: Hyperparameters,
     generator: torch.Generator,
-) -> Metric:
-    trials: list[tuple[float, Metric, Equivalents]] = []
+) -> Reading:
+    """The shallowest of those that tell pairs apart about as well as the best, by a trial on some pairs."""
+    if len(readings) == 1:
+        return readings[0]
+    trials: list[float] = []
     for reading in readings:
-        equivalents = texts.read(network, reading, reworded)
-        start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
-        if len(readings) == 1:
-            return train_metric(start, equivalents, steps=STEPS, generator=generator)
-        seen = len(equivalents.first) - int(VALIDATION_SHARE * len(equivalents.first))
-        learned = Equivalents(
-            equivalents.always, equivalents.groups, equivalents.first[:seen], equivalents.second[:seen]
-        )
-        tried = train_metric(start, learned, steps=TRIAL_STEPS, generator=generator)
-        apart = tried.place(equivalents.first[seen:]), tried.place(equivalents.second[seen:])
-        trials.append((coverage(*apart, tried.place(learned.first)), tried, equivalents))
-    _, tried, equivalents = max(trials, key=lambda trial: trial[0])
-    return train_metric(tried, equivalents, steps=STEPS - TRIAL_STEPS, generator=generator)
+        tried = texts.read(memo, reading, TRIAL_PAIRS)
+        seen = len(tried.first) - int(VALIDATION_SHARE * len(tried.first))
+        learned = replace(tried, first=tried.first[:seen], second=tried.second[:seen])
+        metric = new_metric(reading, learned, width=hyper.metric_width, generator=generator)
+        metric = train_metric(metric, learned, steps=TRIAL_STEPS, generator=generator)
+        apart = metric.place(tried.first[seen:]), metric.place(tried.second[seen:])
+        trials.append(coverage(*apart, metric.place(learned.first)))
+    return next(r for r, covered in zip(readings, trials, strict=True) if covered >= max(trials) - TIE)
 
 
-def _knows(network: Network, batch: EditBatch, stored: Metric, learning: Sequence[Sample]) -> bool:
+def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric, learning: Sequence[Sample]) -> bool:
     """Whether the metric tells the job's own paraphrases; a job without any cannot say otherwise."""
     if not batch.adapt_samples or not learning:
         return True
-    edits = stored.read(network, [batch.edit_samples[edit] for edit, _ in batch.adapt_samples])
-    adapt = stored.read(network, [sample for _, sample in batch.adapt_samples])
-    return coverage(edits, adapt, stored.read(network, learning)) >= KNOWN
+    edits = [batch.edit_samples[edit] for edit, _ in batch.adapt_samples]
+    adapt = [sample for _, sample in batch.adapt_samples]
+    own = (stored.place(memo.read(part, stored.reading)) for part in (edits, adapt))
+    return coverage(*own, memo.points(learning, stored)) >= KNOWN
 
 
 def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
@@ -126,6 +127,7 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
     rng.shuffle(pairs)
     return _Texts(
         own=batch.corrections,
+        own_reworded=tuple(s for _ in range(REWORDINGS) for s in reword_all(batch.corrections, rng)),
         owners=(*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)),
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),

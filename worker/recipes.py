@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
+from salem.encoding import encode, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Entry, Hyperparameters, Layer, Recipe, Sample
 from salem.scopes import Metric, Scoped
@@ -28,6 +29,7 @@ from worker.learners import ScopedLearner, empty_entries, mend_learner
 from worker.losses import worst_margin_per_sample
 from worker.rewording import reword_all
 from worker.ridge import ridge_term
+from worker.sample_cache import SampleCache
 from worker.scoping import Scoping, draw_scopes
 from worker.training import (
     CHUNK,
@@ -42,6 +44,7 @@ from worker.training import (
 from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
+MARGIN_SAMPLES = 32  # pass samples that say by how much the base leads
 NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values of entries
 
 
@@ -56,12 +59,20 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What earlier jobs of the same hosted model left for this one; each may be missing."""
+
+    metric: Metric | None = None  # the hosted model's scope metric
+    cache: SampleCache | None = None  # of the base, without any delta
+
+
+@dataclass(frozen=True)
 class Work:
     """What every recipe is given."""
 
     network: Network
     parent: tuple[LayerDelta, ...]
-    metric: Metric | None  # the hosted model's, if a job has trained one
+    left: Left
     batch: EditBatch
     layer: Layer
     hyper: Hyperparameters
@@ -76,6 +87,11 @@ class Work:
         """
         return tuple(delta for delta in self.parent if not delta.scoped)
 
+    @property
+    def cache(self) -> SampleCache | None:
+        """What is known of samples, where the network answers as its base while it is trained on."""
+        return None if self.plain else self.left.cache
+
     def fit(self, prepared: Prepared, learner: Learner) -> Term:
         """Run the loop and keep the best term."""
         term, _ = train(self.network, prepared, learner, self.hyper, self.generator, self.progress)
@@ -89,20 +105,39 @@ def train_term(
     layer: Layer,
     hyper: Hyperparameters,
     progress: Progress,
-    metric: Metric | None = None,
+    left: Left | None = None,
 ) -> Trained:
     """Train the term that corrects a batch at a layer, on top of the parent."""
     generator = torch.Generator().manual_seed(hyper.seed)
-    work = Work(network, tuple(parent), metric, batch, layer, hyper, generator, progress)
+    hyper = hyper.model_copy(update={"margin": attainable_margin(network, batch.pass_samples, hyper.margin)})
+    work = Work(network, tuple(parent), left or Left(), batch, layer, hyper, generator, progress)
     return _RECIPES[hyper.recipe](work)
+
+
+@torch.no_grad()
+def attainable_margin(network: Network, keep: Sequence[Sample], margin: float) -> float:
+    """The margin asked for, but no more than the base itself has on the median of pass samples.
+
+    A classifier that was trained gently never leads by much, however hard a correction pulls.
+    """
+    few = keep[:MARGIN_SAMPLES]
+    if not few or not margin:
+        return margin
+    own = float(worst_margin_per_sample(forward(network, encode(network, few))).median())
+    return min(margin, own) if own > 0 else margin
 
 
 def _mend(work: Work) -> Trained:
     with applied(work.network.model, work.plain):
-        prepared = prepare_dataset(work.network, work.batch.corrections, work.batch.pass_samples, work.layer)
+        prepared = _prepare(work)
         term = work.fit(prepared, mend_learner(work.network, prepared, work.hyper, work.generator))
         assert isinstance(term, LowRank | Dense)
         return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
+
+
+def _prepare(work: Work) -> Prepared:
+    batch = work.batch
+    return prepare_dataset(work.network, batch.corrections, batch.pass_samples, work.layer, work.cache)
 
 
 def smallest_that_holds(
@@ -124,15 +159,23 @@ def _paper(work: Work) -> Trained:
 
 def _ridge(work: Work) -> Trained:
     with applied(work.network.model, work.plain):
-        prepared = prepare_dataset(work.network, work.batch.corrections, work.batch.pass_samples, work.layer)
+        prepared = _prepare(work)
         term, _ = ridge_term(work.network, prepared, work.hyper)
         return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
 
 
 def _scoped(work: Work) -> Trained:
     # Keys read the base, so scopes are drawn before anything is applied.
+    left = work.left
     scoping = draw_scopes(
-        work.network, work.parent, work.batch, work.layer, work.hyper, work.generator, work.metric
+        work.network,
+        work.parent,
+        work.batch,
+        work.layer,
+        work.hyper,
+        work.generator,
+        left.metric,
+        left.cache,
     )
     with applied(work.network.model, work.plain):
         prepared, scale = _prepare_scoped(work, scoping)
@@ -169,12 +212,14 @@ def _failing(work: Work, prepared: Prepared, term: Scoped) -> Tensor:
 def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     """Corrections and their rewordings as they fire; the nearest pass samples as if they lay well inside.
 
-    Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will.
+    Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will,
+    where the job asks for a pull of pass samples at all.
     Validation needs only those of the calibration part on which something fires: no other can change.
     """
     network, layer, own = work.network, work.layer, work.batch.corrections
     learning = (~scoping.calibration).nonzero()[:, 0]
-    near = learning[scoping.kept.inside[learning].argsort(descending=True)[:NEAR_SAMPLES]]
+    num_near = NEAR_SAMPLES if work.hyper.kl_weight else 0
+    near = learning[scoping.kept.inside[learning].argsort(descending=True)[:num_near]]
     firing = ((scoping.kept.strength > 0) & scoping.calibration).nonzero()[:, 0]
     as_if = scoping.kept.rows(near)
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)

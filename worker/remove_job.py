@@ -38,6 +38,7 @@ from worker.attempts import Attempt
 from worker.edit_job import batch_of, store, summary
 from worker.editing import make_edit
 from worker.evaluation import Answerer, evaluate
+from worker.recipes import Left
 from worker.removal import Change, Step, cut, plan, reduced, remaining_batch
 from worker.reporting import JobReporter
 
@@ -123,9 +124,10 @@ class Chain:
         # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
-        metric = self.attempt.metric(given, self.network)
+        cache = self.attempt.sample_cache(self.model, self.network)
+        known = Left(self.attempt.metric(given, self.network), cache)
         applied_below = [link.applied for link in self.links]
-        measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, metric)
+        measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, known)
         below = [link.delta for link in self.links]
         stored = store(self.attempt, measured, self.model, request, below=below, given=given)
         delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})

@@ -17,7 +17,9 @@ from salem.deltas import LayerDelta
 from salem.hosting import Network
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scopes import Firing, Metric, Scope
+from worker.feature_memo import FeatureMemo
 from worker.metric_training import job_metric
+from worker.sample_cache import SampleCache
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
 WIDEST, NARROWEST = 0.3, 0.9  # bounds of a radius, as a cosine
@@ -46,20 +48,23 @@ def draw_scopes(
     hyper: Hyperparameters,
     generator: torch.Generator,
     stored: Metric | None,
+    cache: SampleCache | None = None,
 ) -> Scoping:
     """Scopes for the edits of a batch: one key per edit and per adapt sample.
 
     Args:
         parent: deltas of the version that is edited; what their scopes hold has been spent of the budget.
         stored: the hosted model's metric, if there is one.
+        cache: of the base, for the points of pass samples.
     """
     keep = batch.pass_samples
     apart = torch.tensor([_kept_from_metric(sample) for sample in keep], dtype=torch.bool)
     learning = [sample for sample, calibrates in zip(keep, apart.tolist(), strict=True) if not calibrates]
-    found = job_metric(network, batch, learning, layer, hyper, generator, stored)
+    memo = FeatureMemo(network, cache)
+    found = job_metric(memo, batch, learning, layer, hyper, generator, stored)
     metric = found.metric
-    keys = metric.read(network, batch.corrections)
-    points = metric.read(network, keep) if keep else keys[:0]
+    keys = metric.place(memo.read(batch.corrections, metric.reading))
+    points = memo.points(keep, metric)
     apart = apart.to(network.device)
     owners = torch.tensor([*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)])
     owners = owners.to(network.device)

@@ -98,30 +98,28 @@ def train(
 ) -> tuple[Term, Standing]:
     """Train until the corrections hold and the validation part stops improving; return the best term.
 
-    A step sees all corrections and one chunk of pass samples.
+    A step sees one chunk of pass samples and the corrections that do not hold with the margin yet: how large
+    a step a correction takes is its own affair (SaLEM, section 6: extent-aware editing).
     """
     rate = hyper.learning_rate or learner.learning_rate
     parameters = list(learner.parameters())
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, rate / 20)
     hold = learner.kl_weight if hyper.kl_weight is None else hyper.kl_weight
-    num_corrections, keeps = prepared.corrections.num_samples, prepared.keep.cycle(generator)
+    pulling, keeps = _Pulling(network, prepared.corrections, hyper), prepared.keep.cycle(generator)
     best, best_term = standing(network, prepared, learner.term(), hyper), _detached(learner.term())
     waited, micro_batches = 0, MicroBatches()
     for step in range(1, hyper.max_steps + 1):
-        shares = [
-            Share(chunk, len(chunk) / num_corrections, partial(_edit_loss, network, hyper))
-            for chunk in prepared.corrections.chunks
-        ]
+        shares = pulling.shares()
         if prepared.keep.chunks and hold > 0:
             shares.append(Share(next(keeps), hold, partial(_keep_loss, network)))
-        found = micro_batches.gradients(shares, learner.term, parameters)
-        for parameter, gradient in zip(parameters, found, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+        if shares:
+            _step(optimizer, parameters, micro_batches.gradients(shares, learner.term, parameters))
         schedule.step()
-        if step % CHECK_EVERY == 0 or step == hyper.max_steps:
-            now = standing(network, prepared, learner.term(), hyper)
+        if step % CHECK_EVERY == 0 or step == hyper.max_steps or not shares:
+            worst = worst_margins(network, prepared.corrections, learner.term())
+            now = _standing(network, prepared, learner.term(), hyper, worst)
+            pulling.rest(worst)
             waited += 1
             if now.held < 1 and step >= LOOSEN_AFTER:
                 hold /= 2  # what must change comes before what should stay; the figures tell the price
@@ -130,18 +128,36 @@ def train(
             progress(
                 step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence}
             )
-            if waited >= PATIENCE and best.held == 1.0:
+            if best.held == 1.0 and (waited >= PATIENCE or not (pulling.any or hold)):
                 break
     return best_term, best
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
 
 
 @torch.no_grad()
 def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters) -> Standing:
     """Measure a term on the corrections and on the validation part of the pass samples."""
-    margins = [
-        worst_margin_per_sample(answers_under(network, chunk, term)) for chunk in prepared.corrections.chunks
-    ]
-    worst = torch.cat(margins)
+    return _standing(network, prepared, term, hyper, worst_margins(network, prepared.corrections, term))
+
+
+@torch.no_grad()
+def worst_margins(network: Network, corrections: TrunkSet, term: Term) -> Tensor:
+    """By how much each sample is answered rightly, at its worst token, in their order -> [n]."""
+    worst = torch.empty(corrections.num_samples, device=network.device)
+    for chunk in corrections.chunks:
+        worst[chunk.samples] = worst_margin_per_sample(answers_under(network, chunk, term))
+    return worst
+
+
+@torch.no_grad()
+def _standing(
+    network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters, worst: Tensor
+) -> Standing:
     lost, divergences, count = 0, 0.0, 0
     for chunk in prepared.validation.chunks:
         answers = answers_under(network, chunk, term)
@@ -157,6 +173,41 @@ def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparam
     )
 
 
+class _Pulling:
+    """The corrections that a step sees: those that did not hold with the margin when last answered."""
+
+    def __init__(self, network: Network, corrections: TrunkSet, hyper: Hyperparameters) -> None:
+        self._network, self._corrections, self._hyper = network, corrections, hyper
+        self._rests = torch.zeros(corrections.num_samples, dtype=torch.bool)
+
+    @property
+    def any(self) -> bool:
+        """Whether one of them pulls."""
+        return not bool(self._rests.all())
+
+    def shares(self) -> list[Share]:
+        """Each weighs by its own number: a correction pulls as much as if the others did not rest."""
+        shares = []
+        for chunk in self._corrections.chunks:
+            rows = (~self._rests[chunk.samples]).nonzero()[:, 0]
+            if len(rows):
+                part = chunk if len(rows) == len(chunk) else chunk.rows(rows.to(chunk.samples.device))
+                shares.append(Share(part, len(part) / len(self._rests), self._loss))
+        return shares
+
+    def rest(self, worst: Tensor, samples: Tensor | None = None) -> None:
+        """Take note of margins [n], of all samples or of some; plain likelihood never rests."""
+        if self._hyper.margin > 0:
+            places = slice(None) if samples is None else samples
+            self._rests[places] = (worst > self._hyper.margin).cpu()
+
+    def _loss(self, chunk: Chunk, term: Term) -> Tensor:
+        answers = answers_under(self._network, chunk, term)
+        with torch.no_grad():
+            self.rest(worst_margin_per_sample(answers), chunk.samples)
+        return _distance(answers, self._hyper)
+
+
 def answers_under(network: Network, chunk: Chunk, term: Term) -> Answers:
     """What the model answers to a chunk with a term at its layer."""
     with adding(network.module(chunk.trunk.layer.path), act(term, chunk.firing)):
@@ -165,14 +216,13 @@ def answers_under(network: Network, chunk: Chunk, term: Term) -> Answers:
 
 def edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
     """How far the corrections are from holding with the margin, in nats, averaged over samples -> []."""
-    answers = answers_under(network, chunk, term)
+    return _distance(answers_under(network, chunk, term), hyper)
+
+
+def _distance(answers: Answers, hyper: Hyperparameters) -> Tensor:
     if hyper.margin > 0:
         return margin_loss_per_sample(answers, hyper.margin).mean()
     return nll_per_sample(answers).mean()
-
-
-def _edit_loss(network: Network, hyper: Hyperparameters, chunk: Chunk, term: Term) -> Tensor:
-    return edit_loss(network, chunk, term, hyper)
 
 
 def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:

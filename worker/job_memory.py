@@ -1,0 +1,99 @@
+"""What an edit job will take, read off the loaded model and the edit dataset. Nothing is run for it.
+
+Knows on what the recipes train and where they may edit. Does not know how bytes add up (`worker.memory`), nor
+what becomes of a job that takes too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+
+from salem.hosting import Network, count_tokens
+from salem.layers import layer_at
+from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample, Task, TextInput
+from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
+from worker.recipes import NEAR_SAMPLES
+from worker.saliency import middle_layers
+
+
+def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Estimate:
+    """The peak of a job that edits a batch, on the device that the network is on.
+
+    Raises:
+        UnsupportedModel: the layer that the options name is not one of the model's.
+    """
+    scoped = hyper.recipe is Recipe.SCOPED
+    lengths = _lengths(network, batch, hyper)
+    layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
+    return estimate(
+        replace(_shape(network), num_blocks=num_blocks),
+        lengths,
+        hyper,
+        lowest_block=layer.block,
+        num_trained_on=min(NEAR_SAMPLES, len(batch.pass_samples)) if scoped else len(batch.pass_samples),
+        cuts_steps=network.device.type == "cuda",
+    )
+
+
+def _shape(network: Network) -> ModelShape:
+    num_classes = len(network.labels) or network.model.get_input_embeddings().num_embeddings
+    shape = shape_of(
+        network.layers, network.model.num_parameters(), num_classes, generates=network.task.generates
+    )
+    encodes = network.task is Task.TEXT2TEXT_GENERATION
+    return replace(shape, encodes=encodes, bytes_per_weight=network.model.dtype.itemsize)
+
+
+def _deepest(network: Network, hyper: Hyperparameters, answer_share: float) -> tuple[Layer, int]:
+    """The candidate below which the fewest blocks lie, and how high its stack is.
+
+    Behind an encoder the decoder's blocks run too, over the answers: they count by the share of these.
+    """
+    stacks = list(dict.fromkeys(layer.stack for layer in network.layers))
+    heights = {stack: sum(layer.stack == stack for layer in network.layers) for stack in stacks}
+
+    def height(layer: Layer) -> int:
+        behind = sum(heights[stack] for stack in stacks[stacks.index(layer.stack) + 1 :])
+        return heights[layer.stack] + ceil(behind * answer_share)
+
+    deepest = max(_candidates(network, hyper), key=lambda layer: height(layer) - layer.block)
+    return deepest, height(deepest)
+
+
+def _candidates(network: Network, hyper: Hyperparameters) -> Sequence[Layer]:
+    if hyper.layer:
+        return [layer_at(network.layers, hyper.layer)]
+    bare = hyper.recipe is Recipe.PAPER or hyper.candidates == "all"
+    return network.layers if bare else middle_layers(network.layers)
+
+
+def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Lengths:
+    """Tokens of the samples; a rewording is taken to be as long as what it rewords."""
+    corrections, own_share = _tokens(network, batch.corrections)
+    pass_samples, pass_share = _tokens(network, batch.pass_samples)
+    asked = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
+    written = hyper.max_new_tokens if network.task.generates else 0
+    copies = 1 + hyper.rewordings if hyper.recipe is Recipe.SCOPED else 1
+    return Lengths(
+        corrections=corrections * copies,
+        pass_samples=pass_samples,
+        held_out=[min(n + written, network.max_input_tokens) for n in count_tokens(network.tokenizer, asked)],
+        answer_share=max(own_share, pass_share),
+    )
+
+
+def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], float]:
+    """Tokens of each sample with the answer that a generating model writes, and the share of answers in all.
+
+    A sample that is longer than the model takes has its own error later on.
+    """
+    most = network.max_input_tokens
+    prompts = count_tokens(network.tokenizer, samples)
+    if not network.task.generates or not samples:
+        return [min(length, most) for length in prompts], 0.0
+    targets = [TextInput(input=sample.target) for sample in samples]
+    answers = [length + 1 for length in count_tokens(network.tokenizer, targets)]  # and the end
+    totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    return [min(length, most) for length in totals], sum(answers) / sum(totals)
