@@ -153,7 +153,8 @@ def resolved(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> Unit | N
 def chosen_setting(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> float | None:
     """The grid's value that edits best; of those within a tie, the one of the least drawdown.
 
-    What edits is told by edit accuracy and generalisation, in equal parts. None while a row of the search is missing; the middle where every one of them failed.
+    How well it edits is the mean of edit accuracy and generalisation. None while a row of the search is
+    missing; the middle where every one of them failed.
     """
     found = {
         row["setting"]: row

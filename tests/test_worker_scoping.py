@@ -107,7 +107,26 @@ def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
     likeness = some_likeness(100, 6, top=1.0)
     likeness[:, 3] = 1.0
     radii = calibrated_radii(likeness[40:], likeness[:40], 0.0)
-    assert (radii < 0.95).all(), "a key's own cosine is 1 and must lie well inside"
+    assert (radii < 0.999).all(), "a key's own cosine is 1 and must lie inside"
+
+
+def test_a_twin_narrows_the_scope_of_its_own_key_and_no_other() -> None:
+    likeness = some_likeness(100, 4, top=0.8)
+    before = calibrated_radii(likeness[40:], likeness[:40], 0.05)
+    likeness[0, 2] = 0.99
+    after = calibrated_radii(likeness[40:], likeness[:40], 0.05)
+    assert 0.99 < after[2] < 1.0
+    others = torch.tensor([0, 1, 3])
+    # What else the twin was near does not count any more, so the others may only widen.
+    assert (after[others] <= before[others] + 1e-6).all()
+
+
+def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
+    likeness = some_likeness(60, 3, top=0.5)
+    likeness[:, 1] = 0.5 + likeness[:, 1] / 2
+    radii = calibrated_radii(likeness[20:], likeness[:20], 0.1)
+    way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
+    assert ((1 - radii) / way).tolist() == pytest.approx([float((1 - radii[0]) / way[0])] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5])

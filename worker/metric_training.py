@@ -21,17 +21,19 @@ from salem.scopes import Metric
 from salem.trunk import beside_encoder
 from worker.feature_memo import FeatureMemo
 from worker.metric import Equivalents, coverage, new_metric, train_metric
+from worker.neighbours import neighbours
 from worker.rewording import reword_all
 
-STEPS = 240
+STEPS = 120
 TRIAL_PAIRS = 400  # read at each depth, to choose one
-TRIAL_STEPS = 60
+TRIAL_STEPS = 40
 TIE = 0.03  # of coverage: a deeper reading must be worth its time
 REFINING_STEPS = 60
 KNOWN = 0.8  # coverage of a job's own paraphrases below which the metric is refined
 VALIDATION_SHARE = 0.15  # of the pairs: choose the depth
 REWORDINGS = 2  # of each edit and paraphrase
 MOST_PAIRS = 3_000
+MOST_NEIGHBOURS = 100  # pass samples that get counterfactual neighbours beside the corrections
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class _Texts:
     second: tuple[TextInput, ...]
 
     own_reworded: tuple[Sample, ...]
+    neighbours: tuple[TextInput, ...]
 
     def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
         groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
         always = memo.read([*self.own, *self.own_reworded], reading)
         first, second = (memo.read(side[:num_pairs], reading) for side in (self.first, self.second))
-        return Equivalents(always, groups, first, second)
+        return Equivalents(always, groups, first, second, memo.read(self.neighbours, reading))
 
 
 def job_metric(
@@ -131,6 +134,7 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
         owners=(*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)),
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
+        neighbours=tuple(neighbours([*batch.corrections, *learning[:MOST_NEIGHBOURS]], learning, rng)),
     )
 
 

@@ -1,7 +1,8 @@
 """Draws the scopes of a job's edits: places the keys in the hosted model's metric and calibrates the radii.
 
-A key's radius starts where its nearest pass samples lie; then all radii move together until the share of pass
-samples inside any scope of the version, on a part that no metric was trained on, meets the budget.
+A key's radius is a part of the way to its nearest pass samples. The part is the same for all keys, and so
+large that the share of pass samples inside any scope of the version meets the budget, as counted on pass
+samples that no metric was trained on.
 Knows samples and points; does not know what an entry does when it fires.
 """
 
@@ -22,7 +23,9 @@ from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
-WIDEST, NARROWEST = 0.3, 0.9  # bounds of a radius, as a cosine
+WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a cosine
+UNGUARDED = 0.9  # radius where there are no pass samples to tell
+INDISTINCT = 0.97  # cosine from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 
@@ -90,6 +93,9 @@ def draw_scopes(
 def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
     """Radii that spend the budget on the calibration part, as far as every edit still fires.
 
+    A pass sample that is all but a key's own text narrows the scopes of its keys, to leave it outside, and
+    no other: a twin says nothing about how crowded it is elsewhere.
+
     Args:
         others: [p, k] cosine of pass samples to each key: they say how crowded it is there.
         calibration: [q, k] the same for those whose share inside any scope is measured.
@@ -99,11 +105,15 @@ def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tens
         [k]; a key among many pass samples gets a narrower scope.
     """
     if not len(others):
-        return calibration.new_full((calibration.shape[1],), NARROWEST)
-    radii = others.topk(min(NEIGHBOURS, len(others)), dim=0).values.mean(0)
-    if len(calibration):
-        beyond = (calibration - radii).amax(-1).sort(descending=True).values
-        radii = radii + beyond[min(int(budget * len(calibration)), len(calibration) - 1)]
+        return calibration.new_full((calibration.shape[1],), UNGUARDED)
+    distance = 1 - others.topk(min(NEIGHBOURS, len(others)), dim=0).values.mean(0)
+    distance = distance.clamp(min=1 - NARROWEST)
+    telling = calibration[calibration.amax(-1) <= INDISTINCT]
+    if len(telling):
+        parts = ((1 - telling) / distance).amin(-1).sort().values  # of the way, at which each is reached
+        distance = distance * parts[min(int(budget * len(calibration)), len(parts) - 1)]
+    twins = torch.cat([others, calibration]).amax(0)
+    radii = torch.where(twins > INDISTINCT, torch.maximum(1 - distance, twins), 1 - distance)
     return (radii + ROUNDING).clamp(WIDEST, NARROWEST)
 
 
@@ -150,7 +160,7 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
     close = {
         int(owner): int(place)
         for owner, place, cosine in zip(owners, which, nearest, strict=True)
-        if cosine > NARROWEST
+        if cosine > INDISTINCT
     }
     for edit, kept in close.items():
         yield (
