@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from salem.features import Reading
 from salem.scopes import Metric
 from worker.metric import (
-    TEMPERATURE,
+    SHARP,
     TOLERATED,
     Equivalents,
     contrastive_loss,
@@ -35,10 +35,8 @@ def naive_loss(points: Tensor, groups: list[int]) -> float:
     terms = []
     for i, own in enumerate(groups):
         others = [j for j in range(len(groups)) if j != i]
-        total = sum(math.exp(float(points[i] @ points[j]) / TEMPERATURE) for j in others)
-        shares = [
-            float(points[i] @ points[j]) / TEMPERATURE - math.log(total) for j in others if groups[j] == own
-        ]
+        total = sum(math.exp(float(points[i] @ points[j]) / SHARP) for j in others)
+        shares = [float(points[i] @ points[j]) / SHARP - math.log(total) for j in others if groups[j] == own]
         if shares:
             terms.append(-sum(shares) / len(shares))
     return sum(terms) / len(terms)
@@ -47,7 +45,7 @@ def naive_loss(points: Tensor, groups: list[int]) -> float:
 @pytest.mark.parametrize("groups", [[0, 0, 1, 1], [0, 0, 0, 1, 2, 1], [5, 5, 7]])
 def test_the_loss_is_the_mean_over_points_that_have_an_equivalent(groups: list[int]) -> None:
     points = F.normalize(torch.randn(len(groups), 6, generator=draw(0)), dim=-1)
-    found = float(contrastive_loss(points, torch.tensor(groups)))
+    found = float(contrastive_loss(points, torch.tensor(groups), SHARP))
     assert found == pytest.approx(naive_loss(points.double(), groups), rel=1e-4)
 
 
@@ -67,9 +65,7 @@ def trained(*, seed: int = 0, num_pass: int = 60) -> tuple[Metric, Tensor]:
     copies = planted(num_pass + 10, 3, seed=1)
     always = copies[:2, :10].reshape(-1, FEATURES)
     groups = torch.arange(10).repeat(2)
-    return fresh(Equivalents(always, groups, copies[0, 10:], copies[1, 10:], always[:0]), seed=seed), copies[
-        2
-    ]
+    return fresh(Equivalents(always, groups, copies[0, 10:], copies[1, 10:]), seed=seed), copies[2]
 
 
 def fresh(equivalents: Equivalents, *, width: int = 16, seed: int = 0, steps: int = STEPS) -> Metric:
@@ -111,14 +107,14 @@ def test_few_pass_samples_are_enough(num_pass: int) -> None:
 def test_a_feature_that_never_moves_does_no_harm() -> None:
     always = torch.ones(4, FEATURES)
     same = torch.ones(3, FEATURES)
-    metric = fresh(Equivalents(always, torch.tensor([0, 0, 1, 1]), same, same, same[:0]), width=4)
+    metric = fresh(Equivalents(always, torch.tensor([0, 0, 1, 1]), same, same), width=4)
     assert torch.isfinite(metric.place(always + 1e-3)).all()
 
 
 def test_refining_starts_from_the_projection_that_is_there() -> None:
     copies = planted(60, 2, seed=1)
     empty = copies[0, :0]
-    known = Equivalents(empty, torch.zeros(0, dtype=torch.int64), copies[0], copies[1], empty)
+    known = Equivalents(empty, torch.zeros(0, dtype=torch.int64), copies[0], copies[1])
     metric = fresh(known)
     before = metric.projection.clone()
     assert torch.equal(train_metric(metric, known, steps=0, generator=draw(0)).projection, before)
@@ -132,7 +128,7 @@ def test_refining_starts_from_the_projection_that_is_there() -> None:
 def test_a_refined_metric_has_lost_the_name_of_the_file_it_came_from() -> None:
     metric, _ = trained(num_pass=3)
     one = planted(4, 1, seed=2)[0]
-    more = Equivalents(one, torch.tensor([0, 0, 1, 1]), one[:0], one[:0], one[:0])
+    more = Equivalents(one, torch.tensor([0, 0, 1, 1]), one[:0], one[:0])
     assert train_metric(replace(metric, sha256="a" * 64), more, steps=1, generator=draw(0)).sha256 == ""
 
 
@@ -156,18 +152,3 @@ def test_coverage_is_the_share_of_pairs_closer_than_all_but_a_few_others(num_oth
 def test_without_pairs_or_others_nothing_is_uncovered() -> None:
     some = torch.ones(2, 3)
     assert coverage(some[:0], some[:0], some) == coverage(some, some, some[:0]) == 1.0
-
-
-def test_neighbours_are_pushed_away_from_what_they_are_near() -> None:
-    """Neighbours differ from their texts in one dimension that groups alone take for noise."""
-    copies = planted(30, 2, seed=4)
-    copies[..., 23] = 0.3 * torch.randn(2, 30, generator=draw(5))
-    near = copies[0].clone()
-    near[:, 23] += 1.5
-    told = []
-    for neighbours in (near[:0], near[:20]):
-        groups = torch.arange(30).repeat(2)
-        known = Equivalents(copies.flatten(0, 1), groups, copies[0, :0], copies[0, :0], neighbours)
-        metric = train_metric(fresh(known), known, steps=STEPS, generator=draw(1))
-        told.append(float((metric.place(near[20:]) * metric.place(copies[0, 20:])).sum(-1).mean()))
-    assert told[1] < told[0] - 0.1, "neighbours of other texts are told as well"

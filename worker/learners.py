@@ -54,7 +54,7 @@ class ScopedLearner:
     But a vector cannot write every answer of several tokens.
     """
 
-    learning_rate = 0.5  # values are in units of the residual stream
+    learning_rate = 0.2  # values are in units of the residual stream
     kl_weight = 0.0  # the scope says what stays; inside it the correction counts
 
     def __init__(

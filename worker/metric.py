@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from salem.features import Reading
 from salem.scopes import Metric
 
-TEMPERATURE = 0.15
+SHARP, GENTLE = 0.05, 0.15  # temperatures: for what rules made, and for what people wrote
 BATCH_GROUPS = 384  # pairs per step
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
@@ -32,7 +32,7 @@ class Equivalents:
     groups: Tensor  # [a] int64; equivalents share a number
     first: Tensor  # [p, f] one text of each known pair
     second: Tensor  # [p, f] the other
-    neighbours: Tensor  # [q, f] texts that are near some of the others and equivalent to none
+    temperature: float = SHARP  # of the loss: how much the hardest pairs count beside all others
 
 
 def new_metric(
@@ -54,26 +54,17 @@ def train_metric(
     """Train the projection further; where a metric was trained before, this refines it."""
     device = metric.centre.device
     projection = metric.projection.clone().requires_grad_()
-    fixed, first, second, near = (
-        metric.standardise(part)
-        for part in (
-            equivalents.always,
-            equivalents.first,
-            equivalents.second,
-            equivalents.neighbours,
-        )
+    fixed, first, second = (
+        metric.standardise(part) for part in (equivalents.always, equivalents.first, equivalents.second)
     )
     optimizer = torch.optim.AdamW([projection], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     offset = int(equivalents.groups.max()) + 1 if len(equivalents.groups) else 0
-    alone = offset + len(first) + torch.arange(len(near), device=device)
     for _ in range(steps):
         rows = torch.randperm(len(first), generator=generator)[:BATCH_GROUPS].to(device)
-        beside = torch.randperm(len(near), generator=generator)[:BATCH_GROUPS].to(device)
-        groups = torch.cat([equivalents.groups, rows + offset, rows + offset, alone[beside]])
-        texts = torch.cat([fixed, first[rows], second[rows], near[beside]])
-        points = F.normalize(texts @ projection.T, dim=-1)
+        groups = torch.cat([equivalents.groups, rows + offset, rows + offset])
+        points = F.normalize(torch.cat([fixed, first[rows], second[rows]]) @ projection.T, dim=-1)
         optimizer.zero_grad(set_to_none=True)
-        contrastive_loss(points, groups).backward()
+        contrastive_loss(points, groups, equivalents.temperature).backward()
         optimizer.step()
     return replace(metric, projection=projection.detach(), sha256="")
 
@@ -92,10 +83,10 @@ def coverage(first: Tensor, second: Tensor, others: Tensor) -> float:
     return float(((first * second).sum(-1) > nearest).float().mean())
 
 
-def contrastive_loss(points: Tensor, groups: Tensor) -> Tensor:
+def contrastive_loss(points: Tensor, groups: Tensor, temperature: float) -> Tensor:
     """Mean of -log p(an equivalent | all others) over points [n, m] on the unit sphere, in groups [n]."""
     itself = torch.eye(len(points), dtype=torch.bool, device=points.device)
-    likeness = (points @ points.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    likeness = (points @ points.T / temperature).masked_fill(itself, float("-inf"))
     alike = (groups[:, None] == groups[None]) & ~itself
     log_share = likeness.log_softmax(-1).masked_fill(~alike, 0.0)
     counts = alike.sum(-1)

@@ -20,8 +20,7 @@ from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.scopes import Metric
 from salem.trunk import beside_encoder
 from worker.feature_memo import FeatureMemo
-from worker.metric import Equivalents, coverage, new_metric, train_metric
-from worker.neighbours import neighbours
+from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
 
 STEPS = 120
@@ -33,7 +32,6 @@ KNOWN = 0.8  # coverage of a job's own paraphrases below which the metric is ref
 VALIDATION_SHARE = 0.15  # of the pairs: choose the depth
 REWORDINGS = 2  # of each edit and paraphrase
 MOST_PAIRS = 3_000
-MOST_NEIGHBOURS = 100  # pass samples that get counterfactual neighbours beside the corrections
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class _Texts:
     second: tuple[TextInput, ...]
 
     own_reworded: tuple[Sample, ...]
-    neighbours: tuple[TextInput, ...]
+    temperature: float
 
     def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
         groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
         always = memo.read([*self.own, *self.own_reworded], reading)
         first, second = (memo.read(side[:num_pairs], reading) for side in (self.first, self.second))
-        return Equivalents(always, groups, first, second, memo.read(self.neighbours, reading))
+        return Equivalents(always, groups, first, second, self.temperature)
 
 
 def job_metric(
@@ -89,7 +87,10 @@ def job_metric(
     reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
     equivalents = texts.read(memo, reading)
     start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
-    return JobMetric(named(train_metric(start, equivalents, steps=STEPS, generator=generator)), is_new=True)
+    return JobMetric(
+        named(train_metric(start, equivalents, steps=STEPS, generator=generator)),
+        is_new=True,
+    )
 
 
 def _best_reading(
@@ -134,7 +135,8 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
         owners=(*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)),
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
-        neighbours=tuple(neighbours([*batch.corrections, *learning[:MOST_NEIGHBOURS]], learning, rng)),
+        # Rules make much the same of every text: what they teach must be taken sharply.
+        temperature=GENTLE if known else SHARP,
     )
 
 

@@ -49,7 +49,7 @@ def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:
-    return [word for word in words if names_something(word) or rng.random() > 0.15]
+    return [word for word in words if _names_something(word) or rng.random() > 0.15]
 
 
 def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
@@ -64,7 +64,7 @@ def _keep_half(words: list[str], rng: random.Random) -> list[str]:
     return words[:middle] if rng.random() < 0.5 else words[middle:]
 
 
-def names_something(word: str) -> bool:
+def _names_something(word: str) -> bool:
     """Names and numbers say what a text is about: without them it is another text."""
     return word[:1].isupper() or any(character.isdigit() for character in word)
 
@@ -77,7 +77,7 @@ def _swap_neighbours(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _mistype(words: list[str], rng: random.Random) -> list[str]:
-    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not names_something(word)]
+    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not _names_something(word)]
     if not long_ones:
         return words
     index = rng.choice(long_ones)
