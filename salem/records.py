@@ -150,7 +150,7 @@ class Hyperparameters(Record):
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
     scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope
-    scope_budget_per_edit: float = Field(default=0.001, ge=0, le=1)  # per edit; the smaller counts
+    scope_budget_per_edit: float = Field(default=0.0002, ge=0, le=1)  # per edit; the smaller counts
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
     rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value

@@ -19,7 +19,7 @@ from salem.metric_files import pack_metric, unpack_metric
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scopes import Metric, Scoped
 from worker.edit_dataset import build_edit_batch
-from worker.recipes import Trained, smallest_that_holds, train_term
+from worker.recipes import Trained, attainable_margin, smallest_that_holds, train_term
 from worker.training import prepare_dataset, standing
 
 BASE = "0" * 64
@@ -155,7 +155,7 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
 
 @pytest.mark.parametrize("recipe", [Recipe.SCOPED, Recipe.MEND])
 def test_another_seed_gives_another_term(recipe: Recipe) -> None:
-    of = case("bert")
+    of = case("gpt2")
     one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
     same = [torch.equal(value, getattr(other, name)) for name, value in tensors(one).items() if value.numel()]
     assert type(one) is not type(other) or not all(same)
@@ -236,3 +236,16 @@ def test_compression_never_loses_a_correction(tolerance: float) -> None:
     found = smallest_that_holds(of.network, prepared, term, hyper(Recipe.MEND), tolerance)
     held = [standing(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
     assert held[1] >= held[0] > 0
+
+
+def test_no_more_margin_is_asked_for_than_the_base_has() -> None:
+    of = case("bert")
+    own = attainable_margin(of.network, of.batch.pass_samples, 1e9)
+    assert 0 < own < 1e3
+    assert attainable_margin(of.network, of.batch.pass_samples, own / 2) == own / 2
+    assert attainable_margin(of.network, (), 6.0) == 6.0, "nobody to ask"
+    assert attainable_margin(of.network, of.batch.pass_samples, 0.0) == 0.0, "plain likelihood stays plain"
+    wrong = [
+        s.model_copy(update={"target": LABELS[LABELS.index(s.target) - 1]}) for s in of.batch.pass_samples
+    ]
+    assert attainable_margin(of.network, wrong, 6.0) == 6.0, "what the base answers wrongly says nothing"

@@ -14,7 +14,7 @@ from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Hyperparameters, Sample
 from worker.losses import margin_loss_per_sample, margins
-from worker.ridge import Goal, firm_enough, push_rows, ridge_delta, ridge_rows, ridge_term
+from worker.ridge import Goal, firm_enough, push_rows, ridge_delta, ridge_factor, ridge_rows, ridge_term
 from worker.training import Prepared, prepare_dataset, standing
 from worker.trunk_sets import TrunkSet
 
@@ -135,3 +135,15 @@ def test_edits_without_a_gradient_are_refused() -> None:
     )
     with pytest.raises(EditFailed, match="no gradient"):
         ridge_rows(network, empty, 6.0)
+
+
+def test_a_moment_that_rounding_left_negative_is_solved_all_the_same() -> None:
+    draw = torch.Generator().manual_seed(0)
+    few = torch.randn(3, 200, generator=draw)
+    moment = few.T @ few * 1e4
+    moment -= 1e-3 * torch.eye(200)  # what float32 may lose beside entries of this size
+    u = torch.randn(2, 200, generator=draw)
+    factor = ridge_factor(u, moment, 1.0)
+    assert factor.isfinite().all()
+    reached = u.double() @ factor.T
+    assert (reached.diagonal() > 0.1).all() and (few.double() @ factor.T).abs().max() < 1e-3

@@ -11,6 +11,7 @@ from salem.deltas import LayerDelta
 from salem.records import Edit, EditBatch, Hyperparameters, Sample
 from salem.scopes import Scoped
 from worker.edit_dataset import build_edit_batch
+from worker import scoping
 from worker.scoping import Scoping, calibrated_radii, draw_scopes
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
@@ -156,10 +157,17 @@ def test_the_same_seed_draws_the_same_scopes() -> None:
     assert not torch.equal(one.metric.projection, other.metric.projection)
 
 
-def test_what_the_parent_holds_has_been_spent_of_the_budget() -> None:
+def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batch = tiny_network("bert"), batch_of(60)
     layer = network.layers[1]
     hyper = HYPER.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
+    spent: list[tuple[int, float]] = []
+
+    def noted(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
+        spent.append((len(calibration), budget))
+        return calibrated_radii(others, calibration, budget)
+
+    monkeypatch.setattr(scoping, "calibrated_radii", noted)
     scope = drawn(batch, hyper=hyper).scope
     nothing = torch.zeros(2, layer.d_out)
     term = Scoped(
@@ -175,4 +183,7 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget() -> None:
     parent = (LayerDelta(layer.path, (term,)),)
     later = draw_scopes(network, parent, batch, layer, hyper, generator, scope.metric)
     assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
-    assert (later.scope.radii >= scope.radii).all() and (later.scope.radii > scope.radii).any()
+    (num_free, whole), (num_left, left) = spent
+    assert (whole, left) == (0.2, 0.0)
+    assert num_free > 0 and num_left == 0, "what the parent holds cannot be held again"
+    assert (later.scope.radii >= scope.radii).all()

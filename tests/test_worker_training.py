@@ -13,7 +13,7 @@ from salem.deltas import LayerDelta, LowRank, applied
 from salem.encoding import encode, forward
 from salem.records import Hyperparameters, Sample
 from worker.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
-from worker.training import CHECK_EVERY, Prepared, edit_loss, prepare_dataset, standing, train
+from worker.training import CHECK_EVERY, Prepared, _Pulling, edit_loss, prepare_dataset, standing, train
 
 HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
 
@@ -178,3 +178,36 @@ def test_what_keeps_other_answers_in_place_is_felt() -> None:
         for weight in (0.0, 10.0)
     )
     assert held.divergence < free.divergence
+
+
+def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> None:
+    of, ready = case("bert"), prepared()
+    num = ready.corrections.num_samples
+    pulling = _Pulling(of.network, ready.corrections, HYPER)
+    assert sum(len(share.chunk) for share in pulling.shares()) == num and pulling.any
+    worst = torch.full((num,), HYPER.margin + 1)
+    worst[1] = HYPER.margin - 1
+    pulling.rest(worst)
+    (share,) = pulling.shares()
+    assert share.chunk.samples.tolist() == [1]
+    assert share.weight == pytest.approx(1 / num), "it pulls as much as if the others did not rest"
+    pulling.rest(worst + 2)
+    assert not pulling.shares() and not pulling.any
+    pulling.rest(worst)
+    assert pulling.any
+
+
+def test_plain_likelihood_never_rests() -> None:
+    of, ready = case("bert"), prepared()
+    pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update={"margin": 0.0}))
+    pulling.rest(torch.full((ready.corrections.num_samples,), 1e6))
+    assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
+
+
+def test_training_ends_once_all_hold_and_nothing_is_to_be_kept() -> None:
+    of, ready = case("bert"), prepared()
+    learner = Factors(ready.layer.d_in, ready.layer.d_out)
+    hyper = HYPER.model_copy(update={"kl_weight": 0.0, "margin": 0.05, "max_steps": 1_000})
+    _, best = train(of.network, ready, learner, hyper, torch.Generator())
+    assert best.held == 1.0
+    assert len(learner.seen) < 100

@@ -38,7 +38,8 @@ def build_edit_batch(
     touched = {sample.content_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
     kept = [sample for sample in _pool(reference, pass_samples) if sample[0].content_hash not in touched]
     training = [sample for sample, apart_from_training in kept if not apart_from_training]
-    rng.shuffle(training)
+    # Drawn apart, so that jobs with other edits train on the same pass samples, whose trunks are kept.
+    random.Random(seed).shuffle(training)
     return EditBatch(
         edit_samples=tuple(edit.sample for edit in edits),
         adapt_samples=tuple(adapt),

@@ -79,8 +79,18 @@ def ridge_factor(u: Tensor, moment: Tensor, strength: float) -> Tensor:
     """
     rows = u.double()
     system = rows.T @ rows + strength * moment.double()
-    system.diagonal().add_(_JITTER * float(system.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-    return torch.cholesky_solve(rows.T, torch.linalg.cholesky(system)).T
+    return torch.cholesky_solve(rows.T, _cholesky(system)).T
+
+
+def _cholesky(system: Tensor) -> Tensor:
+    """The factor of a system; adding up its moment in float32 may have left it slightly negative."""
+    jitter = _JITTER * float(system.diagonal().mean()) + torch.finfo(torch.float64).tiny
+    failed = 1
+    while failed:
+        system.diagonal().add_(jitter)
+        factor, info = torch.linalg.cholesky_ex(system)
+        failed, jitter = int(info), 10 * jitter
+    return factor
 
 
 def ridge_delta(u: Tensor, wanted: Tensor, moment: Tensor, strength: float) -> LowRank | Dense:

@@ -27,8 +27,8 @@ class Quiet:
 
 
 def salem(editing: Editing) -> Added:
-    """The product's default. `setting`: the share of pass samples that may lie inside any scope."""
-    return _made(editing, Hyperparameters(seed=editing.seed, scope_budget=editing.setting))
+    """The product's default. `setting`: the share of pass samples that one edit may add inside any scope."""
+    return _made(editing, Hyperparameters(seed=editing.seed, scope_budget_per_edit=editing.setting))
 
 
 def salem_paper(editing: Editing) -> Added:
