@@ -8,16 +8,16 @@ from tiny_models import MAX_TOKENS, tiny_network
 
 from salem.answers import predict
 from salem.errors import InvalidRequest
-from salem.records import Sample, TextInput, held_out
+from salem.records import Edit, TextInput, held_out
 from worker import registration
 from worker.registration import answer_reference
 
 
-def own(texts: tuple[str, ...], architecture: str = "bert") -> list[Sample]:
+def own(texts: tuple[str, ...], architecture: str = "bert") -> list[Edit]:
     """Texts with what the model answers."""
     answers = predict(tiny_network(architecture), [TextInput(input=text) for text in texts])
     return [
-        Sample(input=text, target=answer.output)
+        Edit(input=text, target=answer.output)
         for text, answer in zip(texts, answers, strict=True)
         if answer.output
     ]
@@ -53,8 +53,8 @@ def test_progress_is_told_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_sample_that_does_not_fit_is_pointed_at() -> None:
     samples = own(TEXTS[:3])
-    strange = Sample(input="where", target="strange")
-    long = Sample(input="parcel " * MAX_TOKENS, target=samples[0].target)
+    strange = Edit(input="where", target="strange")
+    long = Edit(input="parcel " * MAX_TOKENS, target=samples[0].target)
     with pytest.raises(InvalidRequest) as caught:
         answer_reference(tiny_network("bert"), [samples[0], strange, long], lambda share: None)
     assert [error.pointer for error in caught.value.errors] == ["/reference/1/target", "/reference/2/input"]
@@ -64,3 +64,15 @@ def test_every_sample_that_does_not_fit_is_pointed_at() -> None:
 def test_an_empty_set_has_no_accuracy() -> None:
     answered = answer_reference(tiny_network("bert"), [], lambda share: None)
     assert answered.accuracy is None and answered.num_pass_samples == answered.num_held_out == 0
+
+
+def test_paraphrases_are_kept_and_must_fit_too() -> None:
+    (sample,) = own(TEXTS[:1])
+    known = sample.model_copy(update={"paraphrases": ("the same in other words",)})
+    answered = answer_reference(tiny_network("bert"), [known], lambda share: None)
+    assert answered.reference[0].paraphrases == ("the same in other words",)
+    assert answered.reference[0].sample == sample.sample
+    long = sample.model_copy(update={"paraphrases": ("short", "parcel " * MAX_TOKENS)})
+    with pytest.raises(InvalidRequest) as caught:
+        answer_reference(tiny_network("bert"), [long], lambda share: None)
+    assert [error.pointer for error in caught.value.errors] == ["/reference/0/paraphrases/1"]

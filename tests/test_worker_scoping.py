@@ -10,8 +10,8 @@ from torch import Tensor
 from salem.deltas import LayerDelta
 from salem.records import Edit, EditBatch, Hyperparameters, Sample
 from salem.scopes import Scoped
-from worker.edit_dataset import build_edit_batch
 from worker import scoping
+from worker.edit_dataset import build_edit_batch
 from worker.scoping import Scoping, calibrated_radii, draw_scopes
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")

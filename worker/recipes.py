@@ -109,7 +109,6 @@ def train_term(
 ) -> Trained:
     """Train the term that corrects a batch at a layer, on top of the parent."""
     generator = torch.Generator().manual_seed(hyper.seed)
-    hyper = hyper.model_copy(update={"margin": attainable_margin(network, batch.pass_samples, hyper.margin)})
     work = Work(network, tuple(parent), left or Left(), batch, layer, hyper, generator, progress)
     return _RECIPES[hyper.recipe](work)
 
@@ -165,6 +164,8 @@ def _ridge(work: Work) -> Trained:
 
 
 def _scoped(work: Work) -> Trained:
+    margin = attainable_margin(work.network, work.batch.pass_samples, work.hyper.margin)
+    work = replace(work, hyper=work.hyper.model_copy(update={"margin": margin}))
     # Keys read the base, so scopes are drawn before anything is applied.
     left = work.left
     scoping = draw_scopes(
