@@ -152,7 +152,11 @@ def _choose_layer(
         layer, reason = layer_at(network.layers, hyper.layer), f"{hyper.layer} was named in the request."
     elif hyper.recipe is Recipe.PAPER or len(few) < 2:
         layer = choose_layer(scores, candidates)
-        reason = f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
+        reason = (
+            f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
+            if len(candidates) > 1
+            else f"{layer.path} is the only candidate: the middle of a stack of few blocks."
+        )
     else:
         decision = trial_edits(network, batch, few, hyper, torch.Generator().manual_seed(hyper.seed))
         layer, reason = decision.best.layer, decision.reason
