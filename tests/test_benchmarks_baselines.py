@@ -6,6 +6,7 @@ import pytest
 import torch
 from baseline_cases import EDIT_TEXTS, LATER_TEXTS, assert_untouched, contents, editing_of, loss_of
 
+from benchmarks.baselines.added import Added
 from benchmarks.methods import METHODS, method
 from salem.answers import predict
 from salem.errors import Misconfigured
@@ -20,7 +21,7 @@ TINY = {
 }  # fmt: skip
 # The loop keeps no update under which no correction holds, and a middle layer this narrow may have none.
 NOTHING_HOLDS = {
-    ("fine-tune-layer", "t5"), ("fine-tune-kl", "t5"), ("fine-tune-kl", "gpt2"), ("salem", "gpt2"),
+    ("fine-tune-layer", "t5"), ("fine-tune-kl", "t5"), ("fine-tune-kl", "gpt2"),
 }  # fmt: skip
 
 
@@ -90,3 +91,12 @@ def test_other_methods_refuse_an_earlier_result(name: str) -> None:
     first = method("grace").edit(editing_of("bert", 0.3))
     with pytest.raises(Misconfigured):
         method(name).edit(editing_of("bert", method(name).grid[1], before=first))
+
+
+def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
+    first = method("salem").edit(editing_of("bert", setting_of("salem")))
+    later = editing_of("bert", setting_of("salem"), texts=LATER_TEXTS, before=first)
+    edited = method("salem").edit(later)
+    assert isinstance(edited, Added)
+    metrics = [delta.scoped.metric.sha256 for delta in edited.deltas if delta.scoped]
+    assert len(metrics) == 2 and len(set(metrics)) == 1

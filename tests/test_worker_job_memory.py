@@ -70,11 +70,13 @@ def test_scoped_entries_train_on_rewordings_and_on_the_nearest_pass_samples() ->
     edited = batch(network)
     plain, scoped = (_lengths(network, edited, hyper) for hyper in (MEND, SCOPED))
     assert list(scoped.corrections) == 2 * list(plain.corrections)
+    pulled = SCOPED.model_copy(update={"kl_weight": 0.1})
     few, many, more = (
-        job_estimate(network, batch(network, count), SCOPED).trunks
+        job_estimate(network, batch(network, count), pulled).trunks
         for count in (NEAR_SAMPLES - CHUNK, NEAR_SAMPLES, 4 * NEAR_SAMPLES)
     )
     assert few < many == more
+    assert job_estimate(network, batch(network, NEAR_SAMPLES), SCOPED).trunks < few, "without a pull, on none"
     few, more = (
         job_estimate(network, batch(network, count), MEND).trunks
         for count in (NEAR_SAMPLES, 4 * NEAR_SAMPLES)

@@ -14,7 +14,7 @@ from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample, Task, TextInput
 from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
-from worker.recipes import NEAR_SAMPLES
+from worker.recipes import num_near
 from worker.saliency import middle_layers
 
 
@@ -32,7 +32,7 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
         lengths,
         hyper,
         lowest_block=layer.block,
-        num_trained_on=min(NEAR_SAMPLES, len(batch.pass_samples)) if scoped else len(batch.pass_samples),
+        num_trained_on=min(num_near(hyper), len(batch.pass_samples)) if scoped else len(batch.pass_samples),
         cuts_steps=network.device.type == "cuda",
     )
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from salem.features import Reading
 from salem.scopes import Metric
 
-SHARP, GENTLE = 0.05, 0.15  # temperatures: for what rules made, and for what people wrote
+SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
 BATCH_GROUPS = 384  # pairs per step
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2

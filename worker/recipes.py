@@ -210,6 +210,11 @@ def _failing(work: Work, prepared: Prepared, term: Scoped) -> Tensor:
     return failing
 
 
+def num_near(hyper: Hyperparameters) -> int:
+    """How many pass samples train the values of a scoped job: none, unless it asks for their pull."""
+    return NEAR_SAMPLES if hyper.kl_weight else 0
+
+
 def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     """Corrections and their rewordings as they fire; the nearest pass samples as if they lay well inside.
 
@@ -219,8 +224,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     """
     network, layer, own = work.network, work.layer, work.batch.corrections
     learning = (~scoping.calibration).nonzero()[:, 0]
-    num_near = NEAR_SAMPLES if work.hyper.kl_weight else 0
-    near = learning[scoping.kept.inside[learning].argsort(descending=True)[:num_near]]
+    near = learning[scoping.kept.inside[learning].argsort(descending=True)[: num_near(work.hyper)]]
     firing = ((scoping.kept.strength > 0) & scoping.calibration).nonzero()[:, 0]
     as_if = scoping.kept.rows(near)
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)

@@ -99,7 +99,7 @@ def train(
     """Train until the corrections hold and the validation part stops improving; return the best term.
 
     A step sees one chunk of pass samples and the corrections that do not hold with the margin yet: how large
-    a step a correction takes is its own affair (SaLEM, section 6: extent-aware editing).
+    a step a correction takes is its own affair (the extent-aware editing that SaLEM leaves as future work).
     """
     rate = hyper.learning_rate or learner.learning_rate
     parameters = list(learner.parameters())

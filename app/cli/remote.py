@@ -26,6 +26,7 @@ commands.add_typer(edits_commands, name="edits")
 commands.add_typer(jobs_commands, name="jobs")
 
 Url = Annotated[str | None, typer.Option("--url", envvar="SALEM_URL", help="Where the service is.")]
+Key = Annotated[str | None, typer.Option(help="Idempotency key: sending again gives the same job.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit 1 when it fails.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -89,9 +90,7 @@ def edits_post(
     layer: Annotated[str | None, typer.Option(help="Layer to edit; default the most salient.")] = None,
     recipe: Annotated[Recipe | None, typer.Option(help="How the delta is made.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Idempotency key: sending again gives the same job.")
-    ] = None,
+    key: Key = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from app.cli.client import Client, ServiceError, client_for
 from app.cli.printing import print_rows, report_job
-from app.cli.remote import AsJson, Url, Wait
+from app.cli.remote import AsJson, Key, Url, Wait
 from salem.records import ModelReference
 
 commands = typer.Typer()
@@ -42,9 +42,7 @@ def without(
     version: Of,
     edits: Annotated[list[str], typer.Argument(help="Ids of edits, as `salem entries` shows them: 3.0")],
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Idempotency key: sending again gives the same job.")
-    ] = None,
+    key: Key = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:

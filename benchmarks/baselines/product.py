@@ -11,6 +11,7 @@ from benchmarks.baselines.added import Added, earlier, first_batch_only
 from benchmarks.baselines.contract import Editing
 from salem.records import Edit, Hyperparameters, LayerScore, Recipe, TextInput
 from worker.editing import make_delta
+from worker.recipes import Left
 
 
 class Quiet:
@@ -45,5 +46,7 @@ def known_paraphrases(corpus: Sequence[Edit]) -> tuple[tuple[TextInput, TextInpu
 def _made(editing: Editing, hyper: Hyperparameters) -> Added:
     before = earlier(editing)
     batch = editing.batch.model_copy(update={"equivalents": known_paraphrases(editing.corpus)})
-    made = make_delta(editing.network, before, batch, hyper, Quiet())
+    scoped = before[-1].scoped if before else None
+    left = Left(metric=scoped.metric if scoped else None)
+    made = make_delta(editing.network, before, batch, hyper, Quiet(), left)
     return Added(editing.network, (*before, made.delta))

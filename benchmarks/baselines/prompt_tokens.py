@@ -7,7 +7,7 @@ covers the past too, so the tokens at hand are its last columns. Does not know w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -98,9 +98,8 @@ def _entering_and_leaving(network: Network, fields: dict[str, Tensor], layer: La
     handle = network.module(layer.path).register_forward_hook(stop)
     body = network.model.get_encoder() if network.model.config.is_encoder_decoder else network.model
     try:
-        body(**fields)
-    except _Seen:
-        pass
+        with suppress(_Seen):
+            body(**fields)
     finally:
         handle.remove()
     n = len(fields["input_ids"])

@@ -33,6 +33,7 @@ _NUMBERS = ("metric", "version", "made_in", "removed")
 
 
 def upgrade() -> None:
+    """Make the tables, number the deltas of every version, and fill in the entries of scoped ones."""
     _create_tables()
     op.add_column("models", sa.Column("scope_metric", sa.String(64)))
     connection = op.get_bind()
@@ -50,6 +51,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Forget entries, metrics and the deltas' numbers; versions answer as before."""
     op.drop_table("entry_texts")
     op.drop_table("entries")
     op.drop_column("models", "scope_metric")
