@@ -7,10 +7,10 @@ methods, data sets or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.baselines.contract import Edited
 from benchmarks.quality_data import MAX_NEW_TOKENS, Correction
 from salem.answers import predict, same_answer
-from salem.encoding import encode, forward, in_buckets
+from salem.encoding import Batch, encode, forward, in_buckets
 from salem.hosting import Network, count_tokens
 from salem.records import Sample, TextInput
 from worker.intervals import paired_drop
@@ -27,7 +27,13 @@ CHUNK = 64
 _WORST_NLL = 50.0  # nats
 _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 
-Answering = Callable[[Sequence[TextInput]], AbstractContextManager[None]]
+
+class Answering(Protocol):
+    """Makes a network answer one padded batch as edited, while active."""
+
+    def __call__(
+        self, inputs: Sequence[TextInput], batch: Batch | None = None
+    ) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,9 @@ def forced(network: Network, answering: Answering, samples: Sequence[Sample]) ->
     found: dict[int, Forced] = {}
     for rows in _chunks(network, samples):
         chunk = [samples[row] for row in rows]
-        with answering(chunk):
-            answers = forward(network, encode(network, chunk))
+        batch = encode(network, chunk)
+        with answering(chunk, batch):
+            answers = forward(network, batch)
         greedy = answers.logits.argmax(-1)  # [a]
         nll = F.cross_entropy(answers.logits.float(), answers.targets, reduction="none")  # [a]
         nll = nll.nan_to_num(nan=_WORST_NLL, posinf=_WORST_NLL)  # a method may break a model altogether
@@ -171,7 +178,7 @@ def forced(network: Network, answering: Answering, samples: Sequence[Sample]) ->
     return [found[row] for row in range(len(samples))]
 
 
-def _as_base(inputs: Sequence[TextInput]) -> AbstractContextManager[None]:
+def _as_base(inputs: Sequence[TextInput], batch: Batch | None = None) -> AbstractContextManager[None]:
     return nullcontext()
 
 

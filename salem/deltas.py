@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from salem import tensor_files
 from salem.errors import DeltaRejected
 from salem.records import Layer
-from salem.scopes import Firing, Metric, Scoped
+from salem.scopes import Firing, Metric, Scoped, Writing
 
 _KEY = re.compile(r"terms\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
 
@@ -84,8 +84,10 @@ class Dense:
 
 
 Term = LowRank | Dense | Scoped
-_DIMENSIONS = {"radii": 1, "owners": 1, "down": 3, "up": 3} | dict.fromkeys(
-    ("a", "b", "weight", "keys", "values"), 2
+_DIMENSIONS = (
+    dict.fromkeys(("radii", "owners"), 1)
+    | dict.fromkeys(("a", "b", "weight", "keys"), 2)
+    | dict.fromkeys(("values", "down", "up"), 3)
 )
 _KINDS: Mapping[frozenset[str], type[Term]] = {
     frozenset(field.name for field in fields(kind) if field.name != "metric"): kind
@@ -106,10 +108,14 @@ class LayerDelta:
         return next((term for term in self.terms if isinstance(term, Scoped)), None)
 
     def addition(self, firing: Callable[[], Firing | None] = lambda: None) -> Addition:
-        """What the delta adds, as a function of the layer's input; `firing` is asked when it acts."""
+        """What the delta adds, as a function of the layer's input; `firing` is asked when it acts.
+
+        Serves one batch: of a generated answer it is to see every pass, once.
+        """
+        writing = Writing()
 
         def add(x: Tensor) -> Tensor:
-            parts = [act(term, firing())(x) for term in self.terms]
+            parts = [act(term, firing(), writing)(x) for term in self.terms]
             return sum(parts[1:], start=parts[0])
 
         return add
@@ -119,12 +125,12 @@ class LayerDelta:
         return LayerDelta(self.layer, tuple(term.to(device, dtype) for term in self.terms))
 
 
-def act(term: Term, firing: Firing | None) -> Addition:
+def act(term: Term, firing: Firing | None, writing: Writing | None = None) -> Addition:
     """A term as a function of the layer's input alone."""
     if not isinstance(term, Scoped):
         return term
     assert firing is not None, "a scoped term needs to know what fires"
-    return partial(term.act, firing=firing)
+    return partial(term.act, firing=firing, writing=writing)
 
 
 @contextmanager

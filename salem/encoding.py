@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return self.targets.shape[0]
 
+    @property
+    def answer_starts(self) -> Tensor:
+        """The first answer position of each sample -> [n]; for a decoder that of its prompt's last token."""
+        return (self.targets != IGNORED).int().argmax(-1)
+
     def rows(self, index: Tensor) -> Batch:
         """The samples at `index` [k]."""
         return Batch({key: value[index] for key, value in self.inputs.items()}, self.targets[index])

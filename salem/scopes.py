@@ -67,9 +67,33 @@ class Firing:
     entry: Tensor  # [n] int64
     inside: Tensor  # [n] cosine to the nearest key minus its radius; positive inside the scope
     strength: Tensor  # [n] in [0, 1]
+    starts: Tensor | None = None  # [n] first answer position, where a batch holds prompts with their answers
 
     def rows(self, index: Tensor) -> Firing:
-        return Firing(self.entry[index], self.inside[index], self.strength[index])
+        starts = None if self.starts is None else self.starts[index]
+        return Firing(self.entry[index], self.inside[index], self.strength[index], starts)
+
+
+class Writing:
+    """Counts a generator's passes over one batch: the first reads prompts, each other adds a token.
+
+    A decoder's prompts end in the last column of the first pass; a decoder beside an encoder starts with one
+    token. With a cache a later pass brings the new token alone, without one all columns again.
+    """
+
+    def __init__(self) -> None:
+        self._prompt = 0  # columns of the first pass
+        self._written = 0
+
+    def positions(self, num_columns: int, device: torch.device) -> Tensor:
+        """To be asked once per pass: which token of the answer each column speaks about -> [1, t]."""
+        columns = torch.arange(num_columns, device=device)
+        if not self._prompt:
+            self._prompt = num_columns
+        else:
+            self._written += 1
+        first = self._prompt - 1 + self._written if self._written and num_columns == 1 else 0
+        return (columns + first - (self._prompt - 1)).clamp(min=0)[None]
 
 
 @dataclass(frozen=True)
@@ -91,14 +115,16 @@ class Scope:
 class Scoped:
     """A term of `e` entries, each acting only on inputs inside its scope.
 
-    Where entry i fires, the layer's output gets strength * (values[i] + (x down[i]ᵀ) up[i]) at every token.
+    Where entry i fires, the layer's output gets strength * (values[i, j] + (x down[i]ᵀ) up[i]) at every token
+    that speaks about the answer's j-th: 0 for the whole prompt, p - 1 also for what comes later. A value that
+    reads no token does to a paraphrase what it does to its edit.
     """
 
     metric: Metric
     keys: Tensor  # [k, m]
     radii: Tensor  # [k]
     owners: Tensor  # [k]
-    values: Tensor  # [e, d_out]
+    values: Tensor  # [e, p, d_out]; p is 1 where a layer does not take part in writing an answer
     down: Tensor  # [e, r, d_in]; r may be 0
     up: Tensor  # [e, r, d_out]
 
@@ -109,14 +135,30 @@ class Scoped:
     def scope(self) -> Scope:
         return Scope(self.metric, self.keys, self.radii, self.owners)
 
-    def act(self, x: Tensor, firing: Firing) -> Tensor:
-        """The addition for inputs x [n * t, d_in] or [n, t, d_in], n rows firing as given -> [.., d_out]."""
+    def act(self, x: Tensor, firing: Firing, writing: Writing | None = None) -> Tensor:
+        """The addition for inputs x [n * t, d_in] or [n, t, d_in], n rows firing as given -> [.., d_out].
+
+        Args:
+            writing: of the answer that is being generated; not needed where `firing` knows the starts.
+        """
         rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
-        addition = self.values[firing.entry].unsqueeze(1)  # [n, 1, d_out]
+        addition = self._values_at(firing, rows.shape[1], writing)  # [n, 1 or t, d_out]
         if self.down.shape[1]:
             addition = addition + rows @ self.down[firing.entry].mT @ self.up[firing.entry]
         addition = (addition * firing.strength[:, None, None]).expand(len(rows), rows.shape[1], -1)
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
+
+    def _values_at(self, firing: Firing, num_columns: int, writing: Writing | None) -> Tensor:
+        last = self.values.shape[1] - 1
+        if not last:
+            return self.values[firing.entry]
+        if firing.starts is not None:
+            columns = torch.arange(num_columns, device=self.values.device)
+            positions = (columns - firing.starts.to(columns.device)[:, None]).clamp(min=0)  # [n, t]
+        else:
+            assert writing is not None, "who generates counts the passes"
+            positions = writing.positions(num_columns, self.values.device)
+        return self.values[firing.entry[:, None], positions.clamp(max=last)]
 
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""
@@ -125,7 +167,7 @@ class Scoped:
             "keys": (k, m),
             "radii": (k,),
             "owners": (k,),
-            "values": (e, layer.d_out),
+            "values": (e, max(self.values.shape[1], 1), layer.d_out),
             "down": (e, r, layer.d_in),
             "up": (e, r, layer.d_out),
         }
@@ -153,6 +195,5 @@ def prevailing(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
     )  # cosines are below 2
     places = iter(range(len(present)))
     return tuple(
-        firing and Firing(firing.entry, firing.inside, firing.strength * (winner == next(places)))
-        for firing in firings
+        firing and replace(firing, strength=firing.strength * (winner == next(places))) for firing in firings
     )

@@ -124,6 +124,12 @@ def beside_encoder(network: Network, layer: Layer) -> bool:
     return not any(module is network.module(layer.path) for module in encoder.modules())
 
 
+def sees_answer(network: Network, layer: Layer) -> bool:
+    """Whether the tokens of a generated answer pass through `layer`, as it is written."""
+    encodes = network.model.config.is_encoder_decoder and not beside_encoder(network, layer)
+    return network.task.generates and not encodes
+
+
 def _encode(network: Network, batch: Batch) -> Tensor:
     encoder = network.model.get_encoder()
     mask = batch.inputs["attention_mask"]

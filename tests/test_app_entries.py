@@ -78,7 +78,7 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
         keys=metric.place(seen),
         radii=torch.full((len(edits),), 0.999),
         owners=torch.arange(len(edits)).float(),
-        values=torch.randn(len(edits), layer.d_out, generator=torch.Generator().manual_seed(1)),
+        values=torch.randn(len(edits), 1, layer.d_out, generator=torch.Generator().manual_seed(1)),
         down=torch.zeros(len(edits), 0, layer.d_in),
         up=torch.zeros(len(edits), 0, layer.d_out),
     )

@@ -15,7 +15,7 @@ from tiny_models import LABELS, build_network
 from benchmarks.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
 from benchmarks.quality_data import Correction
 from salem.answers import predict
-from salem.encoding import encode
+from salem.encoding import Batch, encode
 from salem.hosting import Network
 from salem.records import Edit, Sample, TextInput
 
@@ -38,7 +38,7 @@ class Told:
     asked: list[list[TextInput]] = field(default_factory=list)
 
     @contextmanager
-    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
+    def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
         self.asked.append(list(inputs))
 
         def tell(module: Any, args: Any, output: Any) -> Any:
@@ -66,7 +66,7 @@ class Shouting:
     delta_bytes: int = 0
 
     @contextmanager
-    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
+    def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
         def shout(module: Any, args: Any, output: Any) -> Any:
             output.logits = torch.zeros_like(output.logits)
             output.logits[..., self.token] = 9.0

@@ -19,6 +19,7 @@ from benchmarks.quality_data import Correction, Material
 from benchmarks.quality_jobs import Sizes, draw_job
 from benchmarks.quality_unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
 from benchmarks.quality_units import Unit
+from salem.encoding import Batch
 from salem.hosting import Network
 from salem.records import Edit, Sample, Task, TextInput
 
@@ -40,7 +41,7 @@ class Shoved:
         return 4 * self.num_batches
 
     @contextmanager
-    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
+    def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
         def shove(module: Any, args: Any, output: Any) -> Any:
             output.logits = output.logits.clone()
             output.logits[:, self.label] = 1e4

@@ -19,7 +19,7 @@ from salem.gates import fire
 from salem.hosting import Network
 from salem.metric_files import named, pack_metric, unpack_metric
 from salem.records import Layer, Prediction, TextInput
-from salem.scopes import Firing, Metric, Scope, Scoped, prevailing
+from salem.scopes import Firing, Metric, Scope, Scoped, Writing, prevailing
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
@@ -51,6 +51,7 @@ def scoped_delta(
     size: float = 50.0,
     rank: int = 1,
     seed: int = 0,
+    num_positions: int = 1,
     metric: Metric | None = None,
 ) -> LayerDelta:
     """An entry of its own for each input, with a key at that input."""
@@ -60,7 +61,7 @@ def scoped_delta(
         keys=metric.read(network, inputs),
         radii=torch.full((e,), 0.9),
         owners=torch.arange(e).float(),
-        values=size * drawn(e, layer.d_out, seed=seed),
+        values=size * drawn(e, num_positions, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
         up=drawn(e, rank, layer.d_out, seed=seed + 2),
     )
@@ -101,7 +102,7 @@ def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
 def some_term(rank: int) -> Scoped:
     return Scoped(
         **vars(small_scope()),
-        values=drawn(2, 4),
+        values=drawn(2, 1, 4),
         down=drawn(2, rank, 6, seed=1),
         up=drawn(2, rank, 4, seed=2),
     )
@@ -116,7 +117,7 @@ def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
     for row in range(3):
         entry = int(firing.entry[row])
         update = term.up[entry].T @ term.down[entry]  # [d_out, d_in]
-        expected = firing.strength[row] * (term.values[entry] + x[row] @ update.T)
+        expected = firing.strength[row] * (term.values[entry, 0] + x[row] @ update.T)
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
     flat = term.act(x.reshape(15, 6), firing)
     assert flat.shape == (15, 4)
@@ -165,7 +166,7 @@ def test_a_scoped_delta_adds_what_its_entry_says() -> None:
         found = network.model(**fields).logits
     bias = matrix.bias.detach().clone()
     with torch.no_grad():
-        matrix.bias.add_(firings[0].strength * term.values[0])
+        matrix.bias.add_(firings[0].strength * term.values[0, 0])
         try:
             expected = network.model(**fields).logits
         finally:
@@ -192,11 +193,51 @@ def test_a_batch_answers_as_each_input_alone() -> None:
     assert set(outputs(together)) <= set(LABELS)
 
 
+def test_each_token_of_an_answer_gets_the_value_of_its_position() -> None:
+    term = replace(some_term(0), values=drawn(2, 3, 4), down=drawn(2, 0, 6), up=drawn(2, 0, 4))
+    firing = Firing(torch.tensor([1, 0]), torch.zeros(2), torch.ones(2))
+    values = term.values[firing.entry]
+    given = term.act(drawn(2, 7, 6), replace(firing, starts=torch.tensor([3, 1])))
+    assert torch.equal(given[0], values[0, [0, 0, 0, 0, 1, 2, 2]])
+    assert torch.equal(given[1], values[1, [0, 0, 1, 2, 2, 2, 2]]), "what comes later gets the last value"
+    cached = Writing()
+    passes = [term.act(drawn(2, width, 6), firing, cached) for width in (5, 1, 1, 1)]
+    assert torch.equal(torch.cat(passes, 1), values[:, [0, 0, 0, 0, 0, 1, 2, 2]])
+    whole = Writing()
+    for width, expected in ((2, [0, 0]), (3, [0, 0, 1]), (4, [0, 0, 1, 2])):
+        assert torch.equal(term.act(drawn(2, width, 6), firing, whole), values[:, expected])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5", "bart"])
+def test_given_answers_are_read_as_generated_ones_are_written(architecture: str) -> None:
+    network = tiny_network(architecture)
+    deltas = [scoped_delta(network, network.layers[-1], TEXTS[:1], size=5.0, num_positions=3)]
+    with applied(network.model, deltas, fire(network, TEXTS[:1], deltas)):
+        written = greedy_ids(network, TEXTS[0], 5)
+    assert len(written) == 5
+    fields, answer = encode_inputs(network, TEXTS[:1]), torch.tensor([written])
+    if network.model.config.is_encoder_decoder:
+        start = 0
+        begun = torch.cat([torch.tensor([[network.start_id]]), answer[:, :-1]], dim=1)
+        given = {**fields, "decoder_input_ids": begun}
+    else:
+        prompt = fields["input_ids"][fields["attention_mask"] == 1][None]
+        start = prompt.shape[1] - 1
+        given = {"input_ids": torch.cat([prompt, answer[:, :-1]], dim=1)}
+    (firing,) = fire(network, TEXTS[:1], deltas)
+    assert firing is not None
+    known = [replace(firing, starts=torch.tensor([start]))]
+    with applied(network.model, deltas, known), torch.no_grad():
+        logits = network.model(**given, use_cache=False).logits
+    assert logits[0, start:].argmax(-1).tolist() == written
+
+
+@pytest.mark.parametrize("num_positions", [1, 3])
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama", "t5", "bart"])
-def test_cached_writing_equals_writing_without_a_cache(architecture: str) -> None:
+def test_cached_writing_equals_writing_without_a_cache(architecture: str, num_positions: int) -> None:
     network = tiny_network(architecture)
     layer = network.layers[-1]
-    deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0)]
+    deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0, num_positions=num_positions)]
     found = outputs(predict(network, TEXTS, deltas, max_new_tokens=6))
     for text, output in zip(TEXTS, found, strict=True):
         with applied(network.model, deltas, fire(network, [text], deltas)):
@@ -232,8 +273,10 @@ def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
         {"radii": torch.tensor([0.9])},
         {"keys": torch.zeros(2, 15)},
         {"keys": torch.zeros(0, 16), "radii": torch.zeros(0), "owners": torch.zeros(0)},
-        {"values": torch.zeros(2, 3)},
-        {"values": torch.zeros(1, 16)},
+        {"values": torch.zeros(2, 1, 3)},
+        {"values": torch.zeros(1, 1, 16)},
+        {"values": torch.zeros(2, 0, 16)},
+        {"values": torch.zeros(2, 16)},
         {"down": torch.zeros(2, 1, 3)},
         {"up": torch.zeros(2, 2, 16)},
         {"radii": torch.tensor([0.9, float("nan")])},

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salem.answers import predict, same_answer
 from salem.deltas import Dense, LayerDelta, LowRank, Term, pack, unpack
+from salem.encoding import IGNORED, encode
 from salem.hosting import Network
 from salem.metric_files import pack_metric, unpack_metric
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
@@ -205,6 +206,26 @@ def test_few_pass_samples_are_enough(recipe: Recipe, num_pass: int) -> None:
     few = Case(of.network, of.batch.model_copy(update={"pass_samples": kept}))
     found = train(few, recipe)
     assert num_right(few, few.batch.edit_samples, (as_delta(few, found),)) == len(EDIT_TEXTS)
+
+
+@pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("t5", -1), ("t5", 0), ("bert", 1)])
+def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture: str, block: int) -> None:
+    of = case(architecture)
+    layer = of.network.layers[block]
+    found = train(of, Recipe.SCOPED, block=block, max_steps=2)
+    assert isinstance(found.term, Scoped)
+    lengths = (encode(of.network, of.batch.edit_samples).targets != IGNORED).sum(-1)
+    written = of.network.task.generates and "encoder" not in layer.path
+    assert found.term.values.shape == (len(EDIT_TEXTS), int(lengths.max()) if written else 1, layer.d_out)
+
+
+@pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("llama", 1), ("t5", -1)])
+def test_values_alone_hold_an_answer_of_several_tokens(architecture: str, block: int) -> None:
+    of = case(architecture)
+    edit = of.batch.edit_samples[0].model_copy(update={"target": "Anna wrote the book"})
+    few = Case(of.network, of.batch.model_copy(update={"edit_samples": (edit,), "adapt_samples": ()}))
+    found = train(few, Recipe.SCOPED, block=block, entry_rank=0, max_steps=300)
+    assert num_right(few, few.batch.edit_samples, (as_delta(few, found, block=block),)) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -10,11 +10,12 @@ from test_worker_gradients import autograd_gradients, in_double, some_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
 from salem.layers import find_matrices
-from salem.records import Layer
+from salem.records import Hyperparameters, Layer, Recipe
 from worker.gradients import TokenGradients
 from worker.saliency import (
     Measure,
     block_saliency,
+    candidate_layers,
     choose_layer,
     fenced,
     layer_saliency,
@@ -149,3 +150,17 @@ def test_a_shortlist_is_in_the_order_of_salience() -> None:
     named = {layer.path: score for layer, score in zip(layers, (1.0, 3.0, 2.0, 3.0), strict=True)}
     assert [layer.block for layer in shortlist(named, layers, 3)] == [1, 3, 2]
     assert len(shortlist(named, layers, 9)) == 4
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None:
+    network = tiny_network(architecture)
+    encoder, decoder = (layer.stack for layer in (network.layers[0], network.layers[-1]))
+    scoped = candidate_layers(network, Hyperparameters())
+    assert {layer.stack for layer in scoped} == {decoder}
+    every = candidate_layers(network, Hyperparameters(candidates="all"))
+    assert every == network.layers == candidate_layers(network, Hyperparameters(recipe=Recipe.PAPER))
+    mend = candidate_layers(network, Hyperparameters(recipe=Recipe.MEND))
+    assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
+    classifier = tiny_network("bert")
+    assert candidate_layers(classifier, Hyperparameters()) == middle_layers(classifier.layers)

@@ -31,7 +31,7 @@ from salem.records import (
 )
 from worker.evaluation import Answerer, evaluate
 from worker.recipes import Left, train_term
-from worker.saliency import choose_layer, layer_saliency, middle_layers, profile, shortlist
+from worker.saliency import candidate_layers, choose_layer, layer_saliency, profile, shortlist
 from worker.trials import trial_edits
 
 
@@ -145,8 +145,7 @@ def _choose_layer(
     The layer that the client names; else, of the most salient, the one at which a trial edit does best.
     """
     scores = layer_saliency(network, batch.corrections, network.layers, hyper.gradient_batch)
-    bare = hyper.recipe is Recipe.PAPER or hyper.candidates == "all"
-    candidates = network.layers if bare else middle_layers(network.layers)
+    candidates = candidate_layers(network, hyper)
     few = shortlist(scores, candidates, hyper.trial_edits)
     if hyper.layer:
         layer, reason = layer_at(network.layers, hyper.layer), f"{hyper.layer} was named in the request."

@@ -15,7 +15,7 @@ from salem.layers import layer_at
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample, Task, TextInput
 from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
 from worker.recipes import num_near
-from worker.saliency import middle_layers
+from worker.saliency import candidate_layers
 
 
 def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Estimate:
@@ -65,8 +65,7 @@ def _deepest(network: Network, hyper: Hyperparameters, answer_share: float) -> t
 def _candidates(network: Network, hyper: Hyperparameters) -> Sequence[Layer]:
     if hyper.layer:
         return [layer_at(network.layers, hyper.layer)]
-    bare = hyper.recipe is Recipe.PAPER or hyper.candidates == "all"
-    return network.layers if bare else middle_layers(network.layers)
+    return candidate_layers(network, hyper)
 
 
 def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Lengths:

@@ -48,10 +48,11 @@ class MendLearner:
 
 
 class ScopedLearner:
-    """A value vector per entry and, for entries that need one, a rank-r term beside it; the scope is fixed.
+    """A value per entry and answer position and, for entries that need one, a rank-r term beside them; the
+    scope is fixed.
 
-    A vector serves a paraphrase that training never saw; a term that reads tokens fits those of the edit.
-    But a vector cannot write every answer of several tokens.
+    A value serves a paraphrase that training never saw; a term that reads tokens fits those of the edit. It
+    is needed where a layer that does not write the answer is to hold several tokens of it.
     """
 
     learning_rate = 0.2  # values are in units of the residual stream
@@ -66,7 +67,7 @@ class ScopedLearner:
         scale: float,
         generator: torch.Generator,
     ) -> None:
-        (e, d_out), d_in = start.values.shape, start.down.shape[-1]
+        (e, _, d_out), d_in = start.values.shape, start.down.shape[-1]
         device = start.values.device
         down = torch.randn(e, rank, d_in, generator=generator) / d_in**0.5
         self.start, self.scale = start, scale
@@ -88,12 +89,12 @@ class ScopedLearner:
         )
 
 
-def empty_entries(scope: Scope, num_entries: int, layer: Layer) -> Scoped:
-    """Entries that add nothing yet."""
+def empty_entries(scope: Scope, num_entries: int, layer: Layer, num_positions: int = 1) -> Scoped:
+    """Entries that add nothing yet, with a value for each of so many answer positions."""
     new = scope.keys.new_zeros
     return Scoped(
         **vars(scope),
-        values=new(num_entries, layer.d_out),
+        values=new(num_entries, num_positions, layer.d_out),
         down=new(num_entries, 0, layer.d_in),
         up=new(num_entries, 0, layer.d_out),
     )

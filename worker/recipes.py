@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
-from salem.encoding import encode, forward
+from salem.encoding import IGNORED, encode, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Entry, Hyperparameters, Layer, Recipe, Sample
 from salem.scopes import Metric, Scoped
-from salem.trunk import resume
+from salem.trunk import resume, sees_answer
 from worker.compression import TOLERANCE, compress
 from worker.learners import ScopedLearner, empty_entries, mend_learner
 from worker.losses import worst_margin_per_sample
@@ -44,6 +44,7 @@ from worker.training import (
 from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
+MOST_POSITIONS = 32  # of an answer that have a value of their own; later ones share the last
 MARGIN_SAMPLES = 32  # pass samples that say by how much the base leads
 NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values of entries
 
@@ -180,7 +181,8 @@ def _scoped(work: Work) -> Trained:
     )
     with applied(work.network.model, work.plain):
         prepared, scale = _prepare_scoped(work, scoping)
-        term = empty_entries(scoping.scope, len(work.batch.edit_samples), work.layer)
+        num_positions = _num_positions(work.network, prepared)
+        term = empty_entries(scoping.scope, len(work.batch.edit_samples), work.layer, num_positions)
         needed = torch.full((len(term.values),), bool(work.hyper.entry_rank))
         term = _fit_entries(work, prepared, term, needed, scale)
         if work.hyper.entry_rank is None:
@@ -188,6 +190,14 @@ def _scoped(work: Work) -> Trained:
             if failing.any():
                 term = _fit_entries(work, prepared, term, failing, scale)
     return Trained(term, scoping.warnings, scoping.entries, scoping.is_new)
+
+
+def _num_positions(network: Network, prepared: Prepared) -> int:
+    """How many values an entry needs: one for each token of the longest answer, if the layer sees them."""
+    if not sees_answer(network, prepared.layer):
+        return 1
+    asked = [chunk.trunk.batch.targets != IGNORED for chunk in prepared.corrections.chunks]
+    return min(MOST_POSITIONS, max(int(each.sum(-1).max()) for each in asked))
 
 
 def _fit_entries(work: Work, prepared: Prepared, start: Scoped, needed: Tensor, scale: float) -> Scoped:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from salem.encoding import Batch, encode
 from salem.hosting import Network
-from salem.records import Layer, LayerScore, Sample
+from salem.records import Hyperparameters, Layer, LayerScore, Recipe, Sample
+from salem.trunk import sees_answer
 from worker.gradients import TokenGradients, token_gradients
 
 Measure = Literal["absolute", "frobenius"]
@@ -167,6 +168,20 @@ def profile(scores: dict[str, float], layers: Sequence[Layer], chosen: str) -> t
 def choose_layer(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
     """The most salient of these layers; the first of equals."""
     return max(layers, key=lambda layer: scores[layer.path])
+
+
+def candidate_layers(network: Network, hyper: Hyperparameters) -> tuple[Layer, ...]:
+    """The layers that a recipe chooses from when the client names none.
+
+    Entries write an answer token by token, so of a model that generates they take a layer that sees the
+    answer, where the options leave the choice to the recipe.
+    """
+    if hyper.recipe is Recipe.PAPER or hyper.candidates == "all":
+        return network.layers
+    middle = middle_layers(network.layers)
+    if hyper.recipe is not Recipe.SCOPED or not network.task.generates:
+        return middle
+    return tuple(layer for layer in middle if sees_answer(network, layer))
 
 
 def middle_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:

@@ -72,8 +72,15 @@ class TrunkSet:
 
     def with_firing(self, firing: Firing) -> TrunkSet:
         """The same samples, told what fires on each."""
-        chunks = [replace(chunk, firing=firing.rows(chunk.samples)) for chunk in self.chunks]
-        return TrunkSet(tuple(chunks))
+        return TrunkSet(
+            tuple(
+                replace(
+                    chunk,
+                    firing=replace(firing.rows(chunk.samples), starts=chunk.trunk.batch.answer_starts),
+                )
+                for chunk in self.chunks
+            )
+        )
 
     def cycle(self, generator: torch.Generator) -> Iterator[Chunk]:
         """Chunks without end: every one once per round, each round in a new order."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from benchmarks.baselines.contract import Editing
 from salem.deltas import Dense, LayerDelta, LowRank, applied
+from salem.encoding import Batch
 from salem.errors import Misconfigured
 from salem.gates import fire
 from salem.hosting import Network
@@ -38,9 +39,14 @@ class Added:
         fields = [field for delta in self.deltas for term in delta.terms for field in vars(term).values()]
         return sum(4 * field.numel() for field in fields if isinstance(field, Tensor))
 
-    def answering(self, inputs: Sequence[TextInput]) -> AbstractContextManager[None]:
+    def answering(
+        self, inputs: Sequence[TextInput], batch: Batch | None = None
+    ) -> AbstractContextManager[None]:
         """While active, the network answers these inputs as edited; what fires is decided here, once."""
         firings = fire(self.network, inputs, self.deltas)
+        if batch is not None:
+            starts = batch.answer_starts
+            firings = tuple(firing and replace(firing, starts=starts) for firing in firings)
         return applied(self.network.model, self.deltas, firings)
 
 

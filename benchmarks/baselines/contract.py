@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from salem.encoding import Batch
 from salem.hosting import Network
 from salem.records import Edit, EditBatch, TextInput
 
@@ -26,8 +27,12 @@ class Edited(Protocol):
     def delta_bytes(self) -> int:
         """What has to be kept of it, in bytes of float32."""
 
-    def answering(self, inputs: Sequence[TextInput]) -> AbstractContextManager[None]:
+    def answering(
+        self, inputs: Sequence[TextInput], batch: Batch | None = None
+    ) -> AbstractContextManager[None]:
         """While active, `network.model` answers these inputs as edited; the base is untouched afterwards.
+
+        `batch` holds them with their targets, where those are given and not generated.
 
         The inputs are one padded batch in this order, for a plain forward or for generation with a cache:
         whoever asks `salem.answers.predict` sorts them as `salem.encoding.in_buckets` does beforehand.

@@ -22,6 +22,7 @@ from benchmarks.baselines.codebook import Codebook, empty_codebook
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import edited_layer, pass_samples, reading_stack
 from benchmarks.baselines.prompt_tokens import at_prompt, key_states
+from salem.encoding import Batch
 from salem.hosting import Network
 from salem.records import Layer, Sample, TextInput
 from salem.trunk import resume
@@ -54,7 +55,7 @@ class Remembering:
         return 4 * (self.codebook.keys.numel() + self.codebook.radii.numel() + self.values.numel())
 
     @contextmanager
-    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
+    def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
         """While active, inputs inside a ball get its value; the base answers all others, untouched."""
         keys, _ = key_states(self.network, inputs, self.at)
         entries = self.codebook.entries(keys)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from salem.encoding import Batch
 from salem.hosting import Network
 from salem.records import TextInput
 
@@ -60,7 +61,7 @@ class Replaced:
         return sum(4 * weight.numel() for weight in self.weights.values())
 
     @contextmanager
-    def answering(self, inputs: Sequence[TextInput]) -> Iterator[None]:
-        """While active, the network answers with these weights; `inputs` make no difference."""
+    def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
+        """While active, the network answers with these weights; the arguments make no difference."""
         with swapped(self.network.model, self.weights):
             yield
