@@ -13,9 +13,11 @@ from salem.records import (
     EntryKey,
     FolderSource,
     HostedModel,
+    Hyperparameters,
     Layer,
     ListedEntry,
     ModelState,
+    Recipe,
     Task,
     TextInput,
 )
@@ -54,9 +56,11 @@ def check(
     pass_samples: Sequence[DraftSample] | None = None,
     task: Task = Task.SEQUENCE_CLASSIFICATION,
     layer: str | None = None,
+    recipe: Recipe = Recipe.SCOPED,
 ) -> dict[str, str]:
+    options = Hyperparameters(layer=layer, recipe=recipe)
     found = check_edit_request(
-        hosted(task), edits, pass_samples, layer=layer, limits=LIMITS, count_tokens=count_words
+        hosted(task), edits, pass_samples, options=options, limits=LIMITS, count_tokens=count_words
     )
     return {problem.pointer: problem.detail for problem in found}
 
@@ -109,7 +113,7 @@ def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
 
 def test_a_decoder_reads_input_and_target_in_one_window() -> None:
     found = check(edit("a b c d", "e f g"), task=Task.TEXT_GENERATION)
-    assert found["/edits/0/input"].startswith("input and target have 7 tokens")
+    assert found["/edits/0/input"].startswith("input and answer have 7 tokens")
 
 
 def test_a_text_without_tokens_is_refused() -> None:
@@ -117,7 +121,7 @@ def test_a_text_without_tokens_is_refused() -> None:
         hosted(),
         [edit("\u200b")],
         None,
-        layer=None,
+        options=Hyperparameters(),
         limits=LIMITS,
         count_tokens=lambda inputs: [0] * len(inputs),
     )
