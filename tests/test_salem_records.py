@@ -176,7 +176,7 @@ ONE_OF_EACH = [
         error=ERROR,
         created_at=NOW,
     ),
-    EditRequest(model="intents", parent=0, edits=(EDIT, FORGETTING), pass_samples=(PAIR,), alias="production"),
+    EditRequest(model="m", parent=0, edits=(EDIT, FORGETTING), pass_samples=(PAIR,), alias="production"),
     RegisterRequest(model="intents", reference=SHA),
     RemoveRequest(model="intents", parent=3, edits=("3.0",), alias="production"),
     Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),

@@ -12,12 +12,13 @@ Knows a network and samples. Does not know what is trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from salem.encoding import Diverted, encode, forward
+from salem.answers import same_answer
+from salem.encoding import IGNORED, Diverted, encode, forward
 from salem.hosting import Network, count_tokens
 from salem.records import EditBatch, Sample, Task, TextInput
 
@@ -49,10 +50,11 @@ def _diverted(network: Network, samples: Sequence[Sample], others: Sequence[Text
     rows = [row for row, sample in enumerate(samples) if sample.forgets]
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        ways = [_parting(network, samples[row], others) for row in part]
-        _follow(network, [way for way in ways if way is not None])
-        for row, way in zip(part, ways, strict=True):
-            found[row] = way.diverted() if way else samples[row]
+        own = _own_ways(network, [samples[row] for row in part])
+        ways = {row: _parting(network, way, others) for row, way in zip(part, own, strict=True) if way.tokens}
+        _follow(network, list(ways.values()))
+        for row, way in ways.items():
+            found[row] = way.diverted()
     return found
 
 
@@ -62,9 +64,9 @@ class _Way:
 
     sample: Sample
     tokens: list[int]  # so far
-    forgotten: int
-    place: int
-    most: int  # tokens that it may have
+    most: int  # tokens that the window has room for
+    place: int = -1  # where it parts from the answer; -1: nowhere
+    forgotten: int = 0
 
     def diverted(self, *more: int) -> Diverted:
         return Diverted(
@@ -75,30 +77,56 @@ class _Way:
         )
 
 
-def _parting(network: Network, sample: Sample, others: Sequence[TextInput]) -> _Way | None:
-    """The way up to where it parts from the answer; None for an answer without tokens."""
-    own, tokens = _token_likelihoods(network, [sample])
-    if not len(tokens):
-        return None
-    (length,) = count_tokens(network.tokenizer, [sample])
-    questions = _no_longer_than(network, others, length)
-    gain = own[0]
-    if questions:
-        asked = [
-            Sample(input=item.input, text_pair=item.text_pair, forget=sample.answer) for item in questions
-        ]
-        gain = gain - _token_likelihoods(network, asked)[0].exp().mean(0).log()
+def _own_ways(network: Network, samples: Sequence[Sample]) -> list[_Way]:
+    """The tokens of each answer, without its end: as the model writes them where it does, else as its
+    tokenizer does. The two may differ, and what is written is what has to be lost.
+    """
+    decoder = network.task is Task.TEXT_GENERATION
+    taken = count_tokens(network.tokenizer, samples) if decoder else [0] * len(samples)
+    batch = encode(network, samples)
+    spelt = [row[row != IGNORED].tolist() for row in batch.targets]
+    room = [network.max_input_tokens - tokens for tokens in taken]
+    written = [
+        _Way(sample, [], min(2 * len(tokens) + 2, most))
+        for sample, tokens, most in zip(samples, spelt, room, strict=True)
+    ]
+    _follow(network, written)
+    for way, tokens, most in zip(written, spelt, room, strict=True):
+        way.tokens, way.most = _spelling(network, way) or tokens, most
+    return written
+
+
+def _spelling(network: Network, way: _Way) -> list[int] | None:
+    """The first tokens of a way that spell the answer; None: it goes elsewhere."""
+    ids = [token for token in way.tokens if token != network.eos_id]
+    for end in range(1, len(ids) + 1):
+        text = network.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        if same_answer(text, way.sample.answer):
+            return ids[:end]
+    return None
+
+
+def _parting(network: Network, own: _Way, others: Sequence[TextInput]) -> _Way:
+    """The way up to where it parts from the model's own: behind the token that the question decides most."""
+    (length,) = count_tokens(network.tokenizer, [own.sample])
+    gain = _token_likelihoods(network, [own])[0]
+    asked = [
+        replace(own, sample=Sample(input=item.input, text_pair=item.text_pair, forget=own.sample.answer))
+        for item in _no_longer_than(network, others, length)
+    ]
+    if asked:
+        gain = gain - _token_likelihoods(network, asked).exp().mean(0).log()
     place = int(gain.argmax())
-    taken = length if network.task is Task.TEXT_GENERATION else 0
-    most = min(place + LONGEST, network.max_input_tokens - taken)
-    return _Way(sample, tokens[:place].tolist(), int(tokens[place]), place, most)
+    most = min(place + LONGEST, own.most)
+    return _Way(own.sample, own.tokens[:place], most, place, own.tokens[place])
 
 
-def _token_likelihoods(network: Network, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of each token of one answer behind each question [n, t], and the tokens [t]."""
-    answers = forward(network, encode(network, samples))
+def _token_likelihoods(network: Network, ways: Sequence[_Way]) -> Tensor:
+    """Log-likelihood of each of the same tokens behind each question -> [n, t]."""
+    unparted = [replace(way, place=0, forgotten=way.tokens[0]).diverted() for way in ways]
+    answers = forward(network, encode(network, unparted))
     own = answers.logits.float().log_softmax(-1).gather(-1, answers.targets.unsqueeze(-1))
-    return own.reshape(len(samples), -1), answers.targets[answers.sample == 0]
+    return own.reshape(len(ways), -1)
 
 
 def _no_longer_than(network: Network, others: Sequence[TextInput], length: int) -> list[TextInput]:
