@@ -60,7 +60,7 @@ class ModelIn(Record):
 
 
 class EditsIn(Record):
-    """Corrections for a model, a version (`intents:3`) or an alias (`intents@production`)."""
+    """Corrections, and answers to be forgotten, for a model, a version (`intents:3`) or an alias."""
 
     model: str
     edits: tuple[DraftEdit, ...]
