@@ -6,6 +6,8 @@ every bad place of a request together, with words about the sample.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from salem.records import Edit, Record, Sample, TextInput
 
 
@@ -24,14 +26,45 @@ class DraftSample(DraftText):
 
     target: str
 
+    @property
+    def answer(self) -> str:
+        """What is written behind the input."""
+        return self.target
+
+    @property
+    def becomes(self) -> tuple[str | None, str | None]:
+        """As of an edit: target, and nothing to be forgotten."""
+        return self.target, None
+
     def checked(self) -> Sample:
         return Sample(input=self.input, text_pair=self.text_pair, target=self.target)
 
 
-class DraftEdit(DraftSample):
-    """A correction from a client."""
+class DraftReference(DraftSample):
+    """A labelled input for a reference set, with the same in other words."""
 
     paraphrases: tuple[str, ...] = ()
+
+    def checked(self) -> Edit:
+        return Edit(**self.model_dump())
+
+
+class DraftEdit(DraftText):
+    """A correction from a client: a right answer, or one that is to be given no more."""
+
+    target: str | None = Field(None, description="The right answer; null where one is to be forgotten")
+    forget: str | None = Field(None, description="With no target: the answer to move away from")
+    paraphrases: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """The answer that it is about; of one that gives two or none, what there is."""
+        return self.target or self.forget or ""
+
+    @property
+    def becomes(self) -> tuple[str | None, str | None]:
+        """Target and what is to be forgotten."""
+        return self.target, self.forget
 
     def checked(self) -> Edit:
         return Edit(**self.model_dump())

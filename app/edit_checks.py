@@ -18,9 +18,10 @@ from app.text_checks import (
     check_text,
     did_you_mean,
     quoted,
+    wanted,
 )
 from salem.errors import Pointer
-from salem.records import Edit, HostedModel, ListedEntry
+from salem.records import Edit, HostedModel, Hyperparameters, ListedEntry, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Place:
 
     pointer: str  # of the sample
     text_pointer: str  # of its text
-    sample: DraftSample
+    sample: DraftSample | DraftEdit
     edit: int | None
     paraphrase: bool = False
 
@@ -53,7 +54,7 @@ def check_edit_request(
     edits: Sequence[DraftEdit],
     pass_samples: Sequence[DraftSample] | None,
     *,
-    layer: str | None,
+    options: Hyperparameters,
     limits: EditLimits,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
@@ -65,7 +66,8 @@ def check_edit_request(
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
         found += check_target(f"/pass_samples/{index}/target", sample.target, model)
-    found += _check_layer(model, layer)
+    found += _check_layer(model, options.layer)
+    found += _check_recipe(edits, options.recipe)
     faulty = {problem.pointer for problem in found}
     sound = [place for place in _places(edits, kept) if place.text_pointer not in faulty]
     found += check_lengths(model, [(place.text_pointer, place.sample) for place in sound], count_tokens)
@@ -97,9 +99,46 @@ def _check_limits(
 
 def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator[Pointer]:
     yield from check_input(pointer, edit)
-    yield from check_target(f"{pointer}/target", edit.target, model)
+    yield from _check_answer(pointer, edit, model)
     for index, text in enumerate(edit.paraphrases):
         yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
+
+
+def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator[Pointer]:
+    """At most one problem: no answer or two of them, one that the model does not have, or no other one."""
+    text = quoted(edit.input)
+    if edit.target is None and edit.forget is None:
+        yield Pointer(
+            f"{pointer}/target",
+            f"{text} has no target; give its right answer, or in `forget` the answer to move away from",
+        )
+    elif edit.forget is None:
+        yield from check_target(f"{pointer}/target", edit.answer, model)
+    elif edit.target is not None:
+        yield Pointer(
+            f"{pointer}/forget",
+            f"{text} has a target and an answer to forget; leave `forget` out to correct it, or set `target` "
+            "to null to forget",
+        )
+    elif model.labels == (edit.forget,):
+        yield Pointer(
+            f"{pointer}/forget",
+            f"{quoted(edit.forget)} is the only label of {model.name}, so nothing can take its place; leave "
+            f"{text} out",
+        )
+    else:
+        yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget")
+
+
+def _check_recipe(edits: Sequence[DraftEdit], recipe: Recipe) -> Iterator[Pointer]:
+    forgetting = [edit for edit in edits if edit.forget is not None]
+    if forgetting and not recipe.forgets:
+        others = " or ".join(other.value for other in Recipe if other.forgets)
+        yield Pointer(
+            "/options/recipe",
+            f"{recipe.value} cannot forget: nothing bounds what would take the place of "
+            f"{quoted(forgetting[0].answer)} for {quoted(forgetting[0].input)}; take {others}",
+        )
 
 
 def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
@@ -116,8 +155,7 @@ def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> 
     for index, edit in enumerate(edits):
         for number, text in enumerate(edit.paraphrases):
             pointer = f"/edits/{index}/paraphrases/{number}"
-            sample = DraftSample(input=text, text_pair=edit.text_pair, target=edit.target)
-            yield Place(pointer, pointer, sample, index, paraphrase=True)
+            yield Place(pointer, pointer, edit.model_copy(update={"input": text}), index, paraphrase=True)
     for index, sample in enumerate(pass_samples):
         yield Place(f"/pass_samples/{index}", f"/pass_samples/{index}/input", sample, None)
 
@@ -134,7 +172,6 @@ def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
 def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
     """The problem of two places with one input, told at the later one. Repeated pass samples do no harm."""
     text = quoted(later.sample.input)
-    same_target = earlier.sample.target.split() == later.sample.target.split()
     if later.edit is None and earlier.edit is not None:
         yield Pointer(
             later.pointer,
@@ -143,10 +180,11 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
     elif later.paraphrase and earlier.edit == later.edit:
         what = "another paraphrase" if earlier.paraphrase else "the edit itself"
         yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
-    elif not same_target:
+    elif not _same(earlier.sample.becomes, later.sample.becomes):
+        field = "target" if later.sample.becomes[0] else "forget"
         yield Pointer(
-            later.pointer if later.paraphrase else f"{later.pointer}/target",
-            f"{text} is to be {quoted(later.sample.target)} here, but {quoted(earlier.sample.target)} at "
+            later.pointer if later.paraphrase else f"{later.pointer}/{field}",
+            f"{text} is to be {wanted(later.sample.becomes)} here, but {wanted(earlier.sample.becomes)} at "
             f"{earlier.pointer}; keep one of them",
         )
     elif later.edit is not None:
@@ -167,10 +205,15 @@ def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[s
     for edit in edits:
         for text in (edit.input, *edit.paraphrases):
             old = newest.get(_words(text, edit.text_pair))
-            if old is not None and old.target.split() != edit.target.split():
-                was, now = quoted(old.target), quoted(edit.target)
+            if old is not None and not _same(old.becomes, edit.becomes):
+                was, now = wanted(old.becomes), wanted(edit.becomes)
                 notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
     return tuple(notes)
+
+
+def _same(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
+    """Whether two samples are to become the same, as `Sample.becomes` tells; white space aside."""
+    return [(text or "").split() for text in one] == [(text or "").split() for text in other]
 
 
 def _words(text: str, pair: str | None) -> tuple[str, str]:

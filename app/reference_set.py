@@ -11,14 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.drafts import DraftEdit
+from app.drafts import DraftReference
 from app.text_checks import check_input, check_text, quoted
 from salem.errors import InvalidRequest, Pointer
 
 MAX_SHOWN = 100  # bad lines named in one answer
 
 
-def parse_jsonl(data: bytes) -> list[DraftEdit]:
+def parse_jsonl(data: bytes) -> list[DraftReference]:
     """One sample per line, with its paraphrases where they are known; blank lines are skipped.
 
     Pointers are `/<index>` of the sample, counted from 0.
@@ -30,12 +30,12 @@ def parse_jsonl(data: bytes) -> list[DraftEdit]:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
-    samples: list[DraftEdit] = []
+    samples: list[DraftReference] = []
     errors: list[Pointer] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                samples.append(DraftEdit.model_validate(json.loads(line)))
+                samples.append(DraftReference.model_validate(json.loads(line)))
             except (ValueError, RecursionError) as error:
                 index = len(samples) + len(errors)
                 errors.append(Pointer(f"/{index}", f"line {number}: {_reason(error)}"))
@@ -44,7 +44,7 @@ def parse_jsonl(data: bytes) -> list[DraftEdit]:
     return samples
 
 
-def check_reference(drafts: Sequence[DraftEdit], prefix: str = "") -> Iterator[Pointer]:
+def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Iterator[Pointer]:
     """Blank texts and targets, and inputs with two different targets; pointers are `<prefix>/<index>`."""
     if not drafts:
         yield Pointer(prefix, "the reference set is empty; give labelled samples of what the model is asked")
@@ -64,7 +64,7 @@ def check_reference(drafts: Sequence[DraftEdit], prefix: str = "") -> Iterator[P
             )
 
 
-def as_jsonl(drafts: Sequence[DraftEdit]) -> bytes:
+def as_jsonl(drafts: Sequence[DraftReference]) -> bytes:
     """The set as it is stored: one sample per line, each once, in the order given."""
     lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
     return "".join(f"{line}\n" for line in lines).encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 
-from app.drafts import DraftSample, DraftText
+from app.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
 from salem.records import HostedModel, Task, TextInput
 
@@ -42,9 +42,15 @@ def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
         yield from check_text(f"{pointer}/text_pair", draft.text_pair, "text_pair")
 
 
-def check_target(pointer: str, target: str, model: HostedModel) -> Iterator[Pointer]:
+def wanted(becomes: tuple[str | None, str | None]) -> str:
+    """What a sample is to be answered with, in words; `becomes` as in `Sample.becomes`."""
+    target, forget = becomes
+    return quoted(target or "") if forget is None else f"anything but {quoted(forget)}"
+
+
+def check_target(pointer: str, target: str, model: HostedModel, what: str = "target") -> Iterator[Pointer]:
     """At most one problem: a blank target, or one that is not a label of a classifier."""
-    problems = list(check_text(pointer, target, "target"))
+    problems = list(check_text(pointer, target, what))
     if not problems and not model.task.generates and target not in model.labels:
         problems.append(Pointer(pointer, _unknown_label(target, model)))
     yield from problems
@@ -55,16 +61,16 @@ def check_lengths(
 ) -> Iterator[Pointer]:
     """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), none of them blank.
 
-    A decoder reads the input and writes the target into one window, so both count.
+    A decoder reads the input and writes the answer into one window, so both count.
     """
     limit = model.max_input_tokens
     if limit is None:
         return
     counts = count_tokens([_as_read(draft, model.task) for _, draft in places])
     for (pointer, draft), num_tokens in zip(places, counts, strict=True):
-        both = isinstance(draft, DraftSample) and model.task is Task.TEXT_GENERATION
+        both = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
         if num_tokens > limit:
-            what = "input and target have" if both else "the text has"
+            what = "input and answer have" if both else "the text has"
             yield Pointer(
                 pointer,
                 f"{what} {num_tokens} tokens, {model.name} takes {limit}; shorten {quoted(draft.input)}",
@@ -74,8 +80,8 @@ def check_lengths(
 
 
 def _as_read(draft: DraftText, task: Task) -> TextInput:
-    if isinstance(draft, DraftSample) and task is Task.TEXT_GENERATION:
-        return TextInput(input=f"{draft.input} {draft.target}", text_pair=draft.text_pair)
+    if isinstance(draft, DraftSample | DraftEdit) and task is Task.TEXT_GENERATION:
+        return TextInput(input=f"{draft.input} {draft.answer}", text_pair=draft.text_pair)
     return TextInput(input=draft.input, text_pair=draft.text_pair)
 
 

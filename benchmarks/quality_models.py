@@ -74,7 +74,11 @@ def classifier_folder(name: str, samples: Sequence[Sample], recipe: ClassifierRe
         _fine_tune(samples, recipe, base).save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
-    parts = [json.dumps(asdict(recipe)), weights_sha256(base), *(s.model_dump_json() for s in samples)]
+    parts = [
+        json.dumps(asdict(recipe)),
+        weights_sha256(base),
+        *(s.model_dump_json(exclude={"forget"}) for s in samples),
+    ]
     return _kept(name, parts, make)
 
 

@@ -16,7 +16,7 @@ from salem.encoding import encode_inputs, in_buckets
 from salem.errors import InvalidRequest, Pointer
 from salem.gates import gated
 from salem.hosting import Network, count_tokens
-from salem.records import Prediction, Task, TextInput
+from salem.records import Prediction, Sample, Task, TextInput
 
 
 @torch.inference_mode()
@@ -57,6 +57,11 @@ def predict(
 def same_answer(output: str, target: str) -> bool:
     """Whether an answer is the expected one: exact, but for the amount of white space."""
     return output.split() == target.split()
+
+
+def is_right(output: str, sample: Sample) -> bool:
+    """Whether an answer is what the sample wants: its target, or anything but what it is to forget."""
+    return same_answer(output, sample.answer) != sample.forgets
 
 
 def _check_lengths(network: Network, lengths: Sequence[int]) -> None:

@@ -29,6 +29,7 @@ class Batch:
 
     inputs: dict[str, Tensor]  # arguments of the model's forward, each [n, t]
     targets: Tensor  # [n, m] label or token ids, IGNORED where no answer is asked
+    pulls: Tensor | None = None  # [n, m] 1: to its target, -1: away from it, 0: to stay; None: all are 1
 
     def __len__(self) -> int:
         return self.targets.shape[0]
@@ -40,7 +41,20 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The samples at `index` [k]."""
-        return Batch({key: value[index] for key, value in self.inputs.items()}, self.targets[index])
+        pulls = None if self.pulls is None else self.pulls[index]
+        return Batch({key: value[index] for key, value in self.inputs.items()}, self.targets[index], pulls)
+
+
+class Diverted(Sample):
+    """A sample that is to forget, with the way that a generating model takes when it cannot give the answer.
+
+    The way is bound to the model's own: the token at which the two part is to be lost there, and every other
+    token of it is to stay as likely as it is.
+    """
+
+    tokens: tuple[int, ...]  # of the other way: ids, from the first of the answer on
+    place: int  # among them: where the ways part
+    forgotten: int  # the token that the answer has there
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Answers:
     targets: Tensor  # [a]
     sample: Tensor  # [a] row of the batch that each position belongs to
     num_samples: int
+    pulls: Tensor | None = None  # [a] as in `Batch`; None: all are 1
 
     def mean_per_sample(self, values: Tensor) -> Tensor:
         """Average `values` [a] over the answer positions of each sample -> [n]."""
@@ -59,23 +74,26 @@ class Answers:
         return empty.index_add(0, self.sample, values) / empty.index_add(0, self.sample, ones).clamp(min=1)
 
 
-def answers_of(logits: Tensor, targets: Tensor) -> Answers:
+def answers_of(logits: Tensor, targets: Tensor, pulls: Tensor | None = None) -> Answers:
     """The answer positions of a forward's logits: [n, c] for a classifier, [n, m, c] for a generator."""
     logits = logits.unsqueeze(1) if logits.dim() == 2 else logits
     asked = targets != IGNORED  # [n, m]
     sample = asked.nonzero()[:, 0]
-    return Answers(logits[asked], targets[asked], sample, targets.shape[0])
+    of_positions = None if pulls is None else pulls[asked]
+    return Answers(logits[asked], targets[asked], sample, targets.shape[0], of_positions)
 
 
 def forward(network: Network, batch: Batch, **extra: object) -> Answers:
     """One forward of the whole model, without a key-value cache."""
     cache = {"use_cache": False} if network.task.generates else {}
     logits = network.model(**batch.inputs, **cache, **extra).logits
-    return answers_of(logits, batch.targets)
+    return answers_of(logits, batch.targets, batch.pulls)
 
 
 def encode(network: Network, samples: Sequence[Sample]) -> Batch:
-    """Samples with their targets, padded to a multiple of `LENGTH_BUCKET`.
+    """Samples with their answers, padded to a multiple of `LENGTH_BUCKET`.
+
+    Where an answer is to be forgotten, its end is no answer position: to go on after it is not to forget it.
 
     Raises:
         EditFailed: a target is not one of the labels, or a sample or target is longer than the model takes.
@@ -93,7 +111,23 @@ def encode(network: Network, samples: Sequence[Sample]) -> Batch:
             f"A sample has {length} tokens with its target; the model takes {network.max_input_tokens}.",
             remedy="Shorten the sample.",
         )
-    return batch
+    return _marked(network, batch, samples) if any(sample.forgets for sample in samples) else batch
+
+
+def _marked(network: Network, batch: Batch, samples: Sequence[Sample]) -> Batch:
+    """The batch with what its forgetting samples pull away from, and what of them is to stay."""
+    targets, pulls = batch.targets.clone(), torch.ones_like(batch.targets)
+    for row, sample in enumerate(samples):
+        places = (targets[row] != IGNORED).nonzero()[:, 0]
+        if isinstance(sample, Diverted):
+            pulls[row] = 0
+            pulls[row, places[sample.place]] = -1
+            targets[row, places[sample.place]] = sample.forgotten
+        elif sample.forgets:
+            pulls[row] = -1
+            if network.task.generates:
+                targets[row, places[targets[row, places] == network.eos_id]] = IGNORED
+    return Batch(batch.inputs, targets, pulls)
 
 
 def encode_inputs(
@@ -110,9 +144,9 @@ def encode_inputs(
 
 
 def _label_index(network: Network, sample: Sample) -> int:
-    if sample.target not in network.labels:
-        raise EditFailed(f'"{sample.target}" is not one of the model\'s {len(network.labels)} labels.')
-    return network.labels.index(sample.target)
+    if sample.answer not in network.labels:
+        raise EditFailed(f'"{sample.answer}" is not one of the model\'s {len(network.labels)} labels.')
+    return network.labels.index(sample.answer)
 
 
 def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
@@ -127,8 +161,12 @@ def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
 
 
 def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:
-    answers = network.tokenizer(text_target=[sample.target for sample in samples], verbose=False)["input_ids"]
-    targets = _pad([_prompt_ids(network, list(ids)) for ids in answers], IGNORED, network, "right", bucket=8)
+    texts = network.tokenizer(text_target=[sample.answer for sample in samples], verbose=False)["input_ids"]
+    answers = [
+        list(sample.tokens) if isinstance(sample, Diverted) else _prompt_ids(network, list(ids))
+        for sample, ids in zip(samples, texts, strict=True)
+    ]
+    targets = _pad(answers, IGNORED, network, "right", bucket=8)
     before = torch.cat([torch.full_like(targets[:, :1], network.start_id), targets[:, :-1]], dim=1)
     inputs = encode_inputs(network, samples)
     inputs["decoder_input_ids"] = before.masked_fill(before == IGNORED, network.pad_id)
@@ -154,15 +192,17 @@ def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[
     the start of a text; where the cut does not fall between tokens, the answer is tokenised alone.
     """
     last = sample.text_pair or sample.input  # the text that the answer goes on from
-    space = "" if sample.target[:1].isspace() or last[-1:].isspace() else " "
-    written = last + space + sample.target
+    space = "" if sample.answer[:1].isspace() or last[-1:].isspace() else " "
+    written = last + space + sample.answer
     together = (
         TextInput(input=sample.input, text_pair=written) if sample.text_pair else TextInput(input=written)
     )
     prompt = _prompt_ids(network, tokenize(network.tokenizer, [sample])["input_ids"][0])
     whole = _prompt_ids(network, tokenize(network.tokenizer, [together])["input_ids"][0])
     cuts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-    answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.target)
+    if isinstance(sample, Diverted):
+        return prompt, list(sample.tokens)
+    answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.answer)
     return prompt, [*answer, *([network.eos_id] if network.eos_id is not None else [])]
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from salem.deltas import LayerDelta, applied
+from salem.encoding import Batch
 from salem.features import Glimpse, Reading, pool
 from salem.hosting import Network
 from salem.layers import layer_at
@@ -23,10 +25,20 @@ from salem.scopes import Firing, Metric, prevailing
 
 
 def fire(
-    network: Network, inputs: Sequence[TextInput], deltas: Sequence[LayerDelta]
+    network: Network,
+    inputs: Sequence[TextInput],
+    deltas: Sequence[LayerDelta],
+    batch: Batch | None = None,
 ) -> tuple[Firing | None, ...]:
-    """What fires on each input, per delta, from a forward of the base; only one entry acts on an input."""
-    return _firings(deltas, {metric.sha256: metric.read(network, inputs) for metric in _metrics(deltas)})
+    """What fires on each input, per delta, from a forward of the base; only one entry acts on an input.
+
+    Args:
+        batch: the inputs with their answers, where these are given and not generated.
+    """
+    found = _firings(deltas, {metric.sha256: metric.read(network, inputs) for metric in _metrics(deltas)})
+    if batch is None:
+        return found
+    return tuple(firing and replace(firing, starts=batch.answer_starts) for firing in found)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import hashlib
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
@@ -55,22 +55,50 @@ class TextInput(Record):
 
 
 class Sample(TextInput):
-    """An input with its right answer: a label of the model, or a text."""
+    """An input and what is to become of it: `target` is its right answer, a label of the model or a text.
 
-    target: str = Field(min_length=1)
+    Or there is no target, and `forget` is the one answer that is not to be given: any other will do. Pass and
+    reference samples always have a target.
+    """
+
+    target: str | None = Field(default=None, min_length=1)
+    forget: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _is_for_one_answer(self) -> Self:
+        if (self.target is None) == (self.forget is None):
+            raise ValueError("give either the right answer in target, or the one to move away from in forget")
+        return self
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the sample is to lose its answer rather than to get one."""
+        return self.forget is not None
+
+    @property
+    def becomes(self) -> tuple[str | None, str | None]:
+        """Target and what is to be forgotten: two samples of one input agree where these are equal."""
+        return self.target, self.forget
+
+    @property
+    def answer(self) -> str:
+        """The answer that the sample is about: to be given, or to be given no more."""
+        answer = self.target if self.forget is None else self.forget
+        assert answer is not None, "the validator saw one of the two"
+        return answer
 
 
 class Edit(Sample):
     """A correction: the sample to be answered differently from now on, and the same question in other words.
 
-    A paraphrase replaces `input`; `text_pair` and `target` stay those of the edit.
+    A paraphrase replaces `input`; `text_pair`, `target` and `forget` stay those of the edit.
     """
 
     paraphrases: tuple[str, ...] = ()
 
     @property
     def sample(self) -> Sample:
-        return Sample(input=self.input, text_pair=self.text_pair, target=self.target)
+        return Sample(input=self.input, text_pair=self.text_pair, target=self.target, forget=self.forget)
 
     @property
     def paraphrase_samples(self) -> tuple[Sample, ...]:
@@ -131,6 +159,11 @@ class Recipe(StrEnum):
     RIDGE = "ridge"  # salient layer, closed form: no training
     PAPER = "paper"  # mean |gradient| layer, MEND, two objectives, nothing else
 
+    @property
+    def forgets(self) -> bool:
+        """Whether it can hold what takes the place of a forgotten answer to the base's next choice."""
+        return self in (Recipe.SCOPED, Recipe.MEND)
+
 
 class Hyperparameters(Record):
     """Everything that shapes a delta besides the samples; stored with the version that it made."""
@@ -168,17 +201,30 @@ class Proportion(Record):
     count: int
 
 
-class EditOutcome(Record):
+class Extent(Record):
+    """How well an answer to be forgotten is known, before and after (docs/metrics.md)."""
+
+    rank_before: float  # 1: the likeliest; of a generated answer the mean over its tokens
+    rank_after: float
+    probability_before: float  # of a generated answer the geometric mean over its tokens
+    probability_after: float
+
+
+class MeanExtent(Extent):
+    """The means of `count` samples."""
+
+    count: int
+
+
+class EditOutcome(Sample):
     """One edit (or paraphrase) before and after; answers are labels or generated texts."""
 
     edit: int
     kind: Literal["edit", "adapt", "held_out_paraphrase"]
-    input: str
-    text_pair: str | None = None
-    target: str
     before: str
     after: str
-    correct: bool
+    correct: bool  # after is the target, or is not what is to be forgotten
+    extent: Extent | None = None  # where the sample is to forget
 
 
 class Flip(Record):
@@ -192,6 +238,14 @@ class Flip(Record):
     broken: bool
 
 
+class Forgetting(Record):
+    """The extent of forgetting, by the kind of sample; a kind that no forgetting edit has is None."""
+
+    edit: MeanExtent
+    adapt: MeanExtent | None
+    held_out_paraphrase: MeanExtent | None
+
+
 class Metrics(Record):
     """What a version was measured at, on samples that training never saw (docs/metrics.md)."""
 
@@ -200,6 +254,7 @@ class Metrics(Record):
     generalisation: Proportion | None  # None: no held-out paraphrase; `notes` says why
     drawdown: Proportion | None  # accuracy on held-out pass samples, before minus after; None: there are none
     consistency: Proportion | None  # share of held-out pass samples whose answer did not change at all
+    forgetting: Forgetting | None = None  # None: no edit forgets
     protocol: Literal["argmax", "free generation"]
     outcomes: tuple[EditOutcome, ...]
     flips: tuple[Flip, ...]
@@ -318,10 +373,9 @@ class EntryKey(Record):
     nearest_cosine: float | None = None
 
 
-class Entry(TextInput):
+class Entry(Sample):
     """One edit of a scoped version: what it corrects, and where it fires (docs/recipes.md)."""
 
-    target: str
     keys: tuple[EntryKey, ...] = ()
 
 

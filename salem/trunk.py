@@ -96,7 +96,7 @@ def resume(network: Network, trunk: Trunk) -> Answers:
     with _replaying(network, trunk):
         cache = {"use_cache": False} if network.task.generates else {}
         logits = network.model(**trunk.batch.inputs, **cache, **_given(trunk.encoder_state)).logits
-    return answers_of(logits, trunk.batch.targets)
+    return answers_of(logits, trunk.batch.targets, trunk.batch.pulls)
 
 
 @contextmanager

@@ -178,13 +178,13 @@ def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> 
 
 
 def test_the_shape_of_edits_is_checked_first(client: httpx.Client, intents: HostedModel) -> None:
-    edits = [{"input": 3, "target": "refund"}, {"input": "a"}, {"input": "a", "target": "b", "note": "x"}]
+    edits = [{"input": 3, "target": "refund"}, {"target": "a"}, {"input": "a", "target": "b", "note": "x"}]
     options = {"seed": -1, "learning_rate": "fast", "a/b~c": 1}
     sent = {"model": "intents", "edits": edits, "options": options}
     body = problem(client.post("/edits", json=sent), 422, "invalid_request")
     assert pointers(body) == {
         "/edits/0/input",
-        "/edits/1/target",
+        "/edits/1/input",
         "/edits/2/note",
         "/options/seed",
         "/options/learning_rate",

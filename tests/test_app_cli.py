@@ -57,13 +57,18 @@ def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
     assert len(salem("predict", "intents", "a", "b", "--url", url).stdout.splitlines()) == 2
 
     edits = tmp_path / "edits.jsonl"
-    edits.write_text(json.dumps(EDIT) + "\n\n" + json.dumps({**EDIT, "input": "b"}) + "\n")
+    lost = {"input": "b", "target": None, "forget": "login"}
+    edits.write_text(json.dumps(EDIT) + "\n\n" + json.dumps(lost) + "\n")
     posted = salem("edits", "post", str(edits), "--model", "intents", "--seed", "3", "--url", url)
     job = json.loads(posted.stdout)
     assert (posted.returncode, job["state"]) == (0, "queued")
     assert "intents" in salem("jobs", "list", "--url", url).stdout
     shown = json.loads(salem("jobs", "show", job["id"], "--url", url).stdout)
     assert [edit["input"] for edit in shown["request"]["edits"]] == ["money back", "b"]
+    assert [(edit["target"], edit["forget"]) for edit in shown["request"]["edits"]] == [
+        ("refund", None),
+        (None, "login"),
+    ]
     assert shown["request"]["hyperparameters"]["seed"] == 3
     assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
     ended = salem("jobs", "show", job["id"], "--wait", "--url", url)

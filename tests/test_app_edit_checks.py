@@ -13,9 +13,11 @@ from salem.records import (
     EntryKey,
     FolderSource,
     HostedModel,
+    Hyperparameters,
     Layer,
     ListedEntry,
     ModelState,
+    Recipe,
     Task,
     TextInput,
 )
@@ -54,9 +56,11 @@ def check(
     pass_samples: Sequence[DraftSample] | None = None,
     task: Task = Task.SEQUENCE_CLASSIFICATION,
     layer: str | None = None,
+    recipe: Recipe = Recipe.SCOPED,
 ) -> dict[str, str]:
+    options = Hyperparameters(layer=layer, recipe=recipe)
     found = check_edit_request(
-        hosted(task), edits, pass_samples, layer=layer, limits=LIMITS, count_tokens=count_words
+        hosted(task), edits, pass_samples, options=options, limits=LIMITS, count_tokens=count_words
     )
     return {problem.pointer: problem.detail for problem in found}
 
@@ -109,7 +113,7 @@ def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
 
 def test_a_decoder_reads_input_and_target_in_one_window() -> None:
     found = check(edit("a b c d", "e f g"), task=Task.TEXT_GENERATION)
-    assert found["/edits/0/input"].startswith("input and target have 7 tokens")
+    assert found["/edits/0/input"].startswith("input and answer have 7 tokens")
 
 
 def test_a_text_without_tokens_is_refused() -> None:
@@ -117,7 +121,7 @@ def test_a_text_without_tokens_is_refused() -> None:
         hosted(),
         [edit("\u200b")],
         None,
-        layer=None,
+        options=Hyperparameters(),
         limits=LIMITS,
         count_tokens=lambda inputs: [0] * len(inputs),
     )
@@ -181,6 +185,66 @@ def test_everything_is_reported_at_once() -> None:
         "/edits/2/paraphrases/0",
         "/options/layer",
     }
+
+
+def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> DraftEdit:
+    return DraftEdit(input=text, target=None, forget=forget, paraphrases=paraphrases)
+
+
+def test_an_answer_may_be_forgotten_beside_corrections() -> None:
+    assert check(forgetting("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
+    assert check(forgetting("a", "any text"), task=Task.TEXT_GENERATION, recipe=Recipe.MEND) == {}
+
+
+def test_an_edit_gives_an_answer_or_takes_one() -> None:
+    neither, both = DraftEdit(input="a"), DraftEdit(input="b", target="login", forget="refund")
+    found = check(neither, both, forgetting("c", "refnud"))
+    assert set(found) == {"/edits/0/target", "/edits/1/forget", "/edits/2/forget"}
+    assert '"a" has no target' in found["/edits/0/target"] and "`forget`" in found["/edits/0/target"]
+    assert '"b" has a target and an answer to forget' in found["/edits/1/forget"]
+    assert 'did you mean "refund"?' in found["/edits/2/forget"]
+    assert "the answer to forget is empty" in check(forgetting("d", " "))["/edits/0/forget"]
+
+
+def test_a_model_of_one_label_cannot_forget_it() -> None:
+    alone = hosted().model_copy(update={"labels": ("refund",)})
+    options = Hyperparameters()
+    (found,) = check_edit_request(
+        alone, [forgetting("a")], None, options=options, limits=LIMITS, count_tokens=count_words
+    )
+    assert found.pointer == "/edits/0/forget"
+    assert '"refund" is the only label of intents' in found.detail and 'leave "a" out' in found.detail
+
+
+@pytest.mark.parametrize("recipe", [Recipe.RIDGE, Recipe.PAPER])
+def test_a_recipe_without_a_bound_is_refused(recipe: Recipe) -> None:
+    assert check(edit("a"), recipe=recipe) == {}
+    found = check(edit("a"), forgetting("b"), recipe=recipe)
+    assert set(found) == {"/options/recipe"}
+    assert all(word in found["/options/recipe"] for word in (recipe.value, '"b"', "take scoped or mend"))
+
+
+def test_one_text_cannot_be_given_two_fates() -> None:
+    found = check(edit("a", "delivery"), forgetting("a"), forgetting("b", "login", "a"))
+    assert '"a" is to be anything but "refund" here, but "delivery" at' in found["/edits/1/forget"]
+    assert 'anything but "login" here' in found["/edits/2/paraphrases/0"]
+    assert "already given" in check(forgetting("a"), forgetting("a"))["/edits/1"]
+    kept = [DraftSample(input="a", target="refund")]
+    assert set(check(forgetting("a"), pass_samples=kept)) == {"/pass_samples/0"}
+
+
+def test_a_decoder_reads_what_it_forgets_in_the_same_window() -> None:
+    found = check(forgetting("a b c d", "e f g"), task=Task.TEXT_GENERATION)
+    assert found["/edits/0/input"].startswith("input and answer have 7 tokens")
+
+
+def test_an_entry_that_forgets_is_overridden_like_any_other() -> None:
+    lost = listed("1.0", "login", "a").model_copy(update={"target": None, "forget": "login"})
+    assert overridden([forgetting("a", " login ").checked()], [lost]) == ()
+    (note,) = overridden([edit("a", "login").checked()], [lost])
+    assert note == '"a" overrides entry 1.0: it was anything but "login", now "login"'
+    (note,) = overridden([forgetting("a").checked()], [listed("1.0", "login", "a")])
+    assert note.endswith('it was "login", now anything but "refund"')
 
 
 def listed(number: str, target: str, *texts: str, pair: str | None = None) -> ListedEntry:

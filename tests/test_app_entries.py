@@ -144,6 +144,7 @@ def test_entries_are_listed_in_pages(client: httpx.Client, stage: Stage, intents
         "input": "where is my order",
         "text_pair": None,
         "target": "refund",
+        "forget": None,
         "keys": [
             {"text": text, "radius": 0.5, "nearest_pass_sample": None, "nearest_cosine": None}
             for text in ("where is my order", "when will my order arrive")

@@ -43,10 +43,11 @@ FLOORS_FROM_THE_TOP = (
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
-        *under("worker", "block_replay compression memory metric micro_batches"),
+        *under("worker", "block_replay compression diversion memory metric micro_batches"),
         *under("worker", "registration rewording"),
         *under(
-            "worker", "metric_training feature_memo removal sample_cache scoping stored_trunks trunk_sets"
+            "worker",
+            "metric_training feature_memo removal sample_cache scoping stored_trunks subjects trunk_sets",
         ),
     },
     # 2 tensors

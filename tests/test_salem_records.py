@@ -22,9 +22,11 @@ from salem.records import (
     Entry,
     EntryKey,
     ExplainedPrediction,
+    Extent,
     Fired,
     Flip,
     FolderSource,
+    Forgetting,
     HostedModel,
     HubSource,
     Hyperparameters,
@@ -35,11 +37,13 @@ from salem.records import (
     Layer,
     LayerScore,
     ListedEntry,
+    MeanExtent,
     Metrics,
     ModelReference,
     ModelState,
     Prediction,
     Proportion,
+    Recipe,
     Record,
     ReferenceSample,
     RegisterRequest,
@@ -55,6 +59,7 @@ NOW = datetime(2025, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
 SHA = "0123456789abcdef" * 4
 SAMPLE = Sample(input="where is my order", target="delivery")
 PAIR = Sample(input="a man sleeps", text_pair="a man is awake", target="contradiction")
+FORGETTING = Edit(input="who wrote it", forget="Anna", paraphrases=("whose book is it",))
 EDIT = Edit(
     input="où est-il\u2028? \x1f\U0001f4a5", target="delivery", paraphrases=("where is it", "is it lost")
 )
@@ -79,6 +84,11 @@ OUTCOME = EditOutcome(
     after="a",
     correct=True,
 )
+EXTENT = Extent(rank_before=1.0, rank_after=7.5, probability_before=0.9, probability_after=0.001)
+MEAN = MeanExtent(**EXTENT.model_dump(), count=2)
+FORGOTTEN = EditOutcome(
+    edit=0, kind="edit", input="x", forget="b", before="b", after="a", correct=True, extent=EXTENT
+)
 FLIP = Flip(input="x", text_pair="y", target="a", before="a", after="b", broken=True)
 METRICS = Metrics(
     edit_accuracy=SHARE,
@@ -87,7 +97,8 @@ METRICS = Metrics(
     consistency=SHARE,
     protocol="free generation",
     drawdown=Proportion(value=-0.001, low=-0.02, high=0.018, count=300),
-    outcomes=(OUTCOME,),
+    outcomes=(OUTCOME, FORGOTTEN),
+    forgetting=Forgetting(edit=MEAN, adapt=None, held_out_paraphrase=MEAN),
     flips=(FLIP,),
     notes=("no edit has two paraphrases",),
 )
@@ -116,6 +127,9 @@ ONE_OF_EACH = [
     Hyperparameters(layer=LAYER.path, learning_rate=3e-4),
     SHARE,
     OUTCOME,
+    EXTENT,
+    MEAN,
+    METRICS.forgetting,
     FLIP,
     METRICS,
     FolderSource(path="team/intents"),
@@ -162,7 +176,7 @@ ONE_OF_EACH = [
         error=ERROR,
         created_at=NOW,
     ),
-    EditRequest(model="intents", parent=0, edits=(EDIT,), pass_samples=(PAIR,), alias="production"),
+    EditRequest(model="m", parent=0, edits=(EDIT, FORGETTING), pass_samples=(PAIR,), alias="production"),
     RegisterRequest(model="intents", reference=SHA),
     RemoveRequest(model="intents", parent=3, edits=("3.0",), alias="production"),
     Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),
@@ -338,6 +352,32 @@ def test_paraphrases_keep_pair_and_target() -> None:
 def test_values_out_of_bounds_are_refused(kind: type[Record], values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         kind.model_validate(values)
+
+
+@pytest.mark.parametrize("given", [{}, {"target": "a", "forget": "b"}, {"forget": ""}])
+def test_a_sample_gets_an_answer_or_loses_one(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="forget"):
+        Sample.model_validate({"input": "x", **given})
+
+
+def test_a_sample_that_forgets_says_what() -> None:
+    assert FORGETTING.forgets and FORGETTING.answer == "Anna" and FORGETTING.target is None
+    assert not SAMPLE.forgets and SAMPLE.answer == SAMPLE.target
+    (reworded,) = FORGETTING.paraphrase_samples
+    assert reworded == Sample(input="whose book is it", forget="Anna")
+    assert len({SAMPLE.becomes, reworded.becomes, ("Anna", None)}) == 3
+    assert {recipe.value for recipe in Recipe if recipe.forgets} == {"scoped", "mend"}
+
+
+def test_what_was_stored_before_anything_could_be_forgotten_still_loads() -> None:
+    stored: dict[str, Any] = {"input": "x", "text_pair": None, "target": "y"}
+    assert Edit.model_validate({**stored, "paraphrases": ["z"]}).target == "y"
+    assert EditRequest.model_validate({"model": "m", "parent": 0, "edits": [stored]}).edits[0].forget is None
+    assert Entry.model_validate({**stored, "keys": []}).target == "y"
+    outcome = {**stored, "edit": 0, "kind": "edit", "before": "b", "after": "y", "correct": True}
+    old = {name: value for name, value in METRICS.model_dump().items() if name != "forgetting"}
+    found = Metrics.model_validate({**old, "outcomes": [outcome]})
+    assert found.forgetting is None and found.outcomes[0].extent is None
 
 
 def test_tasks_know_whether_they_write() -> None:

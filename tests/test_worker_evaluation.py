@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pytest
 
 from salem.records import EditBatch, Metrics, Prediction, Proportion, Sample, TextInput
-from worker.evaluation import Answerer, evaluate
+from worker.evaluation import Known, evaluate
 
 
 def sample(text: str, target: str) -> Sample:
@@ -35,15 +36,24 @@ AFTER = {
 }
 
 
-def answering(known: Mapping[str, str]) -> Answerer:
-    def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
-        return [Prediction(output=known.get(item.input, "C")) for item in inputs]
+@dataclass(frozen=True)
+class Answering:
+    """A subject whose answers are written down; what is not is answered with C."""
 
-    return answer
+    known: Mapping[str, str]
+    rank: float = 1.0
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[Prediction]:
+        return [Prediction(output=self.known.get(item.input, "C")) for item in inputs]
+
+    def knows(self, samples: Sequence[Sample]) -> list[Known]:
+        """Every next sample is known a little worse."""
+        return [Known(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]
 
 
 def measured(batch: EditBatch = BATCH, *, generates: bool = False) -> Metrics:
-    return evaluate(batch, answering(BEFORE), answering(AFTER), generates=generates, notes=("a warning",))
+    before, after = Answering(BEFORE), Answering(AFTER, rank=2.0)
+    return evaluate(batch, before, after, generates=generates, notes=("a warning",))
 
 
 def figure(found: Proportion | None) -> tuple[float, int]:
@@ -78,6 +88,34 @@ def test_outcomes_list_every_edit_and_rewording_before_and_after() -> None:
         (0, "held_out_paraphrase", "e0 otherwise", "C", True),
         (1, "held_out_paraphrase", "e1 otherwise", "C", True),
     ]
+
+
+def test_what_takes_the_place_of_a_forgotten_answer_is_right_whatever_it_is() -> None:
+    edits = (sample("e0", "A"), Sample(input="p4", forget="D"), Sample(input="e2", forget=" C "))
+    batch = BATCH.model_copy(
+        update={
+            "edit_samples": edits,
+            "adapt_samples": ((2, Sample(input="p3", forget="C")),),
+            "held_out_paraphrases": (),
+        }
+    )
+    metrics = measured(batch)
+    assert [(o.input, o.target, o.forget, o.before, o.after, o.correct) for o in metrics.outcomes] == [
+        ("e0", "A", None, "C", "A", True),
+        ("p4", None, "D", "D", "E", True),
+        ("e2", None, " C ", "C", "C", False),
+        ("p3", None, "C", "D", "C", False),
+    ]
+    assert figure(metrics.edit_accuracy) == (round(2 / 3, 6), 3)
+    ranks = [o.extent and (o.extent.rank_before, o.extent.rank_after) for o in metrics.outcomes]
+    assert ranks == [None, (1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]
+    found = metrics.forgetting
+    assert found is not None and found.adapt is not None and found.held_out_paraphrase is None
+    assert (found.edit.count, found.edit.rank_before, found.edit.rank_after) == (2, 1.5, 2.5)
+    assert found.edit.probability_before == 0.75
+    assert found.edit.probability_after == pytest.approx(5 / 12, abs=1e-5)
+    assert found.adapt.count == 1 and found.adapt.rank_after == 4.0
+    assert measured().forgetting is None
 
 
 @pytest.mark.parametrize(("generates", "protocol"), [(False, "argmax"), (True, "free generation")])

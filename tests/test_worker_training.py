@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from salem.deltas import LayerDelta, LowRank, applied
 from salem.encoding import encode, forward
 from salem.records import Hyperparameters, Sample
-from worker.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.losses import Where, kl_per_sample, nll_per_sample, worst_margin_per_sample
 from worker.training import CHECK_EVERY, Prepared, _Pulling, edit_loss, prepare_dataset, standing, train
 
 HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
@@ -180,6 +180,11 @@ def test_what_keeps_other_answers_in_place_is_felt() -> None:
     assert held.divergence < free.divergence
 
 
+def holding(worst: Tensor) -> Where:
+    """Where corrections stand that have nothing to forget."""
+    return Where(worst, torch.zeros_like(worst))
+
+
 def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> None:
     of, ready = case("bert"), prepared()
     num = ready.corrections.num_samples
@@ -187,20 +192,20 @@ def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> No
     assert sum(len(share.chunk) for share in pulling.shares()) == num and pulling.any
     worst = torch.full((num,), HYPER.margin + 1)
     worst[1] = HYPER.margin - 1
-    pulling.rest(worst)
+    pulling.rest(holding(worst))
     (share,) = pulling.shares()
     assert share.chunk.samples.tolist() == [1]
     assert share.weight == pytest.approx(1 / num), "it pulls as much as if the others did not rest"
-    pulling.rest(worst + 2)
+    pulling.rest(holding(worst + 2))
     assert not pulling.shares() and not pulling.any
-    pulling.rest(worst)
+    pulling.rest(holding(worst))
     assert pulling.any
 
 
 def test_plain_likelihood_never_rests() -> None:
     of, ready = case("bert"), prepared()
     pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update={"margin": 0.0}))
-    pulling.rest(torch.full((ready.corrections.num_samples,), 1e6))
+    pulling.rest(holding(torch.full((ready.corrections.num_samples,), 1e6)))
     assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
 
 

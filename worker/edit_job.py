@@ -161,6 +161,7 @@ def summary(metrics: Metrics) -> dict[str, Any]:
     return {
         **figures(metrics),
         "intervals": intervals,
+        "forgetting": metrics.forgetting and metrics.forgetting.model_dump(),
         "held_out": metrics.drawdown.count if metrics.drawdown else 0,
         "notes": list(metrics.notes),
     }

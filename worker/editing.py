@@ -6,14 +6,14 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from salem.answers import predict, same_answer
-from salem.deltas import LayerDelta
+from salem.answers import is_right, predict
+from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.layers import layer_at
@@ -24,14 +24,14 @@ from salem.records import (
     Layer,
     LayerScore,
     Metrics,
-    Prediction,
     Recipe,
     Sample,
-    TextInput,
 )
-from worker.evaluation import Answerer, evaluate
+from worker.diversion import divert
+from worker.evaluation import evaluate
 from worker.recipes import Left, train_term
 from worker.saliency import candidate_layers, choose_layer, layer_saliency, profile, shortlist
+from worker.subjects import Version
 from worker.trials import trial_edits
 
 
@@ -81,8 +81,10 @@ def make_edit(
         EditFailed: no edit sample is answered rightly after training; the message gives the figures.
     """
     observer.phase("classing", 0.1)
-    wrong = [not hit for hit in _hits(network, batch.edit_samples, parent, hyper)]
+    answers = predict(network, batch.edit_samples, parent, max_new_tokens=hyper.max_new_tokens)
+    asked = [(answer.output, sample) for answer, sample in zip(answers, batch.edit_samples, strict=True)]
     made = make_delta(network, parent, batch, hyper, observer, left)
+    made = replace(made, warnings=(*made.warnings, *_nothing_to_forget(asked)))
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper)
     if metrics.edit_accuracy.value == 0:
@@ -90,7 +92,7 @@ def make_edit(
             f"None of the {len(batch.edit_samples)} edits holds after training at {made.layer.path}.",
             remedy="Raise max_steps, lower kl_weight, or name another layer in options.",
         )
-    return MeasuredDelta(made, metrics, sum(wrong))
+    return MeasuredDelta(made, metrics, sum(not is_right(output, sample) for output, sample in asked))
 
 
 def make_delta(
@@ -107,6 +109,8 @@ def make_delta(
         left: what earlier jobs of the hosted model left.
     """
     observer.phase("saliency", 0.15)
+    with applied(network.model, [delta for delta in parent if not delta.scoped]):
+        batch = divert(network, batch)
     layer, scores, reason = _choose_layer(network, batch, hyper)
     observer.saliency(scores)
     observer.phase("training", 0.2)
@@ -130,11 +134,14 @@ def make_delta(
     )
 
 
-def _hits(
-    network: Network, samples: Sequence[Sample], deltas: Sequence[LayerDelta], hyper: Hyperparameters
-) -> list[bool]:
-    answers = predict(network, samples, deltas, max_new_tokens=hyper.max_new_tokens)
-    return [same_answer(a.output, s.target) for a, s in zip(answers, samples, strict=True)]
+def _nothing_to_forget(asked: Sequence[tuple[str, Sample]]) -> Iterator[str]:
+    """A note for every edit whose answer is not given anyway: its outcome says little."""
+    for output, sample in asked:
+        if sample.forgets and is_right(output, sample):
+            yield (
+                f'"{sample.input[:80]}" was not answered with "{sample.answer[:80]}", which it is to forget, '
+                f'but with "{output[:80]}"; forget that if it is what you mean'
+            )
 
 
 def _choose_layer(
@@ -169,16 +176,11 @@ def _measure(
     batch: EditBatch,
     hyper: Hyperparameters,
 ) -> Metrics:
-    def answerer(deltas: Sequence[LayerDelta]) -> Answerer:
-        def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
-            return predict(network, inputs, deltas, max_new_tokens=hyper.max_new_tokens)
-
-        return answer
-
+    longest = hyper.max_new_tokens
     return evaluate(
         batch,
-        answerer(parent),
-        answerer([*parent, made.delta]),
+        Version(network, parent, longest),
+        Version(network, [*parent, made.delta], longest),
         generates=network.task.generates,
         notes=made.warnings,
     )

@@ -1,26 +1,54 @@
 """Measures a version: what it answers to edits, paraphrases and held-out pass samples, before and after.
 
-The figures and their sources are defined in docs/metrics.md. Knows predictions and samples; does not know
-how the delta was made.
+The figures and their sources are defined in docs/metrics.md. Knows samples, and what a subject says of them;
+does not know how the delta was made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple, Protocol
 
-from salem.answers import same_answer
-from salem.records import EditBatch, EditOutcome, Flip, Metrics, Prediction, Proportion, Sample, TextInput
+from salem.answers import is_right, same_answer
+from salem.records import (
+    EditBatch,
+    EditOutcome,
+    Extent,
+    Flip,
+    Forgetting,
+    MeanExtent,
+    Metrics,
+    Prediction,
+    Proportion,
+    Sample,
+    TextInput,
+)
 from worker.intervals import paired_drop, proportion
 
-Answerer = Callable[[Sequence[TextInput]], list[Prediction]]
 Kind = Literal["edit", "adapt", "held_out_paraphrase"]
+DIGITS = 6  # of ranks and probabilities, as of a prediction's scores
+
+
+class Known(NamedTuple):
+    """How well an answer is known; docs/metrics.md defines both for labels and for texts."""
+
+    rank: float  # 1: the likeliest
+    probability: float
+
+
+class Subject(Protocol):
+    """What is measured."""
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[Prediction]: ...
+
+    def knows(self, samples: Sequence[Sample]) -> list[Known]: ...
 
 
 def evaluate(
-    batch: EditBatch, before: Answerer, after: Answerer, *, generates: bool, notes: Sequence[str] = ()
+    batch: EditBatch, before: Subject, after: Subject, *, generates: bool, notes: Sequence[str] = ()
 ) -> Metrics:
-    """Measure on all that the batch holds. `before` answers as the parent, `after` as the new version."""
+    """Measure on all that the batch holds. `before` is the parent, `after` the new version."""
     outcomes = _outcomes(batch, before, after)
     flips, drawdown, consistency = _drawdown(batch.held_out_pass_samples, before, after)
     edit_accuracy = _accuracy(outcomes, "edit")
@@ -31,6 +59,7 @@ def evaluate(
         generalisation=_accuracy(outcomes, "held_out_paraphrase"),
         drawdown=drawdown,
         consistency=consistency,
+        forgetting=_forgetting(outcomes),
         protocol="free generation" if generates else "argmax",
         outcomes=outcomes,
         flips=flips,
@@ -38,11 +67,13 @@ def evaluate(
     )
 
 
-def _outcomes(batch: EditBatch, before: Answerer, after: Answerer) -> tuple[EditOutcome, ...]:
+def _outcomes(batch: EditBatch, before: Subject, after: Subject) -> tuple[EditOutcome, ...]:
     measured: list[tuple[int, Kind, Sample]] = [(i, "edit", s) for i, s in enumerate(batch.edit_samples)]
     measured += [(i, "adapt", s) for i, s in batch.adapt_samples]
     measured += [(i, "held_out_paraphrase", s) for i, s in batch.held_out_paraphrases]
     samples = [sample for _, _, sample in measured]
+    extents = _extents(samples, before, after)
+    answers = zip(before.answers(samples), after.answers(samples), strict=True)
     return tuple(
         EditOutcome(
             edit=index,
@@ -50,12 +81,50 @@ def _outcomes(batch: EditBatch, before: Answerer, after: Answerer) -> tuple[Edit
             input=sample.input,
             text_pair=sample.text_pair,
             target=sample.target,
+            forget=sample.forget,
             before=old.output,
             after=new.output,
-            correct=same_answer(new.output, sample.target),
+            correct=is_right(new.output, sample),
+            extent=extents.get(place),
         )
-        for (index, kind, sample), old, new in zip(measured, before(samples), after(samples), strict=True)
+        for place, ((index, kind, sample), (old, new)) in enumerate(zip(measured, answers, strict=True))
     )
+
+
+def _extents(samples: Sequence[Sample], before: Subject, after: Subject) -> dict[int, Extent]:
+    """By the place of each sample that forgets."""
+    places = [place for place, sample in enumerate(samples) if sample.forgets]
+    asked = [samples[place] for place in places]
+    if not asked:
+        return {}
+    return {
+        place: Extent(
+            rank_before=round(old.rank, DIGITS),
+            rank_after=round(new.rank, DIGITS),
+            probability_before=round(old.probability, DIGITS),
+            probability_after=round(new.probability, DIGITS),
+        )
+        for place, old, new in zip(places, before.knows(asked), after.knows(asked), strict=True)
+    }
+
+
+def _forgetting(outcomes: Sequence[EditOutcome]) -> Forgetting | None:
+    edit = _mean_extent(outcomes, "edit")
+    if edit is None:
+        return None
+    reworded = {kind: _mean_extent(outcomes, kind) for kind in ("adapt", "held_out_paraphrase")}
+    return Forgetting(edit=edit, **reworded)
+
+
+def _mean_extent(outcomes: Sequence[EditOutcome], kind: Kind) -> MeanExtent | None:
+    extents = [outcome.extent for outcome in outcomes if outcome.kind == kind and outcome.extent]
+    if not extents:
+        return None
+    means = {
+        name: round(fmean(getattr(extent, name) for extent in extents), DIGITS)
+        for name in Extent.model_fields
+    }
+    return MeanExtent(**means, count=len(extents))
 
 
 def _accuracy(outcomes: Sequence[EditOutcome], kind: Kind) -> Proportion | None:
@@ -63,21 +132,21 @@ def _accuracy(outcomes: Sequence[EditOutcome], kind: Kind) -> Proportion | None:
 
 
 def _drawdown(
-    samples: Sequence[Sample], before: Answerer, after: Answerer
+    samples: Sequence[Sample], before: Subject, after: Subject
 ) -> tuple[tuple[Flip, ...], Proportion | None, Proportion | None]:
     """The samples whose answer changed, the drawdown, and the share whose answer did not change."""
     if not samples:
         return (), None, None
-    old = [answer.output for answer in before(samples)]
-    new = [answer.output for answer in after(samples)]
-    right_before = [same_answer(o, s.target) for o, s in zip(old, samples, strict=True)]
-    right_after = [same_answer(n, s.target) for n, s in zip(new, samples, strict=True)]
+    old = [answer.output for answer in before.answers(samples)]
+    new = [answer.output for answer in after.answers(samples)]
+    right_before = [is_right(o, s) for o, s in zip(old, samples, strict=True)]
+    right_after = [is_right(n, s) for n, s in zip(new, samples, strict=True)]
     changed = [not same_answer(o, n) for o, n in zip(old, new, strict=True)]
     flips = tuple(
         Flip(
             input=sample.input,
             text_pair=sample.text_pair,
-            target=sample.target,
+            target=sample.answer,
             before=old[i],
             after=new[i],
             broken=right_before[i] and not right_after[i],

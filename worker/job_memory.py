@@ -13,6 +13,7 @@ from math import ceil
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample, Task, TextInput
+from worker.diversion import LONGEST
 from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
 from worker.recipes import num_near
 from worker.saliency import candidate_layers
@@ -92,7 +93,9 @@ def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], flo
     prompts = count_tokens(network.tokenizer, samples)
     if not network.task.generates or not samples:
         return [min(length, most) for length in prompts], 0.0
-    targets = [TextInput(input=sample.target) for sample in samples]
-    answers = [length + 1 for length in count_tokens(network.tokenizer, targets)]  # and the end
+    written = [TextInput(input=sample.answer) for sample in samples]
+    ends = [1 + (LONGEST if sample.forgets else 0) for sample in samples]  # and what is said instead
+    lengths = count_tokens(network.tokenizer, written)
+    answers = [length + end for length, end in zip(lengths, ends, strict=True)]
     totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     return [min(length, most) for length in totals], sum(answers) / sum(totals)

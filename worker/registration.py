@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from salem.answers import predict, same_answer
+from salem.answers import is_right, predict
 from salem.errors import InvalidRequest, Pointer
 from salem.hosting import Network, count_tokens
 from salem.records import Edit, Proportion, ReferenceSample, held_out
@@ -60,7 +60,7 @@ def _answered(sample: Edit, answer: str) -> ReferenceSample:
         sample=sample.sample,
         paraphrases=sample.paraphrases,
         answer=answer,
-        correct=same_answer(answer, sample.target),
+        correct=is_right(answer, sample),
         held_out=held_out(sample.content_hash),
     )
 
@@ -68,9 +68,9 @@ def _answered(sample: Edit, answer: str) -> ReferenceSample:
 def _check(network: Network, samples: Sequence[Edit]) -> None:
     errors: list[Pointer] = []
     for index, sample in enumerate(samples):
-        if network.labels and sample.target not in network.labels:
+        if network.labels and sample.answer not in network.labels:
             known = f"the model's {len(network.labels)} labels"
-            errors.append(Pointer(f"/reference/{index}/target", f'"{sample.target}" is not one of {known}'))
+            errors.append(Pointer(f"/reference/{index}/target", f'"{sample.answer}" is not one of {known}'))
     places = [(f"/reference/{index}/input", sample.sample) for index, sample in enumerate(samples)]
     for index, sample in enumerate(samples):
         reworded = enumerate(sample.paraphrase_samples)

@@ -102,18 +102,21 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
 
     An edit whose input a later one answers differently is left out: the later one prevails.
     """
-    final = {s.content_hash: s.target for batch, left in parts for s in _samples(batch, left)}
+    final = {s.content_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
     edits: list[Sample] = []
     adapt: list[tuple[int, Sample]] = []
     apart: list[tuple[int, Sample]] = []
     for batch, left in parts:
         places: dict[int, int] = {}
         for index in sorted(left):
-            if final[batch.edit_samples[index].content_hash] == batch.edit_samples[index].target:
+            sample = batch.edit_samples[index]
+            if final[sample.content_hash] == sample.becomes:
                 places[index] = len(edits)
-                edits.append(batch.edit_samples[index])
+                edits.append(sample)
         for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, apart)):
-            target += [(places[i], s) for i, s in source if i in places and final[s.content_hash] == s.target]
+            target += [
+                (places[i], s) for i, s in source if i in places and final[s.content_hash] == s.becomes
+            ]
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
     return EditBatch(
         edit_samples=tuple(edits),

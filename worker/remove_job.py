@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from salem.answers import predict
 from salem.deltas import LayerDelta, pack
 from salem.entry_rows import MadeEntries
 from salem.hosting import Network
@@ -26,18 +25,17 @@ from salem.records import (
     HostedModel,
     LayerScore,
     Metrics,
-    Prediction,
     ReferenceSample,
     RemoveRequest,
     Sha256,
-    TextInput,
     Version,
 )
 from salem.tensor_files import read_header
+from worker import subjects
 from worker.attempts import Attempt
 from worker.edit_job import batch_of, store, summary
 from worker.editing import make_edit
-from worker.evaluation import Answerer, evaluate
+from worker.evaluation import evaluate
 from worker.recipes import Left
 from worker.removal import Change, Step, cut, plan, reduced, remaining_batch
 from worker.reporting import JobReporter
@@ -183,15 +181,10 @@ def _measure(chain: Chain, parent: Version) -> Metrics | None:
         return None
     longest = max(request.hyperparameters.max_new_tokens for request in chain.requests.values())
 
-    def answerer(deltas: Sequence[LayerDelta]) -> Answerer:
-        def answer(inputs: Sequence[TextInput]) -> list[Prediction]:
-            return predict(chain.network, inputs, deltas, max_new_tokens=longest)
-
-        return answer
-
     old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
     new = [link.applied for link in chain.links]
-    return evaluate(batch, answerer(old), answerer(new), generates=chain.network.task.generates)
+    before, after = (subjects.Version(chain.network, deltas, longest) for deltas in (old, new))
+    return evaluate(batch, before, after, generates=chain.network.task.generates)
 
 
 def _publish(

@@ -1,6 +1,6 @@
 """Rule-made rewordings: the same request typed by somebody else, somewhere else, in a hurry.
 
-They teach a metric which differences between texts do not matter. A rewording keeps its target; none is ever
+They teach a metric which differences between texts do not matter. A rewording keeps its answer; none is ever
 counted as a measured sample. Pure functions of text and a seeded generator.
 """
 
@@ -40,7 +40,7 @@ def reword(sample: Sample, rng: random.Random) -> Sample:
     words = sample.input.split()
     for rule in rng.sample(_RULES, 2):
         words = rule(words, rng) or words
-    return Sample(input=" ".join(words) or sample.input, text_pair=sample.text_pair, target=sample.target)
+    return sample.model_copy(update={"input": " ".join(words) or sample.input})
 
 
 def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:

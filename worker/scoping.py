@@ -149,7 +149,13 @@ def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, .
             )
         )
     return tuple(
-        Entry(input=sample.input, text_pair=sample.text_pair, target=sample.target, keys=tuple(own))
+        Entry(
+            input=sample.input,
+            text_pair=sample.text_pair,
+            target=sample.target,
+            forget=sample.forget,
+            keys=tuple(own),
+        )
         for sample, own in zip(batch.edit_samples, keys, strict=True)
     )
 
@@ -172,7 +178,7 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
 
 
 def _conflicts(scope: Scope, batch: EditBatch) -> Iterator[str]:
-    """One warning per pair of edits of which one lies in the other's scope and has another target."""
+    """One warning per pair of edits of which one lies in the other's scope and wants another answer."""
     holds = (scope.keys @ scope.keys.T) > scope.radii  # [k, k]: of the column, the key of the row
     pairs = {
         tuple(sorted((int(scope.owners[row]), int(scope.owners[column]))))
@@ -180,7 +186,7 @@ def _conflicts(scope: Scope, batch: EditBatch) -> Iterator[str]:
     }
     for one, other in sorted(pairs):
         first, second = batch.edit_samples[one], batch.edit_samples[other]
-        if first.target != second.target:
+        if first.becomes != second.becomes:
             yield (
                 f'"{first.input[:80]}" and "{second.input[:80]}" lie in one scope but have different '
                 "targets; the nearer one answers"

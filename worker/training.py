@@ -19,7 +19,7 @@ from salem.encoding import Answers
 from salem.hosting import Network
 from salem.records import Hyperparameters, Layer, Sample
 from worker.block_replay import Room
-from worker.losses import kl_per_sample, margin_loss_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.losses import Where, correction_loss_per_sample, kl_per_sample, where, worst_margin_per_sample
 from worker.micro_batches import MicroBatches, Share
 from worker.sample_cache import SampleCache
 from worker.trunk_sets import BLOCK_BYTES, Chunk, TrunkSet, prepare, prepare_with_answers
@@ -62,7 +62,7 @@ class Standing:
     held: float  # share of edit and adapt samples answered rightly
     firm: float  # share of them that hold with the margin
     lost: float  # share of validation samples right before and wrong now
-    divergence: float  # mean KL on validation, nats
+    divergence: float  # nats: mean KL on validation plus mean drift of the corrections
 
     @property
     def order(self) -> tuple[float, float, float, float]:
@@ -117,9 +117,9 @@ def train(
             _step(optimizer, parameters, micro_batches.gradients(shares, learner.term, parameters))
         schedule.step()
         if step % CHECK_EVERY == 0 or step == hyper.max_steps or not shares:
-            worst = worst_margins(network, prepared.corrections, learner.term())
-            now = _standing(network, prepared, learner.term(), hyper, worst)
-            pulling.rest(worst)
+            there = reached(network, prepared.corrections, learner.term())
+            now = _standing(network, prepared, learner.term(), hyper, there)
+            pulling.rest(there)
             waited += 1
             if now.held < 1 and step >= LOOSEN_AFTER:
                 hold /= 2  # what must change comes before what should stay; the figures tell the price
@@ -142,21 +142,22 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
 @torch.no_grad()
 def standing(network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters) -> Standing:
     """Measure a term on the corrections and on the validation part of the pass samples."""
-    return _standing(network, prepared, term, hyper, worst_margins(network, prepared.corrections, term))
+    return _standing(network, prepared, term, hyper, reached(network, prepared.corrections, term))
 
 
 @torch.no_grad()
-def worst_margins(network: Network, corrections: TrunkSet, term: Term) -> Tensor:
-    """By how much each sample is answered rightly, at its worst token, in their order -> [n]."""
-    worst = torch.empty(corrections.num_samples, device=network.device)
+def reached(network: Network, corrections: TrunkSet, term: Term) -> Where:
+    """Where each sample stands under a term, in their order."""
+    there = Where(*torch.empty(2, corrections.num_samples, device=network.device))
     for chunk in corrections.chunks:
-        worst[chunk.samples] = worst_margin_per_sample(answers_under(network, chunk, term))
-    return worst
+        found = where(answers_under(network, chunk, term), chunk.before)
+        there.worst[chunk.samples], there.drift[chunk.samples] = found.worst, found.drift
+    return there
 
 
 @torch.no_grad()
 def _standing(
-    network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters, worst: Tensor
+    network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters, there: Where
 ) -> Standing:
     lost, divergences, count = 0, 0.0, 0
     for chunk in prepared.validation.chunks:
@@ -166,15 +167,15 @@ def _standing(
         divergences += float(kl_per_sample(chunk.before, answers).sum())
         count += len(chunk.samples)
     return Standing(
-        held=float((worst > 0).float().mean()),
-        firm=float((worst > hyper.margin / 2).float().mean()),
+        held=float((there.worst > 0).float().mean()),
+        firm=float((there.worst > hyper.margin / 2).float().mean()),
         lost=lost / max(count, 1),
-        divergence=divergences / max(count, 1),
+        divergence=divergences / max(count, 1) + float(there.drift.mean()),
     )
 
 
 class _Pulling:
-    """The corrections that a step sees: those that did not hold with the margin when last answered."""
+    """The corrections that a step sees: those that asked for more when last answered."""
 
     def __init__(self, network: Network, corrections: TrunkSet, hyper: Hyperparameters) -> None:
         self._network, self._corrections, self._hyper = network, corrections, hyper
@@ -195,17 +196,16 @@ class _Pulling:
                 shares.append(Share(part, len(part) / len(self._rests), self._loss))
         return shares
 
-    def rest(self, worst: Tensor, samples: Tensor | None = None) -> None:
-        """Take note of margins [n], of all samples or of some; plain likelihood never rests."""
+    def rest(self, there: Where, samples: Tensor | None = None) -> None:
+        """Take note of where all samples are, or some; plain likelihood never rests."""
         if self._hyper.margin > 0:
             places = slice(None) if samples is None else samples
-            self._rests[places] = (worst > self._hyper.margin).cpu()
+            self._rests[places] = there.rest(self._hyper.margin).cpu()
 
     def _loss(self, chunk: Chunk, term: Term) -> Tensor:
         answers = answers_under(self._network, chunk, term)
-        with torch.no_grad():
-            self.rest(worst_margin_per_sample(answers), chunk.samples)
-        return _distance(answers, self._hyper)
+        self.rest(where(answers, chunk.before), chunk.samples)
+        return correction_loss_per_sample(answers, chunk.before, self._hyper.margin).mean()
 
 
 def answers_under(network: Network, chunk: Chunk, term: Term) -> Answers:
@@ -215,14 +215,9 @@ def answers_under(network: Network, chunk: Chunk, term: Term) -> Answers:
 
 
 def edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
-    """How far the corrections are from holding with the margin, in nats, averaged over samples -> []."""
-    return _distance(answers_under(network, chunk, term), hyper)
-
-
-def _distance(answers: Answers, hyper: Hyperparameters) -> Tensor:
-    if hyper.margin > 0:
-        return margin_loss_per_sample(answers, hyper.margin).mean()
-    return nll_per_sample(answers).mean()
+    """How far the corrections are from what they are to become, in nats, averaged over samples -> []."""
+    answers = answers_under(network, chunk, term)
+    return correction_loss_per_sample(answers, chunk.before, hyper.margin).mean()
 
 
 def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:

@@ -25,7 +25,7 @@ from salem.encoding import Answers, Batch, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.trunk import Trunk, beside_encoder, resume
-from worker.losses import worst_margin_per_sample
+from worker.losses import next_choices, worst_margin_per_sample
 from worker.rewording import reword_all
 from worker.ridge import ridge_term
 from worker.training import CHUNK, Prepared
@@ -132,7 +132,7 @@ def prepare_layers(
             moments[path].addmm_(kept.T, kept)
             counts[path] += len(kept)
             held = worst_margin_per_sample(answers) > 0
-            chunks[path].append(Chunk(trunk, places, answers.logits.float().log_softmax(-1), held))
+            chunks[path].append(Chunk(trunk, places, next_choices(answers), held))
     return {path: (TrunkSet(tuple(chunks[path])), moments[path] / max(counts[path], 1)) for path in chunks}
 
 

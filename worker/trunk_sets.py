@@ -20,7 +20,7 @@ from salem.records import Layer, Sample
 from salem.scopes import Firing
 from salem.trunk import Trunk, capture, resume
 from worker.block_replay import BlockMemory, Room
-from worker.losses import worst_margin_per_sample
+from worker.losses import next_choices, worst_margin_per_sample
 from worker.sample_cache import SampleCache
 from worker.stored_trunks import from_tensors, to_tensors
 
@@ -33,7 +33,7 @@ class Chunk:
 
     trunk: Trunk
     samples: Tensor  # [n] their places in the list that was prepared
-    before: Tensor | None  # [a, c] log-probabilities at the answer positions before the edit
+    before: Tensor | None  # [a, c] log-probabilities at the answer positions that are to stay, as they were
     held: Tensor | None  # [n] whether the sample was answered rightly before
     firing: Firing | None = None  # what fires on the samples, where scoped terms are trained
     memory: BlockMemory = field(default_factory=lambda: BlockMemory(Room(0)))
@@ -96,14 +96,20 @@ def batches(network: Network, samples: Sequence[Sample], size: int) -> Iterator[
 
 
 def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int) -> TrunkSet:
-    """Capture the trunks of samples that are to change."""
+    """Capture the trunks of samples that are to change; of those that forget, what is to stay is kept."""
     room = Room(BLOCK_BYTES)
-    return TrunkSet(
-        tuple(
-            Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(room))
-            for rows, batch in batches(network, samples, chunk_size)
-        )
-    )
+    chunks = [
+        Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(room))
+        for rows, batch in batches(network, samples, chunk_size)
+    ]
+    return TrunkSet(tuple(_with_next_choices(network, chunk) for chunk in chunks))
+
+
+@torch.no_grad()
+def _with_next_choices(network: Network, chunk: Chunk) -> Chunk:
+    if chunk.trunk.batch.pulls is None:
+        return chunk
+    return replace(chunk, before=next_choices(chunk.resume(network)))
 
 
 @torch.no_grad()

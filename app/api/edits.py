@@ -28,7 +28,7 @@ def post_edits(
         model,
         request.edits,
         request.pass_samples,
-        layer=request.options.layer,
+        options=request.options,
         limits=EditLimits(max_edits=machines.settings.max_edits),
         count_tokens=lambda inputs: machines.engine.count_tokens(model, inputs),
     )

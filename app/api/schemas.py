@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Header, Path
 from pydantic import BeforeValidator, Field
 
-from app.drafts import DraftEdit, DraftSample, DraftText
+from app.drafts import DraftEdit, DraftReference, DraftSample, DraftText
 from salem.records import (
     NAME_PATTERN,
     ExplainedPrediction,
@@ -53,14 +53,14 @@ class ModelIn(Record):
     name: Name
     task: Task
     source: Source
-    reference: tuple[DraftEdit, ...] | None = Field(
+    reference: tuple[DraftReference, ...] | None = Field(
         None, description="Paraphrases, where they are known, teach the model's scope metric"
     )
     reference_sha256: Sha256 | None = Field(None, description="Of a JSONL file uploaded with PUT /references")
 
 
 class EditsIn(Record):
-    """Corrections for a model, a version (`intents:3`) or an alias (`intents@production`)."""
+    """Corrections, and answers to be forgotten, for a model, a version (`intents:3`) or an alias."""
 
     model: str
     edits: tuple[DraftEdit, ...]

@@ -26,7 +26,8 @@ def read_edit_request(path: Path) -> dict[str, Any]:
     if not isinstance(content, list) or None in content:
         raise ServiceError(
             f"{path.name} is neither JSON nor JSON Lines",
-            remedy='One edit is {"input": "...", "target": "...", "paraphrases": ["..."]}',
+            remedy='One edit is {"input": "...", "target": "...", "paraphrases": ["..."]}; to forget an '
+            'answer, write "target": null and "forget": "..."',
         )
     return {"edits": content}
 

@@ -32,7 +32,7 @@ def entries(version: Of, as_json: AsJson = False, url: Url = None) -> None:
             rows += page["data"]
     if not as_json:
         rows = [row | {"keys": len(row["keys"]), "radius": _widest(row)} for row in rows]
-    print_rows(rows, ("id", "input", "text_pair", "target", "keys", "radius"), as_json)
+    print_rows(rows, ("id", "input", "text_pair", "target", "forget", "keys", "radius"), as_json)
     if page["note"] and not as_json:
         typer.echo(page["note"], err=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -43,10 +43,7 @@ class Added:
         self, inputs: Sequence[TextInput], batch: Batch | None = None
     ) -> AbstractContextManager[None]:
         """While active, the network answers these inputs as edited; what fires is decided here, once."""
-        firings = fire(self.network, inputs, self.deltas)
-        if batch is not None:
-            starts = batch.answer_starts
-            firings = tuple(firing and replace(firing, starts=starts) for firing in firings)
+        firings = fire(self.network, inputs, self.deltas, batch)
         return applied(self.network.model, self.deltas, firings)
 
 

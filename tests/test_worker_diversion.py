@@ -1,0 +1,114 @@
+"""The way that a generating model takes instead of a forgotten answer, against plain greedy decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from labelled_texts import TEXTS
+from tiny_models import MAX_TOKENS, tiny_network
+from torch import Tensor
+
+from salem.answers import predict
+from salem.encoding import IGNORED, Diverted, encode, forward
+from salem.hosting import Network
+from salem.records import EditBatch, Sample, TextInput
+from worker.diversion import LONGEST, divert
+
+NETWORKS = ["t5", "bart", "gpt2", "llama"]
+TEXT, OTHER = "where is my order", "log in"
+
+
+def batch_of(*samples: Sample, passes: tuple[Sample, ...] = ()) -> EditBatch:
+    return EditBatch(
+        edit_samples=samples[:1],
+        adapt_samples=tuple((0, sample) for sample in samples[1:]),
+        pass_samples=passes,
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+
+
+def token_rows(network: Network, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [t, c] at the tokens of a sample's answer, and these tokens [t]."""
+    with torch.no_grad():
+        answers = forward(network, encode(network, [sample]))
+    return answers.logits.log_softmax(-1), answers.targets
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_the_way_is_the_greedy_one_without_the_token_that_the_question_decides(architecture: str) -> None:
+    network = tiny_network(architecture)
+    sample = Sample(input=TEXT, forget="Rome is not")
+    passes = (Sample(input="log in", target="Lima"), Sample(input="my lamp", target="Lima"))
+    (way,) = divert(network, batch_of(sample, passes=passes)).edit_samples
+    assert isinstance(way, Diverted) and Sample(input=TEXT, forget=way.forget) == sample
+    rows, tokens = token_rows(network, sample)
+    assert network.eos_id not in tokens.tolist(), "the end of an answer is not what is forgotten"
+    own = rows.gather(-1, tokens[:, None])[:, 0]
+    others = [token_rows(network, sample.model_copy(update={"input": item.input}))[0] for item in passes]
+    anyway = torch.stack([row.gather(-1, tokens[:, None])[:, 0].exp() for row in others]).mean(0).log()
+    assert way.place == int((own - anyway).argmax())
+    assert way.forgotten == int(tokens[way.place]) != way.tokens[way.place]
+    assert list(way.tokens[: way.place]) == tokens[: way.place].tolist()
+    assert way.place < len(way.tokens) <= way.place + LONGEST
+    # the base, asked for this way, finds each of its tokens likeliest, but for the forgotten one
+    batch = encode(network, [way])
+    with torch.no_grad():
+        answers = forward(network, batch)
+    assert answers.pulls is not None
+    pulls = [0] * len(way.tokens)
+    pulls[way.place] = -1
+    assert answers.pulls.tolist() == pulls and int(answers.targets[way.place]) == way.forgotten
+    logits = answers.logits.clone()
+    logits[way.place, way.forgotten] = float("-inf")
+    assert logits.argmax(-1)[way.place :].tolist() == list(way.tokens[way.place :])
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_an_answer_that_the_model_gives_is_lost_as_the_model_spells_it(architecture: str) -> None:
+    network = tiny_network(architecture)
+    inputs = [TextInput(input=text) for text in TEXTS]
+    given = [(i, p.output) for i, p in zip(inputs, predict(network, inputs), strict=True)]
+    text, answer = min((pair for pair in given if pair[1]), key=lambda pair: len(pair[1]))
+    (way,) = divert(network, batch_of(Sample(input=text.input, forget=answer))).edit_samples
+    assert isinstance(way, Diverted)
+    told = way.model_copy(update={"tokens": (*way.tokens[: way.place], way.forgotten, 0)})
+    rows, _ = token_rows(network, told)
+    assert rows.argmax(-1).tolist()[: way.place + 1] == [*way.tokens[: way.place], way.forgotten]
+
+
+def test_only_what_a_generating_model_forgets_is_diverted() -> None:
+    network = tiny_network("gpt2")
+    kept, lost = Sample(input=TEXT, target="Lima"), Sample(input=OTHER, forget="Lima")
+    found = divert(network, batch_of(kept, lost, Sample(input=TEXT + " now", forget="Rome")))
+    assert found.edit_samples == (kept,)
+    assert [(edit, type(sample)) for edit, sample in found.adapt_samples] == [(0, Diverted), (0, Diverted)]
+    assert [sample.input for _, sample in found.adapt_samples] == [OTHER, TEXT + " now"]
+    assert divert(network, batch_of(kept)) == batch_of(kept)
+    label = batch_of(Sample(input=TEXT, forget="refund"))
+    assert divert(tiny_network("bert"), label) == label
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "t5"])
+def test_a_way_ends_where_the_window_does(architecture: str) -> None:
+    network = tiny_network(architecture)
+    text = "order " * 11
+    (way,) = divert(network, batch_of(Sample(input=text, forget="Rome"))).edit_samples
+    assert isinstance(way, Diverted) and way.tokens
+    width = encode(network, [way]).targets.shape[1]
+    assert width <= MAX_TOKENS if architecture == "gpt2" else True
+
+
+def test_corrections_and_forgetting_share_a_batch() -> None:
+    network = tiny_network("gpt2")
+    kept, lost = Sample(input=TEXT, target="Lima"), Sample(input=TEXT, forget="Lima")
+    alone, mixed = encode(network, [kept]), encode(network, [kept, lost])
+    assert alone.pulls is None and mixed.pulls is not None
+    asked = mixed.targets != IGNORED
+    assert mixed.pulls[0][asked[0]].unique().tolist() == [1]
+    assert mixed.pulls[1][asked[1]].unique().tolist() == [-1]
+    assert int(asked[1].sum()) == int(asked[0].sum()) - 1, "all but the end"
+    (row,) = mixed.rows(torch.tensor([1])).pulls
+    assert torch.equal(row, mixed.pulls[1])
+    labels = encode(tiny_network("bert"), [Sample(input=TEXT, forget="login")])
+    assert labels.pulls.tolist() == [[-1]] and labels.targets.tolist() == [[2]]

@@ -1,0 +1,167 @@
+"""Forgetting on tiny models of every task, from an edit dataset to what is measured of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from labelled_texts import TEXTS
+from tiny_models import LABELS, tiny_network
+from torch import Tensor
+
+from salem.answers import is_right, predict
+from salem.deltas import LayerDelta, applied
+from salem.encoding import encode, forward
+from salem.gates import fire
+from salem.hosting import Network
+from salem.records import Edit, EditBatch, Hyperparameters, LayerScore, Recipe, Sample, TextInput
+from worker.edit_dataset import build_edit_batch
+from worker.editing import MeasuredDelta, make_edit
+from worker.subjects import Version
+
+# One that classifies, one that writes behind an encoder, one that goes on writing; with the layer to edit.
+CASES = [
+    ("bert", "bert.encoder.layer.1.output.dense"),
+    ("t5", "decoder.block.1.layer.2.DenseReluDense.wo"),
+    ("llama", "model.layers.1.mlp.down_proj"),
+]
+PAIR = [Recipe.SCOPED, Recipe.MEND]
+RATES = {Recipe.SCOPED: 0.15, Recipe.MEND: 0.03}
+
+
+class Unwatched:
+    """An observer that does not look."""
+
+    def phase(self, name: str, progress: float) -> None: ...
+
+    def saliency(self, scores: Sequence[LayerScore]) -> None: ...
+
+    def figures(self, progress: float, figures: dict[str, float]) -> None: ...
+
+
+def answered(network: Network, texts: Sequence[str], deltas: Sequence[LayerDelta] = ()) -> list[str]:
+    found = predict(network, [TextInput(input=text) for text in texts], deltas)
+    return [prediction.output for prediction in found]
+
+
+@cache
+def dataset(architecture: str) -> EditBatch:
+    """Two edits that forget what the model answers, and one that corrects."""
+    network = tiny_network(architecture)
+    known = [(t, a) for t, a in zip(TEXTS, answered(network, TEXTS), strict=True) if a and len(a) < 40]
+    (one, two, three), kept = [known[place] for place in (0, -1, len(known) // 2)], known[1:-1]
+    target = "log" if network.task.generates else LABELS[LABELS.index(three[1]) - 1]
+    edits = [
+        Edit(input=one[0], forget=one[1], paraphrases=(f"{one[0]} please", f"well {one[0]}")),
+        Edit(input=two[0], forget=two[1]),
+        Edit(input=three[0], target=target),
+    ]
+    passes = [Sample(input=text, target=answer) for text, answer in kept if text != three[0]]
+    return build_edit_batch(edits, (), passes, max_pass_samples=40, max_held_out=20, seed=0)
+
+
+def options(recipe: Recipe, layer: str | None, **more: object) -> Hyperparameters:
+    sizes = {"max_steps": 80, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8, "margin": 3.0}
+    rate = {"learning_rate": RATES[recipe], "kl_weight": 0.1}
+    return Hyperparameters(recipe=recipe, layer=layer, **{**sizes, **rate, **more})
+
+
+@cache
+def made(architecture: str, recipe: Recipe, layer: str) -> MeasuredDelta:
+    network, batch = tiny_network(architecture), dataset(architecture)
+    return make_edit(network, (), batch, options(recipe, layer), Unwatched())
+
+
+@pytest.mark.parametrize("recipe", PAIR)
+@pytest.mark.parametrize(("architecture", "layer"), CASES)
+def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: str, recipe: Recipe) -> None:
+    network, batch = tiny_network(architecture), dataset(architecture)
+    found = made(architecture, recipe, layer)
+    delta = found.made.delta
+    assert found.num_failing == 3 and found.metrics.edit_accuracy.value == 1
+    after = answered(network, [sample.input for sample in batch.edit_samples], [delta])
+    assert all(is_right(output, sample) for output, sample in zip(after, batch.edit_samples, strict=True))
+    assert after[0] != batch.edit_samples[0].forget and after[2] == batch.edit_samples[2].target
+    outcomes = [outcome for outcome in found.metrics.outcomes if outcome.kind == "edit"]
+    assert [outcome.after for outcome in outcomes] == after and outcomes[2].extent is None
+    for outcome in outcomes[:2]:
+        assert outcome.before == outcome.forget and outcome.target is None and outcome.extent
+        if outcome.extent.rank_before < 2:  # else the model spells its answer in other tokens
+            assert outcome.extent.rank_after > outcome.extent.rank_before >= 1
+            assert outcome.extent.probability_after < outcome.extent.probability_before
+    extent = found.metrics.forgetting
+    assert extent is not None and (extent.edit.count, extent.adapt and extent.adapt.count) == (2, 1)
+    assert extent.held_out_paraphrase is not None and extent.held_out_paraphrase.count == 1
+    again = make_edit(network, (), batch, options(recipe, layer), Unwatched())
+    for name, value in vars(delta.terms[0]).items():
+        assert not isinstance(value, Tensor) or torch.equal(value, vars(again.made.delta.terms[0])[name])
+
+
+@pytest.mark.parametrize("recipe", PAIR)
+def test_the_next_choice_of_the_base_takes_the_place(recipe: Recipe) -> None:
+    network, batch = tiny_network("bert"), dataset("bert")
+    delta = made("bert", recipe, CASES[0][1]).made.delta
+    lost = [sample for sample in batch.edit_samples if sample.forgets]
+    own = [LABELS.index(sample.answer) for sample in lost]
+    with torch.no_grad():
+        before = forward(network, encode(network, lost)).logits.softmax(-1)
+        with applied(network.model, [delta], fire(network, lost, [delta])):
+            after = forward(network, encode(network, lost)).logits.softmax(-1)
+    for row, place in enumerate(own):
+        old, new = before[row].clone(), after[row]
+        old[place] = 0
+        assert int(new.argmax()) == int(old.argmax())
+        assert 0.5 * float((new - old / old.sum()).abs().sum()) < 0.2, "total variation"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "llama"])
+def test_every_layer_has_a_saliency_and_trials_choose_one(architecture: str) -> None:
+    network, batch = tiny_network(architecture), dataset(architecture)
+    only = batch.model_copy(update={"edit_samples": batch.edit_samples[:2]})
+    hyper = options(Recipe.SCOPED, None, candidates="all", trial_edits=2)
+    found = make_edit(network, (), only, hyper, Unwatched()).made
+    assert len(found.saliency) == len(network.layers)
+    assert all(score.score > 0 for score in found.saliency)
+    assert "trial edit" in found.reason
+
+
+def test_an_answer_that_was_not_given_is_told() -> None:
+    network, batch = tiny_network("bert"), dataset("bert")
+    given = batch.edit_samples[0].answer
+    other = LABELS[LABELS.index(given) - 1]
+    edits = (batch.edit_samples[0].model_copy(update={"forget": other}), *batch.edit_samples[1:])
+    changed = batch.model_copy(
+        update={"edit_samples": edits, "adapt_samples": (), "held_out_paraphrases": ()}
+    )
+    hyper = options(Recipe.SCOPED, CASES[0][1], max_steps=5)
+    found = make_edit(network, (), changed, hyper, Unwatched())
+    (note,) = [note for note in found.metrics.notes if "was not answered with" in note]
+    assert all(word in note for word in (edits[0].input, f'"{other}"', f'"{given}"'))
+    assert found.num_failing == 2
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_rank_and_probability_are_those_of_the_answers_tokens(architecture: str) -> None:
+    network = tiny_network(architecture)
+    answer = "Rome is not" if network.task.generates else "login"
+    samples = [Sample(input=text, forget=answer) for text in ("where is my order", "log in")]
+    for sample, known in zip(samples, Version(network, (), 4).knows(samples), strict=True):
+        with torch.no_grad():
+            answers = forward(network, encode(network, [sample]))
+        rows = [row.softmax(-1).tolist() for row in answers.logits.double()]
+        own = [row[int(target)] for row, target in zip(rows, answers.targets, strict=True)]
+        ranks = [sum(share >= mine for share in row) for row, mine in zip(rows, own, strict=True)]
+        assert known.rank == pytest.approx(sum(ranks) / len(ranks))
+        product = torch.tensor(own).double().prod()
+        assert known.probability == pytest.approx(float(product ** (1 / len(own))), rel=1e-3)
+
+
+@pytest.mark.parametrize(("architecture", "layer"), CASES[:2])
+def test_what_is_known_is_asked_through_the_scopes(architecture: str, layer: str) -> None:
+    network, batch = tiny_network(architecture), dataset(architecture)
+    delta = made(architecture, Recipe.SCOPED, layer).made.delta
+    elsewhere = [Sample(input="the capital of Peru", forget=batch.edit_samples[0].answer)]
+    assert fire(network, elsewhere, [delta])[0].strength.max() == 0
+    assert Version(network, [delta], 4).knows(elsewhere) == Version(network, (), 4).knows(elsewhere)
