@@ -375,12 +375,16 @@ class Version(Record):
 
 
 class EditorMetrics(Record):
-    """What an editor was measured at: edits of its corpus that it was not trained on (docs/metrics.md)."""
+    """What an editor was measured at: edits of its corpus that it was not trained on (docs/editors.md).
+
+    Untrained is the same editor before its first step: gradient descent with the step size that serves best.
+    """
 
     edit_accuracy: Proportion  # of held-out edits that the base answers wrongly
-    untrained_accuracy: Proportion  # of the same edits, by the editor before its first step
     generalisation: Proportion | None  # of their paraphrases; None: there are none
     drawdown: Proportion | None  # on held-out pass samples, with `num_together` edits; None: there are none
+    untrained_accuracy: Proportion
+    untrained_drawdown: Proportion | None
     notes: tuple[str, ...] = ()
 
 

@@ -30,7 +30,13 @@ from salem.records import (
 from salem.registry import Registry
 
 SHARE = Proportion(value=0.5, low=0.2, high=0.8, count=10)
-METRICS = EditorMetrics(edit_accuracy=SHARE, untrained_accuracy=SHARE, generalisation=None, drawdown=SHARE)
+METRICS = EditorMetrics(
+    edit_accuracy=SHARE,
+    generalisation=None,
+    drawdown=SHARE,
+    untrained_accuracy=SHARE,
+    untrained_drawdown=SHARE,
+)
 
 
 @pytest.fixture

@@ -96,7 +96,12 @@ METRICS = Metrics(
     notes=("no edit has two paraphrases",),
 )
 EDITOR_METRICS = EditorMetrics(
-    edit_accuracy=SHARE, untrained_accuracy=SHARE, generalisation=None, drawdown=SHARE, notes=("few",)
+    edit_accuracy=SHARE,
+    generalisation=None,
+    drawdown=SHARE,
+    untrained_accuracy=SHARE,
+    untrained_drawdown=None,
+    notes=("few",),
 )
 DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
 KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_cosine=0.25)

@@ -84,12 +84,11 @@ def test_an_edit_counts_once_however_many_paraphrases_it_has() -> None:
 
 def test_factors_are_kept_where_they_take_fewer_numbers() -> None:
     network = tiny_network("bert")
-    layer = network.layers[2]
+    layer = network.layers[1]
     wide = layer.model_copy(update={"d_in": 10_000, "d_out": 10_000})
-    sample, shares = some_batch(network).edit_samples[:1], torch.ones(1)
-    editor = some_editor(layer)
-    many = one_pass.update_of(network, layer, editor, sample, shares)
-    few = one_pass.update_of(network, wide, editor, sample, shares)
+    editor, batch = some_editor(layer), some_batch(network)
+    many = one_pass_term(network, layer, editor, batch)
+    few = one_pass_term(network, wide, editor, batch)
     assert isinstance(many, Dense) and isinstance(few, LowRank)
     torch.testing.assert_close(many.dense(), few.dense())
 

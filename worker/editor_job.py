@@ -106,9 +106,10 @@ def _figures(metrics: EditorMetrics) -> dict[str, Any]:
     """Headline figures, their intervals, and notes."""
     shares = {
         "edit_accuracy": metrics.edit_accuracy,
-        "untrained_accuracy": metrics.untrained_accuracy,
         "generalisation": metrics.generalisation,
         "drawdown": metrics.drawdown,
+        "untrained_accuracy": metrics.untrained_accuracy,
+        "untrained_drawdown": metrics.untrained_drawdown,
     }
     return {
         **{name: share and share.value for name, share in shares.items()},

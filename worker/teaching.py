@@ -124,39 +124,55 @@ def _measure(
     corpus: Corpus,
     options: EditorOptions,
 ) -> EditorMetrics:
-    """Apply both editors to the held-out edits, as many at once as they were trained for.
-
-    Every held-out pass sample is asked once: under the update of one group of edits, the groups in turn.
-    """
-    size = options.num_together
-    groups = [corpus.held_out[i : i + size] for i in range(0, len(corpus.held_out), size)]
-    held: list[bool] = []
-    untrained: list[bool] = []
-    reworded: list[bool] = []
-    before: list[bool] = []
-    after: list[bool] = []
-    for place, group in enumerate(groups):
-        own = [edit.sample for edit in group]
-        delta = _delta(network, layer, editor, own)
-        held += _hits(network, own, delta, options)
-        untrained += _hits(network, own, _delta(network, layer, start, own), options)
-        reworded += _hits(network, [s for edit in group for s in edit.paraphrase_samples], delta, options)
-        kept = corpus.held_out_pass_samples[place :: len(groups)]
-        before += _hits(network, kept, (), options)
-        after += _hits(network, kept, delta, options)
+    """Apply both editors to the held-out edits."""
+    after, before = (_Hits.under(network, layer, one, corpus, options) for one in (editor, start))
     return EditorMetrics(
-        edit_accuracy=_share(held),
-        untrained_accuracy=_share(untrained),
-        generalisation=proportion(reworded),
-        drawdown=paired_drop(before, after),
-        notes=tuple(_notes(corpus, sum(held), sum(untrained))),
+        edit_accuracy=_share(after.edits),
+        generalisation=proportion(after.paraphrases),
+        drawdown=paired_drop(after.kept_before, after.kept),
+        untrained_accuracy=_share(before.edits),
+        untrained_drawdown=paired_drop(before.kept_before, before.kept),
+        notes=tuple(_notes(corpus, after, before)),
     )
 
 
-def _delta(
-    network: Network, layer: Layer, editor: MendEditor, samples: Sequence[Sample]
-) -> tuple[LayerDelta, ...]:
-    return (LayerDelta(layer.path, (update_of(network, layer, editor, samples, torch.ones(len(samples))),)),)
+@dataclass(frozen=True)
+class _Hits:
+    """What is answered rightly under an editor's updates."""
+
+    edits: list[bool]
+    paraphrases: list[bool]
+    kept_before: list[bool]
+    kept: list[bool]
+
+    @classmethod
+    def under(
+        cls, network: Network, layer: Layer, editor: MendEditor, corpus: Corpus, options: EditorOptions
+    ) -> _Hits:
+        """Apply the held-out edits in groups, of as many at once as the editor was trained for.
+
+        Every held-out pass sample is asked once: under the update of one group, the groups in turn.
+        """
+        hits = cls([], [], [], [])
+        size = options.num_together
+        groups = [corpus.held_out[i : i + size] for i in range(0, len(corpus.held_out), size)]
+        for place, group in enumerate(groups):
+            own = [edit.sample for edit in group]
+            term = update_of(network, layer, editor, own, torch.ones(len(own)))
+            delta = [LayerDelta(layer.path, (term,))]
+            reworded = [sample for edit in group for sample in edit.paraphrase_samples]
+            kept = corpus.held_out_pass_samples[place :: len(groups)]
+            hits.edits.extend(_hits(network, own, delta, options))
+            hits.paraphrases.extend(_hits(network, reworded, delta, options))
+            hits.kept_before.extend(_hits(network, kept, (), options))
+            hits.kept.extend(_hits(network, kept, delta, options))
+        return hits
+
+    @property
+    def score(self) -> float:
+        """Edits that hold minus pass samples that are lost."""
+        lost = paired_drop(self.kept_before, self.kept)
+        return sum(self.edits) / len(self.edits) - (lost.value if lost else 0.0)
 
 
 def _share(hits: Sequence[bool]) -> Proportion:
@@ -165,17 +181,17 @@ def _share(hits: Sequence[bool]) -> Proportion:
     return found
 
 
-def _notes(corpus: Corpus, num_held: int, num_untrained: int) -> list[str]:
+def _notes(corpus: Corpus, after: _Hits, before: _Hits) -> list[str]:
     notes: list[str] = []
     if corpus.num_right:
         notes.append(
             f"{corpus.num_right} edits of the corpus ask for what the model answers already: they were "
             "trained on like the others, and none of them is among the held-out edits that measure"
         )
-    if num_held <= num_untrained:
+    if after.score <= before.score:
         notes.append(
-            "training has not made the editor correct more held-out edits than a plain gradient step does: "
-            "give a larger corpus, or raise num_steps"
+            "training has not made the editor better than a plain gradient step, by held-out edits that hold "
+            "minus pass samples that are lost: give a larger corpus, or raise num_steps"
         )
     if not any(edit.paraphrases for edit in corpus.held_out):
         notes.append("generalisation was not measured: no held-out edit has a paraphrase")
