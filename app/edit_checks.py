@@ -29,6 +29,7 @@ class EditLimits:
     """How much one request may hold."""
 
     max_edits: int
+    beyond: str = "make several jobs"  # what to do with more
     max_paraphrases: int = 64  # of one edit
     max_pass_samples: int = 20_000
 
@@ -81,7 +82,7 @@ def _check_limits(
     if not edits:
         yield Pointer("/edits", "there is no edit; give at least one corrected sample")
     if len(edits) > limits.max_edits:
-        yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; make several jobs")
+        yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; {limits.beyond}")
     for index, edit in enumerate(edits):
         if len(edit.paraphrases) > limits.max_paraphrases:
             yield Pointer(

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import problems
-from app.api import edits, entries, health, jobs, models, predict
+from app.api import editors, edits, entries, health, jobs, models, predict
 from app.api.services import Services
 from app.middleware import ApiKey, BodyLimit, RequestContext
 from app.reconciler import Reconciler
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key.get_secret_value())
     app.add_middleware(RequestContext)  # added last: outermost
-    for routes in (models, entries, edits, jobs, predict, health):
+    for routes in (models, entries, edits, editors, jobs, predict, health):
         app.include_router(routes.router)
     return app
 

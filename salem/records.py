@@ -4,7 +4,8 @@ Knows words and their shapes on the wire. Does not know tensors, SQL, HTTP or Re
 Each record is JSON-serialisable (pydantic), so the same object is stored, queued, returned and printed.
 
 Reading order: Task, Sample, Edit, EditBatch (what is to change) - Layer, LayerScore (where) -
-Hyperparameters (how) - Metrics, Flip (what came of it) - HostedModel, Version, Alias, Job (what is kept).
+Hyperparameters (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
+kept).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
+EDITOR_ID_PATTERN = r"^editor-[0-9a-f]{20}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -171,6 +173,7 @@ class Hyperparameters(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
     recipe: Recipe = Recipe.SCOPED
+    editor: str | None = Field(default=None, max_length=64)  # id; None: none trained ahead
     layer: str | None = None  # None: saliency chooses
     candidates: Literal["middle", "all"] = "middle"  # blocks to choose from; the paper: all
     trial_edits: int = Field(default=3, ge=0, le=64)  # most salient layers compared by editing them; 0: none
@@ -190,6 +193,24 @@ class Hyperparameters(Record):
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
+
+
+class EditorOptions(Record):
+    """Everything that shapes an editor trained ahead besides its corpus; stored with it."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    layer: str | None = None  # None: saliency chooses
+    candidates: Literal["middle", "all"] = "middle"  # blocks to choose from
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    num_together: int = Field(default=10, ge=1, le=32)  # edits that it learns to apply at once
+    num_steps: int = Field(default=200, ge=1, le=20_000)
+    kl_weight: float = Field(default=3.0, ge=0)  # of the divergence on pass samples
+    learning_rate: float = Field(default=1e-3, gt=0)
+    editor_rank: int = Field(default=64, ge=1, le=1_024)
+    max_pass_samples: int = Field(default=1_000, ge=1, le=100_000)
+    max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
+    max_new_tokens: int = Field(default=32, ge=32, le=512)
 
 
 class Proportion(Record):
@@ -407,6 +428,37 @@ class Version(Record):
         return f"{self.model}:{self.number}"
 
 
+class EditorMetrics(Record):
+    """What an editor was measured at: edits of its corpus that it was not trained on (docs/editors.md).
+
+    Untrained is the same editor before its first step: gradient descent with the step size that serves best.
+    """
+
+    edit_accuracy: Proportion  # of held-out edits that the base answers wrongly
+    generalisation: Proportion | None  # of their paraphrases; None: there are none
+    drawdown: Proportion | None  # on held-out pass samples, with `num_together` edits; None: there are none
+    untrained_accuracy: Proportion
+    untrained_drawdown: Proportion | None
+    notes: tuple[str, ...] = ()
+
+
+class Editor(Record):
+    """A hypernetwork trained ahead on a corpus: turns the gradients of new edits into a delta in one pass."""
+
+    id: str = Field(pattern=EDITOR_ID_PATTERN)
+    model: Name
+    name: str | None  # what people call it; need not be unique
+    layer: str
+    blob: Sha256
+    num_bytes: int
+    num_trained_on: int  # edits of the corpus
+    num_held_out: int
+    metrics: EditorMetrics
+    options: EditorOptions
+    job_id: str
+    created_at: datetime
+
+
 class Alias(Record):
     """A movable name for a version: `intents@production`."""
 
@@ -420,6 +472,7 @@ class JobKind(StrEnum):
     REGISTER = "register"
     EDIT = "edit"
     REMOVE = "remove"
+    TRAIN_EDITOR = "train_editor"
 
 
 class JobState(StrEnum):
@@ -443,13 +496,14 @@ class JobError(Record):
 
 
 class Job(Record):
-    """A long task with a life of its own: registering a model, editing one, removing edits from a version."""
+    """A long task with a life of its own: hosting a model, editing it, removing edits, training an editor."""
 
     id: str
     kind: JobKind
     model: Name
     state: JobState
-    phase: str  # "waiting", "loading", "classing", "saliency", "training", "evaluating", "writing", "done"
+    # "waiting", "loading", "classing", "saliency", "training" or "one pass", "evaluating", "writing", "done"
+    phase: str
     progress: float = Field(ge=0, le=1)
     time_left_s: float | None = None
     attempt: int = 0
@@ -482,6 +536,16 @@ class RemoveRequest(Record):
     parent: int
     edits: tuple[str, ...]  # ids
     alias: Name | None = None
+
+
+class EditorRequest(Record):
+    """What a job is to train an editor on, as stored with the job: the client's words after every check."""
+
+    model: Name
+    name: str | None = None
+    edits: tuple[Edit, ...]  # the corpus
+    pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
+    options: EditorOptions = EditorOptions()
 
 
 class RegisterRequest(Record):

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from salem import entry_rows, job_leases, job_rows, model_rows, version_rows
+from salem import editor_rows, entry_rows, job_leases, job_rows, model_rows, version_rows
 from salem.database import Database
+from salem.editors import Editors
 from salem.entries import Entries
 from salem.records import (
     Alias,
@@ -29,11 +30,12 @@ from salem.records import (
 
 
 class Registry:
-    """Everything that is kept, one transaction per method; `entries` reads versions. Threads may share it."""
+    """Everything that is kept, one transaction per method, also of its parts. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.entries = Entries(database)
+        self.editors = Editors(database)
 
     @classmethod
     def connect(cls, url: str) -> Registry:
@@ -103,10 +105,7 @@ class Registry:
 
     def resolve(self, reference: ModelReference) -> Version:
         """The version that a reference names now; version 0 is the base, there for every ready model.
-
-        Raises:
-            ModelNotReady: the model is being registered, or its registration failed.
-            NotFound: no such model, version or alias; the message says what exists.
+        Raises ModelNotReady (registration has not ended, or failed), NotFound (the message says what exists).
         """
         with self._database.read() as connection:
             return version_rows.resolve(connection, model_rows.get(connection, reference.model), reference)
@@ -245,6 +244,7 @@ class Registry:
             return job_rows.list_queued(connection)
 
     def blobs_in_use(self) -> set[str]:
-        """Digests of the blobs that a model or a version needs."""
+        """Digests of the blobs that a model, a version or an editor needs."""
         with self._database.read() as connection:
-            return model_rows.blobs(connection) | version_rows.blobs(connection)
+            models, versions = model_rows.blobs(connection), version_rows.blobs(connection)
+            return models | versions | editor_rows.blobs(connection)

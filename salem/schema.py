@@ -158,6 +158,23 @@ entry_texts = Table(
     ForeignKeyConstraint(["model", "made_in"], ["versions.model", "versions.number"]),
 )
 
+editors = Table(
+    "editors",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("model", ForeignKey("models.name"), nullable=False, index=True),
+    Column("name", String(64)),
+    Column("layer", String(255), nullable=False),
+    Column("blob", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("num_trained_on", Integer, nullable=False),
+    Column("num_held_out", Integer, nullable=False),
+    Column("metrics", _Document, nullable=False),
+    Column("options", _Document, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 aliases = Table(
     "aliases",
     metadata,

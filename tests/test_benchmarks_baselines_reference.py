@@ -18,7 +18,7 @@ from benchmarks.baselines.enn import EditableLayer, outer_loss
 from benchmarks.baselines.grace import Remembering
 from benchmarks.baselines.lora import ADAPTER, adapted
 from benchmarks.baselines.malmen import RidgeLearner
-from benchmarks.baselines.mend_ahead import GroupedUpdate, grouped_updates, lessons, one_pass
+from benchmarks.baselines.mend_ahead import one_pass
 from benchmarks.baselines.prompt_tokens import key_states
 from benchmarks.baselines.ridge import ridge_update
 from benchmarks.baselines.ultraedit import updated
@@ -30,6 +30,7 @@ from salem.hosting import Network
 from salem.records import Sample, TextInput
 from salem.trunk import capture
 from worker.editor import Factors, MendEditor
+from worker.editor_training import GroupedUpdate, grouped_updates, lessons
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

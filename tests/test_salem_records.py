@@ -17,6 +17,10 @@ from salem.records import (
     Edit,
     EditBatch,
     EditId,
+    Editor,
+    EditorMetrics,
+    EditorOptions,
+    EditorRequest,
     EditOutcome,
     EditRequest,
     Entry,
@@ -102,6 +106,14 @@ METRICS = Metrics(
     flips=(FLIP,),
     notes=("no edit has two paraphrases",),
 )
+EDITOR_METRICS = EditorMetrics(
+    edit_accuracy=SHARE,
+    generalisation=None,
+    drawdown=SHARE,
+    untrained_accuracy=SHARE,
+    untrained_drawdown=None,
+    notes=("few",),
+)
 DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
 KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_cosine=0.25)
 ENTRY = Entry(input="x", text_pair="p", target="y", keys=(KEY,))
@@ -162,6 +174,22 @@ ONE_OF_EACH = [
         created_at=NOW,
     ),
     Alias(model="intents", name="production", version=3, updated_at=NOW),
+    EDITOR_METRICS,
+    EditorOptions(layer=LAYER.path, num_together=3),
+    Editor(
+        id=f"editor-{'0a' * 10}",
+        model="intents",
+        name="Refunds, été",
+        layer=LAYER.path,
+        blob=SHA,
+        num_bytes=12_345,
+        num_trained_on=48,
+        num_held_out=16,
+        metrics=EDITOR_METRICS,
+        options=EditorOptions(),
+        job_id=f"job-{'0a' * 10}",
+        created_at=NOW,
+    ),
     ERROR,
     Job(
         id="job-1",
@@ -176,7 +204,10 @@ ONE_OF_EACH = [
         error=ERROR,
         created_at=NOW,
     ),
-    EditRequest(model="m", parent=0, edits=(EDIT, FORGETTING), pass_samples=(PAIR,), alias="production"),
+    EditRequest(
+        model="intents", parent=0, edits=(EDIT, FORGETTING), pass_samples=(PAIR,), alias="production"
+    ),
+    EditorRequest(model="intents", name="refunds", edits=(EDIT,), pass_samples=(PAIR,)),
     RegisterRequest(model="intents", reference=SHA),
     RemoveRequest(model="intents", parent=3, edits=("3.0",), alias="production"),
     Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),
@@ -346,6 +377,9 @@ def test_paraphrases_keep_pair_and_target() -> None:
         (Hyperparameters, {"seed": 2**31}),
         (Hyperparameters, {"learning_rate": 0}),
         (Hyperparameters, {"recipe": "magic"}),
+        (Hyperparameters, {"editor": "e" * 65}),
+        (EditorOptions, {"num_together": 33}),
+        (EditorOptions, {"num_steps": 0}),
         (Prediction, {"output": 5}),
     ],
 )

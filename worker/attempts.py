@@ -13,11 +13,14 @@ from salem.blobs import BlobStore
 from salem.deltas import LayerDelta, unpack
 from salem.errors import ModelNotReady
 from salem.hosting import Network, load, locate, weights_sha256
+from salem.layers import layer_at
 from salem.metric_files import unpack_metric
 from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
 from salem.registry import Registry
 from salem.scopes import Metric
 from salem.settings import Settings
+from worker.editor_files import TrainedEditor, unpack_editor
+from worker.recipes import Left
 from worker.sample_cache import SampleCache
 
 # Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
@@ -77,6 +80,21 @@ class Attempt:
     def metric(self, name: Sha256 | None, network: Network) -> Metric | None:
         """The scope metric with this name on the network's device; None where there is none yet."""
         return None if name is None else self._metric(name).to(network.device)
+
+    def left(self, model: HostedModel, network: Network, metric: Sha256 | None, editor: str | None) -> Left:
+        """What earlier jobs left for one that was given this metric and this editor.
+
+        Raises:
+            NotFound: there is no such editor.
+            DeltaRejected: its file is damaged, or belongs to other base weights or another layer.
+        """
+        trained = None if editor is None else self._editor(editor, model).to(network.device)
+        return Left(self.metric(metric, network), trained, self.sample_cache(model, network))
+
+    def _editor(self, name: str, model: HostedModel) -> TrainedEditor:
+        kept = self.registry.editors.get(name)
+        data = self.blobs.get(kept.blob)
+        return unpack_editor(data, base_sha256=str(model.sha256), layer=layer_at(model.layers, kept.layer))
 
     def _metric(self, name: Sha256) -> Metric:
         return unpack_metric(self.blobs.get(name))

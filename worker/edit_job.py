@@ -19,8 +19,10 @@ from salem.records import (
     EditBatch,
     EditRequest,
     HostedModel,
+    Hyperparameters,
     Metrics,
     Proportion,
+    Recipe,
     ReferenceSample,
     Sha256,
     Version,
@@ -30,7 +32,6 @@ from worker.edit_dataset import build_edit_batch
 from worker.editing import MeasuredDelta, make_edit
 from worker.job_memory import job_estimate
 from worker.memory import check_budget, reachable_bytes
-from worker.recipes import Left
 from worker.reporting import JobReporter
 
 
@@ -50,7 +51,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     batch = batch_of(request, [] if request.pass_samples is not None else attempt.reference(model))
     needed = job_estimate(network, batch, request.hyperparameters)
     check_budget(needed, attempt.settings.memory_budget_bytes or reachable_bytes(network.device))
-    left = Left(attempt.metric(model.scope_metric, network), attempt.sample_cache(model, network))
+    left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
     measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)
     facts = {
@@ -100,6 +101,7 @@ def publish(
         "failing_before": measured.num_failing,
         "layer": measured.made.layer.path,
         "layer_reason": measured.made.reason,
+        "editor": way(request.hyperparameters),
         "kind": delta.kind,
         "rank": delta.rank,
         "delta_bytes": delta.num_bytes,
@@ -137,6 +139,7 @@ def store(
         rank=term.rank,
         seed=request.hyperparameters.seed,
         metrics=figures(measured.metrics),
+        **({"editor": measured.made.editor.sha256} if measured.made.editor else {}),
     )
     return Delta(
         layer=measured.made.layer.path,
@@ -146,6 +149,14 @@ def store(
         rank=term.rank,
         metric=attempt.blobs.put(pack_metric(scoped.metric)) if scoped else None,
     )
+
+
+def way(hyper: Hyperparameters) -> dict[str, str | None] | None:
+    """Which editor made a delta and how it came by it; None for recipes that have no editor."""
+    if hyper.editor is not None:
+        return {"id": hyper.editor, "way": "one pass"}
+    trained = hyper.recipe in (Recipe.MEND, Recipe.PAPER)
+    return {"id": None, "way": "trained for this job"} if trained else None
 
 
 def figures(metrics: Metrics) -> dict[str, float | None]:

@@ -28,11 +28,14 @@ from salem.records import (
     Sample,
 )
 from worker.diversion import divert
+from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
 from worker.recipes import Left, train_term
-from worker.saliency import candidate_layers, choose_layer, layer_saliency, profile, shortlist
+from worker.saliency import candidate_layers, layer_saliency, most_salient, profile, shortlist
 from worker.subjects import Version
 from worker.trials import trial_edits
+
+MOST_QUOTED = 60  # characters of a sample in a note
 
 
 class Observer(Protocol):
@@ -56,6 +59,7 @@ class MadeDelta:
     warnings: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()  # of a scoped delta, one per edit
     metric_is_new: bool = False  # whether the delta's metric was trained for it, to be stored for the next
+    editor: TrainedEditor | None = None  # that made it in one pass
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,41 @@ def make_edit(
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper)
     if metrics.edit_accuracy.value == 0:
-        raise EditFailed(
-            f"None of the {len(batch.edit_samples)} edits holds after training at {made.layer.path}.",
+        raise _failed(made, len(batch.edit_samples), hyper)
+    if made.editor is not None:
+        notes = (*metrics.notes, *_notes_of_one_pass(made.editor, metrics, hyper))
+        metrics = metrics.model_copy(update={"notes": notes})
+    return MeasuredDelta(made, metrics, sum(not is_right(output, sample) for output, sample in asked))
+
+
+def _failed(made: MadeDelta, num_edits: int, hyper: Hyperparameters) -> EditFailed:
+    if made.editor is None:
+        return EditFailed(
+            f"None of the {num_edits} edits holds after training at {made.layer.path}.",
             remedy="Raise max_steps, lower kl_weight, or name another layer in options.",
         )
-    return MeasuredDelta(made, metrics, sum(not is_right(output, sample) for output, sample in asked))
+    return EditFailed(
+        f"None of the {num_edits} edits holds after the one pass of {hyper.editor} at {made.layer.path}; "
+        "nothing was trained.",
+        remedy="Leave out options.editor to train for this job, or train an editor on edits more like these.",
+    )
+
+
+def _notes_of_one_pass(editor: TrainedEditor, metrics: Metrics, hyper: Hyperparameters) -> Iterator[str]:
+    """What the one pass left undone, and why it may have."""
+    edits = [outcome for outcome in metrics.outcomes if outcome.kind == "edit"]
+    open_edits = [outcome for outcome in edits if not outcome.correct]
+    if open_edits:
+        first = " ".join(open_edits[0].input.split())[:MOST_QUOTED]
+        yield (
+            f"{len(open_edits)} of {len(edits)} edits do not hold after the one pass of {hyper.editor}, the "
+            f'first being "{first}"; nothing was trained: leave out options.editor to train for this job'
+        )
+    if len(edits) > editor.num_together:
+        yield (
+            f"{hyper.editor} has learned to apply {editor.num_together} edits at once, this job has "
+            f"{len(edits)}: make several jobs, or train an editor with a higher num_together"
+        )
 
 
 def make_delta(
@@ -108,12 +142,17 @@ def make_delta(
     Args:
         left: what earlier jobs of the hosted model left.
     """
-    observer.phase("saliency", 0.15)
     with applied(network.model, [delta for delta in parent if not delta.scoped]):
         batch = divert(network, batch)
-    layer, scores, reason = _choose_layer(network, batch, hyper)
-    observer.saliency(scores)
-    observer.phase("training", 0.2)
+    editor = left.editor if left else None
+    if editor is None:
+        observer.phase("saliency", 0.15)
+        layer, scores, reason = _choose_layer(network, batch, hyper)
+        observer.saliency(scores)
+        observer.phase("training", 0.2)
+    else:
+        layer, scores, reason = editor.layer, (), f"{editor.layer.path} is the layer of {hyper.editor}."
+        observer.phase("one pass", 0.2)
     trained = train_term(
         network,
         parent,
@@ -131,6 +170,7 @@ def make_delta(
         trained.warnings,
         trained.entries,
         trained.metric_is_new,
+        editor,
     )
 
 
@@ -157,12 +197,7 @@ def _choose_layer(
     if hyper.layer:
         layer, reason = layer_at(network.layers, hyper.layer), f"{hyper.layer} was named in the request."
     elif hyper.recipe is Recipe.PAPER or len(few) < 2:
-        layer = choose_layer(scores, candidates)
-        reason = (
-            f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
-            if len(candidates) > 1
-            else f"{layer.path} is the only candidate: the middle of a stack of few blocks."
-        )
+        layer, reason = most_salient(scores, candidates)
     else:
         decision = trial_edits(network, batch, few, hyper, torch.Generator().manual_seed(hyper.seed))
         layer, reason = decision.best.layer, decision.reason

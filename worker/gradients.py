@@ -39,9 +39,16 @@ class TokenGradients:
 
     def token_rows(self) -> tuple[Tensor, Tensor]:
         """u [k, d_in] and v [k, d_out] of the k tokens that carry a gradient (MEND drops the others too)."""
-        u, v = self.u.flatten(0, 1), self.v.flatten(0, 1)
-        kept = (v != 0).any(-1) & (u != 0).any(-1)
-        return u[kept], v[kept]
+        kept = self._carrying()
+        return self.u[kept], self.v[kept]
+
+    def token_samples(self) -> Tensor:
+        """The sample of each row of `token_rows` -> [k]."""
+        return self._carrying().nonzero()[:, 0]
+
+    def _carrying(self) -> Tensor:
+        """Tokens that carry a gradient -> [n, t] bool."""
+        return (self.v != 0).any(-1) & (self.u != 0).any(-1)
 
 
 def token_gradients(network: Network, batch: Batch, layers: Sequence[Layer]) -> dict[str, TokenGradients]:

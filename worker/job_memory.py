@@ -1,4 +1,4 @@
-"""What an edit job will take, read off the loaded model and the edit dataset. Nothing is run for it.
+"""What a job will take, read off the loaded model and the samples. Nothing is run for it.
 
 Knows on what the recipes train and where they may edit. Does not know how bytes add up (`worker.memory`), nor
 what becomes of a job that takes too much.
@@ -12,11 +12,22 @@ from math import ceil
 
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
-from salem.records import EditBatch, Hyperparameters, Layer, Recipe, Sample, Task, TextInput
+from salem.records import (
+    EditBatch,
+    EditorOptions,
+    Hyperparameters,
+    Layer,
+    Recipe,
+    Sample,
+    Task,
+    TextInput,
+)
 from worker.diversion import LONGEST
+from worker.editor_corpus import Corpus
 from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
 from worker.recipes import num_near
 from worker.saliency import candidate_layers
+from worker.training import CHUNK
 
 
 def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Estimate:
@@ -25,7 +36,6 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
-    scoped = hyper.recipe is Recipe.SCOPED
     lengths = _lengths(network, batch, hyper)
     layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
     return estimate(
@@ -33,9 +43,46 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
         lengths,
         hyper,
         lowest_block=layer.block,
-        num_trained_on=min(num_near(hyper), len(batch.pass_samples)) if scoped else len(batch.pass_samples),
+        num_trained_on=_num_trained_on(batch, hyper),
         cuts_steps=network.device.type == "cuda",
     )
+
+
+def _num_trained_on(batch: EditBatch, hyper: Hyperparameters) -> int:
+    """How many pass samples a job trains on: an editor that was trained ahead has seen its own."""
+    if hyper.editor is not None:
+        return 0
+    near = num_near(hyper) if hyper.recipe is Recipe.SCOPED else len(batch.pass_samples)
+    return min(near, len(batch.pass_samples))
+
+
+def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) -> Estimate:
+    """The peak of a job that trains an editor: a step holds one chunk of edits and one of pass samples.
+
+    Raises:
+        UnsupportedModel: the layer that the options name is not one of the model's.
+    """
+    hyper = Hyperparameters(
+        recipe=Recipe.MEND,
+        layer=options.layer,
+        candidates=options.candidates,
+        editor_rank=options.editor_rank,
+        max_new_tokens=options.max_new_tokens,
+    )
+    lengths = _lengths(network, corpus.as_batch(), hyper)
+    layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
+    own = sorted(lengths.corrections)
+    in_steps = estimate(
+        replace(_shape(network), num_blocks=num_blocks),
+        replace(lengths, corrections=own[-CHUNK:]),
+        hyper,
+        lowest_block=layer.block,
+        num_trained_on=len(corpus.pass_samples),
+        cuts_steps=network.device.type == "cuda",
+    )
+    # of every edit of the corpus: what enters the layer and the gradient behind it
+    rows = network.model.dtype.itemsize * sum(own) * (layer.d_in + 2 * layer.d_out)
+    return replace(in_steps, trunks=in_steps.trunks + rows)
 
 
 def _shape(network: Network) -> ModelShape:

@@ -22,7 +22,7 @@ from salem.errors import LeaseLost, SalemError
 from salem.records import Job, JobError, JobKind
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, register_job, remove_job
+from worker import edit_job, editor_job, register_job, remove_job
 from worker.attempts import Attempt
 from worker.reporting import JobReporter
 
@@ -107,4 +107,5 @@ _WORK: dict[JobKind, Callable[[Attempt, JobReporter], None]] = {
     JobKind.REGISTER: register_job.run,
     JobKind.EDIT: edit_job.run,
     JobKind.REMOVE: remove_job.run,
+    JobKind.TRAIN_EDITOR: editor_job.run,
 }

@@ -25,8 +25,10 @@ from salem.records import EditBatch, Entry, Hyperparameters, Layer, Recipe, Samp
 from salem.scopes import Metric, Scoped
 from salem.trunk import resume, sees_answer
 from worker.compression import TOLERANCE, compress
+from worker.editor_files import TrainedEditor
 from worker.learners import ScopedLearner, empty_entries, mend_learner
 from worker.losses import worst_margin_per_sample
+from worker.one_pass import one_pass_term
 from worker.rewording import reword_all
 from worker.ridge import ridge_term
 from worker.sample_cache import SampleCache
@@ -64,6 +66,7 @@ class Left:
     """What earlier jobs of the same hosted model left for this one; each may be missing."""
 
     metric: Metric | None = None  # the hosted model's scope metric
+    editor: TrainedEditor | None = None  # to make this job's edits in one pass, instead of training
     cache: SampleCache | None = None  # of the base, without any delta
 
 
@@ -108,10 +111,13 @@ def train_term(
     progress: Progress,
     left: Left | None = None,
 ) -> Trained:
-    """Train the term that corrects a batch at a layer, on top of the parent."""
+    """Train the term that corrects a batch at a layer, on top of the parent.
+
+    An editor that was trained ahead (`left.editor`) makes it in one pass instead.
+    """
     generator = torch.Generator().manual_seed(hyper.seed)
     work = Work(network, tuple(parent), left or Left(), batch, layer, hyper, generator, progress)
-    return _RECIPES[hyper.recipe](work)
+    return _one_pass(work, work.left.editor) if work.left.editor else _RECIPES[hyper.recipe](work)
 
 
 @torch.no_grad()
@@ -133,6 +139,11 @@ def _mend(work: Work) -> Trained:
         term = work.fit(prepared, mend_learner(work.network, prepared, work.hyper, work.generator))
         assert isinstance(term, LowRank | Dense)
         return Trained(smallest_that_holds(work.network, prepared, term, work.hyper))
+
+
+def _one_pass(work: Work, trained: TrainedEditor) -> Trained:
+    with applied(work.network.model, work.plain):
+        return Trained(one_pass_term(work.network, work.layer, trained.editor, work.batch))
 
 
 def _prepare(work: Work) -> Prepared:

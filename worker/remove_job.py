@@ -36,7 +36,6 @@ from worker.attempts import Attempt
 from worker.edit_job import batch_of, store, summary
 from worker.editing import make_edit
 from worker.evaluation import evaluate
-from worker.recipes import Left
 from worker.removal import Change, Step, cut, plan, reduced, remaining_batch
 from worker.reporting import JobReporter
 
@@ -122,8 +121,7 @@ class Chain:
         # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
-        cache = self.attempt.sample_cache(self.model, self.network)
-        known = Left(self.attempt.metric(given, self.network), cache)
+        known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, known)
         below = [link.delta for link in self.links]

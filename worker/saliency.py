@@ -184,6 +184,14 @@ def candidate_layers(network: Network, hyper: Hyperparameters) -> tuple[Layer, .
     return tuple(layer for layer in middle if sees_answer(network, layer))
 
 
+def most_salient(scores: dict[str, float], candidates: Sequence[Layer]) -> tuple[Layer, str]:
+    """The most salient of some layers, and why it is this one, in a sentence."""
+    layer = choose_layer(scores, candidates)
+    if len(candidates) == 1:
+        return layer, f"{layer.path} is the only candidate: the middle of a stack of few blocks."
+    return layer, f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
+
+
 def middle_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers between half and two thirds of the height of their stack, at least one per stack.
 

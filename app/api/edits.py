@@ -12,6 +12,7 @@ from app.api.references import resolve
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
 from app.edit_checks import EditLimits, check_edit_request, overridden
+from app.editor_checks import with_editor
 from app.problems import invalid_request
 from salem.records import EditRequest, Job, JobKind
 
@@ -32,7 +33,10 @@ def post_edits(
         limits=EditLimits(max_edits=machines.settings.max_edits),
         count_tokens=lambda inputs: machines.engine.count_tokens(model, inputs),
     )
-    if errors:
+    options, problems = with_editor(
+        model.name, request.options, request.edits, machines.registry.editors.find
+    )
+    if errors := [*errors, *problems]:
         raise invalid_request(errors)
     kept = request.pass_samples
     edits = tuple(draft.checked() for draft in request.edits)
@@ -43,7 +47,7 @@ def post_edits(
         edits=edits,
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         alias=request.alias,
-        hyperparameters=request.options,
+        hyperparameters=options,
         notes=overridden(edits, machines.registry.entries.find(parent, texts)),
     )
     job, _ = machines.registry.create_job(

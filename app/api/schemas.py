@@ -12,7 +12,9 @@ from pydantic import BeforeValidator, Field
 
 from app.drafts import DraftEdit, DraftReference, DraftSample, DraftText
 from salem.records import (
+    EDITOR_ID_PATTERN,
     NAME_PATTERN,
+    EditorOptions,
     ExplainedPrediction,
     Hyperparameters,
     ListedEntry,
@@ -32,6 +34,7 @@ ItemT = TypeVar("ItemT")
 ModelName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of a hosted model")]
 AliasName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of an alias")]
 VersionNumber = Annotated[int, Path(ge=0, le=MAX_NUMBER, description="Number of a version; 0 is the base")]
+EditorId = Annotated[str, Path(pattern=EDITOR_ID_PATTERN, description="Id of an editor")]
 JobId = Annotated[str, Path(pattern=JOB_ID, description="Id of a job")]
 IdempotencyKey = Annotated[
     str | None,
@@ -69,6 +72,18 @@ class EditsIn(Record):
     )
     alias: Name | None = Field(None, description="Moved to the new version when the job succeeds")
     options: Hyperparameters = Hyperparameters()
+
+
+class EditorIn(Record):
+    """A corpus of edits, and how an editor is to be trained on it."""
+
+    model: str = Field(description="Name of a hosted model; an editor is trained on the base")
+    name: str | None = Field(None, min_length=1, max_length=64, description="What to call it")
+    edits: tuple[DraftEdit, ...] = Field(description="Edits like those to come, with paraphrases")
+    pass_samples: tuple[DraftSample, ...] | None = Field(
+        None, description="Samples to be kept; left out, they come from the model's reference set"
+    )
+    options: EditorOptions = EditorOptions()
 
 
 class PredictIn(Record):

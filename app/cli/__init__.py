@@ -1,7 +1,7 @@
 """The command line, `salem`: starts the service, and speaks to a running one over HTTP.
 
-Knows how refusals are printed. The commands are in `serving` (this machine), `remote` and `versions` (any
-service).
+Knows how refusals are printed. The commands are in `serving` (this machine), `remote`, `versions` and
+`editors` (any service).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from app.cli import remote, serving, versions
+from app.cli import editors, remote, serving, versions
 from app.cli.client import ServiceError
 from salem.errors import SalemError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(serving.commands)
 app.add_typer(remote.commands)
 app.add_typer(versions.commands)
+app.add_typer(editors.commands, name="editors")
 
 
 def main() -> None:

@@ -89,6 +89,9 @@ def edits_post(
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to edit; default the most salient.")] = None,
     recipe: Annotated[Recipe | None, typer.Option(help="How the delta is made.")] = None,
+    editor: Annotated[
+        str | None, typer.Option(help="Id of an editor that makes the edits in one pass.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     key: Key = None,
     wait: Wait = False,
@@ -96,9 +99,9 @@ def edits_post(
 ) -> None:
     """Post corrections."""
     body = read_edit_request(file)
-    options = {"layer": layer, "recipe": recipe, "seed": seed}
-    body["options"] = (body.get("options") or {}) | _given(options)
-    body |= _given({"model": model, "alias": alias})
+    options = given(layer=layer, recipe=recipe, editor=editor, seed=seed)
+    body["options"] = (body.get("options") or {}) | options
+    body |= given(model=model, alias=alias)
     with client_for(url) as client:
         report_job(client, client.post("/edits", body, {"Idempotency-Key": key} if key else None), wait)
 
@@ -153,5 +156,6 @@ def predict(
         typer.echo(prediction["output"] + (f"\t{scores[prediction['output']]:.3f}" if scores else ""))
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given on the command line: only these go before a file's own."""
     return {name: value for name, value in options.items() if value is not None}

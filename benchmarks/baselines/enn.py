@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.baselines.added import Added, first_batch_only, merged
 from benchmarks.baselines.contract import Editing
-from benchmarks.baselines.mend_ahead import CORPUS_SIZE, Lesson, counterfactual_edits, lessons
+from benchmarks.baselines.mend_ahead import CORPUS_SIZE, counterfactual_edits
 from benchmarks.baselines.one_layer import (
     edited_layer,
     generator_of,
@@ -33,6 +33,7 @@ from salem.encoding import Answers
 from salem.hosting import Network
 from salem.records import Layer
 from salem.trunk import Trunk, resume
+from worker.editor_training import Lesson, lessons
 from worker.losses import nll_per_sample
 from worker.training import CHUNK, Prepared
 from worker.trunk_sets import Chunk, TrunkSet

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.contract import Editing
-from benchmarks.baselines.mend import EDITOR_RATE, search_steps, start_editors
+from benchmarks.baselines.mend import EDITOR_RANK, EDITOR_RATE
 from benchmarks.baselines.one_layer import (
     edited_layer,
     generator_of,
@@ -29,6 +29,7 @@ from salem.encoding import Batch
 from salem.hosting import Network
 from salem.trunk import resume
 from worker.editor import Factors, MendEditor
+from worker.editor_training import identity_editors, search_steps
 from worker.gradients import suffix_gradients
 from worker.losses import nll_per_sample
 from worker.trunk_sets import TrunkSet
@@ -64,7 +65,7 @@ def malmen_ridge(editing: Editing) -> Added:
     with with_earlier(editing):
         prepared = prepared_at(editing, layer)
         rows = token_rows(network, prepared.corrections, MAX_ROWS)
-        editors = start_editors(network, [layer], {layer.path: rows}, generator_of(editing))
+        editors = identity_editors(network, [layer], {layer.path: rows}, EDITOR_RANK, generator_of(editing))
         learner = RidgeLearner(editors[layer.path], rows, editing.setting)
 
         def delta() -> list[LayerDelta]:

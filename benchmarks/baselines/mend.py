@@ -8,12 +8,12 @@ gradients, with two objectives. Does not know other ways of training an editor; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
@@ -23,7 +23,6 @@ from benchmarks.baselines.one_layer import (
     likelihood,
     prepared_at,
     trained,
-    weight_of,
 )
 from benchmarks.baselines.together import fit
 from benchmarks.tracing import trace_layer
@@ -34,6 +33,7 @@ from salem.layers import layer_at
 from salem.records import Layer, Sample
 from salem.trunk import resume
 from worker.editor import Factors, MendEditor, aggregate
+from worker.editor_training import identity_editors, search_steps
 from worker.gradients import token_gradients
 from worker.losses import nll_per_sample
 
@@ -42,7 +42,6 @@ EDITOR_RATE = 1e-3
 GRADIENT_BATCH = (
     10  # samples whose gradients are added up before their low-rank form is used (SaLEM, section 3)
 )
-RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the grid of first step sizes
 TRACED_SAMPLES = 10  # tracing runs the model once per block and token
 
 
@@ -106,7 +105,7 @@ def mend_top(editing: Editing) -> Added:
     layers = top_layers(network)
     prepared = prepared_at(editing, layers[0])
     factors = correction_factors(network, editing.batch.corrections, layers)
-    editors = Editors(network, start_editors(network, layers, factors, generator), factors)
+    editors = Editors(network, identity_editors(network, layers, factors, EDITOR_RANK, generator), factors)
 
     def loss() -> float:
         with editors.acting():
@@ -139,7 +138,7 @@ def mend_at(editing: Editing, layer: Layer) -> Added:
     network = editing.network
     prepared = prepared_at(editing, layer)
     factors = correction_factors(network, editing.batch.corrections, [layer])
-    editors = start_editors(network, [layer], factors, generator_of(editing))
+    editors = identity_editors(network, [layer], factors, EDITOR_RANK, generator_of(editing))
     learner = EditorLearner(editors[layer.path], factors[layer.path])
 
     def loss() -> float:
@@ -167,46 +166,7 @@ def correction_factors(
     }
 
 
-def start_editors(
-    network: Network, layers: Sequence[Layer], factors: Mapping[str, Factors], generator: torch.Generator
-) -> dict[str, MendEditor]:
-    """An editor per layer at its start, the identity, its normaliser fitted to the factors."""
-    editors: dict[str, MendEditor] = {}
-    for layer in layers:
-        editor = MendEditor(layer.d_in, layer.d_out, EDITOR_RANK, generator).to(network.device)
-        editor.fit_normaliser(factors[layer.path])
-        editors[layer.path] = editor
-    return editors
-
-
-@torch.no_grad()
-def search_steps(
-    network: Network,
-    layers: Sequence[Layer],
-    editors: Mapping[str, MendEditor],
-    deltas: Callable[[], Sequence[LayerDelta]],
-    loss: Callable[[], float],
-) -> None:
-    """Set every layer's step so that its update is the same share of its weight: the share of least loss."""
-    sizes = {delta.layer: _norm(delta) for delta in deltas()}
-    weights = {layer.path: float(weight_of(network, layer).float().norm()) for layer in layers}
-    starts = {path: editor.log_step.clone() for path, editor in editors.items()}
-
-    def set_share(share: float) -> float:
-        for path, editor in editors.items():
-            ratio = torch.tensor(share * weights[path] / max(sizes[path], 1e-12))
-            editor.log_step.copy_(starts[path] + ratio.log())
-        return loss()
-
-    set_share(min(RELATIVE_STEPS, key=set_share))
-
-
 def cheapest(term: LowRank) -> LowRank | Dense:
     """Factors of a rank that costs more than the whole matrix are multiplied out."""
     d_in, d_out = term.a.shape[1], term.b.shape[0]
     return Dense(term.dense()) if term.rank * (d_in + d_out) > d_in * d_out else term
-
-
-def _norm(delta: LayerDelta) -> float:
-    total: Tensor = sum((term.dense() for term in delta.terms), start=torch.zeros(()))
-    return float(total.norm())
