@@ -55,7 +55,7 @@ def mend_ahead(editing: Editing) -> Added:
 def counterfactual_edits(network: Network, samples: Sequence[Sample], seed: int) -> tuple[Edit, ...]:
     """Pass samples, each with a wrong answer for its target: another label, or another sample's text."""
     rng = random.Random(seed)
-    targets = network.labels or tuple({sample.target for sample in samples})
+    targets = network.labels or tuple(dict.fromkeys(sample.target for sample in samples))
     edits: list[Edit] = []
     for sample in samples[:CORPUS_SIZE]:
         others = [target for target in targets if target != sample.target]
