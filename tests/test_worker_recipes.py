@@ -216,7 +216,8 @@ def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture:
     assert isinstance(found.term, Scoped)
     lengths = (encode(of.network, of.batch.edit_samples).targets != IGNORED).sum(-1)
     written = of.network.task.generates and "encoder" not in layer.path
-    assert found.term.values.shape == (len(EDIT_TEXTS), int(lengths.max()) if written else 1, layer.d_out)
+    assert found.term.values.shape == (len(EDIT_TEXTS), 1 + int(lengths.max()) if written else 1, layer.d_out)
+    assert not written or not found.term.values[:, -1].any(), "behind its answer an entry adds nothing"
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("llama", 1), ("t5", -1)])

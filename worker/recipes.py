@@ -204,11 +204,13 @@ def _scoped(work: Work) -> Trained:
 
 
 def _num_positions(network: Network, prepared: Prepared) -> int:
-    """How many values an entry needs: one for each token of the longest answer, if the layer sees them."""
+    """How many values an entry needs, if the layer sees the answer: one for each token of the longest, and
+    one for what comes behind it, which is never trained: there the base goes on.
+    """
     if not sees_answer(network, prepared.layer):
         return 1
     asked = [chunk.trunk.batch.targets != IGNORED for chunk in prepared.corrections.chunks]
-    return min(MOST_POSITIONS, max(int(each.sum(-1).max()) for each in asked))
+    return min(MOST_POSITIONS, 1 + max(int(each.sum(-1).max()) for each in asked))
 
 
 def _fit_entries(work: Work, prepared: Prepared, start: Scoped, needed: Tensor, scale: float) -> Scoped:

@@ -1,0 +1,115 @@
+"""What a version of many entries costs at serving: forwards with the gate against plain ones of the base.
+
+    python -m benchmarks.gates [--rounds 41]
+
+The entries are random keys that hold none of the inputs, so every answer is the base's and only the gate is
+timed: pooling what the metric reads, one product with all keys, and the addition of nothing. Each round runs
+the plain forward and one with every number of entries; ratios are medians over rounds. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.shared_data import shared_model, shared_samples
+from salem.deltas import LayerDelta
+from salem.encoding import encode_inputs
+from salem.features import Reading, features, token_rarity
+from salem.gates import gated
+from salem.hosting import Network, load
+from salem.records import Hyperparameters, Layer, Task, TextInput
+from salem.scopes import Metric, Scope
+from worker.learners import empty_entries
+from worker.saliency import middle_layers
+
+MODELS = {
+    "minilm-nli": (Task.SEQUENCE_CLASSIFICATION, "nli_test"),
+    "gpt-facts": (Task.TEXT_GENERATION, "facts"),
+}
+NUM_ENTRIES = (10, 100, 1_000, 10_000)
+BATCH = 32
+WARM = 3  # rounds that are not counted
+UNREACHED = 1.1  # a radius that no cosine reaches
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure both models; print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=41)
+    rounds = parser.parse_args(argv).rounds
+    found = {name: gate_cost(*_material(name), rounds=rounds) for name in MODELS}
+    print("| model | " + " | ".join(f"{num:,} entries" for num in NUM_ENTRIES) + " |")
+    print("|---" * (1 + len(NUM_ENTRIES)) + "|")
+    for name, costs in found.items():
+        print(f"| {name} | " + " | ".join(f"{costs[num]:+.1%}" for num in NUM_ENTRIES) + " |")
+    print(json.dumps({"gate_cost": {name: costs for name, costs in found.items()}, "rounds": rounds}))
+    return 0
+
+
+def _material(name: str) -> tuple[Network, list[TextInput]]:
+    task, data = MODELS[name]
+    network = load(shared_model(name), task, device="cpu")
+    return network, [TextInput(input=s.input, text_pair=s.text_pair) for s in shared_samples(data)[:BATCH]]
+
+
+def gate_cost(network: Network, inputs: Sequence[TextInput], *, rounds: int) -> dict[int, float]:
+    """By number of entries: the share that the gate adds to a forward of these inputs as one batch."""
+    fields = encode_inputs(network, inputs)
+    ways: dict[int, Callable[[], Tensor]] = {0: lambda: _plain(network, fields)}
+    for num in NUM_ENTRIES:
+        delta = idle_entries(network, inputs, num)
+        ways[num] = lambda delta=delta: _gated(network, inputs, fields, delta)  # type: ignore[misc]
+        assert torch.equal(ways[num](), ways[0]()), "outside of every scope the base answers"
+    seconds: dict[int, list[float]] = {num: [] for num in ways}
+    for _ in range(rounds + WARM):
+        for num, run in ways.items():
+            began = time.perf_counter()
+            run()
+            seconds[num].append(time.perf_counter() - began)
+    plain = seconds.pop(0)[WARM:]
+    return {
+        num: median(mine / base - 1 for mine, base in zip(found[WARM:], plain, strict=True))
+        for num, found in seconds.items()
+    }
+
+
+def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int) -> LayerDelta:
+    """A delta of entries at random keys that nothing reaches, in a random metric of the default's size."""
+    draw = torch.Generator().manual_seed(num_entries)
+    layer: Layer = middle_layers(network.layers)[0]
+    paired = any(item.text_pair for item in inputs)
+    reading = Reading(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
+    seen = features(network, inputs, reading)
+    width = Hyperparameters().metric_width
+    projection = torch.randn(width, seen.shape[1], generator=draw)
+    metric = Metric(reading, seen.mean(0), seen.std(0) + 1e-2, projection, sha256="random")
+    keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
+    radii, owners = torch.full((num_entries,), UNREACHED), torch.arange(num_entries).float()
+    return LayerDelta(layer.path, (empty_entries(Scope(metric, keys, radii, owners), num_entries, layer),))
+
+
+@torch.inference_mode()
+def _plain(network: Network, fields: dict[str, Tensor]) -> Tensor:
+    logits: Tensor = network.model(**fields).logits
+    return logits
+
+
+@torch.inference_mode()
+def _gated(
+    network: Network, inputs: Sequence[TextInput], fields: dict[str, Tensor], delta: LayerDelta
+) -> Tensor:
+    with gated(network, inputs, fields, [delta]):
+        return _plain(network, fields)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
