@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """Name of the RQ queue; one queue per worker."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`: where models are loaded."""
+    stream_weights: bool = False
+    """Workers read blocks from the model's files as they run, and hold one: less memory, slower."""
     num_threads: int = Field(0, ge=0)
     """Torch threads per process; 0 leaves torch's own choice."""
     max_edits: int = Field(1_000, ge=1)

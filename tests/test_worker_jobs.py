@@ -292,6 +292,17 @@ def test_a_second_job_reads_what_the_first_kept_and_makes_the_same_delta(stage: 
     assert edited(with_settings(stage, trunk_cache_bytes=0), model, "i want my money") == with_entries
 
 
+def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    bare = with_settings(stage, trunk_cache_bytes=0)
+    whole = edited(bare, model, "my lamp is broken")
+    streamed = with_settings(bare, stream_weights=True)
+    assert attempt(streamed, ask(stage, model, KEEPING)).attempt.load(model).streamed is not None
+    assert edited(streamed, model, "my lamp is broken") == whole
+    needs = [job.result["estimated_peak_bytes"] for job in stage.registry.list_jobs()[0] if job.result]
+    assert len(needs) == 2 and min(needs) < max(needs)
+
+
 def test_no_bytes_keep_nothing(stage: Stage) -> None:
     edited(with_settings(stage, trunk_cache_bytes=0), stage.host("m", "bert"), "my lamp is broken")
     assert not stage.settings.trunk_cache_folder.exists()

@@ -38,7 +38,7 @@ class Attempt:
     lease: str
 
     def load(self, model: HostedModel) -> Network:
-        """The hosted model in memory.
+        """The hosted model, in memory or streamed as the settings say.
 
         Raises:
             ModelNotReady: its weights are not the registered ones any more.
@@ -50,7 +50,8 @@ class Attempt:
                 f'The weights of "{model.name}" are no longer those that were registered.',
                 remedy="Put the registered files back, or register the new ones under another name.",
             )
-        return load(folder, model.task, device=self.settings.device)
+        settings = self.settings
+        return load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
 
     def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
         """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""

@@ -87,11 +87,16 @@ def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) ->
 
 def _shape(network: Network) -> ModelShape:
     num_classes = len(network.labels) or network.model.get_input_embeddings().num_embeddings
-    shape = shape_of(
-        network.layers, network.model.num_parameters(), num_classes, generates=network.task.generates
-    )
+    shape = shape_of(network.layers, _num_held(network), num_classes, generates=network.task.generates)
     encodes = network.task is Task.TEXT2TEXT_GENERATION
     return replace(shape, encodes=encodes, bytes_per_weight=network.model.dtype.itemsize)
+
+
+def _num_held(network: Network) -> int:
+    """Parameters in memory at a time: of a streamed network those outside of blocks, and one block's."""
+    read = sum(weight.numel() for weight in network.model.parameters() if weight.is_meta)
+    num_blocks = len({(layer.stack, layer.block) for layer in network.layers})
+    return network.model.num_parameters() - read + ceil(read / num_blocks)
 
 
 def _deepest(network: Network, hyper: Hyperparameters, answer_share: float) -> tuple[Layer, int]:
