@@ -228,6 +228,8 @@ def _terms(tensors: dict[str, Tensor], layer: Layer, metric: Metric | None) -> t
 
 def _term(tensors: dict[str, Tensor], metric: Metric | None) -> Term:
     kind = _KINDS.get(frozenset(tensors))
+    if kind is Scoped and tensors["values"].dim() == 2:  # [e, d_out], as first written: one for all positions
+        tensors = tensors | {"values": tensors["values"].unsqueeze(1)}
     if kind is None or any(tensor.dim() != _DIMENSIONS[name] for name, tensor in tensors.items()):
         raise DeltaRejected(f"A term with the fields {sorted(tensors)} is of no known kind.")
     fields_given: dict[str, Any] = dict(tensors)

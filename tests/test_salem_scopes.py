@@ -263,6 +263,18 @@ def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
     assert predict(network, TEXTS, [again]) == predict(network, TEXTS, [delta])
 
 
+def test_values_stored_without_positions_act_at_every_position() -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
+    assert delta.scoped is not None
+    metric, values = delta.scoped.metric, delta.scoped.values
+    old = LayerDelta(delta.layer, (replace(delta.scoped, values=values[:, 0]),))
+    again = unpack(
+        pack(old, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda name: metric
+    )
+    assert again.scoped is not None and torch.equal(again.scoped.values, values)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -276,7 +288,7 @@ def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
         {"values": torch.zeros(2, 1, 3)},
         {"values": torch.zeros(1, 1, 16)},
         {"values": torch.zeros(2, 0, 16)},
-        {"values": torch.zeros(2, 16)},
+        {"values": torch.zeros(2, 3)},
         {"down": torch.zeros(2, 1, 3)},
         {"up": torch.zeros(2, 2, 16)},
         {"radii": torch.tensor([0.9, float("nan")])},
