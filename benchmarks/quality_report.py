@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.quality_plots import draw_balance, draw_sequence
 from benchmarks.quality_tables import Line, lines, table, verdict
-from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row
+from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row, of_newest_weights
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- quality benchmark: begin -->", "<!-- quality benchmark: end -->"
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.quick or os.environ.get("QUICK"):
         print(report(ResultFile(RESULTS / "quick.json").rows(), plots=None))
         return 0
-    rows = ResultFile(RESULTS / "quality.json").rows()
+    rows = of_newest_weights(ResultFile(RESULTS / "quality.json").rows())
     if not rows:
         print("There are no rows yet: run `make bench-quality` first.", file=sys.stderr)
         return 1

@@ -87,6 +87,15 @@ class ResultFile:
         unfinished.rename(self.path)
 
 
+def of_newest_weights(rows: Sequence[Row]) -> list[Row]:
+    """The rows that may be compared: of each data set those of the weights that were measured last.
+
+    A base that the benchmark trains itself may come out otherwise on another machine; its rows begin anew.
+    """
+    newest = {row["dataset"]: row["model_sha256"] for row in rows}
+    return [row for row in rows if row["model_sha256"] == newest[row["dataset"]]]
+
+
 @contextmanager
 def claimed(key: str, folder: Path) -> Iterator[bool]:
     """Whether this process may take the unit: no other holds it."""

@@ -17,6 +17,7 @@ from benchmarks.quality_units import (
     Unit,
     claimed,
     expected_seconds,
+    of_newest_weights,
     plan,
     resolved,
     takes,
@@ -170,3 +171,13 @@ def test_expected_seconds_are_those_of_like_units() -> None:
     ]
     assert expected_seconds(UNIT, rows) == 5.0
     assert expected_seconds(replace(UNIT, num_edits=1), rows) is None
+
+
+def test_only_rows_of_the_weights_that_were_measured_last_are_compared() -> None:
+    rows = [
+        {"dataset": "a", "model_sha256": "old", "seed": 0},
+        {"dataset": "b", "model_sha256": "one", "seed": 0},
+        {"dataset": "a", "model_sha256": "new", "seed": 0},
+        {"dataset": "a", "model_sha256": "new", "seed": 1},
+    ]
+    assert of_newest_weights(rows) == rows[1:]
