@@ -144,21 +144,25 @@ class Scoped:
         rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
         addition = self._values_at(firing, rows.shape[1], writing)  # [n, 1 or t, d_out]
         if self.down.shape[1]:
-            addition = addition + rows @ self.down[firing.entry].mT @ self.up[firing.entry]
+            down, up = (part.index_select(0, firing.entry) for part in (self.down, self.up))
+            addition = addition + rows @ down.mT @ up
         addition = (addition * firing.strength[:, None, None]).expand(len(rows), rows.shape[1], -1)
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     def _values_at(self, firing: Firing, num_columns: int, writing: Writing | None) -> Tensor:
         last = self.values.shape[1] - 1
+        # Picked by index_select throughout: the gradient of indexing adds up in an order that threads decide.
         if not last:
-            return self.values[firing.entry]
+            return self.values.index_select(0, firing.entry)
         if firing.starts is not None:
             columns = torch.arange(num_columns, device=self.values.device)
             positions = (columns - firing.starts.to(columns.device)[:, None]).clamp(min=0)  # [n, t]
         else:
             assert writing is not None, "who generates counts the passes"
             positions = writing.positions(num_columns, self.values.device)
-        return self.values[firing.entry[:, None], positions.clamp(max=last)]
+        places = firing.entry[:, None] * (last + 1) + positions.clamp(max=last)  # [n, t]
+        picked = self.values.flatten(0, 1).index_select(0, places.flatten())
+        return picked.reshape(*places.shape, -1)
 
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""

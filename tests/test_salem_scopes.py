@@ -307,3 +307,17 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
         pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric
     )
     assert good.scoped is not None, "refused for its change alone"
+
+
+def test_the_gradient_of_values_is_the_same_bits_whatever_threads_do() -> None:
+    before = torch.get_num_threads()
+    values = drawn(6, 4, 256).requires_grad_()
+    term = replace(some_term(0), values=values, down=drawn(6, 0, 8), up=drawn(6, 0, 256))
+    firing = Firing(torch.arange(64) % 6, torch.zeros(64), torch.ones(64), starts=torch.arange(64) % 5)
+    x, weights = drawn(64, 40, 8), drawn(64, 40, 256)
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad((term.act(x, firing) * weights).sum(), values)[0] for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
