@@ -212,6 +212,15 @@ def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[s
     return tuple(notes)
 
 
+def entry_prevails(note: str, recipe: Recipe) -> Pointer:
+    """What is wrong with a plain change of what an entry answers: the entry would go on answering."""
+    return Pointer(
+        "/options/recipe",
+        f"{note}; but {recipe.value} changes what entries are added to, and the entry would prevail: take "
+        "scoped, or remove the entry first",
+    )
+
+
 def _same(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
     """Whether two samples are to become the same, as `Sample.becomes` tells; white space aside."""
     return [(text or "").split() for text in one] == [(text or "").split() for text in other]

@@ -43,7 +43,7 @@ class LowRank:
     kind: ClassVar[str] = "low_rank"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x @ self.a.T) @ self.b.T
+        return (x.to(self.a.dtype) @ self.a.T @ self.b.T).to(x.dtype)
 
     def dense(self) -> Tensor:
         """The same update as one matrix [d_out, d_in]."""
@@ -71,7 +71,7 @@ class Dense:
     rank: ClassVar[None] = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T
+        return (x.to(self.weight.dtype) @ self.weight.T).to(x.dtype)
 
     def dense(self) -> Tensor:
         return self.weight

@@ -144,25 +144,23 @@ class Scoped:
         rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
         addition = self._values_at(firing, rows.shape[1], writing)  # [n, 1 or t, d_out]
         if self.down.shape[1]:
-            down, up = (part.index_select(0, firing.entry) for part in (self.down, self.up))
+            down, up = _rows(self.down, firing.entry), _rows(self.up, firing.entry)
             addition = addition + rows @ down.mT @ up
         addition = (addition * firing.strength[:, None, None]).expand(len(rows), rows.shape[1], -1)
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     def _values_at(self, firing: Firing, num_columns: int, writing: Writing | None) -> Tensor:
         last = self.values.shape[1] - 1
-        # Picked by index_select throughout: the gradient of indexing adds up in an order that threads decide.
+        values = _rows(self.values, firing.entry)  # [n, p, d_out]
         if not last:
-            return self.values.index_select(0, firing.entry)
+            return values
         if firing.starts is not None:
             columns = torch.arange(num_columns, device=self.values.device)
             positions = (columns - firing.starts.to(columns.device)[:, None]).clamp(min=0)  # [n, t]
         else:
             assert writing is not None, "who generates counts the passes"
             positions = writing.positions(num_columns, self.values.device)
-        places = firing.entry[:, None] * (last + 1) + positions.clamp(max=last)  # [n, t]
-        picked = self.values.flatten(0, 1).index_select(0, places.flatten())
-        return picked.reshape(*places.shape, -1)
+        return F.one_hot(positions.clamp(max=last), last + 1).to(values.dtype) @ values
 
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""
@@ -182,6 +180,17 @@ class Scoped:
         """On a device; always in float32, where cosines are resolved."""
         fields = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, metric=self.metric.to(device), **fields)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table [e, ..] at an index [n] -> [n, ..].
+
+    While they are trained, by a product: the gradient of a selection adds up in whatever order threads come.
+    """
+    if not table.requires_grad:
+        return table[index]
+    picked = F.one_hot(index, len(table)).to(table.dtype) @ table.flatten(1)
+    return picked.reshape(len(index), *table.shape[1:])
 
 
 def prevailing(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:

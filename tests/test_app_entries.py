@@ -211,6 +211,12 @@ def test_an_edit_that_overrides_an_entry_says_so(
         '"when will my order arrive" overrides entry 1.0: it was "refund", now "other"',
     ]
     assert client.post("/edits", json={"model": "intents", "edits": edits}).json()["request"]["notes"] == []
+    plain = {"model": "intents:1", "edits": edits, "options": {"recipe": "mend"}}
+    (refused,) = client.post("/edits", json=plain).json()["errors"]
+    assert refused["pointer"] == "/options/recipe" and '"log in" overrides entry 1.1' in refused["detail"]
+    assert "take scoped, or remove the entry first" in refused["detail"]
+    plain["model"] = "intents"
+    assert client.post("/edits", json=plain).status_code == 202, "the base has no entries"
 
 
 def test_edits_are_removed_by_a_job(

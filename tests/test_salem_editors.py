@@ -137,7 +137,14 @@ def test_going_back_forgets_editors_and_what_names_them(database_url: str, regis
         stored = connection.execute(sa.select(table)).scalars().all()
         assert len(stored) == 2 and not any("editor" in each for each in stored)
         requests = connection.execute(sa.select(sa.table("jobs", sa.column("request", sa.JSON)))).scalars()
-        assert not any("editor" in each.get("hyperparameters", {}) for each in requests)
+        found = list(requests)
+        assert not any("editor" in each.get("hyperparameters", {}) for each in found)
+        assert not any("forget" in edit for each in found for edit in each.get("edits", ()))
+        metrics = sa.table("versions", sa.column("metrics", sa.JSON))
+        for each in connection.execute(sa.select(metrics)).scalars():
+            assert "forgetting" not in (each or {})
+            for outcome in (each or {}).get("outcomes", ()):
+                assert not {"forget", "extent"} & set(outcome)
     with database.write() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

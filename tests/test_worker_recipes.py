@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from tiny_models import LABELS, tiny_network
+from tiny_models import LABELS, build_network, tiny_network
 from torch import Tensor
 
 from salem.answers import predict, same_answer
@@ -271,3 +271,13 @@ def test_no_more_margin_is_asked_for_than_the_base_has() -> None:
         s.model_copy(update={"target": LABELS[LABELS.index(s.target) - 1]}) for s in of.batch.pass_samples
     ]
     assert attainable_margin(of.network, wrong, 6.0) == 6.0, "what the base answers wrongly says nothing"
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_a_model_in_half_precision_is_edited(recipe: Recipe) -> None:
+    of = case("llama")
+    network = build_network("llama")
+    network.model.to(torch.bfloat16)
+    found = train(Case(network, of.batch), recipe, max_steps=3)
+    tensors = [value for value in vars(found.term).values() if isinstance(value, Tensor)]
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in tensors)

@@ -50,8 +50,8 @@ class GroupedUpdate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, t, d_in] or [n * t, d_in], n a multiple of g -> the same with d_out"""
-        rows = x.reshape(len(self.a), -1, x.shape[-1])
-        return (rows @ self.a.mT @ self.b).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(len(self.a), -1, x.shape[-1]).to(self.a.dtype)
+        return (rows @ self.a.mT @ self.b).reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 @dataclass(frozen=True)

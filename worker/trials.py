@@ -45,7 +45,7 @@ class Trial:
     held: float  # corrections (edit and adapt samples) answered rightly
     reworded: float  # rule-made rewordings of the edits answered rightly
     lost: float  # validation samples right before and wrong after
-    divergence: float  # mean KL on validation, nats: settles equal scores
+    divergence: float  # nats, as in `Standing`: settles equal scores
 
     @property
     def score(self) -> float:

@@ -11,10 +11,10 @@ from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
 from app.api.references import resolve
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
-from app.edit_checks import EditLimits, check_edit_request, overridden
+from app.edit_checks import EditLimits, check_edit_request, entry_prevails, overridden
 from app.editor_checks import with_editor
 from app.problems import invalid_request
-from salem.records import EditRequest, Job, JobKind
+from salem.records import EditRequest, Job, JobKind, Recipe
 
 router = APIRouter(tags=["edits"])
 
@@ -41,6 +41,9 @@ def post_edits(
     kept = request.pass_samples
     edits = tuple(draft.checked() for draft in request.edits)
     texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
+    notes = overridden(edits, machines.registry.entries.find(parent, texts))
+    if notes and options.recipe is not Recipe.SCOPED:
+        raise invalid_request([entry_prevails(notes[0], options.recipe)])
     work = EditRequest(
         model=model.name,
         parent=parent.number,
@@ -48,7 +51,7 @@ def post_edits(
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         alias=request.alias,
         hyperparameters=options,
-        notes=overridden(edits, machines.registry.entries.find(parent, texts)),
+        notes=notes,
     )
     job, _ = machines.registry.create_job(
         JobKind.EDIT,

@@ -20,7 +20,18 @@ _versions = sa.table(
     sa.column("model", sa.String),
     sa.column("number", sa.Integer),
     sa.column("hyperparameters", sa.JSON),
+    sa.column("metrics", sa.JSON),
 )
+_entries = sa.table(
+    "entries",
+    sa.column("model", sa.String),
+    sa.column("made_in", sa.Integer),
+    sa.column("version", sa.Integer),
+    sa.column("position", sa.Integer),
+    sa.column("record", sa.JSON),
+)
+_DOCUMENTS = {_jobs: ("request",), _versions: ("hyperparameters", "metrics"), _entries: ("record",)}
+_ADDED = ("forget", "extent", "forgetting")
 
 
 def upgrade() -> None:
@@ -47,21 +58,26 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget editors, the jobs that trained them, and which versions they made; these answer as before."""
+    """Forget editors, the jobs that trained them, and which versions they made; these answer as before.
+
+    What forgets an answer stays as it is, and older code refuses to read it.
+    """
     op.drop_table("editors")
     connection = op.get_bind()
     connection.execute(sa.delete(_jobs).where(_jobs.c.kind == "train_editor"))
-    for row in connection.execute(sa.select(_jobs).where(_jobs.c.kind == "edit")).mappings().all():
-        request = row["request"]
-        if "editor" in (request.get("hyperparameters") or {}):
-            request = request | {"hyperparameters": _without_editor(request["hyperparameters"])}
-            connection.execute(sa.update(_jobs).where(_jobs.c.id == row["id"]).values(request=request))
-    for row in connection.execute(sa.select(_versions)).mappings().all():
-        if "editor" in (row["hyperparameters"] or {}):
-            this = (_versions.c.model == row["model"]) & (_versions.c.number == row["number"])
-            kept = _without_editor(row["hyperparameters"])
-            connection.execute(sa.update(_versions).where(this).values(hyperparameters=kept))
+    for table, documents in _DOCUMENTS.items():
+        for row in connection.execute(sa.select(table)).mappings().all():
+            here = [column == row[column.name] for column in table.columns if column.name not in documents]
+            kept = {name: _as_before(row[name]) for name in documents}
+            if any(kept[name] != row[name] for name in documents):
+                connection.execute(sa.update(table).where(*here).values(kept))
 
 
-def _without_editor(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in hyperparameters.items() if name != "editor"}
+def _as_before(part: Any) -> Any:
+    """A document without the fields that came with editors, and those of forgetting where they are empty."""
+    if isinstance(part, list):
+        return [_as_before(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    kept = {name: value for name, value in part.items() if name != "editor"}
+    return {n: _as_before(value) for n, value in kept.items() if value is not None or n not in _ADDED}
