@@ -11,7 +11,7 @@ from salem.encoding import encode
 from salem.errors import UnsupportedModel
 from salem.hosting import Network, count_tokens
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample
-from worker.job_memory import _deepest, _lengths, job_estimate
+from worker.job_memory import VALUE_COPIES, _deepest, _lengths, _value_bytes, job_estimate
 from worker.recipes import NEAR_SAMPLES
 from worker.training import CHUNK, prepare_dataset
 
@@ -120,3 +120,18 @@ def test_an_estimate_runs_nothing_and_counts_the_weights(architecture: str) -> N
 def test_a_job_without_pass_samples_has_an_estimate() -> None:
     network = tiny_network("bert")
     assert job_estimate(network, batch(network, 0), SCOPED).trunks > 0
+
+
+def test_values_count_by_the_longest_answer_and_an_editor_needs_no_eigenvectors() -> None:
+    network = tiny_network("gpt2")
+    few = batch(network)
+    longer = tuple(
+        sample.model_copy(update={"target": "Paris is in Peru " * 4}) for sample in few.edit_samples
+    )
+    layer = network.layers[len(network.layers) // 2]
+    width = _value_bytes(network, few, SCOPED, layer)
+    assert _value_bytes(network, few.model_copy(update={"edit_samples": longer}), SCOPED, layer) > 1.5 * width
+    assert width % (VALUE_COPIES * 4 * len(few.edit_samples) * layer.d_out) == 0
+    assert _value_bytes(network, few, MEND, layer) == 0
+    ahead = MEND.model_copy(update={"editor": "editor-" + "0" * 20, "layer": layer.path})
+    assert job_estimate(network, few, ahead).preparation < job_estimate(network, few, MEND).preparation

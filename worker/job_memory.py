@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
+from salem.encoding import LENGTH_BUCKET
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.records import (
@@ -22,12 +23,15 @@ from salem.records import (
     Task,
     TextInput,
 )
+from salem.trunk import sees_answer
 from worker.diversion import LONGEST
 from worker.editor_corpus import Corpus
-from worker.memory import Estimate, Lengths, ModelShape, estimate, shape_of
-from worker.recipes import num_near
+from worker.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of
+from worker.recipes import MOST_POSITIONS, num_near
 from worker.saliency import candidate_layers
 from worker.training import CHUNK
+
+VALUE_COPIES = 6  # trained, scaled, gradient, two moments, the best so far
 
 
 def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Estimate:
@@ -38,7 +42,7 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     """
     lengths = _lengths(network, batch, hyper)
     layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
-    return estimate(
+    found = estimate(
         replace(_shape(network), num_blocks=num_blocks),
         lengths,
         hyper,
@@ -46,6 +50,18 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
         num_trained_on=_num_trained_on(batch, hyper),
         cuts_steps=network.device.type == "cuda",
     )
+    return replace(found, step=found.step + _value_bytes(network, batch, hyper, layer))
+
+
+def _value_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters, layer: Layer) -> int:
+    """The values of a scoped job's entries with their gradients, moments, and copies."""
+    if hyper.recipe is not Recipe.SCOPED:
+        return 0
+    num_positions = 1
+    if sees_answer(network, layer):
+        answers = [TextInput(input=sample.answer) for sample in batch.edit_samples]
+        num_positions = min(MOST_POSITIONS, 2 + max(count_tokens(network.tokenizer, answers)))
+    return VALUE_COPIES * FLOAT_BYTES * len(batch.edit_samples) * num_positions * layer.d_out
 
 
 def _num_trained_on(batch: EditBatch, hyper: Hyperparameters) -> int:
@@ -67,6 +83,7 @@ def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) ->
         layer=options.layer,
         candidates=options.candidates,
         editor_rank=options.editor_rank,
+        null_space_rank=0,
         max_new_tokens=options.max_new_tokens,
     )
     lengths = _lengths(network, corpus.as_batch(), hyper)
@@ -80,8 +97,10 @@ def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) ->
         num_trained_on=len(corpus.pass_samples),
         cuts_steps=network.device.type == "cuda",
     )
-    # of every edit of the corpus: what enters the layer and the gradient behind it
-    rows = network.model.dtype.itemsize * sum(own) * (layer.d_in + 2 * layer.d_out)
+    # of every edit of the corpus what enters the layer and the gradient behind it, padded; to fit the
+    # normaliser these are there three times
+    padded = sum(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET for length in own)
+    rows = 3 * FLOAT_BYTES * padded * (layer.d_in + layer.d_out)
     return replace(in_steps, trunks=in_steps.trunks + rows)
 
 

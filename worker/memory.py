@@ -162,9 +162,12 @@ def _logit_bytes(shape: ModelShape, lengths: Lengths, tokens: int, copies: int, 
 def _preparation_bytes(shape: ModelShape, num_pass: int, hyper: Hyperparameters) -> int:
     if hyper.recipe is Recipe.SCOPED:
         return FLOAT_BYTES * num_pass * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
-    moment = shape.inner_width**2 * (FLOAT_BYTES + 4 * 8)  # its eigenvectors are found in float64
     editor = 4 * FLOAT_BYTES * 4 * hyper.editor_rank * (shape.width + shape.inner_width)
-    return moment + editor
+    if hyper.editor is not None:
+        return editor
+    projects = hyper.recipe is not Recipe.PAPER and hyper.null_space_rank > 0
+    per_number = FLOAT_BYTES + (4 * 8 if projects else 0)  # eigenvectors are found in float64
+    return shape.inner_width**2 * per_number + editor
 
 
 def check_budget(needed: Estimate, budget_bytes: int | None) -> None:
