@@ -192,7 +192,9 @@ def verdict(methods: Sequence[Line]) -> str:
         parts.append(_part("generalisation", general, LEAST_GENERALISATION, least=True))
     parts.append(_part("drawdown", drawdown, MOST_DRAWDOWN, least=False))
     if rival is None:
-        parts.append("a quarter of the best rival's drawdown: **holds**, no rival is as accurate")
+        num_rivals = len(by_name) - 1
+        told = f"**holds**, none of {num_rivals} is as accurate" if num_rivals else "no rival is measured yet"
+        parts.append(f"a quarter of the best rival's drawdown: {told}")
     else:
         bound = SHARE_OF_RIVAL * max(rival.value("drawdown") or 0.0, 0.0)
         parts.append(_part(f"a quarter of {rival.method}'s drawdown", drawdown, bound, least=False))

@@ -93,9 +93,7 @@ def draw_scopes(
 def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
     """Radii that spend the budget on the calibration part, as far as every edit still fires.
 
-    None reaches beyond the nearest pass samples, however much budget is left. The budget is met on average
-    over unseen samples like those of the calibration part, as in conformal risk control (Angelopoulos et al.,
-    ICLR 2024, section 2); a budget below one sample of it is rounded up to one.
+    None reaches beyond the nearest pass samples, however much budget is left.
 
     A pass sample that is all but a key's own text narrows the scopes of its keys, to leave it outside, and
     no other: a twin says nothing about how crowded it is elsewhere.
@@ -115,9 +113,7 @@ def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tens
     telling = calibration[calibration.amax(-1) <= INDISTINCT]
     if len(telling):
         parts = ((1 - telling) / distance).amin(-1).sort().values  # of the way, at which each is reached
-        # Of n samples alike, one more lies below the i-th smallest part with probability i / (n + 1).
-        place = max(int(budget * (len(calibration) + 1)), 1) - 1
-        distance = distance * parts[min(place, len(parts) - 1)].clamp(max=1.0)
+        distance = distance * parts[min(int(budget * len(calibration)), len(parts) - 1)].clamp(max=1.0)
     twins = torch.cat([others, calibration]).amax(0)
     radii = torch.where(twins > INDISTINCT, torch.maximum(1 - distance, twins), 1 - distance)
     return (radii + ROUNDING).clamp(WIDEST, NARROWEST)
