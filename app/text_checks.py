@@ -61,20 +61,18 @@ def check_lengths(
 ) -> Iterator[Pointer]:
     """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), none of them blank.
 
-    A decoder reads the input and writes the answer into one window, so both count.
+    A decoder reads the input and writes the answer and its end into one window, so all of them count.
     """
     limit = model.max_input_tokens
     if limit is None:
         return
     counts = count_tokens([_as_read(draft, model.task) for _, draft in places])
     for (pointer, draft), num_tokens in zip(places, counts, strict=True):
-        both = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
-        if num_tokens > limit:
-            what = "input and answer have" if both else "the text has"
-            yield Pointer(
-                pointer,
-                f"{what} {num_tokens} tokens, {model.name} takes {limit}; shorten {quoted(draft.input)}",
-            )
+        written = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
+        what, end = ("input, answer and its end have", 1) if written else ("the text has", 0)
+        if num_tokens + end > limit:
+            shorten = f"{model.name} takes {limit}; shorten {quoted(draft.input)}"
+            yield Pointer(pointer, f"{what} {num_tokens + end} tokens, {shorten}")
         elif num_tokens == 0:
             yield Pointer(pointer, f"nothing in {quoted(draft.input)} is a token of {model.name}; rewrite it")
 

@@ -105,7 +105,10 @@ class Registry:
 
     def resolve(self, reference: ModelReference) -> Version:
         """The version that a reference names now; version 0 is the base, there for every ready model.
-        Raises ModelNotReady (registration has not ended, or failed), NotFound (the message says what exists).
+
+        Raises:
+            ModelNotReady: the model is being registered, or its registration failed.
+            NotFound: no such model, version or alias; the message says what exists.
         """
         with self._database.read() as connection:
             return version_rows.resolve(connection, model_rows.get(connection, reference.model), reference)

@@ -112,8 +112,10 @@ def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
 
 
 def test_a_decoder_reads_input_and_target_in_one_window() -> None:
-    found = check(edit("a b c d", "e f g"), task=Task.TEXT_GENERATION)
-    assert found["/edits/0/input"].startswith("input and answer have 7 tokens")
+    assert check(edit("a b c", "d e"), task=Task.TEXT_GENERATION) == {}
+    found = check(edit("a b c d", "e f g"), edit("a b c", "d e f"), task=Task.TEXT_GENERATION)
+    assert found["/edits/1/input"].startswith("input, answer and its end have 7 tokens")
+    assert found["/edits/0/input"].startswith("input, answer and its end have 8 tokens")
 
 
 def test_a_text_without_tokens_is_refused() -> None:
@@ -235,7 +237,7 @@ def test_one_text_cannot_be_given_two_fates() -> None:
 
 def test_a_decoder_reads_what_it_forgets_in_the_same_window() -> None:
     found = check(forgetting("a b c d", "e f g"), task=Task.TEXT_GENERATION)
-    assert found["/edits/0/input"].startswith("input and answer have 7 tokens")
+    assert found["/edits/0/input"].startswith("input, answer and its end have 8 tokens")
 
 
 def test_an_entry_that_forgets_is_overridden_like_any_other() -> None:

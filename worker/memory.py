@@ -58,7 +58,7 @@ class Estimate:
 
     weights: int
     trunks: int  # what enters the edited block, of all samples trained on
-    answers: int  # log-probabilities of pass samples before the edit
+    answers: int  # log-probabilities before the edit, of corrections too: those that forget keep them
     block: int  # what the edited block's modules returned
     step: int  # kept by the largest pass of a step for its backward, with the logits
     inference: int  # one batch of measuring

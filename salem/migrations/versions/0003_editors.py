@@ -35,6 +35,7 @@ _ADDED = ("forget", "extent", "forgetting")
 
 
 def upgrade() -> None:
+    """Add the table of editors that were trained ahead."""
     op.create_table(
         "editors",
         sa.Column("id", sa.String(64), nullable=False),
