@@ -27,7 +27,7 @@ class EditSet:
     name: str
     model: Path
     task: Task
-    reference: tuple[Sample, ...]
+    reference: tuple[Edit, ...]  # labelled samples, as a reference set holds them
     edits: tuple[Edit, ...]  # empty: the samples that the model fails are the edits
 
 
@@ -99,7 +99,8 @@ def edit_set(name: str, num_reference: int, seed: int) -> EditSet:
     rng.shuffle(samples)
     corrections = [_edit(row) for row in shared_rows(edits)] if edits else []
     rng.shuffle(corrections)
-    return EditSet(name, shared_model(model), task, tuple(samples[:num_reference]), tuple(corrections))
+    drawn = tuple(Edit(**sample.model_dump()) for sample in samples[:num_reference])
+    return EditSet(name, shared_model(model), task, drawn, tuple(corrections))
 
 
 SETS: dict[str, tuple[Task, str, str, str | None]] = {

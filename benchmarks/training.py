@@ -36,7 +36,7 @@ from salem.deltas import LowRank, adding
 from salem.encoding import Answers, forward
 from salem.errors import EditFailed
 from salem.hosting import Network, load
-from salem.records import Layer, Sample
+from salem.records import Layer, Sample, Task
 from worker.losses import kl_per_sample, margin_loss_per_sample
 from worker.training import CHUNK, Prepared, prepare_dataset
 
@@ -202,10 +202,7 @@ def job_figures(model: Path, reference: Sequence[Sample], wrong: Sequence[Sample
         running_service(Path(folder) / "home", model.parent) as url,
         httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
     ):
-        source = {"kind": "folder", "path": model.name}
-        rows = [sample.model_dump() for sample in {s.content_hash: s for s in reference}.values()]
-        body = {"name": "nli", "task": "sequence-classification", "source": source, "reference": rows}
-        registered = _job(client, "/models", body)
+        registered = _job(client, "/models", model_body(model.name, reference))
         jobs = [_job(client, "/edits", edit_body(wrong[place:][:NUM_EDITS])) for place in (0, NUM_EDITS)]
     first, second = jobs
     return {
@@ -215,6 +212,14 @@ def job_figures(model: Path, reference: Sequence[Sample], wrong: Sequence[Sample
         "registration_s": round(registered["seconds"], 1),
         "jobs": jobs,
     }
+
+
+def model_body(folder: str, reference: Sequence[Sample]) -> dict[str, Any]:
+    """A request to host the model in a folder, each reference sample once."""
+    rows = {s.content_hash: s.model_dump(exclude={"forget"}) for s in reference}
+    source = {"kind": "folder", "path": folder}
+    task = Task.SEQUENCE_CLASSIFICATION.value
+    return {"name": "nli", "task": task, "source": source, "reference": list(rows.values())}
 
 
 def edit_body(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -8,10 +8,21 @@ import pytest
 import torch
 from test_worker_recipes import case
 
-from benchmarks.training import WAYS, Factors, Steps, edit_body, holds, layer_row, split, step_figures
+from app.api.schemas import EditsIn, ModelIn
+from benchmarks.training import (
+    WAYS,
+    Factors,
+    Steps,
+    edit_body,
+    holds,
+    layer_row,
+    model_body,
+    split,
+    step_figures,
+)
 from salem.answers import predict
 from salem.deltas import LowRank
-from salem.records import Sample
+from salem.records import Edit, Sample
 from worker.training import prepare_dataset
 
 OPTIONS = Namespace(rounds=1, steps=3)
@@ -98,3 +109,10 @@ def test_a_job_asks_for_ten_edits_on_the_base() -> None:
     body = edit_body(samples()[:10])
     assert body["model"] == "nli:0" and body["options"]["max_pass_samples"] == 1_800
     assert {"input", "text_pair", "target"} <= set(body["edits"][0])
+
+
+def test_the_bodies_are_what_the_service_takes() -> None:
+    samples = [Edit(input="where is my order", text_pair="late", target="refund")] * 2
+    hosted = ModelIn.model_validate(model_body("minilm", samples))
+    assert hosted.reference is not None and len(hosted.reference) == 1
+    assert EditsIn.model_validate(edit_body(samples[:1])).edits[0].target == "refund"
