@@ -26,6 +26,7 @@ from salem.encoding import encode_inputs
 from salem.features import Reading, features, token_rarity
 from salem.gates import gated
 from salem.hosting import Network, load
+from salem.openings import unheard
 from salem.records import Hyperparameters, Layer, Task, TextInput
 from salem.scopes import Metric, Scope
 from worker.learners import empty_entries
@@ -93,8 +94,15 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     projection = torch.randn(width, seen.shape[1], generator=draw)
     metric = Metric(reading, seen.mean(0), seen.std(0) + 1e-2, projection, sha256="random")
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
-    radii, owners = torch.full((num_entries,), UNREACHED), torch.arange(num_entries).float()
-    return LayerDelta(layer.path, (empty_entries(Scope(metric, keys, radii, owners), num_entries, layer),))
+    scope = Scope(
+        metric,
+        keys,
+        radii=torch.full((num_entries,), UNREACHED),
+        owners=torch.arange(num_entries).float(),
+        **vars(unheard(num_entries, keys.device)),
+        doubts=torch.full((num_entries,), Hyperparameters().disagreement_weight),
+    )
+    return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
 
 
 @torch.inference_mode()

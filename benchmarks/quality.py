@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     course = _course(options)
     if options.forget:
-        print(f"{course.results.forget(options.forget)} rows are forgotten.")
+        print(f"{course.results.forget(options.forget, options.sets or DATASETS)} rows are forgotten.")
     if options.plan:
         print(planned_time(course))
         return 0
@@ -215,7 +215,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no unit after so many")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--plan", action="store_true", help="print rows and expected seconds, run nothing")
-    parser.add_argument("--forget", nargs="+", choices=names, help="drop these methods' rows first")
+    parser.add_argument(
+        "--forget", nargs="+", choices=names, help="drop these methods' rows first, of --sets"
+    )
     return parser.parse_args(argv)
 
 

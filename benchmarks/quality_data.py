@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from salem.hosting import Network, load, weights_sha256
 from salem.records import Edit, Record, Sample, Task
 from worker.rewording import reword
 
-REVISION = 1  # raised when the code below changes what a material holds
+REVISION = 2  # raised when the code below changes what a material holds
 MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one
 NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
 WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and with it what it says
@@ -48,6 +49,7 @@ class Correction(Record):
     reworded: tuple[Sample, ...] = ()  # the same in other words, held out
     locality: tuple[Sample, ...] = ()  # neighbours whose answers are to stay (Yao et al. 2023)
     portability: tuple[Sample, ...] = ()  # what follows from the new answer (Yao et al. 2023)
+    restated: tuple[Sample, ...] = ()  # reference samples that ask for the edited fact: they cannot stay
 
 
 class Material(Record):
@@ -127,14 +129,25 @@ def corrections_of_errors(network: Network, reference: Sequence[Sample]) -> Made
 
 
 def corrections_of_facts(
-    network: Network, reference: Sequence[Sample], rows: Sequence[dict[str, Any]]
+    network: Network,
+    reference: Sequence[Sample],
+    rows: Sequence[dict[str, Any]],
+    *,
+    restates: bool = False,
 ) -> Made:
     """Counterfactual edits whose one human paraphrase the base answers with the old fact.
 
     Edits whose paraphrase is new to the base are left out: it would be wrong about half of them anyway, so
     an edit that does not follow could not be told from a question that was never understood.
+
+    Args:
+        restates: whether the reference asks for one fact in several wordings. Those that name an edit's
+            subject and have its old answer are then neither kept nor held out: with the edit they are wrong.
     """
-    told = [_told(row) for row in rows if row["paraphrase_trained"]]
+    by_answer: dict[str, list[Sample]] = defaultdict(list)
+    for sample in reference if restates else ():
+        by_answer[sample.answer].append(sample)
+    told = [_told(row, by_answer) for row in rows if row["paraphrase_trained"]]
     before = predict(network, [item.edit for item in told], max_new_tokens=MAX_NEW_TOKENS)
     pairs = zip(told, before, strict=True)
     corrections = [item for item, answer in pairs if not same_answer(answer.output, item.edit.target)]
@@ -143,7 +156,7 @@ def corrections_of_facts(
     return Made(tuple(corrections), len(corrections), kept, accuracy=len(kept) / len(reference))
 
 
-def _told(row: dict[str, Any]) -> Correction:
+def _told(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Correction:
     edit = Edit(input=row["prompt"], target=row["target"])
     asked = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
     return Correction(
@@ -152,6 +165,11 @@ def _told(row: dict[str, Any]) -> Correction:
         locality=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
         portability=tuple(
             Sample(input=n["prompt"], target=n["answer"]) for n in row.get("portability") or ()
+        ),
+        restated=tuple(
+            sample
+            for sample in by_answer.get(row.get("ground_truth", ""), ())
+            if row["subject"].casefold() in sample.input.casefold()
         ),
     )
 
@@ -229,7 +247,10 @@ _SOURCES: dict[str, _Source] = {
         files=("questions.jsonl", "questions_edits.jsonl"),
         model=lambda: shared_model("t5-questions"),
         build=lambda network, limit: corrections_of_facts(
-            network, _distinct(shared_samples("questions"), limit), shared_rows("questions_edits")[:limit]
+            network,
+            _distinct(shared_samples("questions"), limit),
+            shared_rows("questions_edits")[:limit],
+            restates=True,
         ),
         rewordings="human",
     ),

@@ -137,11 +137,11 @@ def _part(corrections: Sequence[Correction], low: float, high: float) -> list[Co
 
 
 def _asked(corrections: Sequence[Correction]) -> set[str]:
-    """Every text that a correction is trained on or measured by."""
+    """Every text that a correction is trained on or measured by, or that it makes wrong."""
     texts: list[TextInput] = []
     for item in corrections:
         texts += [item.edit, *item.edit.paraphrase_samples]
-        texts += [*item.reworded, *item.locality, *item.portability]
+        texts += [*item.reworded, *item.locality, *item.portability, *item.restated]
     return {text.content_hash for text in texts}
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,12 +72,12 @@ class ResultFile:
         with _locked(self.path.with_suffix(".lock"), wait=True):
             self._write([*self.rows(), row])
 
-    def forget(self, methods: Iterable[str]) -> int:
-        """Drop the rows of methods whose code has changed, so that they are measured again."""
-        gone = set(methods)
+    def forget(self, methods: Iterable[str], datasets: Iterable[str]) -> int:
+        """Drop the rows of methods on data sets, where either has changed, to measure them again."""
+        gone = set(product(methods, datasets))
         with _locked(self.path.with_suffix(".lock"), wait=True):
             rows = self.rows()
-            kept = [row for row in rows if row["method"] not in gone]
+            kept = [row for row in rows if (row["method"], row["dataset"]) not in gone]
             self._write(kept)
         return len(rows) - len(kept)
 

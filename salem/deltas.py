@@ -85,8 +85,8 @@ class Dense:
 
 Term = LowRank | Dense | Scoped
 _DIMENSIONS = (
-    dict.fromkeys(("radii", "owners"), 1)
-    | dict.fromkeys(("a", "b", "weight", "keys"), 2)
+    dict.fromkeys(("radii", "owners", "doubts"), 1)
+    | dict.fromkeys(("a", "b", "weight", "keys", "said", "shares"), 2)
     | dict.fromkeys(("values", "down", "up"), 3)
 )
 _KINDS: Mapping[frozenset[str], type[Term]] = {
@@ -133,12 +133,16 @@ def act(term: Term, firing: Firing | None, writing: Writing | None = None) -> Ad
     return partial(term.act, firing=firing, writing=writing)
 
 
+def _never() -> bool:
+    return False
+
+
 @contextmanager
-def adding(module: nn.Module, addition: Addition) -> Iterator[None]:
-    """While active, `module` returns its output plus `addition` of its input."""
+def adding(module: nn.Module, addition: Addition, resting: Callable[[], bool] = _never) -> Iterator[None]:
+    """While active, `module` returns its output plus `addition` of its input, but when it is `resting`."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + addition(args[0])
+        return output if resting() else output + addition(args[0])
 
     handle = module.register_forward_hook(hook)
     try:
@@ -149,18 +153,22 @@ def adding(module: nn.Module, addition: Addition) -> Iterator[None]:
 
 @contextmanager
 def applied(
-    model: nn.Module, deltas: Sequence[LayerDelta], firings: Sequence[Firing | None] | None = None
+    model: nn.Module,
+    deltas: Sequence[LayerDelta],
+    firings: Sequence[Firing | None] | None = None,
+    resting: Callable[[], bool] = _never,
 ) -> Iterator[None]:
     """While active, the model answers as the version with these deltas; the parent's come first.
 
     `firings` holds one item per delta, for the inputs about to be answered; plain deltas have None. An item
-    is read when its delta acts, so it may still be decided while the model runs.
+    is read when its delta acts, so it may still be decided while the model runs. While `resting` says so, the
+    model answers as its base.
     """
     firings = [None] * len(deltas) if firings is None else firings
     with ExitStack() as stack:
         for index, delta in enumerate(deltas):
             addition = delta.addition(partial(firings.__getitem__, index))
-            stack.enter_context(adding(model.get_submodule(delta.layer), addition))
+            stack.enter_context(adding(model.get_submodule(delta.layer), addition, resting))
         yield
 
 
@@ -226,10 +234,21 @@ def _terms(tensors: dict[str, Tensor], layer: Layer, metric: Metric | None) -> t
     return tuple(terms)
 
 
+def _as_written_now(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fields of a term from a file of any age."""
+    if {"keys", "values"} <= tensors.keys():
+        if tensors["values"].dim() == 2:  # [e, d_out], as first written: one for all positions
+            tensors = tensors | {"values": tensors["values"].unsqueeze(1)}
+        if not {"said", "shares", "doubts"} & tensors.keys():  # scopes that did not ask the base
+            num = len(tensors["keys"])
+            silent = {"said": torch.zeros(num, 0), "shares": torch.zeros(num, 0), "doubts": torch.zeros(num)}
+            tensors = tensors | silent
+    return tensors
+
+
 def _term(tensors: dict[str, Tensor], metric: Metric | None) -> Term:
+    tensors = _as_written_now(tensors)
     kind = _KINDS.get(frozenset(tensors))
-    if kind is Scoped and tensors["values"].dim() == 2:  # [e, d_out], as first written: one for all positions
-        tensors = tensors | {"values": tensors["values"].unsqueeze(1)}
     if kind is None or any(tensor.dim() != _DIMENSIONS[name] for name, tensor in tensors.items()):
         raise DeltaRejected(f"A term with the fields {sorted(tensors)} is of no known kind.")
     fields_given: dict[str, Any] = dict(tensors)

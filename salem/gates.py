@@ -1,8 +1,9 @@
 """The gate: decides, inside the forward that answers, which entry of a version acts on each row.
 
 The states that a scope reads pass by anyway, so the gate costs one pooling and one matrix product. Where a
-delta would act before they are read, they are taken from a forward of the base of their own. Does not know
-tasks, decoding or files.
+delta would act before they are read, they are taken from a forward of the base of their own. How the base
+begins its answer is asked in the midst of the forward, while every delta rests, and about those inputs alone
+that a scope would hold by its cosine. Does not know tasks, decoding or files.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from salem.encoding import Batch
 from salem.features import Glimpse, Reading, pool
 from salem.hosting import Network
 from salem.layers import layer_at
+from salem.openings import Asking, Openings
 from salem.records import TextInput
-from salem.scopes import Firing, Metric, prevailing
+from salem.scopes import Ask, Firing, Metric, prevailing
 
 
 def fire(
@@ -35,7 +37,8 @@ def fire(
     Args:
         batch: the inputs with their answers, where these are given and not generated.
     """
-    found = _firings(deltas, {metric.sha256: metric.read(network, inputs) for metric in _metrics(deltas)})
+    points = {metric.sha256: metric.read(network, inputs) for metric in _metrics(deltas)}
+    found = _firings(deltas, points, Asking(network, inputs))
     if batch is None:
         return found
     return tuple(firing and replace(firing, starts=batch.answer_starts) for firing in found)
@@ -61,18 +64,28 @@ def gated(
         return
     points: dict[str, Tensor] = {}
     firings: list[Firing | None] = [None] * len(deltas)
+    asking = Asking(network, inputs)
+    base_speaks = False
+
+    def ask(rows: Tensor) -> Openings:
+        nonlocal base_speaks
+        base_speaks = True
+        try:
+            return asking(rows)
+        finally:
+            base_speaks = False
 
     def place(metric: Metric, embedded: Tensor, state: Tensor) -> None:
         with torch.no_grad():
             pooled = pool(network.task, embedded, state, fields, metric.reading)
             points[metric.sha256] = metric.place(pooled)
         if len(points) == len(metrics):
-            firings[:] = _firings(deltas, points)
+            firings[:] = _firings(deltas, points, ask)
 
     with ExitStack() as watching:
         for metric in metrics:
             watching.enter_context(Glimpse(network, metric.reading, partial(place, metric)))
-        with applied(network.model, deltas, firings):
+        with applied(network.model, deltas, firings, resting=lambda: base_speaks):
             yield
 
 
@@ -82,10 +95,10 @@ def _metrics(deltas: Sequence[LayerDelta]) -> list[Metric]:
     return list(found.values())
 
 
-def _firings(deltas: Sequence[LayerDelta], points: dict[str, Tensor]) -> tuple[Firing | None, ...]:
+def _firings(deltas: Sequence[LayerDelta], points: dict[str, Tensor], ask: Ask) -> tuple[Firing | None, ...]:
     return prevailing(
         [
-            term.scope.fire_at(points[term.metric.sha256]) if (term := delta.scoped) else None
+            term.scope.fire_at(points[term.metric.sha256], ask) if (term := delta.scoped) else None
             for delta in deltas
         ]
     )

@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
@@ -187,6 +187,7 @@ class Hyperparameters(Record):
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
     scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope
     scope_budget_per_edit: float = Field(default=0.0002, ge=0, le=1)  # per edit; the smaller counts
+    disagreement_weight: float = Field(default=0.2, ge=0, le=2)  # of a cosine; 0: the base is not asked
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
     rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
@@ -389,9 +390,11 @@ class EntryKey(Record):
     """One of the texts at which an entry fires: its edit's, or a paraphrase's."""
 
     text: str
-    radius: float  # cosine from which on the entry fires
+    radius: float  # likeness from which on the entry fires (docs/recipes.md)
     nearest_pass_sample: str | None = None  # the text most like this one that is to stay as it is
-    nearest_cosine: float | None = None
+    nearest_likeness: float | None = Field(
+        default=None, validation_alias=AliasChoices("nearest_likeness", "nearest_cosine")
+    )  # entries of earlier versions are stored under the second name
 
 
 class Entry(Sample):

@@ -4,6 +4,8 @@ A small learned *metric*, one per hosted model, maps the features of an input to
 owns keys there (its edit and the paraphrases), each with a radius. The nearest key, by how far inside its
 radius the input lies, decides which entry fires. The gate is open or shut: an input outside every radius is
 answered by the base, bit for bit, so the share of inputs inside any scope bounds what a version can break.
+A key also knows how the base begins its answer there. Where the base begins otherwise, an input counts as
+farther away: it is asked only about inputs that the cosine alone would let in, which few are.
 Relatives: SERAC's scope classifier (Mitchell et al. 2022), GRACE's codebook with deferral radii (Hartvigsen
 et al. 2023).
 
@@ -13,8 +15,8 @@ Does not know what an entry does when it fires, nor how the metric is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +25,10 @@ from torch.nn import functional as F
 
 from salem.features import Reading, features
 from salem.hosting import Network
+from salem.openings import Openings
 from salem.records import Layer, TextInput
+
+Ask = Callable[[Tensor], Openings]  # what the base begins with on inputs at these places [r] of a batch
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Firing:
     """Which entry acts on each of n inputs, and how strongly."""
 
     entry: Tensor  # [n] int64
-    inside: Tensor  # [n] cosine to the nearest key minus its radius; positive inside the scope
+    inside: Tensor  # [n] likeness to the nearest key minus its radius; positive inside the scope
     strength: Tensor  # [n] in [0, 1]
     starts: Tensor | None = None  # [n] first answer position, where a batch holds prompts with their answers
 
@@ -98,17 +103,44 @@ class Writing:
 
 @dataclass(frozen=True)
 class Scope:
-    """The keys of entries in a metric: `k` keys."""
+    """The keys of entries in a metric: `k` keys.
+
+    The likeness of an input to a key is the cosine between them, less the key's doubt times the difference
+    between the two openings.
+    """
 
     metric: Metric
     keys: Tensor  # [k, m] unit rows
-    radii: Tensor  # [k] cosine from which on the gate is open
+    radii: Tensor  # [k] likeness from which on the gate is open
     owners: Tensor  # [k] the entry that each key belongs to
+    said: Tensor  # [k, s] the opening of the base at each key; s may be 0
+    shares: Tensor  # [k, s]
+    doubts: Tensor  # [k] of a cosine: what it costs an input that the base begins altogether otherwise
 
-    def fire_at(self, points: Tensor) -> Firing:
-        """Which entry acts at these points [n, m] of the unit sphere: one matrix product over all keys."""
-        inside, nearest = (points @ self.keys.T - self.radii).max(dim=-1)
-        return Firing(entry=self.owners[nearest].long(), inside=inside, strength=(inside > 0).float())
+    @property
+    def openings(self) -> Openings:
+        return Openings(self.said, self.shares)
+
+    def likeness(self, points: Tensor, openings: Openings) -> Tensor:
+        """Of points [n, m] with these openings to every key -> [n, k]."""
+        cosines = points @ self.keys.T
+        if not self.doubts.any():
+            return cosines
+        return cosines - self.doubts * openings.differ_pairwise(self.openings)
+
+    def fire_at(self, points: Tensor, ask: Ask) -> Firing:
+        """Which entry acts at these points [n, m] of the unit sphere: one matrix product over all keys.
+
+        `ask` is called for those inputs alone whose cosine would let them in: doubt only takes away.
+        """
+        inside = points @ self.keys.T - self.radii  # [n, k]
+        rows, keys = ((inside > 0) & (self.doubts > 0)).nonzero(as_tuple=True)
+        if len(rows):
+            asked, place = torch.unique(rows, return_inverse=True)
+            differing = ask(asked).rows(place).differ(self.openings.rows(keys))
+            inside = inside.index_put((rows, keys), -self.doubts[keys] * differing, accumulate=True)
+        deepest, nearest = inside.max(dim=-1)
+        return Firing(entry=self.owners[nearest].long(), inside=deepest, strength=(deepest > 0).float())
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,9 @@ class Scoped:
     keys: Tensor  # [k, m]
     radii: Tensor  # [k]
     owners: Tensor  # [k]
+    said: Tensor  # [k, s]
+    shares: Tensor  # [k, s]
+    doubts: Tensor  # [k]
     values: Tensor  # [e, p, d_out]; p is 1 where a layer does not take part in writing an answer
     down: Tensor  # [e, r, d_in]; r may be 0
     up: Tensor  # [e, r, d_out]
@@ -133,7 +168,7 @@ class Scoped:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.metric, self.keys, self.radii, self.owners)
+        return Scope(**{field.name: getattr(self, field.name) for field in fields(Scope)})
 
     def act(self, x: Tensor, firing: Firing, writing: Writing | None = None) -> Tensor:
         """The addition for inputs x [n * t, d_in] or [n, t, d_in], n rows firing as given -> [.., d_out].
@@ -165,10 +200,14 @@ class Scoped:
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""
         e, m, k, r = len(self.values), len(self.metric.projection), len(self.keys), self.down.shape[1]
+        s = self.said.shape[1]
         expected = {
             "keys": (k, m),
             "radii": (k,),
             "owners": (k,),
+            "said": (k, s),
+            "shares": (k, s),
+            "doubts": (k,),
             "values": (e, max(self.values.shape[1], 1), layer.d_out),
             "down": (e, r, layer.d_in),
             "up": (e, r, layer.d_out),
@@ -178,8 +217,8 @@ class Scoped:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Scoped:
         """On a device; always in float32, where cosines are resolved."""
-        fields = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, metric=self.metric.to(device), **fields)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, metric=self.metric.to(device), **tensors)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

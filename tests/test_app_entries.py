@@ -24,6 +24,7 @@ from salem.deltas import LayerDelta, pack
 from salem.entry_rows import MadeEntries
 from salem.features import Reading, features, token_rarity
 from salem.metric_files import named, pack_metric
+from salem.openings import openings
 from salem.queue import JobQueue
 from salem.records import (
     Delta,
@@ -78,6 +79,8 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
         keys=metric.place(seen),
         radii=torch.full((len(edits),), 0.999),
         owners=torch.arange(len(edits)).float(),
+        **vars(openings(network, inputs)),
+        doubts=torch.full((len(edits),), 0.2),
         values=torch.randn(len(edits), 1, layer.d_out, generator=torch.Generator().manual_seed(1)),
         down=torch.zeros(len(edits), 0, layer.d_in),
         up=torch.zeros(len(edits), 0, layer.d_out),
@@ -146,7 +149,7 @@ def test_entries_are_listed_in_pages(client: httpx.Client, stage: Stage, intents
         "target": "refund",
         "forget": None,
         "keys": [
-            {"text": text, "radius": 0.5, "nearest_pass_sample": None, "nearest_cosine": None}
+            {"text": text, "radius": 0.5, "nearest_pass_sample": None, "nearest_likeness": None}
             for text in ("where is my order", "when will my order arrive")
         ],
         "layer": intents.layers[1].path,

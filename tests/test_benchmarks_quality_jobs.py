@@ -172,6 +172,39 @@ def test_facts_are_edited_where_the_base_knows_both_wordings() -> None:
     assert asked[1].input not in texts_of(made.kept)
 
 
+def test_a_reference_sample_that_asks_for_an_edited_fact_is_not_kept() -> None:
+    """It has the answer that the edit takes back."""
+    network = tiny_network("gpt2")
+    asked = ["Peru has", "of PERU the capital is", "the capital of Chile is", "where is Peru"]
+    answers = predict(network, [TextInput(input=text) for text in asked], max_new_tokens=24)
+    old = answers[1].output
+    reference = [
+        Sample(input=text, target=answer.output or "?") for text, answer in zip(asked, answers, strict=True)
+    ]
+    row = {
+        "prompt": "The capital of Peru is",
+        "target": "Rome",
+        "ground_truth": old,
+        "subject": "Peru",
+        "paraphrases": ["Peru has its capital in"],
+        "paraphrase_trained": True,
+        "locality": [],
+    }
+    restated = corrections_of_facts(network, reference, [row], restates=True).corrections[0].restated
+    expected = {s.input for s in reference if s.target == old and "peru" in s.input.lower()}
+    assert asked[1] in expected and {sample.input for sample in restated} == expected
+    assert corrections_of_facts(network, reference, [row]).corrections[0].restated == ()
+
+
+def test_what_an_edit_makes_wrong_is_neither_trained_on_nor_held_out() -> None:
+    material = facts()
+    restated = material.kept[:40]
+    corrections = tuple(item.model_copy(update={"restated": restated}) for item in material.corrections)
+    job = draw_job(material.model_copy(update={"corrections": corrections}), 1, 0, SIZES)
+    assert job.corrections[0].restated == restated
+    assert not texts_of(job.held_out, job.pass_samples) & texts_of(restated)
+
+
 TEXT = "\n".join(
     [" = A heading of the page with words in it and more words so that it is long enough to count = "]
     + ["when will the parcel arrive at the door and where is my order please send a refund now " * 3] * 2

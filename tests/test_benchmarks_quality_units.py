@@ -127,8 +127,9 @@ def test_rows_of_many_processes_are_all_kept(tmp_path: Path) -> None:
 def test_rows_of_a_changed_method_are_forgotten(tmp_path: Path) -> None:
     results = ResultFile(tmp_path / "rows.json")
     for number, name in enumerate(["steady", "small", "steady"]):
-        results.add({"key": number, "method": name})
-    assert results.forget(["steady"]) == 2
+        results.add({"key": number, "method": name, "dataset": "here"})
+    assert results.forget(["steady"], ["there"]) == 0
+    assert results.forget(["steady"], ["there", "here"]) == 2
     assert [row["key"] for row in results.rows()] == [1]
 
 

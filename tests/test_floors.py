@@ -54,7 +54,7 @@ FLOORS_FROM_THE_TOP = (
     # 2 tensors
     {
         *under("salem", "answers deltas encoding features gates hosting layers metric_files model_folders"),
-        *under("salem", "scopes streaming tensor_files trunk"),
+        *under("salem", "openings scopes streaming tensor_files trunk"),
     },
     # 1 words
     {

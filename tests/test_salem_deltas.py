@@ -195,6 +195,7 @@ def some_metric() -> Metric:
 def some_scoped(metric: Metric) -> Scoped:
     zeros = torch.zeros
     value = {"radii": zeros(1), "owners": zeros(1), "values": zeros(1, 1, 4), "down": zeros(1, 0, 6)}
+    value |= {"said": zeros(1, 3), "shares": zeros(1, 3), "doubts": zeros(1)}
     return Scoped(metric=metric, keys=zeros(1, 2), **value, up=zeros(1, 0, 4))
 
 

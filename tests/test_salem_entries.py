@@ -36,7 +36,7 @@ def registry(any_registry: Registry) -> Registry:
 
 
 def entry(text: str, target: str = "refund", *rewordings: str, pair: str | None = None) -> Entry:
-    keys = tuple(EntryKey(text=words, radius=0.5, nearest_cosine=0.25) for words in (text, *rewordings))
+    keys = tuple(EntryKey(text=words, radius=0.5, nearest_likeness=0.25) for words in (text, *rewordings))
     return Entry(input=text, text_pair=pair, target=target, keys=keys)
 
 

@@ -34,9 +34,11 @@ def answered(network: Network, deltas: Sequence[LayerDelta], monkeypatch: pytest
     seen: list[Sequence[Firing | None]] = []
     own: list[int] = []
 
-    def watched(model: nn.Module, deltas: Sequence[LayerDelta], firings: Sequence[Firing | None]) -> Any:
+    def watched(
+        model: nn.Module, deltas: Sequence[LayerDelta], firings: Sequence[Firing | None], **more: Any
+    ) -> Any:
         seen.append(firings)
-        return applied(model, deltas, firings)
+        return applied(model, deltas, firings, **more)
 
     def counted(*given: Any) -> Any:
         own.append(1)

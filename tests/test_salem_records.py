@@ -115,7 +115,7 @@ EDITOR_METRICS = EditorMetrics(
     notes=("few",),
 )
 DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
-KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_cosine=0.25)
+KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_likeness=0.25)
 ENTRY = Entry(input="x", text_pair="p", target="y", keys=(KEY,))
 FIRED = Fired(entry="3.0", strength=1.0, inside=0.12)
 ERROR = JobError(code="edit_failed", message="nothing to edit", remedy="send wrong answers")

@@ -18,12 +18,14 @@ from salem.features import Reading, features, token_rarity
 from salem.gates import fire
 from salem.hosting import Network
 from salem.metric_files import named, pack_metric, unpack_metric
+from salem.openings import Openings, openings, unheard
 from salem.records import Layer, Prediction, TextInput
 from salem.scopes import Firing, Metric, Scope, Scoped, Writing, prevailing
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
 BASE = "0" * 64
+DOUBT = 0.2
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -56,11 +58,14 @@ def scoped_delta(
 ) -> LayerDelta:
     """An entry of its own for each input, with a key at that input."""
     metric, e = metric or metric_of(network), len(inputs)
+    heard = openings(network, inputs)
     term = Scoped(
         metric=metric,
         keys=metric.read(network, inputs),
         radii=torch.full((e,), 0.9),
         owners=torch.arange(e).float(),
+        **vars(heard),
+        doubts=torch.full((e,), DOUBT),
         values=size * drawn(e, num_positions, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
         up=drawn(e, rank, layer.d_out, seed=seed + 2),
@@ -77,12 +82,19 @@ def small_scope() -> Scope:
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
     reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
-    return Scope(Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2)), keys, radii, owners)
+    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2))
+    return Scope(metric, keys, radii, owners, **vars(unheard(3, keys.device)), doubts=torch.zeros(3))
+
+
+def nobody(rows: Tensor) -> Openings:
+    raise AssertionError("nobody needs to ask the base")
 
 
 def test_the_key_farthest_inside_its_radius_decides() -> None:
     scope = small_scope()
-    firing = scope.fire_at(torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]))
+    firing = scope.fire_at(
+        torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]), nobody
+    )
     assert firing.entry[:3].tolist() == [0, 1, 0]
     assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
     assert firing.strength[:3].tolist() == [1.0, 1.0, 1.0]
@@ -93,9 +105,9 @@ def test_the_key_farthest_inside_its_radius_decides() -> None:
 
 def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
     scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
-    scope = replace(scope, owners=torch.zeros(1))
+    scope = replace(scope, owners=torch.zeros(1), doubts=torch.zeros(1))
     cosines = torch.linspace(0.5, 1.0, 41)
-    firing = scope.fire_at(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1))
+    firing = scope.fire_at(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1), nobody)
     assert firing.strength.tolist() == (cosines > 0.8).float().tolist()
 
 
@@ -285,6 +297,10 @@ def test_values_stored_without_positions_act_at_every_position() -> None:
         {"radii": torch.tensor([0.9])},
         {"keys": torch.zeros(2, 15)},
         {"keys": torch.zeros(0, 16), "radii": torch.zeros(0), "owners": torch.zeros(0)},
+        {"said": torch.zeros(2, 1)},
+        {"shares": torch.zeros(1, 2)},
+        {"doubts": torch.zeros(1)},
+        {"doubts": torch.tensor([0.2, float("inf")])},
         {"values": torch.zeros(2, 1, 3)},
         {"values": torch.zeros(1, 1, 16)},
         {"values": torch.zeros(2, 0, 16)},

@@ -10,6 +10,7 @@ import torch
 
 from salem.deltas import LayerDelta, LowRank
 from salem.features import Reading
+from salem.openings import Openings
 from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
 from salem.scopes import Metric, Scoped
 from worker.removal import Change, cut, plan, reduced, remaining_batch, without
@@ -72,6 +73,9 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
         keys=torch.nn.functional.normalize(some(len(owners), 4), dim=-1),
         radii=torch.full((len(owners),), -1.0),
         owners=torch.tensor(owners, dtype=torch.float32),
+        said=torch.arange(2.0 * len(owners)).reshape(-1, 2),
+        shares=some(len(owners), 2).sigmoid() / 2,
+        doubts=some(len(owners)).abs(),
         values=some(num_entries, 2, 3),
         down=some(num_entries, 2, 6),
         up=some(num_entries, 2, 3),
@@ -82,7 +86,7 @@ def test_dropping_entries_leaves_the_others_bit_for_bit() -> None:
     whole = term(4, [0, 1, 2, 3, 1, 0, 3])
     left = without(whole, [0, 2])
     assert left.owners.tolist() == [0, 1, 0, 1] and left.owners.dtype == torch.float32
-    for name in ("keys", "radii"):
+    for name in ("keys", "radii", "said", "shares", "doubts"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3, 4, 6]])
     for name in ("values", "down", "up"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3]])
@@ -96,7 +100,8 @@ def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> N
     left = cut(LayerDelta("l", (whole,)), [0, 2]).scoped
     assert left is not None
     starts = torch.arange(50) % 7
-    before, after = (replace(each.scope.fire_at(points), starts=starts) for each in (whole, left))
+    said = Openings(torch.arange(100.0).reshape(50, 2) % 12, torch.full((50, 2), 0.4))
+    before, after = (replace(each.scope.fire_at(points, said.rows), starts=starts) for each in (whole, left))
     same = (before.entry == 1) | (before.entry == 3)
     assert 5 < same.sum() < 45
     assert torch.equal(torch.tensor([1, 3])[after.entry[same]], before.entry[same])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
 from salem.deltas import LayerDelta
+from salem.openings import Asking
 from salem.records import Edit, EditBatch, Hyperparameters, Sample
-from salem.scopes import Scoped
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
+from worker.learners import empty_entries
 from worker.scoping import Scoping, calibrated_radii, draw_scopes
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
@@ -52,7 +55,9 @@ def drawn(batch: EditBatch, *, hyper: Hyperparameters = HYPER, seed: int = 0) ->
 def test_every_edit_and_adapt_sample_fires_its_own_entry(num_pass: int) -> None:
     batch = batch_of(num_pass)
     scoping = drawn(batch)
-    firing = scoping.scope.fire_at(scoping.scope.metric.read(tiny_network("bert"), batch.corrections))
+    network = tiny_network("bert")
+    points = scoping.scope.metric.read(network, batch.corrections)
+    firing = scoping.scope.fire_at(points, Asking(network, batch.corrections))
     assert firing.entry.tolist() == [0, 1, 0]
     assert (firing.strength == 1).all(), "the gate is open or shut"
     torch.testing.assert_close(scoping.corrections.strength, firing.strength, rtol=1e-3, atol=1e-3)
@@ -152,7 +157,7 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
 def test_the_same_seed_draws_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
     assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
-    for name in ("keys", "radii", "owners"):
+    for name in ("keys", "radii", "owners", "said", "shares", "doubts"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
     assert not torch.equal(one.metric.projection, other.metric.projection)
 
@@ -169,16 +174,8 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.
 
     monkeypatch.setattr(scoping, "calibrated_radii", noted)
     scope = drawn(batch, hyper=hyper).scope
-    nothing = torch.zeros(2, layer.d_out)
-    term = Scoped(
-        scope.metric,
-        scope.keys,
-        torch.full_like(scope.radii, -1.0),  # holds every text
-        scope.owners,
-        nothing,
-        torch.zeros(2, 0, layer.d_in),
-        torch.zeros(2, 0, layer.d_out),
-    )
+    everywhere = replace(scope, radii=torch.full_like(scope.radii, -2.0))
+    term = empty_entries(everywhere, 2, layer)
     generator = torch.Generator().manual_seed(0)
     parent = (LayerDelta(layer.path, (term,)),)
     later = draw_scopes(network, parent, batch, layer, hyper, generator, scope.metric)

@@ -9,13 +9,14 @@ Knows samples and points; does not know what an entry does when it fires.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from salem.deltas import LayerDelta
 from salem.hosting import Network
+from salem.openings import Openings, openings, unheard
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scopes import Firing, Metric, Scope
 from worker.feature_memo import FeatureMemo
@@ -23,9 +24,9 @@ from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
-WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a cosine
+WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a likeness
 UNGUARDED = 0.9  # radius where there are no pass samples to tell
-INDISTINCT = 0.97  # cosine from which on a pass sample and a key can hardly be told apart
+INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 
@@ -71,23 +72,47 @@ def draw_scopes(
     apart = apart.to(network.device)
     owners = torch.tensor([*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)])
     owners = owners.to(network.device)
-    inside_before = _inside(parent, metric, points[apart])
+    own, said = _heard(memo, batch.corrections, keep, parent, hyper)
+    inside_before = _inside(parent, metric, points[apart], said.rows(apart))
     budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * len(batch.edit_samples))
     left = (
         min(budget, max(hyper.scope_budget - float(inside_before.float().mean()), 0.0)) if len(points) else 0
     )
-    likeness = points @ keys.T
+    scope = Scope(
+        metric,
+        keys,
+        radii=torch.zeros(len(keys), device=network.device),
+        owners=owners.float(),
+        **vars(own),
+        doubts=torch.full((len(keys),), hyper.disagreement_weight, device=network.device),
+    )
+    likeness = scope.likeness(points, said)
     radii = calibrated_radii(likeness[~apart], likeness[apart][~inside_before], left)
-    scope = Scope(metric, keys, radii, owners.float())
+    scope = replace(scope, radii=radii)
     return Scoping(
         scope=scope,
         is_new=found.is_new,
-        corrections=Firing(owners, scope.fire_at(keys).inside, torch.ones_like(radii)),
-        kept=scope.fire_at(points),
+        corrections=Firing(owners, scope.fire_at(keys, own.rows).inside, torch.ones_like(radii)),
+        kept=scope.fire_at(points, said.rows),
         calibration=apart,
         entries=_entries(scope, likeness, batch),
         warnings=(*_indistinct(likeness, owners, batch), *_conflicts(scope, batch)),
     )
+
+
+def _heard(
+    memo: FeatureMemo,
+    corrections: Sequence[Sample],
+    keep: Sequence[Sample],
+    parent: Sequence[LayerDelta],
+    hyper: Hyperparameters,
+) -> tuple[Openings, Openings]:
+    """How the base begins its answers to corrections and to pass samples; of no tokens where nobody asks."""
+    device = memo.network.device
+    asks = bool(hyper.disagreement_weight)
+    own = openings(memo.network, corrections) if asks else unheard(len(corrections), device)
+    asked_before = any(delta.scoped.doubts.any() for delta in parent if delta.scoped)
+    return own, memo.openings(keep) if asks or asked_before else unheard(len(keep), device)
 
 
 def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
@@ -99,7 +124,7 @@ def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tens
     no other: a twin says nothing about how crowded it is elsewhere.
 
     Args:
-        others: [p, k] cosine of pass samples to each key: they say how crowded it is there.
+        others: [p, k] likeness of pass samples to each key: they say how crowded it is there.
         calibration: [q, k] the same for those whose share inside any scope is measured.
         budget: that share.
 
@@ -124,12 +149,12 @@ def _kept_from_metric(sample: Sample) -> bool:
     return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
 
 
-def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor) -> Tensor:
+def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, said: Openings) -> Tensor:
     """Which points the parent's scopes hold already -> [q] bool; those of an older metric do not count."""
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for delta in parent:
         if delta.scoped and delta.scoped.metric.sha256 == metric.sha256 and len(points):
-            inside |= delta.scoped.scope.fire_at(points).inside > 0
+            inside |= delta.scoped.scope.fire_at(points, said.rows).inside > 0
     return inside
 
 
@@ -145,7 +170,7 @@ def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, .
                 nearest_pass_sample=batch.pass_samples[int(nearest.indices[place])].input
                 if nearest
                 else None,
-                nearest_cosine=round(float(nearest.values[place]), 4) if nearest else None,
+                nearest_likeness=round(float(nearest.values[place]), 4) if nearest else None,
             )
         )
     return tuple(
@@ -167,8 +192,8 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
     nearest, which = likeness.max(0)  # [k]
     close = {
         int(owner): int(place)
-        for owner, place, cosine in zip(owners, which, nearest, strict=True)
-        if cosine > INDISTINCT
+        for owner, place, closest in zip(owners, which, nearest, strict=True)
+        if closest > INDISTINCT
     }
     for edit, kept in close.items():
         yield (
@@ -179,7 +204,7 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
 
 def _conflicts(scope: Scope, batch: EditBatch) -> Iterator[str]:
     """One warning per pair of edits of which one lies in the other's scope and wants another answer."""
-    holds = (scope.keys @ scope.keys.T) > scope.radii  # [k, k]: of the column, the key of the row
+    holds = scope.likeness(scope.keys, scope.openings) > scope.radii  # [k, k]: of the column, that of the row
     pairs = {
         tuple(sorted((int(scope.owners[row]), int(scope.owners[column]))))
         for row, column in holds.nonzero().tolist()

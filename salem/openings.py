@@ -1,0 +1,120 @@
+"""How the base begins its answer to an input: the second thing, beside its meaning, that tells edits apart.
+
+An edit corrects an answer. Where the base is about to say something else altogether, the edit is not meant,
+however alike the two inputs are. An *opening* is the distribution of the answer's first token (of a
+classifier: of its labels), kept as its few likeliest tokens; two openings differ by the squared Hellinger
+distance between them (Hellinger 1909; Le Cam 1986, section 4.2), with all tokens that are not in both taken
+as one.
+
+Knows how a model is asked for one token. Does not know scopes, keys or deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from salem.encoding import encode_inputs, in_buckets
+from salem.hosting import Network, count_tokens
+from salem.records import Task, TextInput
+
+KEPT = 16  # of the likeliest tokens
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Openings:
+    """The openings of `n` inputs."""
+
+    said: Tensor  # [n, s] token or label numbers, as float32: they are exact up to 2**24
+    shares: Tensor  # [n, s] their probabilities
+
+    def rows(self, index: Tensor) -> Openings:
+        return Openings(self.said[index], self.shares[index])
+
+    def differ(self, others: Openings) -> Tensor:
+        """The squared Hellinger distance to the opening in the same row, or to the only one -> [n] in [0, 1].
+
+        An opening of no tokens differs from none.
+        """
+        alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
+        roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
+        ours = 1 - (self.shares * alike.any(-1)).sum(-1)
+        theirs = 1 - (others.shares * alike.any(-2)).sum(-1)
+        rest = (ours.clamp(min=0) * theirs.clamp(min=0)).sqrt()
+        return (1 - (roots * alike).sum((-2, -1)) - rest).clamp(0, 1)
+
+    def differ_pairwise(self, others: Openings) -> Tensor:
+        """The distance of each to each -> [n, number of the others]."""
+        if not len(self.said):
+            return self.shares.new_zeros(0, len(others.said))
+        return torch.stack([one.differ(others) for one in self.each()])
+
+    def each(self) -> Iterator[Openings]:
+        """One after another, each as the opening of one input."""
+        for row in range(len(self.said)):
+            yield Openings(self.said[row : row + 1], self.shares[row : row + 1])
+
+
+def unheard(num: int, device: torch.device) -> Openings:
+    """Openings of no tokens, for inputs that the base is not asked about."""
+    return Openings(torch.zeros(num, 0, device=device), torch.zeros(num, 0, device=device))
+
+
+@torch.no_grad()
+def openings(network: Network, inputs: Sequence[TextInput]) -> Openings:
+    """The openings of inputs. No delta may be applied while this runs."""
+    found = unheard(len(inputs), network.device)
+    for rows in in_buckets(count_tokens(network.tokenizer, inputs), _BATCH):
+        shares = _first([inputs[row] for row in rows], network).float().softmax(-1)
+        likeliest = shares.topk(min(KEPT, shares.shape[-1]), dim=-1)
+        if not found.said.shape[1]:
+            empty = shares.new_empty(len(inputs), likeliest.indices.shape[1])
+            found = Openings(empty, empty.clone())
+        found.said[rows] = likeliest.indices.float()
+        found.shares[rows] = likeliest.values
+    return found
+
+
+def _first(inputs: Sequence[TextInput], network: Network) -> Tensor:
+    """Logits of the labels, or of the answer's first token -> [n, c]."""
+    decoder = network.task is Task.TEXT_GENERATION
+    fields = encode_inputs(network, inputs, padding="left" if decoder else "right")
+    if not network.task.generates:
+        labels: Tensor = network.model(**fields).logits
+        return labels
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=network.eos_id,
+        pad_token_id=network.pad_id,
+        bos_token_id=getattr(network.model.config, "bos_token_id", None),
+        decoder_start_token_id=network.start_id,
+    )
+    first: Tensor = network.model.generate(**fields, generation_config=config).logits[0]
+    return first
+
+
+class Asking:
+    """The openings of a batch: each input is asked about when it is first needed, and once."""
+
+    def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
+        self._network, self._inputs = network, inputs
+        self._known: dict[int, Openings] = {}
+
+    def __call__(self, rows: Tensor) -> Openings:
+        """The openings of the inputs at these places [r]."""
+        places = rows.tolist()
+        new = [place for place in places if place not in self._known]
+        if new:
+            heard = openings(self._network, [self._inputs[place] for place in new])
+            self._known.update(zip(new, heard.each(), strict=True))
+        known = [self._known[place] for place in places]
+        return Openings(torch.cat([one.said for one in known]), torch.cat([one.shares for one in known]))
