@@ -3,8 +3,8 @@
 An edit corrects an answer. Where the base is about to say something else altogether, the edit is not meant,
 however alike the two inputs are. An *opening* is the distribution of the answer's first token (of a
 classifier: of its labels), kept as its few likeliest tokens; two openings differ by the squared Hellinger
-distance between them (Hellinger 1909; Le Cam 1986, section 4.2), with all tokens that are not in both taken
-as one.
+distance between them (Hellinger 1909; Le Cam 1986, section 4.2), with all tokens that are not kept taken as
+one: openings that are spread thin hardly differ.
 
 Knows how a model is asked for one token. Does not know scopes, keys or deltas.
 """
@@ -37,16 +37,11 @@ class Openings:
         return Openings(self.said[index], self.shares[index])
 
     def differ(self, others: Openings) -> Tensor:
-        """The squared Hellinger distance to the opening in the same row, or to the only one -> [n] in [0, 1].
-
-        An opening of no tokens differs from none.
-        """
+        """The squared Hellinger distance to the opening in the same row, or to the only one -> [n] in [0, 1]."""
         alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
         roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
-        ours = 1 - (self.shares * alike.any(-1)).sum(-1)
-        theirs = 1 - (others.shares * alike.any(-2)).sum(-1)
-        rest = (ours.clamp(min=0) * theirs.clamp(min=0)).sqrt()
-        return (1 - (roots * alike).sum((-2, -1)) - rest).clamp(0, 1)
+        unkept = (1 - self.shares.sum(-1)).clamp(min=0) * (1 - others.shares.sum(-1)).clamp(min=0)
+        return (1 - (roots * alike).sum((-2, -1)) - unkept.sqrt()).clamp(0, 1)
 
     def differ_pairwise(self, others: Openings) -> Tensor:
         """The distance of each to each -> [n, number of the others]."""

@@ -10,6 +10,7 @@ from test_salem_answers import greedy_ids
 from tiny_models import LABELS, tiny_network
 from torch import Tensor, nn
 
+from salem import tensor_files
 from salem.answers import predict
 from salem.deltas import LayerDelta, applied, pack, unpack
 from salem.encoding import encode_inputs
@@ -285,6 +286,20 @@ def test_values_stored_without_positions_act_at_every_position() -> None:
         pack(old, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda name: metric
     )
     assert again.scoped is not None and torch.equal(again.scoped.values, values)
+
+
+def test_scopes_that_were_written_before_they_asked_the_base_do_not_ask_it() -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
+    assert delta.scoped is not None
+    metric = delta.scoped.metric
+    tensors = {name: value for name, value in vars(delta.scoped).items() if isinstance(value, Tensor)}
+    old = {f"terms.0.{name}": tensors[name] for name in tensors.keys() - {"said", "shares", "doubts"}}
+    header = {"metric": metric.sha256, "base_sha256": BASE, "layer": delta.layer}
+    data = tensor_files.write(old, header)
+    again = unpack(data, base_sha256=BASE, layers=network.layers, metric=lambda name: metric).scoped
+    assert again is not None and not again.doubts.any() and again.said.shape == (2, 0)
+    assert again.scope.fire_at(metric.read(network, TEXTS), nobody).strength[:2].all()
 
 
 @pytest.mark.parametrize(
