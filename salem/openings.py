@@ -37,7 +37,7 @@ class Openings:
         return Openings(self.said[index], self.shares[index])
 
     def differ(self, others: Openings) -> Tensor:
-        """The squared Hellinger distance to the opening in the same row, or to the only one -> [n] in [0, 1]."""
+        """The squared Hellinger distance to that in the same row, or to the only one -> [n] in [0, 1]."""
         alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
         roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
         unkept = (1 - self.shares.sum(-1)).clamp(min=0) * (1 - others.shares.sum(-1)).clamp(min=0)
