@@ -37,17 +37,11 @@ class Openings:
         return Openings(self.said[index], self.shares[index])
 
     def differ(self, others: Openings) -> Tensor:
-        """The squared Hellinger distance to that in the same row, or to the only one -> [n] in [0, 1]."""
+        """The squared Hellinger distance to the opening in the same row -> [n] in [0, 1]."""
         alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
         roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
         unkept = (1 - self.shares.sum(-1)).clamp(min=0) * (1 - others.shares.sum(-1)).clamp(min=0)
         return (1 - (roots * alike).sum((-2, -1)) - unkept.sqrt()).clamp(0, 1)
-
-    def differ_pairwise(self, others: Openings) -> Tensor:
-        """The distance of each to each -> [n, number of the others]."""
-        if not len(self.said):
-            return self.shares.new_zeros(0, len(others.said))
-        return torch.stack([one.differ(others) for one in self.each()])
 
     def each(self) -> Iterator[Openings]:
         """One after another, each as the opening of one input."""

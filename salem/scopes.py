@@ -121,25 +121,23 @@ class Scope:
     def openings(self) -> Openings:
         return Openings(self.said, self.shares)
 
-    def likeness(self, points: Tensor, openings: Openings) -> Tensor:
-        """Of points [n, m] with these openings to every key -> [n, k]."""
+    def likeness(self, points: Tensor, ask: Ask) -> Tensor:
+        """Of points [n, m] of the unit sphere to every key -> [n, k], with one matrix product over all keys.
+
+        Exact where the cosine alone is above the key's radius, and the cosine elsewhere: doubt only takes
+        away, so nobody outside needs to be asked.
+        """
         cosines = points @ self.keys.T
-        if not self.doubts.any():
+        rows, keys = ((cosines > self.radii) & (self.doubts > 0)).nonzero(as_tuple=True)
+        if not len(rows):
             return cosines
-        return cosines - self.doubts * openings.differ_pairwise(self.openings)
+        asked, place = torch.unique(rows, return_inverse=True)
+        differing = ask(asked).rows(place).differ(self.openings.rows(keys))
+        return cosines.index_put((rows, keys), -self.doubts[keys] * differing, accumulate=True)
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:
-        """Which entry acts at these points [n, m] of the unit sphere: one matrix product over all keys.
-
-        `ask` is called for those inputs alone whose cosine would let them in: doubt only takes away.
-        """
-        inside = points @ self.keys.T - self.radii  # [n, k]
-        rows, keys = ((inside > 0) & (self.doubts > 0)).nonzero(as_tuple=True)
-        if len(rows):
-            asked, place = torch.unique(rows, return_inverse=True)
-            differing = ask(asked).rows(place).differ(self.openings.rows(keys))
-            inside = inside.index_put((rows, keys), -self.doubts[keys] * differing, accumulate=True)
-        deepest, nearest = inside.max(dim=-1)
+        """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in."""
+        deepest, nearest = (self.likeness(points, ask) - self.radii).max(dim=-1)
         return Firing(entry=self.owners[nearest].long(), inside=deepest, strength=(deepest > 0).float())
 
 

@@ -18,7 +18,7 @@ from salem.deltas import Dense, LayerDelta, applied
 from salem.encoding import encode_inputs
 from salem.gates import fire, gated
 from salem.hosting import Network, load
-from salem.openings import KEPT, Asking, Openings, openings, unheard
+from salem.openings import KEPT, Asking, Openings, openings
 
 
 def some_shares(num: int, width: int, *, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -58,18 +58,6 @@ def test_few_tokens_tell_how_openings_differ(num_tokens: int) -> None:
 def test_sure_openings_with_other_tokens_differ_altogether() -> None:
     one, other = (Openings(torch.tensor([[float(t), 9.0]]), torch.tensor([[1.0, 0.0]])) for t in (3, 4))
     assert one.differ(other).tolist() == [1.0]
-
-
-def test_each_is_compared_with_each() -> None:
-    one, other = kept(some_shares(7, 30), 4), kept(some_shares(5, 30, seed=1), 4)
-    found = one.differ_pairwise(other)
-    assert found.shape == (7, 5)
-    for row in range(7):
-        for column in range(5):
-            expected = one.rows(torch.tensor([row])).differ(other.rows(torch.tensor([column])))
-            assert float(found[row, column]) == pytest.approx(float(expected), abs=1e-6)
-    nobody = unheard(0, torch.device("cpu"))
-    assert nobody.differ_pairwise(other).shape == (0, 5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -121,8 +109,8 @@ def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: st
     (firing,) = fire(network, TEXTS, [delta])
     assert firing is not None and delta.scoped is not None
     points = metric_of(network).read(network, TEXTS)
-    heard = openings(network, TEXTS)
-    expected = (delta.scoped.scope.likeness(points, heard) > delta.scoped.radii).any(-1)
+    likeness = delta.scoped.scope.likeness(points, openings(network, TEXTS).rows)
+    expected = (likeness > delta.scoped.radii).any(-1)
     assert torch.equal(firing.strength > 0, expected)
     assert expected[0] and not expected.all(), "tiny models answer differently"
     base = predict(network, TEXTS, max_new_tokens=6)

@@ -15,7 +15,7 @@ from salem.records import Edit, EditBatch, Hyperparameters, Sample
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
-from worker.scoping import Scoping, calibrated_radii, draw_scopes
+from worker.scoping import Scoping, calibrated_radii, draw_scopes, widest_radii
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
 SHAPES = (
@@ -81,6 +81,11 @@ def test_the_budget_is_kept_on_the_calibration_part(budget: float) -> None:
     assert not any("cannot be told" in warning for warning in scoping.warnings)
 
 
+def radii_of(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
+    """Where what is said of the crowd and of the twins comes from the same two parts."""
+    return calibrated_radii(widest_radii(others), calibration, torch.cat([others, calibration]), budget)
+
+
 def some_likeness(num_pass: int, num_keys: int, *, top: float) -> Tensor:
     return torch.rand(num_pass, num_keys, generator=torch.Generator().manual_seed(0)) * top
 
@@ -90,7 +95,7 @@ def some_likeness(num_pass: int, num_keys: int, *, top: float) -> Tensor:
 def test_radii_move_together_until_the_budget_is_spent(budget: float, num_calibration: int) -> None:
     likeness = some_likeness(100, 6, top=0.85)
     calibration, others = likeness[:num_calibration], likeness[num_calibration:]
-    radii = calibrated_radii(others, calibration, budget)
+    radii = radii_of(others, calibration, budget)
     inside = (calibration > radii + 1e-6).any(-1).sum()
     assert inside <= budget * num_calibration
     assert radii.shape == (6,) and (radii > 0).all() and (radii < 1).all()
@@ -98,29 +103,29 @@ def test_radii_move_together_until_the_budget_is_spent(budget: float, num_calibr
 
 def test_more_budget_never_narrows_a_scope() -> None:
     likeness = some_likeness(100, 6, top=0.85)
-    widths = [calibrated_radii(likeness[40:], likeness[:40], budget) for budget in (0.0, 0.1, 0.5)]
+    widths = [radii_of(likeness[40:], likeness[:40], budget) for budget in (0.0, 0.1, 0.5)]
     assert (widths[0] >= widths[1]).all() and (widths[1] >= widths[2]).all()
 
 
 def test_a_key_among_many_pass_samples_gets_a_narrower_scope() -> None:
     likeness = some_likeness(100, 2, top=0.5)
     likeness[:, 1] += 0.3
-    crowded, lonely = calibrated_radii(likeness[30:], likeness[:30], 0.05).flip(0)
+    crowded, lonely = radii_of(likeness[30:], likeness[:30], 0.05).flip(0)
     assert crowded > lonely
 
 
 def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
     likeness = some_likeness(100, 6, top=1.0)
     likeness[:, 3] = 1.0
-    radii = calibrated_radii(likeness[40:], likeness[:40], 0.0)
+    radii = radii_of(likeness[40:], likeness[:40], 0.0)
     assert (radii < 0.999).all(), "a key's own cosine is 1 and must lie inside"
 
 
 def test_a_twin_narrows_the_scope_of_its_own_key_and_no_other() -> None:
     likeness = some_likeness(100, 4, top=0.8)
-    before = calibrated_radii(likeness[40:], likeness[:40], 0.05)
+    before = radii_of(likeness[40:], likeness[:40], 0.05)
     likeness[0, 2] = 0.99
-    after = calibrated_radii(likeness[40:], likeness[:40], 0.05)
+    after = radii_of(likeness[40:], likeness[:40], 0.05)
     assert 0.99 < after[2] < 1.0
     others = torch.tensor([0, 1, 3])
     # What else the twin was near does not count any more, so the others may only widen.
@@ -130,7 +135,7 @@ def test_a_twin_narrows_the_scope_of_its_own_key_and_no_other() -> None:
 def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
     likeness = some_likeness(60, 3, top=0.5)
     likeness[:, 1] = 0.5 + likeness[:, 1] / 2
-    radii = calibrated_radii(likeness[20:], likeness[:20], 0.1)
+    radii = radii_of(likeness[20:], likeness[:20], 0.1)
     way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
     assert ((1 - radii) / way).tolist() == pytest.approx([float((1 - radii[0]) / way[0])] * 3, rel=1e-3)
 
@@ -138,7 +143,7 @@ def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
 @pytest.mark.parametrize("num_pass", [0, 1, 5])
 def test_few_pass_samples_still_give_radii(num_pass: int) -> None:
     likeness = some_likeness(num_pass, 3, top=0.8)
-    radii = calibrated_radii(likeness[num_pass // 3 :], likeness[: num_pass // 3], 0.02)
+    radii = radii_of(likeness[num_pass // 3 :], likeness[: num_pass // 3], 0.02)
     assert radii.shape == (3,) and (radii > 0).all() and (radii < 0.95).all()
 
 
@@ -168,9 +173,9 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.
     hyper = HYPER.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
     spent: list[tuple[int, float]] = []
 
-    def noted(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
+    def noted(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
         spent.append((len(calibration), budget))
-        return calibrated_radii(others, calibration, budget)
+        return calibrated_radii(widest, calibration, likeness, budget)
 
     monkeypatch.setattr(scoping, "calibrated_radii", noted)
     scope = drawn(batch, hyper=hyper).scope

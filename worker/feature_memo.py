@@ -1,8 +1,7 @@
 """Reads features and points of texts: each text once in a job, and pass samples once for all jobs.
 
-A metric's trials, its training and the scopes read the same texts. Between jobs a cache keeps the points and
-openings of pass samples, which are few numbers each; features stay in memory. Does not know what they are
-for.
+A metric's trials, its training and the scopes read the same texts. Between jobs a cache keeps the points of
+pass samples, which are few numbers each; features stay in memory. Does not know what points are for.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from salem.features import Reading, features
 from salem.hosting import Network
-from salem.openings import Openings, openings
 from salem.records import TextInput
 from salem.scopes import Metric
 from worker.sample_cache import SampleCache
@@ -53,15 +51,4 @@ class FeatureMemo:
         found = metric.place(self.read(inputs, metric.reading))
         if self._cache and key and len(found):
             self._cache.put(key, {"points": found})
-        return found
-
-    def openings(self, inputs: Sequence[TextInput]) -> Openings:
-        """How the base begins its answers to texts that later jobs will ask for again."""
-        key = self._cache.key("openings", inputs) if self._cache else None
-        known = self._cache.get(key) if self._cache and key else None
-        if known is not None:
-            return Openings(**{name: tensor.to(self.network.device) for name, tensor in known.items()})
-        found = openings(self.network, inputs)
-        if self._cache and key and len(inputs):
-            self._cache.put(key, vars(found))
         return found

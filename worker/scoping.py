@@ -16,9 +16,9 @@ from torch import Tensor
 
 from salem.deltas import LayerDelta
 from salem.hosting import Network
-from salem.openings import Openings, openings, unheard
+from salem.openings import Asking, openings, unheard
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
-from salem.scopes import Firing, Metric, Scope
+from salem.scopes import Ask, Firing, Metric, Scope
 from worker.feature_memo import FeatureMemo
 from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
@@ -66,81 +66,82 @@ def draw_scopes(
     learning = [sample for sample, calibrates in zip(keep, apart.tolist(), strict=True) if not calibrates]
     memo = FeatureMemo(network, cache)
     found = job_metric(memo, batch, learning, layer, hyper, generator, stored)
-    metric = found.metric
-    keys = metric.place(memo.read(batch.corrections, metric.reading))
-    points = memo.points(keep, metric)
-    apart = apart.to(network.device)
+    keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
+    points, apart, ask = memo.points(keep, found.metric), apart.to(network.device), Asking(network, keep)
     owners = torch.tensor([*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)])
     owners = owners.to(network.device)
-    own, said = _heard(memo, batch.corrections, keep, parent, hyper)
-    inside_before = _inside(parent, metric, points[apart], said.rows(apart))
-    budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * len(batch.edit_samples))
-    left = (
-        min(budget, max(hyper.scope_budget - float(inside_before.float().mean()), 0.0)) if len(points) else 0
-    )
-    scope = Scope(
-        metric,
-        keys,
-        radii=torch.zeros(len(keys), device=network.device),
-        owners=owners.float(),
-        **vars(own),
-        doubts=torch.full((len(keys),), hyper.disagreement_weight, device=network.device),
-    )
-    likeness = scope.likeness(points, said)
-    radii = calibrated_radii(likeness[~apart], likeness[apart][~inside_before], left)
-    scope = replace(scope, radii=radii)
+    widest = _widest(network, batch, found.metric, keys, owners, (points @ keys.T)[~apart], hyper)
+    likeness = widest.likeness(points, ask)
+    spent = _inside(parent, found.metric, points, ask) & apart
+    budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
+    radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
+    scope = replace(widest, radii=radii)
+    own = scope.likeness(keys, widest.openings.rows)
     return Scoping(
         scope=scope,
         is_new=found.is_new,
-        corrections=Firing(owners, scope.fire_at(keys, own.rows).inside, torch.ones_like(radii)),
-        kept=scope.fire_at(points, said.rows),
+        corrections=Firing(owners, (own - radii).amax(-1), torch.ones_like(radii)),
+        kept=scope.fire_at(points, ask),
         calibration=apart,
         entries=_entries(scope, likeness, batch),
-        warnings=(*_indistinct(likeness, owners, batch), *_conflicts(scope, batch)),
+        warnings=(*_indistinct(likeness, owners, batch), *_conflicts(scope, own, batch)),
     )
 
 
-def _heard(
-    memo: FeatureMemo,
-    corrections: Sequence[Sample],
-    keep: Sequence[Sample],
-    parent: Sequence[LayerDelta],
+def _widest(
+    network: Network,
+    batch: EditBatch,
+    metric: Metric,
+    keys: Tensor,
+    owners: Tensor,
+    cosines: Tensor,
     hyper: Hyperparameters,
-) -> tuple[Openings, Openings]:
-    """How the base begins its answers to corrections and to pass samples; of no tokens where nobody asks."""
-    device = memo.network.device
-    asks = bool(hyper.disagreement_weight)
-    own = openings(memo.network, corrections) if asks else unheard(len(corrections), device)
-    asked_before = any(delta.scoped.doubts.any() for delta in parent if delta.scoped)
-    return own, memo.openings(keep) if asks or asked_before else unheard(len(keep), device)
+) -> Scope:
+    """The scopes as wide as they may become, however much budget is left."""
+    asks = hyper.disagreement_weight > 0
+    said = openings(network, batch.corrections) if asks else unheard(len(keys), keys.device)
+    doubts = keys.new_full((len(keys),), hyper.disagreement_weight)
+    return Scope(metric, keys, widest_radii(cosines), owners.float(), **vars(said), doubts=doubts)
 
 
-def calibrated_radii(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
+def _budget_left(hyper: Hyperparameters, num_edits: int, spent: float) -> float:
+    """The share of pass samples that may come to lie inside, of which the parent's scopes hold some."""
+    budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * num_edits)
+    return min(budget, max(hyper.scope_budget - spent, 0.0))
+
+
+def widest_radii(cosines: Tensor) -> Tensor:
+    """Radii that reach to the nearest pass samples [p, k] -> [k]: the mean of a few, the crowd there."""
+    if not len(cosines):
+        return cosines.new_full((cosines.shape[1],), UNGUARDED)
+    nearest = cosines.topk(min(NEIGHBOURS, len(cosines)), dim=0).values.mean(0)
+    return nearest.clamp(WIDEST, NARROWEST)
+
+
+def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
     """Radii that spend the budget on the calibration part, as far as every edit still fires.
-
-    None reaches beyond the nearest pass samples, however much budget is left.
 
     A pass sample that is all but a key's own text narrows the scopes of its keys, to leave it outside, and
     no other: a twin says nothing about how crowded it is elsewhere.
 
     Args:
-        others: [p, k] likeness of pass samples to each key: they say how crowded it is there.
-        calibration: [q, k] the same for those whose share inside any scope is measured.
+        widest: [k] radii beyond which none may reach.
+        calibration: [q, k] likeness to each key of the pass samples whose share inside any scope is measured.
+        likeness: [p, k] of all pass samples, for the twins among them.
         budget: that share.
 
     Returns:
-        [k]; a key among many pass samples gets a narrower scope.
+        [k]; the same part of the way to the widest radius for every key.
     """
-    if not len(others):
-        return calibration.new_full((calibration.shape[1],), UNGUARDED)
-    distance = 1 - others.topk(min(NEIGHBOURS, len(others)), dim=0).values.mean(0)
-    distance = distance.clamp(min=1 - NARROWEST)
+    distance = 1 - widest
     telling = calibration[calibration.amax(-1) <= INDISTINCT]
     if len(telling):
         parts = ((1 - telling) / distance).amin(-1).sort().values  # of the way, at which each is reached
         distance = distance * parts[min(int(budget * len(calibration)), len(parts) - 1)].clamp(max=1.0)
-    twins = torch.cat([others, calibration]).amax(0)
-    radii = torch.where(twins > INDISTINCT, torch.maximum(1 - distance, twins), 1 - distance)
+    radii = 1 - distance
+    if len(likeness):
+        twins = likeness.amax(0)
+        radii = torch.where(twins > INDISTINCT, torch.maximum(radii, twins), radii)
     return (radii + ROUNDING).clamp(WIDEST, NARROWEST)
 
 
@@ -149,12 +150,12 @@ def _kept_from_metric(sample: Sample) -> bool:
     return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
 
 
-def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, said: Openings) -> Tensor:
+def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: Ask) -> Tensor:
     """Which points the parent's scopes hold already -> [q] bool; those of an older metric do not count."""
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for delta in parent:
         if delta.scoped and delta.scoped.metric.sha256 == metric.sha256 and len(points):
-            inside |= delta.scoped.scope.fire_at(points, said.rows).inside > 0
+            inside |= delta.scoped.scope.fire_at(points, ask).inside > 0
     return inside
 
 
@@ -202,9 +203,12 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
         )
 
 
-def _conflicts(scope: Scope, batch: EditBatch) -> Iterator[str]:
-    """One warning per pair of edits of which one lies in the other's scope and wants another answer."""
-    holds = scope.likeness(scope.keys, scope.openings) > scope.radii  # [k, k]: of the column, that of the row
+def _conflicts(scope: Scope, likeness: Tensor, batch: EditBatch) -> Iterator[str]:
+    """One warning per pair of edits of which one lies in the other's scope and wants another answer.
+
+    `likeness` is that of every key to every key [k, k].
+    """
+    holds = likeness > scope.radii  # [k, k]: the key of the column, that of the row
     pairs = {
         tuple(sorted((int(scope.owners[row]), int(scope.owners[column]))))
         for row, column in holds.nonzero().tolist()
