@@ -15,7 +15,7 @@ from salem.records import Edit, EditBatch, Hyperparameters, Sample
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
-from worker.scoping import Scoping, calibrated_radii, draw_scopes, widest_radii
+from worker.scoping import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
 SHAPES = (
@@ -138,6 +138,14 @@ def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
     radii = radii_of(likeness[20:], likeness[:20], 0.1)
     way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
     assert ((1 - radii) / way).tolist() == pytest.approx([float((1 - radii[0]) / way[0])] * 3, rel=1e-3)
+    assert ((1 - radii) / way).max() < REACH
+
+
+def test_no_scope_reaches_as_far_as_the_pass_samples_around_it() -> None:
+    likeness = some_likeness(60, 3, top=0.5)
+    radii = radii_of(likeness[20:], likeness[:0], 1.0)
+    way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
+    assert ((1 - radii) / way).tolist() == pytest.approx([REACH] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5])

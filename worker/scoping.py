@@ -29,6 +29,7 @@ UNGUARDED = 0.9  # radius where there are no pass samples to tell
 INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
+REACH = 0.85  # of the way to them, at most: what lies beyond, no pass sample speaks for
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ def _budget_left(hyper: Hyperparameters, num_edits: int, spent: float) -> float:
 
 
 def widest_radii(cosines: Tensor) -> Tensor:
-    """Radii that reach to the nearest pass samples [p, k] -> [k]: the mean of a few, the crowd there."""
+    """Radii that reach most of the way to the nearest pass samples [p, k] -> [k]: to the mean of a few."""
     if not len(cosines):
         return cosines.new_full((cosines.shape[1],), UNGUARDED)
     nearest = cosines.topk(min(NEIGHBOURS, len(cosines)), dim=0).values.mean(0)
-    return nearest.clamp(WIDEST, NARROWEST)
+    return (1 - REACH * (1 - nearest)).clamp(WIDEST, NARROWEST)
 
 
 def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
