@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -65,6 +66,24 @@ def draw_sequence(rows: Sequence[Row], path: Path) -> None:
         axis.set_xlabel("edits")
     _legend(figure, axes)
     figure.suptitle("A hundred edits at a time, each batch on top of those before")
+    _save(figure, path)
+
+
+def draw_profiles(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """One panel per data set: each layer's saliency as a share of the largest, and the score of editing it."""
+    figure, axes = _grid(list(models))
+    for axis, layers in zip(axes, models.values(), strict=True):
+        largest = max(layer["saliency"] for layer in layers)
+        places = range(len(layers))
+        axis.bar(places, [layer["saliency"] / largest for layer in layers], color="0.8", label="saliency")
+        scores = [layer["score"] for layer in layers]
+        axis.plot(places, scores, color="black", marker="o", markersize=3, label="score of editing it")
+        starts = [i for i in places if not i or layers[i]["block"] != layers[i - 1]["block"]]
+        axis.set_xticks(starts, [str(layers[i]["block"]) for i in starts])
+        axis.set_xlabel("block (one mark per matrix)")
+        axis.set_ylim(min(0, *scores) - 0.05, 1.05)
+    _legend(figure, axes)
+    figure.suptitle("Mean absolute gradient per layer, and the held-out score of editing each layer")
     _save(figure, path)
 
 

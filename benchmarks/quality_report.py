@@ -8,6 +8,7 @@ The tables stand between two markers; what is written by hand around them stays.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,9 @@ from pathlib import Path
 from benchmarks.quality_plots import draw_balance, draw_sequence
 from benchmarks.quality_tables import Line, lines, table, verdict
 from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row, of_newest_weights
+from benchmarks.selection_report import selection_report
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-BEGIN, END = "<!-- quality benchmark: begin -->", "<!-- quality benchmark: end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,18 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("There are no rows yet: run `make bench-quality` first.", file=sys.stderr)
         return 1
     page = DOCS / "results.md"
-    page.write_text(between_markers(page.read_text(), report(rows, DOCS / "plots")))
+    text = between_markers(page.read_text(), report(rows, DOCS / "plots"))
+    selection = RESULTS / "selection.json"
+    if selection.is_file():
+        part = selection_report(json.loads(selection.read_text()), DOCS / "plots")
+        text = between_markers(text, part, "selection")
+    page.write_text(text)
     print(f"{len(rows)} rows written into {page.name}.")
     return 0
 
 
-def between_markers(page: str, text: str) -> str:
-    """The page with `text` between the markers, which are put at its end where it has none."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+def between_markers(page: str, text: str, benchmark: str = "quality") -> str:
+    """The page with `text` between the benchmark's markers, which are put at its end where it has none."""
+    begin, end = (f"<!-- {benchmark} benchmark: {place} -->" for place in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
     if not rest:
         before = page.rstrip("\n") + "\n\n"
-    return f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after or chr(10)}"
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{after or chr(10)}"
 
 
 def report(rows: Sequence[Row], plots: Path | None) -> str:

@@ -1,53 +1,53 @@
 """Selection measured: what it costs, and how good its choices are against editing every layer.
 
-    python -m benchmarks.selection [--sets nli ...] [--edits 10] [--reference 1500] [--no-costs] [--no-regret]
+    python -m benchmarks.selection [--sets nli ...] [--edits 10] [--no-costs] [--no-regret]
 
-Every layer gets the same full ridge edit, scored on held-out samples: (edit accuracy + share of held-out
-rewordings right) / 2 - drawdown. Each way to select ranks the layers without those samples; *regret@1* is the
-best score minus that of its first choice, *hit@3* whether the best layer is among its first three. Prints a
-line per set and, last, one JSON object. Any set of `benchmarks.shared_data.SETS` can be named.
+Every layer gets the same full ridge edit, scored on held-out samples: (edit accuracy + generalisation) / 2 -
+drawdown. Each way to select ranks the layers without those samples; *regret@1* is the best score minus that
+of its first choice, *hit@3* whether the best layer is among its first three. Prints a line per set and, last,
+one JSON object; a run of all sets is kept in benchmarks/results/selection.json, which the report reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.main_job import confident_errors
+from benchmarks.baselines.added import Added
+from benchmarks.measures import figures, measure
+from benchmarks.quality_data import DATASETS, material
+from benchmarks.quality_jobs import DrawnJob, Sizes, draw_job
+from benchmarks.quality_units import RESULTS
 from benchmarks.selection_costs import BATCH, memory_ratios, time_ratios, tracing_over_selection
-from benchmarks.shared_data import SETS, EditSet, edit_set
 from benchmarks.tracing import trace_layer
-from salem.answers import predict, same_answer
 from salem.deltas import LayerDelta
 from salem.encoding import encode
 from salem.hosting import Network, load
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
-from worker.edit_dataset import build_edit_batch
-from worker.registration import answer_reference
-from worker.rewording import reword_all
 from worker.ridge import ridge_term
 from worker.saliency import layer_saliency, shortlist
 from worker.training import prepare_dataset
 from worker.trials import trial_edits
 
-NUM_PASS = 400
-NUM_HELD_OUT = 300
+SIZES = Sizes(held_out=300, pass_samples=400)
 HIT_AT = 3
+PAPER = "absolute sample"  # mean |gradient| of each sample, then over samples
 
 
 def main() -> int:
     """Measure the chosen sets; returns the exit status: 1 when a cost misses its bound."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--edits", type=int, default=10)
-    parser.add_argument("--reference", type=int, default=1_500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-costs", action="store_true")
     parser.add_argument("--no-regret", action="store_true")
@@ -55,14 +55,18 @@ def main() -> int:
     torch.set_flush_denormal(True)
     sets: dict[str, dict[str, Any]] = {}
     for name in options.sets:
-        data = edit_set(name, options.reference, options.seed)
-        network = load(data.model, data.task, device="cpu")
-        sets[name] = {} if options.no_costs else costs(network, data.reference[:BATCH])
+        data = material(name)
+        network = load(Path(data.folder), data.task, device="cpu")
+        job = draw_job(data, options.edits, options.seed, SIZES)
+        sets[name] = {} if options.no_costs else costs(network, job.pass_samples[:BATCH])
         if not options.no_regret:
-            sets[name] |= choices(network, data, options.edits, options.seed)
+            sets[name] |= choices(network, job, Hyperparameters(seed=options.seed))
         print(name, json.dumps(sets[name]), flush=True)
     summary = {} if options.no_costs else summarised(list(sets.values()))
-    print(json.dumps({**summary, "sets": sets}))
+    found = {**summary, "num_edits": options.edits, "seed": options.seed, "sets": sets}
+    if set(options.sets) == set(DATASETS) and not (options.no_costs or options.no_regret):
+        (RESULTS / "selection.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
     return 0 if all(within(summary).values()) else 1
 
 
@@ -100,53 +104,51 @@ def within(summary: Mapping[str, float]) -> dict[str, bool]:
     return {key: bounds[key](value) for key, value in summary.items()}
 
 
-def choices(network: Network, data: EditSet, num_edits: int, seed: int) -> dict[str, Any]:
+def choices(network: Network, job: DrawnJob, hyper: Hyperparameters) -> dict[str, Any]:
     """Score every layer by editing it, rank the layers in every way, and compare."""
-    reference = answer_reference(network, data.reference, lambda share: None).reference
-    edits = data.edits[:num_edits] or confident_errors(network, reference, num_edits)
-    batch = build_edit_batch(
-        edits, reference, None, max_pass_samples=NUM_PASS, max_held_out=NUM_HELD_OUT, seed=seed
-    )
-    hyper = Hyperparameters(seed=seed)
-    # Rewordings of another seed than those that trial edits look at.
-    asked = reword_all(batch.edit_samples, random.Random(seed + 1_000))
-    scores = {layer.path: exhaustive(network, batch, layer, asked, hyper) for layer in network.layers}
-    ranked, seconds = rankings(network, batch, hyper)
+    scores = {layer.path: exhaustive(network, job, layer, hyper) for layer in network.layers}
+    ranked, seconds, saliency = rankings(network, job.batch(), hyper)
     found = {way: compared(scores, order) | {"seconds": seconds[way]} for way, order in ranked.items()}
-    return {"scores": {path: round(score, 4) for path, score in scores.items()}, "selection": found}
+    return {
+        "layers": [
+            {
+                "path": layer.path,
+                "block": layer.block,
+                "score": round(scores[layer.path], 4),
+                "saliency": saliency[layer.path],
+            }
+            for layer in network.layers
+        ],
+        "selection": found,
+    }
 
 
-def exhaustive(
-    network: Network, batch: EditBatch, layer: Layer, asked: Sequence[Sample], hyper: Hyperparameters
-) -> float:
+def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparameters) -> float:
     """The held-out score of a full ridge edit at a layer."""
+    batch, perplexity = job.batch(), job.material.perplexity
     prepared = prepare_dataset(network, batch.corrections, batch.pass_samples, layer)
     term, _ = ridge_term(network, prepared, hyper)
-    delta = [LayerDelta(layer.path, (term,))]
-
-    def right(samples: Sequence[Sample], deltas: Sequence[LayerDelta]) -> float:
-        answers = predict(network, samples, deltas)
-        return sum(same_answer(a.output, s.target) for a, s in zip(answers, samples, strict=True)) / len(
-            samples
-        )
-
-    kept = batch.held_out_pass_samples
-    success = (right(batch.edit_samples, delta) + right(asked, delta)) / 2
-    return success - (right(kept, []) - right(kept, delta))
+    edited = Added(network, (LayerDelta(layer.path, (term,)),))
+    outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=perplexity)
+    found = figures(outcomes, perplexity=perplexity)
+    success = [found[name] for name in ("edit_accuracy", "generalisation") if found[name] is not None]
+    return sum(map(float, success)) / len(success) - float(found["drawdown"] or 0)
 
 
 def rankings(
     network: Network, batch: EditBatch, hyper: Hyperparameters
-) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Layers from first choice to last, by every way to select, and the seconds that each took."""
+) -> tuple[dict[str, list[str]], dict[str, float], dict[str, float]]:
+    """Layers from first choice to last and the seconds that it took, by way; and the paper's saliency."""
     ranked: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
+    saliency: dict[str, float] = {}
     layers = network.layers
-    for measure in ("absolute", "frobenius"):
+    for size in ("absolute", "frobenius"):
         for over in ("sample", "mean"):
             began = time.monotonic()
-            scores = layer_saliency(network, batch.corrections, layers, measure=measure, over=over)
-            way = f"{measure} {over}"
+            scores = layer_saliency(network, batch.corrections, layers, measure=size, over=over)
+            way = f"{size} {over}"
+            saliency = scores if way == PAPER else saliency
             ranked[way] = [layer.path for layer in shortlist(scores, layers, len(layers))]
             seconds[way] = round(time.monotonic() - began, 2)
     began = time.monotonic()
@@ -154,12 +156,12 @@ def rankings(
     ranked["tracing"] = sorted(traced, key=lambda path: -traced[path])
     seconds["tracing"] = round(time.monotonic() - began, 2)
     began = time.monotonic()
-    first = [layer for layer in layers if layer.path in ranked["absolute sample"][:HIT_AT]]
+    first = [layer for layer in layers if layer.path in ranked[PAPER][:HIT_AT]]
     decision = trial_edits(network, batch, first, hyper, torch.Generator().manual_seed(hyper.seed))
     ordered = sorted(decision.trials, key=lambda trial: (-trial.score, trial.divergence))
     ranked["trial edits"] = [trial.layer.path for trial in ordered]
     seconds["trial edits"] = round(time.monotonic() - began, 2)
-    return ranked, seconds
+    return ranked, seconds, saliency
 
 
 def compared(scores: Mapping[str, float], order: Sequence[str]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.quality_plots import draw_balance, draw_sequence
-from benchmarks.quality_report import BEGIN, END, between_markers, report
+from benchmarks.quality_report import between_markers, report
 from benchmarks.quality_tables import best_rival, lines, table, verdict
 from benchmarks.resampling import first, interval
+from benchmarks.selection_report import WAYS, selection_report
 
 KEPT = 400
 
@@ -138,7 +139,27 @@ def test_what_is_written_by_hand_stays() -> None:
     assert first_time.startswith("# Results\n\nBy hand.\n")
     assert again.startswith("# Results\n\nBy hand.\n") and again.endswith("\nAfter.\n")
     assert "two" in again and "one" not in again
-    assert again.count(BEGIN) == again.count(END) == 1
+    assert again.count("benchmark: begin") == again.count("benchmark: end") == 1
+    both = between_markers(again, "three", "selection")
+    assert both.startswith(again.rstrip("\n")) and both.count("benchmark: begin") == 2
+
+
+def test_every_way_to_select_has_its_regret_in_the_table(tmp_path: Path) -> None:
+    layers = [
+        {"path": f"b.{i}", "block": i // 2, "score": 0.1 * i, "saliency": 1.0 / (1 + i)} for i in range(6)
+    ]
+    ways = {way: {"regret_at_1": 0.125, "hit_at_3": way == "tracing", "seconds": 1.0} for way in WAYS}
+    found = {
+        "num_edits": 10, "seed": 0, "cost_over_forward_backward": 1.2, "memory_over_inference": 1.1,
+        "causal_tracing_over_selection": 31.0,
+        "sets": {name: {"layers": layers, "selection": ways} for name in ("nli", "wikitext")},
+    }  # fmt: skip
+    text = selection_report(found, tmp_path)
+    assert "| causal tracing | 0.125 | 0.125 | 2 of 2 |" in text
+    assert text.count("0 of 2") == len(WAYS) - 1
+    assert "| the best layer's score | 0.500 | 0.500 | |" in text
+    assert "1.20" in text and "31 times" in text and "1.10" in text
+    assert (tmp_path / "selection.svg").stat().st_size > 1_000
 
 
 def curve(rise: float) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ from test_worker_gradients import some_samples
 from test_worker_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
-from benchmarks.selection import compared, exhaustive, rankings, within
+from benchmarks.quality_data import Correction, Material
+from benchmarks.quality_jobs import DrawnJob
+from benchmarks.selection import PAPER, choices, compared, rankings, within
 from benchmarks.selection_costs import (
     inference,
     memory_ratios,
@@ -18,7 +20,7 @@ from benchmarks.selection_costs import (
     time_ratios,
 )
 from salem.encoding import encode, forward
-from salem.records import EditBatch, Hyperparameters
+from salem.records import Edit, EditBatch, Hyperparameters
 from worker.losses import nll_per_sample
 
 
@@ -95,9 +97,33 @@ def test_every_way_ranks_layers_that_can_be_edited() -> None:
         held_out_pass_samples=tuple(kept[20:]),
     )
     hyper = Hyperparameters()
-    ranked, seconds = rankings(network, batch, hyper)
+    ranked, seconds, saliency = rankings(network, batch, hyper)
     everything = {layer.path for layer in network.layers}
     assert set(ranked) == set(seconds) and len(ranked) == 6
+    assert ranked[PAPER] == sorted(everything, key=lambda path: -saliency[path])
     assert all(set(order) == everything for way, order in ranked.items() if way != "trial edits")
     assert set(ranked["trial edits"]) == set(ranked["absolute sample"][:3])
-    assert -1 <= exhaustive(network, batch, network.layers[0], wrong, hyper) <= 2
+
+
+def test_every_layer_is_scored_by_editing_it() -> None:
+    network = tiny_network("bert")
+    kept = pass_samples(network)
+    corrections = tuple(
+        Correction(
+            edit=Edit(**sample.model_dump()),
+            reworded=(sample.model_copy(update={"input": sample.input + " please"}),),
+        )
+        for sample in wrong_samples(network)
+    )
+    material = Material(
+        name="some", task=network.task, folder="", model_sha256="", rewordings="rules", perplexity=False,
+        corrections=corrections, num_hard=len(corrections), kept=tuple(kept),
+    )  # fmt: skip
+    job = DrawnJob(material, corrections, tuple(kept[:20]), tuple(kept[20:]), ())
+    found = choices(network, job, Hyperparameters())
+    assert [layer["path"] for layer in found["layers"]] == [layer.path for layer in network.layers]
+    assert all(-1 <= layer["score"] <= 1 and layer["saliency"] > 0 for layer in found["layers"])
+    best = max(layer["score"] for layer in found["layers"])
+    firsts = {layer["path"]: layer["score"] for layer in found["layers"]}
+    for way in found["selection"].values():
+        assert way["regret_at_1"] == pytest.approx(best - firsts[way["first"]], abs=1e-3)

@@ -1,0 +1,56 @@
+"""The page's part on selection: which layer each way chooses, against editing every one. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality_plots import draw_profiles
+
+WAYS = {
+    "absolute sample": "mean abs. gradient, per sample (the paper)",
+    "absolute mean": "abs. mean gradient",
+    "frobenius sample": "Frobenius norm, per sample",
+    "frobenius mean": "Frobenius norm of the mean",
+    "tracing": "causal tracing",
+    "trial edits": "trial edits on the paper's first three",
+}
+
+
+def selection_report(found: Mapping[str, Any], plots: Path) -> str:
+    """Regret and hits of every way to choose, what choosing costs, and the profiles as a plot."""
+    sets: Mapping[str, Mapping[str, Any]] = found["sets"]
+    draw_profiles({name: each["layers"] for name, each in sets.items()}, plots / "selection.svg")
+    rows = [
+        f"| {title} | "
+        + " | ".join(f"{each['selection'][way]['regret_at_1']:.3f}" for each in sets.values())
+        + f" | {sum(each['selection'][way]['hit_at_3'] for each in sets.values())} of {len(sets)} |"
+        for way, title in WAYS.items()
+    ]
+    best = [f"{max(layer['score'] for layer in each['layers']):.3f}" for each in sets.values()]
+    return "\n".join(
+        [
+            "## Selection",
+            "",
+            f"`make bench-selection`: {found['num_edits']} edits, seed {found['seed']}. Every layer gets the "
+            "same full ridge edit; its score is (edit accuracy + generalisation) / 2 - drawdown on held-out "
+            "samples. In the table regret@1: the best layer's score minus that of the first choice, made "
+            "without those samples. Hit@3: the best layer is among the first three.",
+            "",
+            f"| first choice by | {' | '.join(sets)} | hit@3 |",
+            "|" + "---|" * (len(sets) + 2),
+            *rows,
+            f"| the best layer's score | {' | '.join(best)} | |",
+            "",
+            "Ridge is a plain change of one matrix, so the scores are not those of the default recipe.",
+            "",
+            "Costs, the worst of all sets: saliency of all layers takes "
+            f"{found['cost_over_forward_backward']:.2f} of a forward and backward with frozen weights (bound "
+            f"1.3); causal tracing takes {found['causal_tracing_over_selection']:.0f} times as long as "
+            f"selection on one batch (bound 20); selection holds {found['memory_over_inference']:.2f} times "
+            "the memory of inference (bound 1.2).",
+            "",
+            "![Saliency and what editing each layer came to](plots/selection.svg)",
+        ]
+    )
