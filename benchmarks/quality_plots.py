@@ -70,7 +70,7 @@ def draw_sequence(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_profiles(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """One panel per data set: each layer's saliency as a share of the largest, and the score of editing it."""
+    """One panel per data set: each layer's saliency as a share of the largest, and its score when edited."""
     figure, axes = _grid(list(models))
     for axis, layers in zip(axes, models.values(), strict=True):
         largest = max(layer["saliency"] for layer in layers)
