@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from salem.records import EditBatch, Metrics, Prediction, Proportion, Sample, TextInput
+from salem.records import EditBatch, Metrics, Proportion, Sample, TextInput
 from worker.evaluation import Known, evaluate
 
 
@@ -43,8 +43,8 @@ class Answering:
     known: Mapping[str, str]
     rank: float = 1.0
 
-    def answers(self, inputs: Sequence[TextInput]) -> list[Prediction]:
-        return [Prediction(output=self.known.get(item.input, "C")) for item in inputs]
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]:
+        return [self.known.get(item.input, "C") for item in inputs]
 
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
         """Every next sample is known a little worse."""

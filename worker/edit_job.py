@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +33,7 @@ from worker.edit_dataset import build_edit_batch
 from worker.editing import MeasuredDelta, make_edit
 from worker.job_memory import job_estimate
 from worker.memory import check_budget, reachable_bytes
+from worker.registration import ANSWER_TOKENS
 from worker.reporting import JobReporter
 
 
@@ -48,10 +50,13 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("loading", 0.02)
     network = attempt.load(model)
     deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
-    batch = batch_of(request, [] if request.pass_samples is not None else attempt.reference(model))
+    reference = [] if request.pass_samples is not None else attempt.reference(model)
+    batch = batch_of(request, reference)
     needed = job_estimate(network, batch, request.hyperparameters)
     check_budget(needed, attempt.settings.memory_budget_bytes or reachable_bytes(network.device))
     left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
+    if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
+        left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
     measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)
     facts = {

@@ -6,7 +6,7 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
 from worker.recipes import Left, train_term
 from worker.saliency import candidate_layers, layer_saliency, most_salient, profile, shortlist
-from worker.subjects import Version
+from worker.subjects import Overlaid, Version, on_top
 from worker.trials import trial_edits
 
 MOST_QUOTED = 60  # characters of a sample in a note
@@ -90,7 +90,7 @@ def make_edit(
     made = make_delta(network, parent, batch, hyper, observer, left)
     made = replace(made, warnings=(*made.warnings, *_nothing_to_forget(asked)))
     observer.phase("evaluating", 0.85)
-    metrics = _measure(network, parent, made, batch, hyper)
+    metrics = _measure(network, parent, made, batch, hyper, left.answers if left else {})
     if metrics.edit_accuracy.value == 0:
         raise _failed(made, len(batch.edit_samples), hyper)
     if made.editor is not None:
@@ -210,12 +210,11 @@ def _measure(
     made: MadeDelta,
     batch: EditBatch,
     hyper: Hyperparameters,
+    answers: Mapping[str, str],
 ) -> Metrics:
-    longest = hyper.max_new_tokens
-    return evaluate(
-        batch,
-        Version(network, parent, longest),
-        Version(network, [*parent, made.delta], longest),
-        generates=network.task.generates,
-        notes=made.warnings,
-    )
+    """The version against its parent; a base is taken at its registered word where only scopes can differ."""
+    before = Version(network, parent, hyper.max_new_tokens)
+    after = on_top(before, made.delta)
+    if not parent and isinstance(after, Overlaid):
+        before.known.update(answers)
+    return evaluate(batch, before, after, generates=network.task.generates, notes=made.warnings)

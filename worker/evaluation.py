@@ -19,7 +19,6 @@ from salem.records import (
     Forgetting,
     MeanExtent,
     Metrics,
-    Prediction,
     Proportion,
     Sample,
     TextInput,
@@ -40,7 +39,7 @@ class Known(NamedTuple):
 class Subject(Protocol):
     """What is measured."""
 
-    def answers(self, inputs: Sequence[TextInput]) -> list[Prediction]: ...
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]: ...
 
     def knows(self, samples: Sequence[Sample]) -> list[Known]: ...
 
@@ -82,9 +81,9 @@ def _outcomes(batch: EditBatch, before: Subject, after: Subject) -> tuple[EditOu
             text_pair=sample.text_pair,
             target=sample.target,
             forget=sample.forget,
-            before=old.output,
-            after=new.output,
-            correct=is_right(new.output, sample),
+            before=old,
+            after=new,
+            correct=is_right(new, sample),
             extent=extents.get(place),
         )
         for place, ((index, kind, sample), (old, new)) in enumerate(zip(measured, answers, strict=True))
@@ -137,8 +136,7 @@ def _drawdown(
     """The samples whose answer changed, the drawdown, and the share whose answer did not change."""
     if not samples:
         return (), None, None
-    old = [answer.output for answer in before.answers(samples)]
-    new = [answer.output for answer in after.answers(samples)]
+    old, new = before.answers(samples), after.answers(samples)
     right_before = [is_right(o, s) for o, s in zip(old, samples, strict=True)]
     right_after = [is_right(n, s) for n, s in zip(new, samples, strict=True)]
     changed = [not same_answer(o, n) for o, n in zip(old, new, strict=True)]

@@ -11,8 +11,8 @@ Each is a way to prepare the samples and to choose a learner; training itself is
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class Left:
     metric: Metric | None = None  # the hosted model's scope metric
     editor: TrainedEditor | None = None  # to make this job's edits in one pass, instead of training
     cache: SampleCache | None = None  # of the base, without any delta
+    answers: Mapping[str, str] = field(default_factory=dict)  # of the base, by content hash of the input
 
 
 @dataclass(frozen=True)

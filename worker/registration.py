@@ -15,6 +15,7 @@ from salem.records import Edit, Proportion, ReferenceSample, held_out
 from worker.intervals import proportion
 
 SLICE = 512  # samples between two reports of progress
+ANSWER_TOKENS = 32  # most of an answer
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def answer_reference(
     samples: Sequence[Edit],
     progress: Callable[[float], None],
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> Registered:
     """Ask the base every reference sample; those answered rightly are its pool of pass samples.
 

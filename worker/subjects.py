@@ -1,12 +1,13 @@
 """A version that is asked: its answers, and how well it knows an answer that it is to forget.
 
-Knows a network and deltas. Does not know what is made of the answers.
+An input that the newest scopes do not hold is answered as by the version below, so it is asked there, and
+once. Knows a network and deltas. Does not know what is made of the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,7 +16,8 @@ from salem.deltas import LayerDelta, applied
 from salem.encoding import encode, forward
 from salem.gates import fire
 from salem.hosting import Network
-from salem.records import Prediction, Sample, TextInput
+from salem.records import Sample, TextInput
+from salem.scopes import Scoped
 from worker.evaluation import Known
 
 BATCH = 32  # samples in one forward
@@ -23,15 +25,21 @@ BATCH = 32  # samples in one forward
 
 @dataclass(frozen=True)
 class Version:
-    """The base plus deltas; implements `worker.evaluation.Subject`."""
+    """The base plus deltas; implements `worker.evaluation.Subject`. Remembers what it has answered."""
 
     network: Network
     deltas: Sequence[LayerDelta]
     max_new_tokens: int
+    known: dict[str, str] = field(default_factory=dict)  # answers by the content hash of their input
 
-    def answers(self, inputs: Sequence[TextInput]) -> list[Prediction]:
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
-        return predict(self.network, inputs, self.deltas, max_new_tokens=self.max_new_tokens)
+        new = list(
+            {item.content_hash: item for item in inputs if item.content_hash not in self.known}.values()
+        )
+        found = predict(self.network, new, self.deltas, max_new_tokens=self.max_new_tokens)
+        self.known.update((item.content_hash, answer.output) for item, answer in zip(new, found, strict=True))
+        return [self.known[item.content_hash] for item in inputs]
 
     @torch.inference_mode()
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
@@ -52,3 +60,39 @@ class Version:
             means = answers.mean_per_sample(own.squeeze(-1)).exp()
             found += [Known(*pair) for pair in zip(ranks.tolist(), means.tolist(), strict=True)]
         return found
+
+
+@dataclass(frozen=True)
+class Overlaid:
+    """A version with entries laid on top: only inputs that their scopes hold are asked anew."""
+
+    below: Version
+    entries: LayerDelta
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]:
+        """What it answers to each input, in order."""
+        if not inputs:
+            return []
+        deltas = (*self.below.deltas, self.entries)
+        firing = fire(self.below.network, inputs, deltas)[-1]
+        assert firing is not None, "entries fire or do not"
+        held = firing.strength.tolist()
+        outside = [item for item, strength in zip(inputs, held, strict=True) if not strength]
+        inside = [item for item, strength in zip(inputs, held, strict=True) if strength]
+        answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
+        return [next(answers[bool(strength)]) for strength in held]
+
+    def knows(self, samples: Sequence[Sample]) -> list[Known]:
+        return self._whole.knows(samples)
+
+    @property
+    def _whole(self) -> Version:
+        below = self.below
+        return Version(below.network, (*below.deltas, self.entries), below.max_new_tokens)
+
+
+def on_top(below: Version, delta: LayerDelta) -> Version | Overlaid:
+    """The version with one more delta."""
+    if all(isinstance(term, Scoped) for term in delta.terms):
+        return Overlaid(below, delta)
+    return Version(below.network, (*below.deltas, delta), below.max_new_tokens)

@@ -1,0 +1,78 @@
+"""Subjects: what has been answered is not asked again, and what no scope holds is answered below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_salem_scopes import TEXTS, scoped_delta
+from tiny_models import tiny_network
+
+from salem.answers import predict
+from salem.deltas import Dense, LayerDelta
+from salem.gates import fire
+from salem.records import TextInput
+from worker import subjects
+from worker.subjects import Overlaid, Version, on_top
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of every batch that a model is really asked."""
+    asked: list[list[str]] = []
+
+    def watched(network: Any, inputs: Sequence[TextInput], *given: Any, **named: Any) -> Any:
+        asked.append([item.input for item in inputs])
+        return predict(network, inputs, *given, **named)
+
+    monkeypatch.setattr(subjects, "predict", watched)
+    return asked
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> None:
+    network = tiny_network(architecture)
+    lower = scoped_delta(network, network.layers[-1], TEXTS[1:2], seed=4, size=5.0)
+    upper = scoped_delta(network, network.layers[-1], TEXTS[:2], size=5.0)
+    plain = LayerDelta(
+        network.layers[1].path, (Dense(torch.eye(network.layers[1].d_out, network.layers[1].d_in)),)
+    )
+    for below in ((), (lower,), (plain, lower)):
+        after = on_top(Version(network, below, 6), upper)
+        assert isinstance(after, Overlaid)
+        expected = predict(network, TEXTS, [*below, upper], max_new_tokens=6)
+        assert after.answers(TEXTS) == [answer.output for answer in expected]
+
+
+def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[-1], TEXTS[:1])
+    (firing,) = fire(network, TEXTS, [delta])
+    assert firing is not None
+    inside = [text.input for text, acts in zip(TEXTS, firing.strength.tolist(), strict=True) if acts]
+    assert 0 < len(inside) < len(TEXTS)
+    asked = watch(monkeypatch)
+    before = Version(network, (), 6)
+    after = on_top(before, delta)
+    before.answers(TEXTS)
+    after.answers(TEXTS)
+    assert asked == [[text.input for text in TEXTS], [], inside]
+
+
+def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    asked = watch(monkeypatch)
+    found = before.answers([TEXTS[1], TEXTS[0], TEXTS[1]])
+    assert asked == [[TEXTS[1].input]] and found[1] == "as registered" and found[0] == found[2]
+
+
+def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    layer = network.layers[-1]
+    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    after = on_top(before, LayerDelta(layer.path, (Dense(torch.zeros(layer.d_out, layer.d_in)),)))
+    asked = watch(monkeypatch)
+    assert "as registered" not in after.answers(TEXTS)
+    assert asked == [[text.input for text in TEXTS]]
