@@ -34,9 +34,8 @@ class Version:
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
-        new = list(
-            {item.content_hash: item for item in inputs if item.content_hash not in self.known}.values()
-        )
+        asked = {item.content_hash: item for item in inputs}
+        new = [item for key, item in asked.items() if key not in self.known]
         found = predict(self.network, new, self.deltas, max_new_tokens=self.max_new_tokens)
         self.known.update((item.content_hash, answer.output) for item, answer in zip(new, found, strict=True))
         return [self.known[item.content_hash] for item in inputs]
