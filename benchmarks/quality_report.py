@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.ablation import ablation_report
 from benchmarks.quality_plots import draw_balance, draw_sequence
 from benchmarks.quality_tables import Line, lines, table, verdict
 from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row, of_newest_weights
@@ -38,10 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     page = DOCS / "results.md"
     text = between_markers(page.read_text(), report(rows, DOCS / "plots"))
-    selection = RESULTS / "selection.json"
+    selection, ablation = (RESULTS / f"{name}.json" for name in ("selection", "ablation"))
     if selection.is_file():
         part = selection_report(json.loads(selection.read_text()), DOCS / "plots")
         text = between_markers(text, part, "selection")
+    if ablation.is_file():
+        text = between_markers(text, ablation_report(json.loads(ablation.read_text())), "ablation")
     page.write_text(text)
     print(f"{len(rows)} rows written into {page.name}.")
     return 0

@@ -183,6 +183,7 @@ class Hyperparameters(Record):
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
     kl_weight: float | None = Field(default=None, ge=0)  # None: the recipe's own
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
+    extent_aware: bool = True  # whether a correction rests once it leads by the margin
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
     scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope

@@ -202,9 +202,10 @@ def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> No
     assert pulling.any
 
 
-def test_plain_likelihood_never_rests() -> None:
+@pytest.mark.parametrize("option", [{"margin": 0.0}, {"extent_aware": False}], ids=str)
+def test_without_a_margin_or_its_extent_no_correction_rests(option: dict[str, object]) -> None:
     of, ready = case("bert"), prepared()
-    pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update={"margin": 0.0}))
+    pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update=option))
     pulling.rest(holding(torch.full((ready.corrections.num_samples,), 1e6)))
     assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
 

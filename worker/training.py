@@ -198,7 +198,7 @@ class _Pulling:
 
     def rest(self, there: Where, samples: Tensor | None = None) -> None:
         """Take note of where all samples are, or some; plain likelihood never rests."""
-        if self._hyper.margin > 0:
+        if self._hyper.margin > 0 and self._hyper.extent_aware:
             places = slice(None) if samples is None else samples
             self._rests[places] = there.rest(self._hyper.margin).cpu()
 

@@ -1,0 +1,162 @@
+"""What each piece of the default recipe brings: the same job with one piece left out or exchanged.
+
+    python -m benchmarks.ablation [--sets gpt-facts questions nli] [--edits 100] [--seeds 0] [--only NAME ...]
+
+Every line is a job of the quality benchmark, measured as there, with other hyperparameters or less to learn
+from; nothing is searched. A run of all lines on all three sets is kept in benchmarks/results/ablation.json.
+Does not know what a piece does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines.added import Added
+from benchmarks.baselines.product import Quiet, known_paraphrases
+from benchmarks.measures import figures, measure
+from benchmarks.quality_data import DATASETS, material
+from benchmarks.quality_jobs import Sizes, draw_job
+from benchmarks.quality_units import RESULTS
+from salem.errors import SalemError
+from salem.hosting import load
+from salem.records import EditBatch, Hyperparameters
+from worker.editing import make_delta
+
+SETS = ("gpt-facts", "questions", "nli")
+FIGURES = ("edit_accuracy", "generalisation", "drawdown", "locality")
+
+
+def _as_it_is(batch: EditBatch) -> EditBatch:
+    return batch
+
+
+def _few_pass_samples(batch: EditBatch) -> EditBatch:
+    return batch.model_copy(update={"pass_samples": batch.pass_samples[:200]})
+
+
+def _no_known_paraphrases(batch: EditBatch) -> EditBatch:
+    return batch.model_copy(update={"equivalents": ()})
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    less: Callable[[EditBatch], EditBatch] = _as_it_is
+
+
+LINES: dict[str, Line] = {
+    "the default": Line(),
+    "the base is not asked how it begins": Line({"disagreement_weight": 0.0}),
+    "no known paraphrases of other texts": Line(less=_no_known_paraphrases),
+    "200 pass samples instead of 2,000": Line(less=_few_pass_samples),
+    "no rewordings train the values": Line({"rewordings": 0}),
+    "plain likelihood instead of a margin": Line({"margin": 0.0}),
+    "corrections never rest (not extent-aware)": Line({"extent_aware": False}),
+    "a pull of pass samples on the values": Line({"kl_weight": 0.1}),
+    "a rank-4 term beside every value": Line({"entry_rank": 4}),
+    "no trial edits: the most salient middle layer": Line({"trial_edits": 0}),
+    "every block may be chosen": Line({"candidates": "all"}),
+    "mend": Line({"recipe": "mend"}),
+    "mend, corrections never rest": Line({"recipe": "mend", "extent_aware": False}),
+    "mend without the null space": Line({"recipe": "mend", "null_space_rank": 0}),
+    "ridge": Line({"recipe": "ridge"}),
+    "paper": Line({"recipe": "paper"}),
+}
+
+
+def main() -> int:
+    """Measure line by line, each in a process of its own; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=list(SETS))
+    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(LINES), default=list(LINES))
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in options.seeds:
+        for dataset in options.sets:
+            for name in options.only:
+                with multiprocessing.get_context("spawn").Pool(1) as apart:
+                    rows.append(apart.apply(ablated, (name, dataset, options.edits, seed)))
+                print(json.dumps(rows[-1]), flush=True)
+    if set(options.only) == set(LINES) and set(options.sets) == set(SETS):
+        (RESULTS / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes | None = None) -> dict[str, Any]:
+    """The figures of one line on one data set."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    line, data = LINES[name], material(dataset)
+    network = load(Path(data.folder), data.task, device="cpu")
+    job = draw_job(data, num_edits, seed, sizes or Sizes())
+    batch = line.less(job.batch().model_copy(update={"equivalents": known_paraphrases(job.corpus)}))
+    row = {"line": name, "dataset": dataset, "num_edits": num_edits, "seed": seed}
+    began = time.process_time()
+    try:
+        hyper = Hyperparameters.model_validate({"seed": seed, **line.options})
+        made = make_delta(network, (), batch, hyper, Quiet())
+    except SalemError as error:
+        return {**row, "error": error.message}
+    seconds = time.process_time() - began
+    edited = Added(network, (made.delta,))
+    outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=data.perplexity)
+    found = figures(outcomes, perplexity=data.perplexity)
+    return {
+        **row,
+        **{name: None if found[name] is None else round(float(found[name] or 0), 4) for name in FIGURES},
+        "layer": made.layer.path,
+        "cpu_seconds": round(seconds, 1),
+        "delta_bytes": edited.delta_bytes,
+    }
+
+
+def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page's part on the ablation: a table per data set, means over seeds."""
+    seeds = sorted({row["seed"] for row in rows})
+    parts = [
+        "## What each piece brings",
+        f"`make bench-ablation`: {rows[0]['num_edits']} edits, seeds {', '.join(map(str, seeds))}; one piece "
+        "left out or exchanged at a time, nothing searched.",
+    ]
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        of_set = [row for row in rows if row["dataset"] == dataset]
+        table = [
+            f"| {dataset} | edit accuracy | generalisation | drawdown | locality | CPU s | delta kB |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        table += [_table_row(name, [r for r in of_set if r["line"] == name]) for name in LINES]
+        parts.append("\n".join(table))
+    return "\n\n".join(parts)
+
+
+def _table_row(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    done = [row for row in rows if "error" not in row]
+    if not done:
+        return f"| {name} | {rows[0]['error'] if rows else 'not run'} | | | | | |"
+    cells = []
+    for figure in FIGURES:
+        values = [row[figure] for row in done if row[figure] is not None]
+        cells.append(f"{sum(values) / len(values):.3f}" if values else "")
+    cpu = sum(row["cpu_seconds"] for row in done) / len(done)
+    size = sum(row["delta_bytes"] for row in done) / len(done) / 1000
+    return f"| {name} | {' | '.join(cells)} | {cpu:.0f} | {size:.0f} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The ablation: its lines are options that a job takes, and its table says what was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_worker_ridge import pass_samples, wrong_samples
+from tiny_models import save_tiny, tiny_network
+
+from benchmarks import ablation
+from benchmarks.ablation import LINES, ablated, ablation_report
+from benchmarks.quality_data import Correction, Material
+from benchmarks.quality_jobs import Sizes
+from salem.records import Edit, EditBatch, Hyperparameters
+
+
+def test_every_line_differs_from_the_default_in_options_or_in_what_it_learns_from() -> None:
+    default = Hyperparameters()
+    empty = EditBatch(
+        edit_samples=(),
+        adapt_samples=(),
+        pass_samples=tuple(pass_samples(tiny_network("bert"))) * 40,
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+        equivalents=((Edit(input="a", target="b"), Edit(input="c", target="b")),),
+    )
+    for name, line in LINES.items():
+        hyper = Hyperparameters.model_validate(line.options)
+        assert (hyper != default or line.less(empty) != empty) == (name != "the default"), name
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
+    """A material of a tiny model under the name of every data set."""
+    network = tiny_network("bert")
+    corrections = tuple(
+        Correction(edit=Edit(**sample.model_dump()), reworded=(sample,)) for sample in wrong_samples(network)
+    )
+    found = Material(
+        name="some", task=network.task, folder=str(save_tiny(tmp_path / "model", "bert")), model_sha256="",
+        rewordings="rules", perplexity=False, corrections=corrections, num_hard=len(corrections),
+        kept=tuple(pass_samples(network)),
+    )  # fmt: skip
+    monkeypatch.setattr(ablation, "material", lambda name: found)
+    return Sizes(held_out=6, validation_held_out=2, pass_samples=10)
+
+
+@pytest.mark.parametrize("name", ["the default", "ridge"])
+def test_a_line_is_edited_and_measured(name: str, small: Sizes) -> None:
+    row = ablated(name, "nli", 2, 0, small)
+    assert 0 <= row["edit_accuracy"] <= 1 and -1 <= row["drawdown"] <= 1
+    assert row["delta_bytes"] > 0 and row["locality"] is None
+    text = ablation_report(
+        [row, {"line": "mend", "dataset": "nli", "error": "It failed.", "num_edits": 2, "seed": 0}]
+    )
+    assert f"| {name} | {row['edit_accuracy']:.3f} |" in text
+    assert "| mend | It failed. |" in text and "| paper | not run |" in text
