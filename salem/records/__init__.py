@@ -1,0 +1,129 @@
+"""The glossary: every noun of the system as one frozen record.
+
+Knows words and their shapes on the wire. Does not know tensors, SQL, HTTP or Redis; anything may import it.
+Each record is JSON-serialisable (pydantic), so the same object is stored, queued, returned and printed.
+
+Reading order: Task, Sample, Edit, EditBatch (what is to change) - Layer, LayerScore (where) -
+Hyperparameters (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
+kept).
+"""
+
+from salem.records.figures import (
+    EditorMetrics,
+    EditOutcome,
+    Extent,
+    Flip,
+    Forgetting,
+    MeanExtent,
+    Metrics,
+    Proportion,
+)
+from salem.records.jobs import (
+    EditorRequest,
+    EditRequest,
+    Job,
+    JobError,
+    JobKind,
+    JobState,
+    RegisterRequest,
+    RemoveRequest,
+)
+from salem.records.kept import (
+    Alias,
+    Delta,
+    EditId,
+    Editor,
+    Entry,
+    EntryKey,
+    FolderSource,
+    HostedModel,
+    HubSource,
+    ListedEntry,
+    ModelState,
+    Source,
+    Version,
+)
+from salem.records.method import (
+    EditorOptions,
+    Hyperparameters,
+    Layer,
+    LayerScore,
+    Recipe,
+)
+from salem.records.predictions import (
+    ExplainedPrediction,
+    Fired,
+    ModelReference,
+    Prediction,
+)
+from salem.records.samples import (
+    Edit,
+    EditBatch,
+    ReferenceSample,
+    Sample,
+    Task,
+    TextInput,
+    held_out,
+)
+from salem.records.words import (
+    EDIT_ID_PATTERN,
+    EDITOR_ID_PATTERN,
+    NAME_PATTERN,
+    Name,
+    Record,
+    Sha256,
+)
+
+__all__ = [
+    "EDITOR_ID_PATTERN",
+    "EDIT_ID_PATTERN",
+    "NAME_PATTERN",
+    "Alias",
+    "Delta",
+    "Edit",
+    "EditBatch",
+    "EditId",
+    "EditOutcome",
+    "EditRequest",
+    "Editor",
+    "EditorMetrics",
+    "EditorOptions",
+    "EditorRequest",
+    "Entry",
+    "EntryKey",
+    "ExplainedPrediction",
+    "Extent",
+    "Fired",
+    "Flip",
+    "FolderSource",
+    "Forgetting",
+    "HostedModel",
+    "HubSource",
+    "Hyperparameters",
+    "Job",
+    "JobError",
+    "JobKind",
+    "JobState",
+    "Layer",
+    "LayerScore",
+    "ListedEntry",
+    "MeanExtent",
+    "Metrics",
+    "ModelReference",
+    "ModelState",
+    "Name",
+    "Prediction",
+    "Proportion",
+    "Recipe",
+    "Record",
+    "ReferenceSample",
+    "RegisterRequest",
+    "RemoveRequest",
+    "Sample",
+    "Sha256",
+    "Source",
+    "Task",
+    "TextInput",
+    "Version",
+    "held_out",
+]

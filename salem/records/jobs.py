@@ -1,0 +1,100 @@
+"""Jobs, and what clients ask them for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from salem.records.method import EditorOptions, Hyperparameters, LayerScore
+from salem.records.samples import Edit, Sample
+from salem.records.words import Name, Record, Sha256
+
+
+class JobKind(StrEnum):
+    REGISTER = "register"
+    EDIT = "edit"
+    REMOVE = "remove"
+    TRAIN_EDITOR = "train_editor"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobError(Record):
+    """Why a job failed, in words that are safe to show: the trace is in the log only."""
+
+    code: str
+    message: str
+    remedy: str | None = None
+
+
+class Job(Record):
+    """A long task with a life of its own: hosting a model, editing it, removing edits, training an editor."""
+
+    id: str
+    kind: JobKind
+    model: Name
+    state: JobState
+    # "waiting", "loading", "classing", "saliency", "training" or "one pass", "evaluating", "writing", "done"
+    phase: str
+    progress: float = Field(ge=0, le=1)
+    time_left_s: float | None = None
+    attempt: int = 0
+    request: dict[str, Any]
+    saliency: tuple[LayerScore, ...] = ()
+    metrics: dict[str, float] = Field(default_factory=dict)  # the figures so far, while running
+    result: dict[str, Any] | None = None  # an edit: {"version": "intents:3", ...}
+    error: JobError | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class EditRequest(Record):
+    """What an edit job is to do, as stored with the job: the client's words after every check."""
+
+    model: Name
+    parent: int  # the version edited; 0 is the base
+    edits: tuple[Edit, ...]
+    pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
+    alias: Name | None = None  # moved to the new version at the end
+    hyperparameters: Hyperparameters = Hyperparameters()
+    notes: tuple[str, ...] = ()  # what was seen before training: which entries of the parent it overrides
+
+
+class RemoveRequest(Record):
+    """What a removal job is to do: a version without some edits of its parent, as if they had never been."""
+
+    model: Name
+    parent: int
+    edits: tuple[str, ...]  # ids
+    alias: Name | None = None
+
+
+class EditorRequest(Record):
+    """What a job is to train an editor on, as stored with the job: the client's words after every check."""
+
+    model: Name
+    name: str | None = None
+    edits: tuple[Edit, ...]  # the corpus
+    pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
+    options: EditorOptions = EditorOptions()
+
+
+class RegisterRequest(Record):
+    """What a registration job is to do, as stored with the job."""
+
+    model: Name
+    reference: Sha256  # blob: JSONL of samples

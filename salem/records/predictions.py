@@ -1,0 +1,53 @@
+"""Predictions, and how the model that gives them is named."""
+
+from __future__ import annotations
+
+import re
+
+from salem.records.words import NAME_PATTERN, Name, Record
+
+
+class Prediction(Record):
+    """One answer. Scores are given for labels only, one per label."""
+
+    output: str
+    scores: dict[str, float] | None = None
+
+
+class Fired(Record):
+    """The entry that acted on an input."""
+
+    entry: str  # id of its edit
+    strength: float  # of its gate, in [0, 1]
+    inside: float  # cosine to its nearest key minus the radius
+
+
+class ExplainedPrediction(Prediction):
+    """An answer with the entry behind it; None where no scope held the input."""
+
+    fired: Fired | None
+
+
+class ModelReference(Record):
+    """What a client writes to name a version: `intents`, `intents:3` or `intents@production`.
+
+    A bare name means the base, `intents:0`.
+    """
+
+    model: Name
+    number: int | None = None
+    alias: Name | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelReference:
+        """Split a reference.
+
+        Raises:
+            ValueError: the text is none of the three forms; the message shows them.
+        """
+        match = re.fullmatch(r"([^:@]+)(?::([0-9]{1,9})|@([^:@]+))?", text)
+        parts = match.groups() if match else ()
+        names = [part for part in (parts[0], parts[2]) if part] if parts else []
+        if not names or not all(re.fullmatch(NAME_PATTERN, name) for name in names):
+            raise ValueError(f'"{text}" is not a model reference: write "name", "name:3" or "name@alias"')
+        return cls(model=parts[0], number=int(parts[1]) if parts[1] else None, alias=parts[2])
