@@ -83,9 +83,10 @@ def costs(network: Network, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def summarised(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The worst of all sets, of the pass that a job makes: mean |gradient|, ten samples at a time.
+    """The worst of all sets, of the pass that a job makes: mean |gradient|, a few samples at a time.
 
-    Time and memory are those of the same pass; micro-batches, which trade one for the other, stand beside.
+    Time and memory are those of the same pass; the whole batch at once, which trades one for the other,
+    stands beside.
     """
     return {
         "cost_over_forward_backward": max(item["time_over_plain"]["absolute"] for item in sets),

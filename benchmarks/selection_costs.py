@@ -23,26 +23,31 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.tracing import trace_batch
 from salem.encoding import Batch, forward
 from salem.hosting import Network
+from worker import saliency
 from worker.losses import nll_per_sample
-from worker.saliency import batch_saliency
+from worker.saliency import Measure, batch_saliency
 
 BATCH = 10
-MICRO_BATCH = 4  # samples whose activations are kept for a backward at a time, where memory is short
 ROUNDS = 15
 
 
 def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:
-    """The kinds of pass over one batch that are compared."""
-    parts = [batch.rows(rows) for rows in torch.arange(len(batch)).split(MICRO_BATCH)]
+    """The kinds of pass over one batch that are compared; a job takes `saliency.BATCH` samples at a time."""
+    parts = [batch.rows(rows) for rows in torch.arange(len(batch)).split(saliency.BATCH)]
+
+    def whole(measure: Measure) -> object:
+        return batch_saliency(network, batch, network.layers, measure)
+
+    def in_parts(measure: Measure) -> object:
+        return [batch_saliency(network, part, network.layers, measure) for part in parts]
+
     return {
         "inference": lambda: inference(network, batch),
         "plain": lambda: plain_backward(network, batch),
-        "absolute": lambda: batch_saliency(network, batch, network.layers),
-        "absolute_micro": lambda: [batch_saliency(network, part, network.layers) for part in parts],
-        "frobenius": lambda: batch_saliency(network, batch, network.layers, "frobenius"),
-        "frobenius_micro": lambda: [
-            batch_saliency(network, part, network.layers, "frobenius") for part in parts
-        ],
+        "absolute": lambda: in_parts("absolute"),
+        "absolute_whole": lambda: whole("absolute"),
+        "frobenius": lambda: in_parts("frobenius"),
+        "frobenius_whole": lambda: whole("frobenius"),
     }
 
 

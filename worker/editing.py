@@ -191,7 +191,7 @@ def _choose_layer(
 
     The layer that the client names; else, of the most salient, the one at which a trial edit does best.
     """
-    scores = layer_saliency(network, batch.corrections, network.layers, hyper.gradient_batch)
+    scores = layer_saliency(network, batch.corrections, network.layers)
     candidates = candidate_layers(network, hyper)
     few = shortlist(scores, candidates, hyper.trial_edits)
     if hyper.layer:

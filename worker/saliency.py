@@ -28,6 +28,7 @@ from worker.gradients import TokenGradients, token_gradients
 Measure = Literal["absolute", "frobenius"]
 Over = Literal["sample", "mean"]
 FENCE = 1.5  # interquartile ranges above the upper quartile (Tukey 1977, section 2D)
+BATCH = 5  # samples whose activations a backward keeps at a time: few, so that memory stays near inference's
 _FEWEST_TO_FENCE = 4  # quartiles of fewer scores say nothing
 
 
@@ -35,7 +36,7 @@ def layer_saliency(
     network: Network,
     samples: Sequence[Sample],
     layers: Sequence[Layer],
-    batch_size: int = 10,
+    batch_size: int = BATCH,
     *,
     measure: Measure = "absolute",
     over: Over = "sample",

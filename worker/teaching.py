@@ -75,7 +75,7 @@ def _choose_layer(
 ) -> tuple[Layer, tuple[LayerScore, ...], str]:
     """The layer that the client names, else the most salient over the corpus."""
     samples = [edit.sample for edit in corpus.training]
-    scores = layer_saliency(network, samples, network.layers, options.num_together)
+    scores = layer_saliency(network, samples, network.layers)
     if options.layer:
         layer, reason = layer_at(network.layers, options.layer), f"{options.layer} was named in the request."
     else:
