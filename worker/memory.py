@@ -18,6 +18,7 @@ import torch
 from salem.encoding import LENGTH_BUCKET
 from salem.errors import OverBudget
 from salem.records import Hyperparameters, Layer, Recipe
+from worker import saliency
 from worker.trunk_sets import BLOCK_BYTES
 
 FLOAT_BYTES = 4
@@ -118,7 +119,7 @@ def estimate(
     per_block = 8 * shape.width + 2 * shape.inner_width  # the same, kept for a backward
     above = max(shape.num_blocks - lowest_block - 1, 0) * per_block + 2 * shape.width  # the edited matrix
     own = _padded(lengths.corrections)
-    selecting = min(hyper.gradient_batch, len(own)) * max(own, default=0)  # tokens of a batch for saliency
+    selecting = min(saliency.BATCH, len(own)) * max(own, default=0)  # tokens of a batch for saliency
     size = shape.bytes_per_weight
     return Estimate(
         weights=size * shape.num_parameters,
