@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from salem import answers, gates, hosting
 from salem.blobs import BlobStore
-from salem.deltas import LayerDelta, unpack
+from salem.delta_files import unpack
+from salem.deltas import LayerDelta
 from salem.errors import ModelNotReady
 from salem.metric_files import unpack_metric
 from salem.records import (

@@ -3,7 +3,7 @@
     python -m benchmarks.ablation [--sets gpt-facts questions nli] [--edits 100] [--seeds 0] [--only NAME ...]
 
 Every line is a job of the quality benchmark, measured as there, with other hyperparameters or less to learn
-from; nothing is searched. A run of all lines is kept in benchmarks/results/ablation.json.
+from; nothing is searched. A run of all lines is written to benchmarks/results/ablation.json.
 Does not know what a piece does.
 """
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.baselines.contract import Edited
-from benchmarks.quality_data import MAX_NEW_TOKENS, Correction
+from benchmarks.quality_facts import MAX_NEW_TOKENS, Correction
 from salem.answers import predict, same_answer
 from salem.encoding import Batch, encode, forward, in_buckets
 from salem.hosting import Network, count_tokens

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks import quality_models, quality_passages
+from benchmarks.quality_facts import MAX_NEW_TOKENS, Correction, Made, corrections_of_facts
 from benchmarks.quality_models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
 from benchmarks.shared_data import (
     banking_parts,
@@ -31,7 +31,6 @@ from salem.records import Edit, Record, Sample, Task
 from worker.rewording import reword
 
 REVISION = 2  # raised when the code below changes what a material holds
-MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one
 NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
 WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and with it what it says
 
@@ -40,16 +39,6 @@ _CLASSIFIER, _TRANSLATOR, _WRITER = (
     Task.TEXT2TEXT_GENERATION,
     Task.TEXT_GENERATION,
 )
-
-
-class Correction(Record):
-    """What may be edited, and what is asked about it afterwards; none of that is seen in training."""
-
-    edit: Edit  # its paraphrases are the adapt samples
-    reworded: tuple[Sample, ...] = ()  # the same in other words, held out
-    locality: tuple[Sample, ...] = ()  # neighbours whose answers are to stay (Yao et al. 2023)
-    portability: tuple[Sample, ...] = ()  # what follows from the new answer (Yao et al. 2023)
-    restated: tuple[Sample, ...] = ()  # reference samples that ask for the edited fact: they cannot stay
 
 
 class Material(Record):
@@ -66,17 +55,6 @@ class Material(Record):
     kept: tuple[Sample, ...]  # answered rightly by the base; passages, where perplexity is measured
     studied: tuple[Sample, ...] = ()  # passages that only training may see
     accuracy: float | None = None  # of the base on the reference it was asked
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a builder found out about a base."""
-
-    corrections: tuple[Correction, ...]
-    num_hard: int
-    kept: tuple[Sample, ...]
-    studied: tuple[Sample, ...] = ()
-    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,52 +104,6 @@ def corrections_of_errors(network: Network, reference: Sequence[Sample]) -> Made
     ranked = [sample for _, sample in sorted(wrong, key=lambda item: -item[0])]
     corrections = tuple(_with_rewordings(sample) for sample in ranked)
     return Made(corrections, len(corrections) // 2, kept, accuracy=len(kept) / len(reference))
-
-
-def corrections_of_facts(
-    network: Network,
-    reference: Sequence[Sample],
-    rows: Sequence[dict[str, Any]],
-    *,
-    restates: bool = False,
-) -> Made:
-    """Counterfactual edits whose one human paraphrase the base answers with the old fact.
-
-    Edits whose paraphrase is new to the base are left out: it would be wrong about half of them anyway, so
-    an edit that does not follow could not be told from a question that was never understood.
-
-    Args:
-        restates: whether the reference asks for one fact in several wordings. Those that name an edit's
-            subject and have its old answer are then neither kept nor held out: with the edit they are wrong.
-    """
-    by_answer: dict[str, list[Sample]] = defaultdict(list)
-    for sample in reference if restates else ():
-        by_answer[sample.answer].append(sample)
-    told = [_told(row, by_answer) for row in rows if row["paraphrase_trained"]]
-    before = predict(network, [item.edit for item in told], max_new_tokens=MAX_NEW_TOKENS)
-    pairs = zip(told, before, strict=True)
-    corrections = [item for item, answer in pairs if not same_answer(answer.output, item.edit.target)]
-    answers = predict(network, reference, max_new_tokens=MAX_NEW_TOKENS)
-    kept = tuple(s for s, a in zip(reference, answers, strict=True) if same_answer(a.output, s.target))
-    return Made(tuple(corrections), len(corrections), kept, accuracy=len(kept) / len(reference))
-
-
-def _told(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Correction:
-    edit = Edit(input=row["prompt"], target=row["target"])
-    asked = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
-    return Correction(
-        edit=edit,
-        reworded=asked.paraphrase_samples,
-        locality=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
-        portability=tuple(
-            Sample(input=n["prompt"], target=n["answer"]) for n in row.get("portability") or ()
-        ),
-        restated=tuple(
-            sample
-            for sample in by_answer.get(row.get("ground_truth", ""), ())
-            if row["subject"].casefold() in sample.input.casefold()
-        ),
-    )
 
 
 def _with_rewordings(sample: Sample) -> Correction:

@@ -5,7 +5,7 @@
 Every layer gets the same full ridge edit, scored on held-out samples: (edit accuracy + generalisation) / 2 -
 drawdown. Each way to select ranks the layers without those samples; *regret@1* is the best score minus that
 of its first choice, *hit@3* whether the best layer is among its first three. Prints a line per set and, last,
-one JSON object; a run of all sets is kept in benchmarks/results/selection.json, which the report reads.
+one JSON object; a run of all sets is written to benchmarks/results/selection.json, which the report reads.
 """
 
 from __future__ import annotations

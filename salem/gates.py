@@ -64,29 +64,35 @@ def gated(
         return
     points: dict[str, Tensor] = {}
     firings: list[Firing | None] = [None] * len(deltas)
-    asking = Asking(network, inputs)
-    base_speaks = False
-
-    def ask(rows: Tensor) -> Openings:
-        nonlocal base_speaks
-        base_speaks = True
-        try:
-            return asking(rows)
-        finally:
-            base_speaks = False
+    aside = _Aside(Asking(network, inputs))
 
     def place(metric: Metric, embedded: Tensor, state: Tensor) -> None:
         with torch.no_grad():
             pooled = pool(network.task, embedded, state, fields, metric.reading)
             points[metric.sha256] = metric.place(pooled)
         if len(points) == len(metrics):
-            firings[:] = _firings(deltas, points, ask)
+            firings[:] = _firings(deltas, points, aside)
 
     with ExitStack() as watching:
         for metric in metrics:
             watching.enter_context(Glimpse(network, metric.reading, partial(place, metric)))
-        with applied(network.model, deltas, firings, resting=lambda: base_speaks):
+        with applied(network.model, deltas, firings, resting=lambda: aside.lasts):
             yield
+
+
+class _Aside:
+    """A question to the base in the midst of a version's forward; while it lasts, every delta rests."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.lasts = False
+
+    def __call__(self, rows: Tensor) -> Openings:
+        self.lasts = True
+        try:
+            return self._ask(rows)
+        finally:
+            self.lasts = False
 
 
 def _metrics(deltas: Sequence[LayerDelta]) -> list[Metric]:

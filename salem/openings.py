@@ -2,9 +2,9 @@
 
 An edit corrects an answer. Where the base is about to say something else altogether, the edit is not meant,
 however alike the two inputs are. An *opening* is the distribution of the answer's first token (of a
-classifier: of its labels), kept as its few likeliest tokens; two openings differ by the squared Hellinger
-distance between them (Hellinger 1909; Le Cam 1986, section 4.2), with all tokens that are not kept taken as
-one: openings that are spread thin hardly differ.
+classifier: of its labels), kept as its few likeliest tokens; two openings differ by an estimate of the
+squared Hellinger distance between them (Hellinger 1909; Le Cam 1986, section 4.2): what neither keeps counts
+as alike, so that openings that are spread thin hardly differ.
 
 Knows how a model is asked for one token. Does not know scopes, keys or deltas.
 """
@@ -37,7 +37,7 @@ class Openings:
         return Openings(self.said[index], self.shares[index])
 
     def differ(self, others: Openings) -> Tensor:
-        """The squared Hellinger distance to the opening in the same row -> [n] in [0, 1]."""
+        """The squared Hellinger distance to the opening in the same row, estimated -> [n] in [0, 1]."""
         alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
         roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
         unkept = (1 - self.shares.sum(-1)).clamp(min=0) * (1 - others.shares.sum(-1)).clamp(min=0)

@@ -28,6 +28,7 @@ from salem.hosting import Network
 from salem.openings import Openings
 from salem.records import Layer, TextInput
 
+PAIRS = 4_096  # of an input and a key whose openings are compared at a time: 15 MB
 Ask = Callable[[Tensor], Openings]  # what the base begins with on inputs at these places [r] of a batch
 
 
@@ -132,8 +133,11 @@ class Scope:
         if not len(rows):
             return cosines
         asked, place = torch.unique(rows, return_inverse=True)
-        differing = ask(asked).rows(place).differ(self.openings.rows(keys))
-        return cosines.index_put((rows, keys), -self.doubts[keys] * differing, accumulate=True)
+        heard = ask(asked)
+        for part in torch.arange(len(rows), device=rows.device).split(PAIRS):  # type: ignore[no-untyped-call]
+            differing = heard.rows(place[part]).differ(self.openings.rows(keys[part]))
+            cosines[rows[part], keys[part]] -= self.doubts[keys[part]] * differing
+        return cosines
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:
         """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in."""
@@ -211,7 +215,10 @@ class Scoped:
             "up": (e, r, layer.d_out),
         }
         owned = bool(((self.owners >= 0) & (self.owners < e) & (self.owners % 1 == 0)).all())
-        return k > 0 and owned and all(getattr(self, name).shape == shape for name, shape in expected.items())
+        heard = bool(((self.shares >= 0) & (self.shares <= 1)).all() and (self.doubts >= 0).all())
+        heard = heard and (s > 0 or not self.doubts.any())
+        shaped = all(getattr(self, name).shape == shape for name, shape in expected.items())
+        return k > 0 and owned and heard and shaped
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Scoped:
         """On a device; always in float32, where cosines are resolved."""

@@ -21,7 +21,8 @@ from app.main import create_app
 from app.service_address import bind
 from salem import hosting
 from salem.blobs import BlobStore
-from salem.deltas import LayerDelta, LowRank, pack
+from salem.delta_files import pack
+from salem.deltas import LayerDelta, LowRank
 from salem.records import Delta, FolderSource, HostedModel, JobKind, ModelState, Task, Version
 from salem.registry import Registry
 from salem.settings import Settings

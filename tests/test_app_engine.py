@@ -11,7 +11,8 @@ from api_service import Stage
 
 from app.engine import DeltaCache, Engine
 from salem import answers, hosting
-from salem.deltas import LayerDelta, LowRank, unpack
+from salem.delta_files import unpack
+from salem.deltas import LayerDelta, LowRank
 from salem.errors import DeltaRejected, ModelNotReady
 from salem.records import HostedModel, ModelReference, ModelState, Task, TextInput, Version
 from salem.registry import Registry

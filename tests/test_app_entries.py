@@ -20,7 +20,8 @@ from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
 from app.cli import main
-from salem.deltas import LayerDelta, pack
+from salem.delta_files import pack
+from salem.deltas import LayerDelta
 from salem.entry_rows import MadeEntries
 from salem.features import Reading, features, token_rarity
 from salem.metric_files import named, pack_metric

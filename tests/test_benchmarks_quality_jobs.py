@@ -8,13 +8,8 @@ import pytest
 from tiny_models import tiny_network
 
 from benchmarks import quality_passages
-from benchmarks.quality_data import (
-    WORDS_KEPT,
-    Correction,
-    Material,
-    corrections_of_errors,
-    corrections_of_facts,
-)
+from benchmarks.quality_data import WORDS_KEPT, Material, corrections_of_errors
+from benchmarks.quality_facts import Correction, corrections_of_facts
 from benchmarks.quality_jobs import (
     VALIDATION_SHARE,
     Sizes,

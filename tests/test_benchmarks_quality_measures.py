@@ -13,7 +13,7 @@ import torch
 from tiny_models import LABELS, build_network
 
 from benchmarks.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
-from benchmarks.quality_data import Correction
+from benchmarks.quality_facts import Correction
 from salem.answers import predict
 from salem.encoding import Batch, encode
 from salem.hosting import Network

@@ -15,7 +15,8 @@ from tiny_models import LABELS, build_network, save_tiny
 
 from benchmarks import quality_unit_run
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.quality_data import Correction, Material
+from benchmarks.quality_data import Material
+from benchmarks.quality_facts import Correction
 from benchmarks.quality_jobs import Sizes, draw_job
 from benchmarks.quality_unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
 from benchmarks.quality_units import Unit

@@ -8,7 +8,8 @@ from test_worker_gradients import some_samples
 from test_worker_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
-from benchmarks.quality_data import Correction, Material
+from benchmarks.quality_data import Material
+from benchmarks.quality_facts import Correction
 from benchmarks.quality_jobs import DrawnJob
 from benchmarks.selection import PAPER, choices, compared, rankings, within
 from benchmarks.selection_costs import (

@@ -53,8 +53,8 @@ FLOORS_FROM_THE_TOP = (
     },
     # 2 tensors
     {
-        *under("salem", "answers deltas encoding features gates hosting layers metric_files model_folders"),
-        *under("salem", "openings scopes streaming tensor_files trunk"),
+        *under("salem", "answers delta_files deltas encoding features gates hosting layers metric_files"),
+        *under("salem", "model_folders openings scopes streaming tensor_files trunk"),
     },
     # 1 words
     {

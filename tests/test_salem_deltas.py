@@ -15,7 +15,8 @@ from safetensors.torch import load, save
 from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 
-from salem.deltas import Dense, LayerDelta, LowRank, Term, adding, applied, pack, unpack
+from salem.delta_files import pack, unpack
+from salem.deltas import Dense, LayerDelta, LowRank, Term, adding, applied
 from salem.errors import DeltaRejected
 from salem.features import Reading
 from salem.metric_files import named

@@ -13,6 +13,7 @@ from tiny_models import ARCHITECTURES, first_task, save_tiny, tiny_network
 from torch import Tensor
 
 from salem import openings as module
+from salem import scopes
 from salem.answers import predict
 from salem.deltas import Dense, LayerDelta, applied
 from salem.encoding import encode_inputs
@@ -118,6 +119,23 @@ def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: st
     for before, after, acts in zip(base, edited, expected.tolist(), strict=True):
         if not acts:
             assert after.output == before.output
+
+
+def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole batch inside the scopes of many keys is no reason to hold all pairs at once."""
+    network = tiny_network("bert")
+    scope = scoped_delta(network, network.layers[-1], TEXTS, size=5.0).scoped
+    assert scope is not None
+    wide = replace(scope.scope, radii=torch.full((len(TEXTS),), -1.1))
+    points, heard = metric_of(network).read(network, TEXTS), openings(network, TEXTS)
+    expected = points @ wide.keys.T
+    for row in range(len(TEXTS)):
+        for key in range(len(TEXTS)):
+            one, other = (heard.rows(torch.tensor([place])) for place in (row, key))
+            expected[row, key] -= wide.doubts[key] * one.differ(other)[0]
+    for size in (1, 3, 4_096):
+        monkeypatch.setattr(scopes, "PAIRS", size)
+        torch.testing.assert_close(wide.likeness(points, heard.rows), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5", "bart"])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from salem import tensor_files
 from salem.answers import predict
-from salem.deltas import LayerDelta, applied, pack, unpack
+from salem.delta_files import pack, unpack
+from salem.deltas import LayerDelta, applied
 from salem.encoding import encode_inputs
 from salem.errors import DeltaRejected
 from salem.features import Reading, features, token_rarity
@@ -316,6 +317,9 @@ def test_scopes_that_were_written_before_they_asked_the_base_do_not_ask_it() -> 
         {"shares": torch.zeros(1, 2)},
         {"doubts": torch.zeros(1)},
         {"doubts": torch.tensor([0.2, float("inf")])},
+        {"doubts": torch.tensor([0.2, -0.1])},
+        {"shares": torch.full((2, 4), -0.1)},
+        {"said": torch.zeros(2, 0), "shares": torch.zeros(2, 0)},
         {"values": torch.zeros(2, 1, 3)},
         {"values": torch.zeros(1, 1, 16)},
         {"values": torch.zeros(2, 0, 16)},

@@ -11,7 +11,8 @@ from api_service import Stage
 from editor_corpora import LAYER, QUICK, corpus, kept, new_edits
 from tiny_models import tiny_network
 
-from salem.deltas import LayerDelta, unpack
+from salem.delta_files import unpack
+from salem.deltas import LayerDelta
 from salem.editors import editor_id
 from salem.records import (
     Edit,

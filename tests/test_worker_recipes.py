@@ -13,7 +13,8 @@ from tiny_models import LABELS, build_network, tiny_network
 from torch import Tensor
 
 from salem.answers import predict, same_answer
-from salem.deltas import Dense, LayerDelta, LowRank, Term, pack, unpack
+from salem.delta_files import pack, unpack
+from salem.deltas import Dense, LayerDelta, LowRank, Term
 from salem.encoding import IGNORED, encode
 from salem.hosting import Network
 from salem.metric_files import pack_metric, unpack_metric

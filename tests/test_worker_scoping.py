@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
+from salem import openings
 from salem.deltas import LayerDelta
-from salem.openings import Asking
-from salem.records import Edit, EditBatch, Hyperparameters, Sample
+from salem.hosting import Network
+from salem.openings import Asking, Openings
+from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
@@ -197,3 +200,49 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.
     assert (whole, left) == (0.2, 0.0)
     assert num_free > 0 and num_left == 0, "what the parent holds cannot be held again"
     assert (later.scope.radii >= scope.radii).all()
+
+
+class Heard:
+    """Openings that are made up: of some texts with another token than of all others."""
+
+    def __init__(self, otherwise: set[str]) -> None:
+        self.otherwise = otherwise
+        self.asked: list[str] = []
+
+    def __call__(self, network: Network, inputs: Sequence[TextInput]) -> Openings:
+        self.asked += [item.input for item in inputs]
+        said = torch.tensor([[float(item.input in self.otherwise)] for item in inputs])
+        return Openings(said, torch.ones(len(inputs), 1))
+
+
+def near() -> tuple[EditBatch, set[str]]:
+    """A batch whose pass samples are all near one edit, and their texts."""
+    texts = [f"where is my {subject} {word}" for subject in SUBJECTS for word in ("now", "today", "then")]
+    edit = Edit(input="where is my parcel and order", target=LABELS[0])
+    batch = build_edit_batch((edit,), (), (), max_pass_samples=1, max_held_out=1, seed=0)
+    kept = tuple(Sample(input=text, target="other") for text in texts)
+    return batch.model_copy(update={"pass_samples": kept}), set(texts)
+
+
+def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, texts = near()
+    monkeypatch.setattr(scoping, "REACH", 1.3)  # far enough for the calibration part to bind
+    hyper = HYPER.model_copy(update={"scope_budget": 0.0, "disagreement_weight": 2.0})
+    scopes = {}
+    for name, otherwise in (("alike", set()), ("otherwise", texts)):
+        heard = Heard(otherwise)
+        monkeypatch.setattr(openings, "openings", heard)
+        monkeypatch.setattr(scoping, "openings", heard)
+        scopes[name] = drawn(batch, hyper=hyper).scope
+        assert scopes[name].doubts.tolist() == [2.0] and len(heard.asked) > 1
+    assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
+
+
+def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard(set())
+    monkeypatch.setattr(openings, "openings", heard)
+    monkeypatch.setattr(scoping, "openings", heard)
+    found = drawn(near()[0], hyper=HYPER.model_copy(update={"disagreement_weight": 0.0}))
+    assert heard.asked == [] and not found.scope.doubts.any() and found.scope.said.shape == (1, 0)

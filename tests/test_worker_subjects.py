@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 from test_salem_scopes import TEXTS, scoped_delta
+from test_worker_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
+from benchmarks.baselines.product import Quiet
 from salem.answers import predict
 from salem.deltas import Dense, LayerDelta
 from salem.gates import fire
-from salem.records import TextInput
+from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
 from worker import subjects
+from worker.editing import make_edit
+from worker.recipes import Left
 from worker.subjects import Overlaid, Version, on_top
 
 
@@ -76,3 +80,27 @@ def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> N
     asked = watch(monkeypatch)
     assert "as registered" not in after.answers(TEXTS)
     assert asked == [[text.input for text in TEXTS]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "with_parent", "taken"),
+    [(Recipe.SCOPED, False, True), (Recipe.SCOPED, True, False), (Recipe.RIDGE, False, False)],
+)
+def test_a_base_is_taken_at_its_registered_word_where_entries_alone_can_differ(
+    recipe: Recipe, with_parent: bool, taken: bool
+) -> None:
+    """What was registered is made up here, to be recognised."""
+    network = tiny_network("bert")
+    wrong, kept = wrong_samples(network)[:2], pass_samples(network)
+    batch = EditBatch(
+        edit_samples=tuple(wrong),
+        adapt_samples=(),
+        pass_samples=tuple(kept),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+    hyper = Hyperparameters(recipe=recipe, margin=0.1, layer=network.layers[-1].path, null_space_rank=4)
+    parent = [scoped_delta(network, network.layers[-1], TEXTS[2:3], seed=3)] if with_parent else []
+    registered = {sample.content_hash: "as registered" for sample in wrong}
+    made = make_edit(network, parent, batch, hyper, Quiet(), Left(answers=registered))
+    assert {outcome.before == "as registered" for outcome in made.metrics.outcomes} == {taken}

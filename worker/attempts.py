@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salem.blobs import BlobStore
-from salem.deltas import LayerDelta, unpack
+from salem.delta_files import unpack
+from salem.deltas import LayerDelta
 from salem.errors import ModelNotReady
 from salem.hosting import Network, load, locate, weights_sha256
 from salem.layers import layer_at

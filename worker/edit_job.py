@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from salem.deltas import pack
+from salem.delta_files import pack
 from salem.entry_rows import MadeEntries
 from salem.metric_files import pack_metric
 from salem.records import (

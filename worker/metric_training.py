@@ -132,7 +132,7 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
     return _Texts(
         own=batch.corrections,
         own_reworded=tuple(s for _ in range(REWORDINGS) for s in reword_all(batch.corrections, rng)),
-        owners=(*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)),
+        owners=batch.owners,
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
         # Rules make much the same of every text: what they teach must be taken sharply.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from salem.deltas import LayerDelta, pack
+from salem.delta_files import pack
+from salem.deltas import LayerDelta
 from salem.entry_rows import MadeEntries
 from salem.hosting import Network
 from salem.records import (

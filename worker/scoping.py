@@ -69,9 +69,9 @@ def draw_scopes(
     found = job_metric(memo, batch, learning, layer, hyper, generator, stored)
     keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
     points, apart, ask = memo.points(keep, found.metric), apart.to(network.device), Asking(network, keep)
-    owners = torch.tensor([*range(len(batch.edit_samples)), *(edit for edit, _ in batch.adapt_samples)])
-    owners = owners.to(network.device)
-    widest = _widest(network, batch, found.metric, keys, owners, (points @ keys.T)[~apart], hyper)
+    owners = torch.tensor(batch.owners, device=network.device)
+    silent = _silent(found.metric, keys, widest_radii((points @ keys.T)[~apart]), owners)
+    widest = _asking(silent, network, batch, hyper) if hyper.disagreement_weight else silent
     likeness = widest.likeness(points, ask)
     spent = _inside(parent, found.metric, points, ask) & apart
     budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
@@ -89,20 +89,16 @@ def draw_scopes(
     )
 
 
-def _widest(
-    network: Network,
-    batch: EditBatch,
-    metric: Metric,
-    keys: Tensor,
-    owners: Tensor,
-    cosines: Tensor,
-    hyper: Hyperparameters,
-) -> Scope:
-    """The scopes as wide as they may become, however much budget is left."""
-    asks = hyper.disagreement_weight > 0
-    said = openings(network, batch.corrections) if asks else unheard(len(keys), keys.device)
-    doubts = keys.new_full((len(keys),), hyper.disagreement_weight)
-    return Scope(metric, keys, widest_radii(cosines), owners.float(), **vars(said), doubts=doubts)
+def _silent(metric: Metric, keys: Tensor, radii: Tensor, owners: Tensor) -> Scope:
+    """Scopes that do not ask the base."""
+    nothing = vars(unheard(len(keys), keys.device))
+    return Scope(metric, keys, radii, owners.float(), **nothing, doubts=torch.zeros_like(radii))
+
+
+def _asking(scope: Scope, network: Network, batch: EditBatch, hyper: Hyperparameters) -> Scope:
+    """The scopes with what the base begins with at each key."""
+    doubts = torch.full_like(scope.radii, hyper.disagreement_weight)
+    return replace(scope, **vars(openings(network, batch.corrections)), doubts=doubts)
 
 
 def _budget_left(hyper: Hyperparameters, num_edits: int, spent: float) -> float:

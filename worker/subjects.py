@@ -21,6 +21,7 @@ from salem.scopes import Scoped
 from worker.evaluation import Known
 
 BATCH = 32  # samples in one forward
+EDGE = 0.01  # of a likeness: what lies so near outside a scope is asked, too; another batch rounds otherwise
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,19 @@ class Overlaid:
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
-        if not inputs:
-            return []
-        deltas = (*self.below.deltas, self.entries)
-        firing = fire(self.below.network, inputs, deltas)[-1]
-        assert firing is not None, "entries fire or do not"
-        held = firing.strength.tolist()
-        outside = [item for item, strength in zip(inputs, held, strict=True) if not strength]
-        inside = [item for item, strength in zip(inputs, held, strict=True) if strength]
+        parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
+        held = [near for part in parts for near in self._near(part)]
+        outside = [item for item, near in zip(inputs, held, strict=True) if not near]
+        inside = [item for item, near in zip(inputs, held, strict=True) if near]
         answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
-        return [next(answers[bool(strength)]) for strength in held]
+        return [next(answers[near]) for near in held]
+
+    def _near(self, inputs: Sequence[TextInput]) -> list[bool]:
+        """Which inputs the new scopes hold, or would but for a rounding: they prevail over all below."""
+        (firing,) = fire(self.below.network, inputs, (self.entries,))
+        assert firing is not None, "entries fire or do not"
+        found: list[bool] = (firing.inside > -EDGE).tolist()
+        return found
 
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
         return self._whole.knows(samples)

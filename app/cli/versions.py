@@ -66,5 +66,5 @@ def _path(client: Client, text: str) -> str:
 
 
 def _widest(row: dict[str, Any]) -> float | None:
-    """The smallest cosine at which any key of the entry fires."""
+    """The smallest likeness at which any key of the entry fires."""
     return min((key["radius"] for key in row["keys"]), default=None)

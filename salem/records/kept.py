@@ -116,7 +116,7 @@ class EntryKey(Record):
     nearest_pass_sample: str | None = None  # the text most like this one that is to stay as it is
     nearest_likeness: float | None = Field(
         default=None, validation_alias=AliasChoices("nearest_likeness", "nearest_cosine")
-    )  # entries of earlier versions are stored under the second name
+    )  # at most: out of reach it is the cosine. The second name is that of earlier versions
 
 
 class Entry(Sample):

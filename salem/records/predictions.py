@@ -19,7 +19,7 @@ class Fired(Record):
 
     entry: str  # id of its edit
     strength: float  # of its gate, in [0, 1]
-    inside: float  # cosine to its nearest key minus the radius
+    inside: float  # likeness to its nearest key minus the radius
 
 
 class ExplainedPrediction(Prediction):

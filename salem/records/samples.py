@@ -106,6 +106,11 @@ class EditBatch(Record):
         """Edit and adapt samples, in this order: all that is to be answered differently."""
         return (*self.edit_samples, *(sample for _, sample in self.adapt_samples))
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The index of the edit that each of the corrections belongs to."""
+        return (*range(len(self.edit_samples)), *(edit for edit, _ in self.adapt_samples))
+
 
 class ReferenceSample(Record):
     """A labelled sample registered with a hosted model, and how the base answers it."""
