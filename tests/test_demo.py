@@ -137,7 +137,10 @@ def rows(page: str) -> dict[str, str]:
 
 def test_every_option_is_documented_with_its_default_and_no_other() -> None:
     fields = Hyperparameters.model_fields
-    expected = {n: "none" if f.default is None else str(f.default) for n, f in fields.items()}
+    expected = {n: str(f.default) for n, f in fields.items()}
+    expected = {
+        n: text.lower() if text in ("None", "True", "False") else text for n, text in expected.items()
+    }
     named = {n: second for n, second in rows("recipes.md").items() if n not in set(Recipe)}
     assert named == expected
 
