@@ -137,10 +137,8 @@ def rows(page: str) -> dict[str, str]:
 
 def test_every_option_is_documented_with_its_default_and_no_other() -> None:
     fields = Hyperparameters.model_fields
-    expected = {n: str(f.default) for n, f in fields.items()}
-    expected = {
-        n: text.lower() if text in ("None", "True", "False") else text for n, text in expected.items()
-    }
+    texts = {n: str(f.default) for n, f in fields.items()}
+    expected = {n: t.lower() if t in ("None", "True", "False") else t for n, t in texts.items()}
     named = {n: second for n, second in rows("recipes.md").items() if n not in set(Recipe)}
     assert named == expected
 
