@@ -149,16 +149,19 @@ def test_every_way_to_select_has_its_regret_in_the_table(tmp_path: Path) -> None
         {"path": f"b.{i}", "block": i // 2, "score": 0.1 * i, "saliency": 1.0 / (1 + i)} for i in range(6)
     ]
     ways = {way: {"regret_at_1": 0.125, "hit_at_3": way == "tracing", "seconds": 1.0} for way in WAYS}
-    found = {
-        "num_edits": 10, "seed": 0, "cost_over_forward_backward": 1.2, "memory_over_inference": 1.1,
-        "causal_tracing_over_selection": 31.0,
-        "sets": {name: {"layers": layers, "selection": ways} for name in ("nli", "wikitext")},
-    }  # fmt: skip
+    costs = {
+        "time_over_plain": {"plain": 1.0, "absolute": 1.25},
+        "memory_over_inference": {"absolute": 1.125},
+        "tracing_over_selection": 31.0,
+    }
+    sets = {name: {"layers": layers, "selection": ways, **costs} for name in ("nli", "wikitext")}
+    found = {"num_edits": 10, "seed": 0, "sets": sets}
     text = selection_report(found, tmp_path)
     assert "| causal tracing | 0.125 | 0.125 | 2 of 2 |" in text
     assert text.count("0 of 2") == len(WAYS) - 1
     assert "| the best layer's score | 0.500 | 0.500 | |" in text
-    assert "1.20" in text and "31 times" in text and "1.10" in text
+    assert "| causal tracing, times as long | 31.00 | 31.00 | at least 20 |" in text
+    assert "| 1.25 | 1.25 | at most 1.3 |" in text and "| 1.12 | 1.12 | at most 1.2 |" in text
     assert (tmp_path / "selection.svg").stat().st_size > 1_000
 
 
