@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from salem.deltas import LayerDelta
 from salem.encoding import encode_inputs, in_buckets
@@ -17,6 +16,7 @@ from salem.errors import InvalidRequest, Pointer
 from salem.gates import gated
 from salem.hosting import Network, count_tokens
 from salem.records import Prediction, Sample, Task, TextInput
+from salem.writing import greedy
 
 
 @torch.inference_mode()
@@ -88,15 +88,7 @@ def _classify(network: Network, fields: dict[str, Tensor]) -> list[Prediction]:
 
 def _generate(network: Network, fields: dict[str, Tensor], max_new_tokens: int) -> list[Prediction]:
     prompt = fields["input_ids"].shape[1] if network.task is Task.TEXT_GENERATION else 0
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=min(max_new_tokens, max(1, network.max_input_tokens - prompt)),
-        eos_token_id=network.eos_id,
-        pad_token_id=network.pad_id,
-        bos_token_id=getattr(network.model.config, "bos_token_id", None),
-        decoder_start_token_id=network.start_id,
-    )
+    config = greedy(network, min(max_new_tokens, max(1, network.max_input_tokens - prompt)))
     written = network.model.generate(**fields, generation_config=config)  # [n, prompt or start token + new]
     rows = [_until(network.eos_id, row) for row in written[:, prompt or 1 :].tolist()]
     texts = network.tokenizer.batch_decode(rows, skip_special_tokens=True)

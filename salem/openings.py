@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from salem.encoding import encode_inputs, in_buckets
 from salem.hosting import Network, count_tokens
 from salem.records import Task, TextInput
+from salem.writing import greedy
 
 KEPT = 16  # of the likeliest tokens
 _BATCH = 64
@@ -76,17 +76,7 @@ def _first(inputs: Sequence[TextInput], network: Network) -> Tensor:
     if not network.task.generates:
         labels: Tensor = network.model(**fields).logits
         return labels
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=1,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=network.eos_id,
-        pad_token_id=network.pad_id,
-        bos_token_id=getattr(network.model.config, "bos_token_id", None),
-        decoder_start_token_id=network.start_id,
-    )
+    config = greedy(network, 1, output_logits=True, return_dict_in_generate=True)
     first: Tensor = network.model.generate(**fields, generation_config=config).logits[0]
     return first
 

@@ -193,6 +193,7 @@ def _spawn(argv: list[str], log: Path, lock: int) -> tuple[subprocess.Popen[byte
     outcome: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
 
     def keep() -> None:
+        """Start the server, say so, and stay until it ends."""
         try:
             with log.open("ab") as output:
                 process = subprocess.Popen(

@@ -54,7 +54,7 @@ FLOORS_FROM_THE_TOP = (
     # 2 tensors
     {
         *under("salem", "answers delta_files deltas encoding features gates hosting layers metric_files"),
-        *under("salem", "model_folders openings scopes streaming tensor_files trunk"),
+        *under("salem", "model_folders openings scopes streaming tensor_files trunk writing"),
     },
     # 1 words
     {
