@@ -16,6 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from transformers.utils import logging
@@ -165,10 +166,10 @@ def _pools(sets: Sequence[str], limit: int | None) -> dict[str, tuple[str, int]]
     Done in a process of its own: a process that has run tensor operations must not fork those that measure.
     """
     pools: dict[str, tuple[str, int]] = {}
-    with multiprocessing.get_context("spawn").Pool(1) as apart:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
         for name in sets:
             began = time.monotonic()
-            pools[name] = apart.apply(_pool, (name, limit))
+            pools[name] = apart.submit(_pool, name, limit).result()
             print(
                 f"{name}: {pools[name][1]} edits to draw from ({time.monotonic() - began:.0f} s)", flush=True
             )

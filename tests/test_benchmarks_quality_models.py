@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from salem.encoding import encode
 from salem.hosting import load, weights_sha256
 from salem.records import Sample, Task
 
+PORTABLY = quality_models.portably
 WRITER = WriterRecipe(vocabulary=300, width=16, blocks=2, heads=2, window=16, epochs=2, batch=4)
 TEXT = "\n".join(["the parcel is at the door and the order is on its way to the door"] * 60)
 CLASSIFIER = ClassifierRecipe(epochs=12, batch=8, learning_rate=1e-2, frozen_blocks=1)
@@ -31,6 +33,7 @@ SAMPLES = [
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(quality_models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(quality_models, "portably", lambda make, folder: make(folder))
     torch.set_num_threads(1)
 
 
@@ -65,9 +68,27 @@ def test_a_classifier_learns_its_labels(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_same_recipe_makes_the_same_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quality_models, "portably", PORTABLY)
     first = weights_sha256(writer_folder("text", TEXT, WRITER))
     monkeypatch.setattr(quality_models, "CACHE", tmp_path / "elsewhere")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert weights_sha256(writer_folder("text", TEXT, WRITER)) == first
+
+
+def test_training_takes_the_instructions_that_every_machine_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    PORTABLY(_told, tmp_path / "told")
+    threads, *instructions = (tmp_path / "told").read_text().split()
+    assert threads == "1"
+    assert instructions == ["avx2", "AVX2", "AVX2"]
+    assert "MKL_CBWR" not in os.environ
+
+
+def _told(path: Path) -> None:
+    named = [os.environ[name] for name in ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")]
+    path.write_text(f"{torch.get_num_threads()} {' '.join(named)}")
 
 
 def test_a_folder_appears_only_when_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
