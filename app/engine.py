@@ -35,7 +35,8 @@ from salem.records import (
     TextInput,
     Version,
 )
-from salem.scopes import Firing, Metric
+from salem.metric import Metric
+from salem.scopes import Firing
 
 DELTA_CACHE_BYTES = 256 * 2**20
 

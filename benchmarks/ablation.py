@@ -59,6 +59,7 @@ class Line:
 LINES: dict[str, Line] = {
     "the default": Line(),
     "the base is not asked how it begins": Line({"disagreement_weight": 0.0}),
+    "exchanged words do not count": Line({"exchange_weight": 0.0}),
     "no known paraphrases of other texts": Line(less=_no_known_paraphrases),
     "200 pass samples instead of 2,000": Line(less=_few_pass_samples),
     "no rewordings train the values": Line({"rewordings": 0}),

@@ -26,9 +26,11 @@ from salem.encoding import encode_inputs
 from salem.features import Reading, features, token_rarity
 from salem.gates import gated
 from salem.hosting import Network, load
+from salem.metric import Metric
 from salem.openings import unheard
 from salem.records import Hyperparameters, Layer, Task, TextInput
-from salem.scopes import Metric, Scope
+from salem.scopes import Scope
+from salem.wordings import unworded
 from worker.learners import empty_entries
 from worker.saliency import middle_layers
 
@@ -92,7 +94,8 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     seen = features(network, inputs, reading)
     width = Hyperparameters().metric_width
     projection = torch.randn(width, seen.shape[1], generator=draw)
-    metric = Metric(reading, seen.mean(0), seen.std(0) + 1e-2, projection, sha256="random")
+    steady = torch.ones_like(reading.rarity)
+    metric = Metric(reading, seen.mean(0), seen.std(0) + 1e-2, projection, steady, sha256="random")
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
     scope = Scope(
         metric,
@@ -101,6 +104,8 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         owners=torch.arange(num_entries).float(),
         **vars(unheard(num_entries, keys.device)),
         doubts=torch.full((num_entries,), Hyperparameters().disagreement_weight),
+        **vars(unworded(num_entries, keys.device)),
+        tolls=torch.zeros(num_entries),
     )
     return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
 

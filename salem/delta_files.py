@@ -18,13 +18,14 @@ from torch import Tensor
 from salem import tensor_files
 from salem.deltas import Dense, LayerDelta, LowRank, Term
 from salem.errors import DeltaRejected
+from salem.metric import Metric
 from salem.records import Layer
-from salem.scopes import Metric, Scoped
+from salem.scopes import Scoped
 
 _KEY = re.compile(r"terms\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
 _DIMENSIONS = (
-    dict.fromkeys(("radii", "owners", "doubts"), 1)
-    | dict.fromkeys(("a", "b", "weight", "keys", "said", "shares"), 2)
+    dict.fromkeys(("radii", "owners", "doubts", "tolls"), 1)
+    | dict.fromkeys(("a", "b", "weight", "keys", "said", "shares", "words"), 2)
     | dict.fromkeys(("values", "down", "up"), 3)
 )
 _KINDS: Mapping[frozenset[str], type[Term]] = {
@@ -104,6 +105,9 @@ def _as_written_now(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             num = len(tensors["keys"])
             silent = {"said": torch.zeros(num, 0), "shares": torch.zeros(num, 0), "doubts": torch.zeros(num)}
             tensors = tensors | silent
+        if not {"words", "tolls"} & tensors.keys():  # scopes that did not mind single words
+            num = len(tensors["keys"])
+            tensors = tensors | {"words": torch.zeros(num, 0), "tolls": torch.zeros(num)}
     return tensors
 
 

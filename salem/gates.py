@@ -16,14 +16,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from salem.asking import Ask, Asking
 from salem.deltas import LayerDelta, applied
 from salem.encoding import Batch
 from salem.features import Glimpse, Reading, pool
 from salem.hosting import Network
 from salem.layers import layer_at
-from salem.openings import Asking, Openings
+from salem.metric import Metric
+from salem.openings import Openings
 from salem.records import TextInput
-from salem.scopes import Ask, Firing, Metric, prevailing
+from salem.scopes import Firing, prevailing
+from salem.wordings import Wordings
 
 
 def fire(
@@ -87,10 +90,13 @@ class _Aside:
         self._ask = ask
         self.lasts = False
 
-    def __call__(self, rows: Tensor) -> Openings:
+    def words(self, rows: Tensor) -> Wordings:
+        return self._ask.words(rows)
+
+    def openings(self, rows: Tensor) -> Openings:
         self.lasts = True
         try:
-            return self._ask(rows)
+            return self._ask.openings(rows)
         finally:
             self.lasts = False
 

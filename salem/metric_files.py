@@ -9,12 +9,14 @@ import hashlib
 import json
 from dataclasses import replace
 
+import torch
+
 from salem import tensor_files
 from salem.errors import DeltaRejected
 from salem.features import Reading
-from salem.scopes import Metric
+from salem.metric import Metric
 
-_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2}
+_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2, "steadiness": 1}
 
 
 def pack_metric(metric: Metric) -> bytes:
@@ -26,6 +28,7 @@ def pack_metric(metric: Metric) -> bytes:
             "centre": metric.centre,
             "spread": metric.spread,
             "projection": metric.projection,
+            "steadiness": metric.steadiness,
         },
         {
             "stack": reading.stack,
@@ -47,10 +50,13 @@ def unpack_metric(data: bytes) -> Metric:
         DeltaRejected: the file is damaged, or its fields do not fit together.
     """
     header, tensors = tensor_files.read(data, noun="scope metric")
+    if "rarity" in tensors and "steadiness" not in tensors:  # as first written: all words count as steady
+        tensors["steadiness"] = torch.ones_like(tensors["rarity"])
     if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
         raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
     width = len(tensors["centre"])
-    if len(tensors["spread"]) != width or tensors["projection"].shape[1] != width:
+    fitting = len(tensors["spread"]) == tensors["projection"].shape[1] == width
+    if not fitting or len(tensors["steadiness"]) != len(tensors["rarity"]):
         raise DeltaRejected("The shapes of the scope metric do not fit together.")
     try:
         block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))

@@ -79,21 +79,3 @@ def _first(inputs: Sequence[TextInput], network: Network) -> Tensor:
     config = greedy(network, 1, output_logits=True, return_dict_in_generate=True)
     first: Tensor = network.model.generate(**fields, generation_config=config).logits[0]
     return first
-
-
-class Asking:
-    """The openings of a batch: each input is asked about when it is first needed, and once."""
-
-    def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
-        self._network, self._inputs = network, inputs
-        self._known: dict[int, Openings] = {}
-
-    def __call__(self, rows: Tensor) -> Openings:
-        """The openings of the inputs at these places [r]."""
-        places = rows.tolist()
-        new = [place for place in places if place not in self._known]
-        if new:
-            heard = openings(self._network, [self._inputs[place] for place in new])
-            self._known.update(zip(new, heard.each(), strict=True))
-        known = [self._known[place] for place in places]
-        return Openings(torch.cat([one.said for one in known]), torch.cat([one.shares for one in known]))

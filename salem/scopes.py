@@ -1,11 +1,11 @@
 """Scope: where an edit applies. A gate per input, from what the base model makes of its prompt.
 
-A small learned *metric*, one per hosted model, maps the features of an input to the unit sphere; each entry
-owns keys there (its edit and the paraphrases), each with a radius. The nearest key, by how far inside its
-radius the input lies, decides which entry fires. The gate is open or shut: an input outside every radius is
-answered by the base, bit for bit, so the share of inputs inside any scope bounds what a version can break.
-A key also knows how the base begins its answer there. Where the base begins otherwise, an input counts as
-farther away: it is asked only about inputs that the cosine alone would let in, which few are.
+Each entry owns keys in the hosted model's metric (its edit and the paraphrases), each with a radius. The
+nearest key, by how far inside its radius the input lies, decides which entry fires. The gate is open or shut:
+an input outside every radius is answered by the base, bit for bit, so the share of inputs inside any scope
+bounds what a version can break. A key also knows its own words and how the base begins its answer there.
+Where an input has other words in their place, or the base begins otherwise, it counts as farther away: this
+is asked only about inputs that the cosine alone would let in, which few are.
 Relatives: SERAC's scope classifier (Mitchell et al. 2022), GRACE's codebook with deferral radii (Hartvigsen
 et al. 2023).
 
@@ -17,53 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.features import Reading, features
-from salem.hosting import Network
+from salem.asking import Ask
+from salem.metric import Metric
 from salem.openings import Openings
-from salem.records import Layer, TextInput
+from salem.records import Layer
+from salem.wordings import NOTHING, Wordings
 
-PAIRS = 4_096  # of an input and a key whose openings are compared at a time: 15 MB
-Ask = Callable[[Tensor], Openings]  # what the base begins with on inputs at these places [r] of a batch
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Standardise, project, normalise: features -> points among which equivalents lie close.
-
-    `f` features, `m` dimensions. `sha256` names the file that it was read from or written to.
-    """
-
-    reading: Reading
-    centre: Tensor  # [f] subtracted from the features
-    spread: Tensor  # [f] then divided by
-    projection: Tensor  # [m, f]
-    sha256: str = ""
-
-    def standardise(self, features: Tensor) -> Tensor:
-        return (features - self.centre) / self.spread
-
-    def place(self, features: Tensor) -> Tensor:
-        """Features [n, f] -> points on the unit sphere [n, m]."""
-        return F.normalize(self.standardise(features) @ self.projection.T, dim=-1)
-
-    def read(self, network: Network, inputs: Sequence[TextInput]) -> Tensor:
-        """The points of inputs [n, m]; runs the base up to the block that is read."""
-        return self.place(features(network, inputs, self.reading))
-
-    def to(self, device: torch.device) -> Metric:
-        return replace(
-            self,
-            reading=replace(self.reading, rarity=self.reading.rarity.to(device)),
-            centre=self.centre.to(device),
-            spread=self.spread.to(device),
-            projection=self.projection.to(device),
-        )
+PAIRS = 1_024  # of an input and a key that are compared at a time: 33 MB for inputs of 500 words
+Heard = TypeVar("Heard", Openings, Wordings)
 
 
 @dataclass(frozen=True)
@@ -106,8 +73,8 @@ class Writing:
 class Scope:
     """The keys of entries in a metric: `k` keys.
 
-    The likeness of an input to a key is the cosine between them, less the key's doubt times the difference
-    between the two openings.
+    The likeness of an input to a key is the cosine between them, less the key's toll times the weight of the
+    words that were exchanged, and less its doubt times the difference between the two openings.
     """
 
     metric: Metric
@@ -117,27 +84,52 @@ class Scope:
     said: Tensor  # [k, s] the opening of the base at each key; s may be 0
     shares: Tensor  # [k, s]
     doubts: Tensor  # [k] of a cosine: what it costs an input that the base begins altogether otherwise
+    words: Tensor  # [k, w] the wording of each key; w may be 0
+    tolls: Tensor  # [k] of a cosine: what it costs an input that it exchanges a word of weight 1
 
     @property
     def openings(self) -> Openings:
         return Openings(self.said, self.shares)
 
+    @property
+    def wordings(self) -> Wordings:
+        return Wordings(self.words)
+
     def likeness(self, points: Tensor, ask: Ask) -> Tensor:
         """Of points [n, m] of the unit sphere to every key -> [n, k], with one matrix product over all keys.
 
-        Exact where the cosine alone is above the key's radius, and the cosine elsewhere: doubt only takes
+        Exact where it is above the key's radius, and elsewhere no less than it is: tolls and doubts only take
         away, so nobody outside needs to be asked.
         """
-        cosines = points @ self.keys.T
-        rows, keys = ((cosines > self.radii) & (self.doubts > 0)).nonzero(as_tuple=True)
+        found = points @ self.keys.T
+        weights = self.metric.weights
+
+        def exchanged(heard: Wordings, keys: Tensor) -> Tensor:
+            return heard.exchanged(self.wordings.rows(keys), weights)
+
+        def differing(heard: Openings, keys: Tensor) -> Tensor:
+            return heard.differ(self.openings.rows(keys))
+
+        self._take_off(found, self.tolls, ask.words, exchanged)
+        self._take_off(found, self.doubts, ask.openings, differing)
+        return found
+
+    def _take_off(
+        self,
+        likeness: Tensor,
+        prices: Tensor,
+        ask: Callable[[Tensor], Heard],
+        difference: Callable[[Heard, Tensor], Tensor],
+    ) -> None:
+        """Take prices [k] times differences off the likeness [n, k], in place, where it is above a radius."""
+        rows, keys = ((likeness > self.radii) & (prices > 0)).nonzero(as_tuple=True)
         if not len(rows):
-            return cosines
+            return
         asked, place = torch.unique(rows, return_inverse=True)
         heard = ask(asked)
         for part in torch.arange(len(rows), device=rows.device).split(PAIRS):  # type: ignore[no-untyped-call]
-            differing = heard.rows(place[part]).differ(self.openings.rows(keys[part]))
-            cosines[rows[part], keys[part]] -= self.doubts[keys[part]] * differing
-        return cosines
+            apart = difference(heard.rows(place[part]), keys[part])
+            likeness[rows[part], keys[part]] -= prices[keys[part]] * apart
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:
         """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in."""
@@ -161,6 +153,8 @@ class Scoped:
     said: Tensor  # [k, s]
     shares: Tensor  # [k, s]
     doubts: Tensor  # [k]
+    words: Tensor  # [k, w]
+    tolls: Tensor  # [k]
     values: Tensor  # [e, p, d_out]; p is 1 where a layer does not take part in writing an answer
     down: Tensor  # [e, r, d_in]; r may be 0
     up: Tensor  # [e, r, d_out]
@@ -202,7 +196,7 @@ class Scoped:
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""
         e, m, k, r = len(self.values), len(self.metric.projection), len(self.keys), self.down.shape[1]
-        s = self.said.shape[1]
+        s, w = self.said.shape[1], self.words.shape[1]
         expected = {
             "keys": (k, m),
             "radii": (k,),
@@ -210,6 +204,8 @@ class Scoped:
             "said": (k, s),
             "shares": (k, s),
             "doubts": (k,),
+            "words": (k, w),
+            "tolls": (k,),
             "values": (e, max(self.values.shape[1], 1), layer.d_out),
             "down": (e, r, layer.d_in),
             "up": (e, r, layer.d_out),
@@ -217,8 +213,10 @@ class Scoped:
         owned = bool(((self.owners >= 0) & (self.owners < e) & (self.owners % 1 == 0)).all())
         heard = bool(((self.shares >= 0) & (self.shares <= 1)).all() and (self.doubts >= 0).all())
         heard = heard and (s > 0 or not self.doubts.any())
+        worded = bool((self.words >= NOTHING).all() and (self.tolls >= 0).all())
+        worded = worded and (w > 0 or not self.tolls.any())
         shaped = all(getattr(self, name).shape == shape for name, shape in expected.items())
-        return k > 0 and owned and heard and shaped
+        return k > 0 and owned and heard and worded and shaped
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Scoped:
         """On a device; always in float32, where cosines are resolved."""

@@ -24,6 +24,7 @@ from salem.delta_files import pack
 from salem.deltas import LayerDelta
 from salem.entry_rows import MadeEntries
 from salem.features import Reading, features, token_rarity
+from salem.metric import Metric
 from salem.metric_files import named, pack_metric
 from salem.openings import openings
 from salem.queue import JobQueue
@@ -39,8 +40,9 @@ from salem.records import (
     Version,
 )
 from salem.registry import Registry
-from salem.scopes import Metric, Scoped
+from salem.scopes import Scoped
 from salem.settings import Settings
+from salem.wordings import wordings
 
 NOTHING_FIRES = "who wrote the book in rome"
 EDITS = (
@@ -73,7 +75,8 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
     reading = Reading(network.layers[0].stack, 1, False, token_rarity(network, inputs))
     seen = features(network, inputs, reading)  # [e, f]
     width = seen.shape[1]
-    metric = named(Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width)))
+    steady = torch.ones_like(reading.rarity)
+    metric = named(Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), steady))
     layer = model.layers[1]
     return Scoped(
         metric=metric,
@@ -82,6 +85,8 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
         owners=torch.arange(len(edits)).float(),
         **vars(openings(network, inputs)),
         doubts=torch.full((len(edits),), 0.2),
+        **vars(wordings(network, inputs)),
+        tolls=torch.full((len(edits),), 0.1),
         values=torch.randn(len(edits), 1, layer.d_out, generator=torch.Generator().manual_seed(1)),
         down=torch.zeros(len(edits), 0, layer.d_in),
         up=torch.zeros(len(edits), 0, layer.d_out),

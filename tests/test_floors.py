@@ -53,8 +53,9 @@ FLOORS_FROM_THE_TOP = (
     },
     # 2 tensors
     {
-        *under("salem", "answers delta_files deltas encoding features gates hosting layers metric_files"),
-        *under("salem", "model_folders openings scopes streaming tensor_files trunk writing"),
+        *under("salem", "answers asking delta_files deltas encoding features gates hosting layers metric"),
+        *under("salem", "metric_files model_folders openings scopes streaming tensor_files trunk wordings"),
+        *under("salem", "writing"),
     },
     # 1 words
     {

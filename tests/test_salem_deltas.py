@@ -19,9 +19,10 @@ from salem.delta_files import pack, unpack
 from salem.deltas import Dense, LayerDelta, LowRank, Term, adding, applied
 from salem.errors import DeltaRejected
 from salem.features import Reading
+from salem.metric import Metric
 from salem.metric_files import named
 from salem.records import Layer
-from salem.scopes import Metric, Scoped
+from salem.scopes import Scoped
 from salem.tensor_files import FORMAT_VERSION, read_header
 
 BASE = "ab" * 32
@@ -190,13 +191,14 @@ def test_other_types_are_stored_as_float32_without_their_graph() -> None:
 
 def some_metric() -> Metric:
     reading = Reading(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
-    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3)))
+    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), torch.ones(5)))
 
 
 def some_scoped(metric: Metric) -> Scoped:
     zeros = torch.zeros
     value = {"radii": zeros(1), "owners": zeros(1), "values": zeros(1, 1, 4), "down": zeros(1, 0, 6)}
     value |= {"said": zeros(1, 3), "shares": zeros(1, 3), "doubts": zeros(1)}
+    value |= {"words": zeros(1, 2), "tolls": zeros(1)}
     return Scoped(metric=metric, keys=zeros(1, 2), **value, up=zeros(1, 0, 4))
 
 

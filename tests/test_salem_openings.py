@@ -12,14 +12,17 @@ from test_salem_scopes import TEXTS, metric_of, scoped_delta
 from tiny_models import ARCHITECTURES, first_task, save_tiny, tiny_network
 from torch import Tensor
 
-from salem import openings as module
+from salem import asking as module
 from salem import scopes
 from salem.answers import predict
+from salem.asking import Asking, Known
 from salem.deltas import Dense, LayerDelta, applied
 from salem.encoding import encode_inputs
 from salem.gates import fire, gated
 from salem.hosting import Network, load
-from salem.openings import KEPT, Asking, Openings, openings
+from salem.openings import KEPT, Openings, openings
+from salem.records import TextInput
+from salem.wordings import wordings
 
 
 def some_shares(num: int, width: int, *, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -83,14 +86,14 @@ def test_each_input_is_asked_about_once_and_only_when_needed(monkeypatch: pytest
     network = tiny_network("gpt2")
     asked: list[list[str]] = []
 
-    def watched(network: Network, inputs: list[module.TextInput]) -> Openings:
+    def watched(network: Network, inputs: list[TextInput]) -> Openings:
         asked.append([item.input for item in inputs])
         return openings(network, inputs)
 
     monkeypatch.setattr(module, "openings", watched)
     asking = Asking(network, TEXTS)
-    first = asking(torch.tensor([2, 0]))
-    second = asking(torch.tensor([0, 1, 2]))
+    first = asking.openings(torch.tensor([2, 0]))
+    second = asking.openings(torch.tensor([0, 1, 2]))
     assert asked == [[TEXTS[2].input, TEXTS[0].input], [TEXTS[1].input]]
     assert torch.equal(second.said[[2, 0]], first.said) and torch.equal(second.shares[[2, 0]], first.shares)
 
@@ -100,6 +103,7 @@ def doubtful(network: Network, size: float = 5.0) -> LayerDelta:
     delta = scoped_delta(network, network.layers[-1], TEXTS[:1], size=size)
     assert delta.scoped is not None
     wide = replace(delta.scoped, radii=torch.tensor([-1.1]), doubts=torch.tensor([1e4]))
+    wide = replace(wide, tolls=torch.zeros(1))
     return LayerDelta(delta.layer, (wide,))
 
 
@@ -110,7 +114,7 @@ def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: st
     (firing,) = fire(network, TEXTS, [delta])
     assert firing is not None and delta.scoped is not None
     points = metric_of(network).read(network, TEXTS)
-    likeness = delta.scoped.scope.likeness(points, openings(network, TEXTS).rows)
+    likeness = delta.scoped.scope.likeness(points, Known(wordings(network, TEXTS), openings(network, TEXTS)))
     expected = (likeness > delta.scoped.radii).any(-1)
     assert torch.equal(firing.strength > 0, expected)
     assert expected[0] and not expected.all(), "tiny models answer differently"
@@ -128,14 +132,17 @@ def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert scope is not None
     wide = replace(scope.scope, radii=torch.full((len(TEXTS),), -1.1))
     points, heard = metric_of(network).read(network, TEXTS), openings(network, TEXTS)
+    worded, weights = wordings(network, TEXTS), wide.metric.weights
     expected = points @ wide.keys.T
     for row in range(len(TEXTS)):
         for key in range(len(TEXTS)):
             one, other = (heard.rows(torch.tensor([place])) for place in (row, key))
             expected[row, key] -= wide.doubts[key] * one.differ(other)[0]
+            mine, its = (worded.rows(torch.tensor([place])) for place in (row, key))
+            expected[row, key] -= wide.tolls[key] * mine.exchanged(its, weights)[0]
     for size in (1, 3, 4_096):
         monkeypatch.setattr(scopes, "PAIRS", size)
-        torch.testing.assert_close(wide.likeness(points, heard.rows), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(wide.likeness(points, Known(worded, heard)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5", "bart"])
@@ -149,7 +156,7 @@ def test_the_base_is_asked_while_every_delta_rests(
     plain = LayerDelta(last.path, (Dense(weight),))
     heard: list[Openings] = []
 
-    def watched(network: Network, inputs: list[module.TextInput]) -> Openings:
+    def watched(network: Network, inputs: list[TextInput]) -> Openings:
         heard.append(openings(network, inputs))
         return heard[-1]
 

@@ -19,15 +19,17 @@ from salem.errors import DeltaRejected
 from salem.features import Reading, features, token_rarity
 from salem.gates import fire
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.metric_files import named, pack_metric, unpack_metric
 from salem.openings import Openings, openings, unheard
 from salem.records import Layer, Prediction, TextInput
-from salem.scopes import Firing, Metric, Scope, Scoped, Writing, prevailing
+from salem.scopes import Firing, Scope, Scoped, Writing, prevailing
+from salem.wordings import Wordings, unworded, wordings
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
 BASE = "0" * 64
-DOUBT = 0.2
+DOUBT, TOLL = 0.2, 0.02
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +46,7 @@ def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
     reading = reading_of(network, block)
     pooled = features(network, TEXTS, reading)
     turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
-    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn))
+    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, torch.ones_like(reading.rarity)))
 
 
 def scoped_delta(
@@ -68,6 +70,8 @@ def scoped_delta(
         owners=torch.arange(e).float(),
         **vars(heard),
         doubts=torch.full((e,), DOUBT),
+        **vars(wordings(network, inputs)),
+        tolls=torch.full((e,), TOLL),
         values=size * drawn(e, num_positions, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
         up=drawn(e, rank, layer.d_out, seed=seed + 2),
@@ -84,12 +88,23 @@ def small_scope() -> Scope:
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
     reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
-    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2))
-    return Scope(metric, keys, radii, owners, **vars(unheard(3, keys.device)), doubts=torch.zeros(3))
+    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), torch.ones(5))
+    heard, worded = unheard(3, keys.device), unworded(3, keys.device)
+    silent = {"doubts": torch.zeros(3), "tolls": torch.zeros(3)}
+    return Scope(metric, keys, radii, owners, **vars(heard), **vars(worded), **silent)
 
 
-def nobody(rows: Tensor) -> Openings:
-    raise AssertionError("nobody needs to ask the base")
+class Nobody:
+    """Whom a scope need not ask."""
+
+    def words(self, rows: Tensor) -> Wordings:
+        raise AssertionError("nobody needs to look at words")
+
+    def openings(self, rows: Tensor) -> Openings:
+        raise AssertionError("nobody needs to ask the base")
+
+
+nobody = Nobody()
 
 
 def test_the_key_farthest_inside_its_radius_decides() -> None:
@@ -107,7 +122,8 @@ def test_the_key_farthest_inside_its_radius_decides() -> None:
 
 def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
     scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
-    scope = replace(scope, owners=torch.zeros(1), doubts=torch.zeros(1))
+    scope = replace(scope, owners=torch.zeros(1))
+    scope = replace(scope, doubts=torch.zeros(1), tolls=torch.zeros(1))
     cosines = torch.linspace(0.5, 1.0, 41)
     firing = scope.fire_at(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1), nobody)
     assert firing.strength.tolist() == (cosines > 0.8).float().tolist()
@@ -289,17 +305,19 @@ def test_values_stored_without_positions_act_at_every_position() -> None:
     assert again.scoped is not None and torch.equal(again.scoped.values, values)
 
 
-def test_scopes_that_were_written_before_they_asked_the_base_do_not_ask_it() -> None:
+def test_scopes_that_were_written_before_they_asked_ask_for_nothing() -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
     assert delta.scoped is not None
     metric = delta.scoped.metric
     tensors = {name: value for name, value in vars(delta.scoped).items() if isinstance(value, Tensor)}
-    old = {f"terms.0.{name}": tensors[name] for name in tensors.keys() - {"said", "shares", "doubts"}}
+    later = {"said", "shares", "doubts", "words", "tolls"}
+    old = {f"terms.0.{name}": tensors[name] for name in tensors.keys() - later}
     header = {"metric": metric.sha256, "base_sha256": BASE, "layer": delta.layer}
     data = tensor_files.write(old, header)
     again = unpack(data, base_sha256=BASE, layers=network.layers, metric=lambda name: metric).scoped
     assert again is not None and not again.doubts.any() and again.said.shape == (2, 0)
+    assert not again.tolls.any() and again.words.shape == (2, 0)
     assert again.scope.fire_at(metric.read(network, TEXTS), nobody).strength[:2].all()
 
 
@@ -318,6 +336,12 @@ def test_scopes_that_were_written_before_they_asked_the_base_do_not_ask_it() -> 
         {"doubts": torch.zeros(1)},
         {"doubts": torch.tensor([0.2, float("inf")])},
         {"doubts": torch.tensor([0.2, -0.1])},
+        {"tolls": torch.zeros(1)},
+        {"tolls": torch.tensor([0.2, float("inf")])},
+        {"tolls": torch.tensor([0.2, -0.1])},
+        {"words": torch.zeros(1, 4)},
+        {"words": torch.full((2, 4), -2.0)},
+        {"words": torch.zeros(2, 0)},
         {"shares": torch.full((2, 4), -0.1)},
         {"said": torch.zeros(2, 0), "shares": torch.zeros(2, 0)},
         {"values": torch.zeros(2, 1, 3)},

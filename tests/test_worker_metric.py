@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salem.features import Reading
-from salem.scopes import Metric
+from salem.metric import Metric
 from worker.metric import (
     SHARP,
     TOLERATED,

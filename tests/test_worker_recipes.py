@@ -17,9 +17,10 @@ from salem.delta_files import pack, unpack
 from salem.deltas import Dense, LayerDelta, LowRank, Term
 from salem.encoding import IGNORED, encode
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.metric_files import pack_metric, unpack_metric
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
-from salem.scopes import Metric, Scoped
+from salem.scopes import Scoped
 from worker.edit_dataset import build_edit_batch
 from worker.recipes import Trained, attainable_margin, smallest_that_holds, train_term
 from worker.training import prepare_dataset, standing

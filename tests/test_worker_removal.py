@@ -8,15 +8,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from salem.asking import Known
 from salem.deltas import LayerDelta, LowRank
 from salem.features import Reading
+from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
-from salem.scopes import Metric, Scoped
-from worker.removal import Change, cut, plan, reduced, remaining_batch, without
+from salem.scopes import Scoped
+from salem.wordings import Wordings
+from worker.removal import OF_A_KEY, Change, cut, plan, reduced, remaining_batch, without
 
 METRIC = Metric(
-    Reading("layer", 0, False, torch.ones(3)), torch.zeros(5), torch.ones(5), torch.ones(4, 5), "a" * 64
+    Reading("layer", 0, False, torch.ones(3)),
+    torch.zeros(5),
+    torch.ones(5),
+    torch.ones(4, 5),
+    torch.ones(3),
+    "a" * 64,
 )
 KEEP, DROP, REPLAY = Change.KEEP, Change.DROP, Change.REPLAY
 
@@ -76,6 +84,8 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
         said=torch.arange(2.0 * len(owners)).reshape(-1, 2),
         shares=some(len(owners), 2).sigmoid() / 2,
         doubts=some(len(owners)).abs(),
+        words=torch.arange(3.0 * len(owners)).reshape(-1, 3),
+        tolls=some(len(owners)).abs(),
         values=some(num_entries, 2, 3),
         down=some(num_entries, 2, 6),
         up=some(num_entries, 2, 3),
@@ -86,7 +96,7 @@ def test_dropping_entries_leaves_the_others_bit_for_bit() -> None:
     whole = term(4, [0, 1, 2, 3, 1, 0, 3])
     left = without(whole, [0, 2])
     assert left.owners.tolist() == [0, 1, 0, 1] and left.owners.dtype == torch.float32
-    for name in ("keys", "radii", "said", "shares", "doubts"):
+    for name in OF_A_KEY:
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3, 4, 6]])
     for name in ("values", "down", "up"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3]])
@@ -101,7 +111,8 @@ def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> N
     assert left is not None
     starts = torch.arange(50) % 7
     said = Openings(torch.arange(100.0).reshape(50, 2) % 12, torch.full((50, 2), 0.4))
-    before, after = (replace(each.scope.fire_at(points, said.rows), starts=starts) for each in (whole, left))
+    ask = Known(Wordings(torch.arange(150.0).reshape(50, 3) % 12), said)
+    before, after = (replace(each.scope.fire_at(points, ask), starts=starts) for each in (whole, left))
     same = (before.entry == 1) | (before.entry == 3)
     assert 5 < same.sum() < 45
     assert torch.equal(torch.tensor([1, 3])[after.entry[same]], before.entry[same])

@@ -10,14 +10,16 @@ import torch
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
-from salem import openings
+from salem import asking
+from salem.asking import Asking
 from salem.deltas import LayerDelta
 from salem.hosting import Network
-from salem.openings import Asking, Openings
+from salem.openings import Openings
 from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
+from worker.removal import OF_A_KEY
 from worker.scoping import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
@@ -173,7 +175,7 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
 def test_the_same_seed_draws_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
     assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
-    for name in ("keys", "radii", "owners", "said", "shares", "doubts"):
+    for name in ("owners", *OF_A_KEY):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
     assert not torch.equal(one.metric.projection, other.metric.projection)
 
@@ -229,11 +231,12 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
 ) -> None:
     batch, texts = near()
     monkeypatch.setattr(scoping, "REACH", 1.3)  # far enough for the calibration part to bind
-    hyper = HYPER.model_copy(update={"scope_budget": 0.0, "disagreement_weight": 2.0})
+    only = {"scope_budget": 0.0, "disagreement_weight": 2.0, "exchange_weight": 0.0}
+    hyper = HYPER.model_copy(update=only)
     scopes = {}
     for name, otherwise in (("alike", set()), ("otherwise", texts)):
         heard = Heard(otherwise)
-        monkeypatch.setattr(openings, "openings", heard)
+        monkeypatch.setattr(asking, "openings", heard)
         monkeypatch.setattr(scoping, "openings", heard)
         scopes[name] = drawn(batch, hyper=hyper).scope
         assert scopes[name].doubts.tolist() == [2.0] and len(heard.asked) > 1
@@ -242,7 +245,19 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
 
 def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard(set())
-    monkeypatch.setattr(openings, "openings", heard)
+    monkeypatch.setattr(asking, "openings", heard)
     monkeypatch.setattr(scoping, "openings", heard)
     found = drawn(near()[0], hyper=HYPER.model_copy(update={"disagreement_weight": 0.0}))
     assert heard.asked == [] and not found.scope.doubts.any() and found.scope.said.shape == (1, 0)
+
+
+def test_a_word_in_place_of_another_costs_a_part_of_the_widest_reach() -> None:
+    batch, _ = near()
+    minding = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.5})).scope
+    silent = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.0})).scope
+    assert silent.words.shape == (1, 0) and not silent.tolls.any()
+    assert minding.words.shape[1] > 4
+    assert 0 < float(minding.tolls) <= 0.5 * (1 - scoping.WIDEST)
+    assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
+    weights = minding.metric.weights
+    assert ((weights > 0) & (weights <= 1)).all() and weights.min() < 0.05, "small words hardly count"

@@ -15,10 +15,10 @@ from salem.deltas import LayerDelta
 from salem.errors import ModelNotReady
 from salem.hosting import Network, load, locate, weights_sha256
 from salem.layers import layer_at
+from salem.metric import Metric
 from salem.metric_files import unpack_metric
 from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
 from salem.registry import Registry
-from salem.scopes import Metric
 from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
 from worker.recipes import Left

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from salem.features import Reading, features
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.records import TextInput
-from salem.scopes import Metric
 from worker.sample_cache import SampleCache
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salem.features import Reading
-from salem.scopes import Metric
+from salem.metric import Metric
 
 SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
 BATCH_GROUPS = 384  # pairs per step
@@ -45,7 +45,8 @@ def new_metric(
     centre, spread = population.mean(0), population.std(0)
     spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
     projection = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
-    return Metric(reading, centre, spread, projection.to(centre.device))
+    all_steady = torch.ones_like(reading.rarity)
+    return Metric(reading, centre, spread, projection.to(centre.device), all_steady)
 
 
 def train_metric(

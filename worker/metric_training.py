@@ -15,10 +15,11 @@ import torch
 
 from salem.features import Reading, token_rarity
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.metric_files import named
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
-from salem.scopes import Metric
 from salem.trunk import beside_encoder
+from salem.wordings import steadiness
 from worker.feature_memo import FeatureMemo
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
@@ -54,6 +55,14 @@ class _Texts:
     own_reworded: tuple[Sample, ...]
     temperature: float
 
+    @property
+    def pairs(self) -> tuple[tuple[TextInput, TextInput], ...]:
+        """Equivalent texts, two by two: those of other texts, and each edit with its paraphrases."""
+        edits = {owner: sample for owner, sample in reversed(list(zip(self.owners, self.own, strict=True)))}
+        own = zip(self.owners, self.own, strict=True)
+        paraphrases = [(edits[owner], sample) for owner, sample in own if sample is not edits[owner]]
+        return (*zip(self.first, self.second, strict=True), *paraphrases)
+
     def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
         groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
         always = memo.read([*self.own, *self.own_reworded], reading)
@@ -80,17 +89,16 @@ def job_metric(
     if stored is not None and _knows(memo, batch, stored, learning):
         return JobMetric(stored, is_new=False)
     texts = _texts(batch, learning, random.Random(int(torch.randint(2**31, (), generator=generator))))
+    kept = steadiness(memo.network, texts.pairs)
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
-        return JobMetric(named(refined), is_new=True)
+        return JobMetric(named(replace(refined, steadiness=kept)), is_new=True)
     reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
     equivalents = texts.read(memo, reading)
     start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
-    return JobMetric(
-        named(train_metric(start, equivalents, steps=STEPS, generator=generator)),
-        is_new=True,
-    )
+    trained = train_metric(start, equivalents, steps=STEPS, generator=generator)
+    return JobMetric(named(replace(trained, steadiness=kept)), is_new=True)
 
 
 def _best_reading(

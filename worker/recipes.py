@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from salem.deltas import Dense, LayerDelta, LowRank, Term, applied
 from salem.encoding import IGNORED, encode, forward
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.records import EditBatch, Entry, Hyperparameters, Layer, Recipe, Sample
-from salem.scopes import Metric, Scoped
+from salem.scopes import Scoped
 from salem.trunk import resume, sees_answer
 from worker.compression import TOLERANCE, compress
 from worker.editor_files import TrainedEditor

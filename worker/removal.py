@@ -21,6 +21,8 @@ from salem.deltas import LayerDelta
 from salem.records import Delta, EditBatch, EditRequest, Sample
 from salem.scopes import Scoped
 
+OF_A_KEY = ("keys", "radii", "said", "shares", "doubts", "words", "tolls")
+
 
 class Change(Enum):
     """What becomes of a delta."""
@@ -84,12 +86,8 @@ def without(term: Scoped, entries: Collection[int]) -> Scoped:
     keys = owners >= 0
     return replace(
         term,
-        keys=term.keys[keys],
-        radii=term.radii[keys],
+        **{name: getattr(term, name)[keys] for name in OF_A_KEY},
         owners=owners[keys].to(term.owners.dtype),
-        said=term.said[keys],
-        shares=term.shares[keys],
-        doubts=term.doubts[keys],
         values=term.values[kept],
         down=term.down[kept],
         up=term.up[kept],

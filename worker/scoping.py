@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from salem.asking import Ask, Asking, Known
 from salem.deltas import LayerDelta
 from salem.hosting import Network
-from salem.openings import Asking, openings, unheard
+from salem.metric import Metric
+from salem.openings import openings, unheard
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
-from salem.scopes import Ask, Firing, Metric, Scope
+from salem.scopes import Firing, Scope
+from salem.wordings import unworded, wordings
 from worker.feature_memo import FeatureMemo
 from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
@@ -70,14 +73,14 @@ def draw_scopes(
     keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
     points, apart, ask = memo.points(keep, found.metric), apart.to(network.device), Asking(network, keep)
     owners = torch.tensor(batch.owners, device=network.device)
-    silent = _silent(found.metric, keys, widest_radii((points @ keys.T)[~apart]), owners)
-    widest = _asking(silent, network, batch, hyper) if hyper.disagreement_weight else silent
+    radii = widest_radii((points @ keys.T)[~apart])
+    widest = _widest(network, batch, found.metric, hyper, keys=keys, radii=radii, owners=owners.float())
     likeness = widest.likeness(points, ask)
     spent = _inside(parent, found.metric, points, ask) & apart
     budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
     radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
-    own = scope.likeness(keys, widest.openings.rows)
+    own = scope.likeness(keys, Known(scope.wordings, scope.openings))
     return Scoping(
         scope=scope,
         is_new=found.is_new,
@@ -89,16 +92,24 @@ def draw_scopes(
     )
 
 
-def _silent(metric: Metric, keys: Tensor, radii: Tensor, owners: Tensor) -> Scope:
-    """Scopes that do not ask the base."""
-    nothing = vars(unheard(len(keys), keys.device))
-    return Scope(metric, keys, radii, owners.float(), **nothing, doubts=torch.zeros_like(radii))
-
-
-def _asking(scope: Scope, network: Network, batch: EditBatch, hyper: Hyperparameters) -> Scope:
-    """The scopes with what the base begins with at each key."""
-    doubts = torch.full_like(scope.radii, hyper.disagreement_weight)
-    return replace(scope, **vars(openings(network, batch.corrections)), doubts=doubts)
+def _widest(
+    network: Network, batch: EditBatch, metric: Metric, hyper: Hyperparameters, **placed: Tensor
+) -> Scope:
+    """Scopes of the widest radii, that mind as much of an input as they are to."""
+    keys, radii = placed["keys"], placed["radii"]
+    heard, worded = unheard(len(keys), keys.device), unworded(len(keys), keys.device)
+    if hyper.disagreement_weight:
+        heard = openings(network, batch.corrections)
+    if hyper.exchange_weight:
+        worded = wordings(network, batch.corrections).heaviest(metric.weights)
+    return Scope(
+        metric,
+        **placed,
+        **vars(heard),
+        doubts=torch.full_like(radii, hyper.disagreement_weight),
+        **vars(worded),
+        tolls=hyper.exchange_weight * (1 - radii),
+    )
 
 
 def _budget_left(hyper: Hyperparameters, num_edits: int, spent: float) -> float:

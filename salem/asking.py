@@ -1,0 +1,62 @@
+"""What can be learned about single inputs of a batch, each when it is needed and once.
+
+A scope tells most inputs by where they lie. About the few that lie inside it, it asks for more: their words,
+and how the base begins its answer to them. Knows a model and its inputs. Does not know scopes or deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from salem.hosting import Network
+from salem.openings import Openings, openings
+from salem.records import TextInput
+from salem.wordings import Wordings, wordings
+
+
+class Ask(Protocol):
+    """Whom a scope asks about the inputs at these places [r] of a batch."""
+
+    def words(self, rows: Tensor) -> Wordings: ...
+
+    def openings(self, rows: Tensor) -> Openings: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """Answers that are known already, of every input."""
+
+    wordings: Wordings
+    heard: Openings
+
+    def words(self, rows: Tensor) -> Wordings:
+        return self.wordings.rows(rows)
+
+    def openings(self, rows: Tensor) -> Openings:
+        return self.heard.rows(rows)
+
+
+class Asking:
+    """Asks the tokenizer and the base about a batch. No delta may be applied while the base is asked."""
+
+    def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
+        self._network, self._inputs = network, inputs
+        self._known: dict[int, Openings] = {}
+
+    def words(self, rows: Tensor) -> Wordings:
+        return wordings(self._network, [self._inputs[place] for place in rows.tolist()])
+
+    def openings(self, rows: Tensor) -> Openings:
+        """Each input is asked about when it is first needed, and once."""
+        places = rows.tolist()
+        new = [place for place in places if place not in self._known]
+        if new:
+            heard = openings(self._network, [self._inputs[place] for place in new])
+            self._known.update(zip(new, heard.each(), strict=True))
+        known = [self._known[place] for place in places]
+        return Openings(torch.cat([one.said for one in known]), torch.cat([one.shares for one in known]))

@@ -1,0 +1,59 @@
+"""Metric: where an input lies among others, so that equivalent requests lie close.
+
+A small learned map, one per hosted model, of the features of an input to the unit sphere, and with it what
+each token tells. Does not know keys, radii, or how it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salem.features import Reading, features
+from salem.hosting import Network
+from salem.records import TextInput
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Standardise, project, normalise: features -> points among which equivalents lie close.
+
+    `f` features, `m` dimensions. `sha256` names the file that it was read from or written to.
+    """
+
+    reading: Reading
+    centre: Tensor  # [f] subtracted from the features
+    spread: Tensor  # [f] then divided by
+    projection: Tensor  # [m, f]
+    steadiness: Tensor  # [vocabulary] in (0, 1]: how reliably equivalents keep a token
+    sha256: str = ""
+
+    @property
+    def weights(self) -> Tensor:
+        """What each token tells when it stands in place of another -> [vocabulary] in (0, 1]."""
+        return self.reading.rarity * self.steadiness.square()
+
+    def standardise(self, features: Tensor) -> Tensor:
+        return (features - self.centre) / self.spread
+
+    def place(self, features: Tensor) -> Tensor:
+        """Features [n, f] -> points on the unit sphere [n, m]."""
+        return F.normalize(self.standardise(features) @ self.projection.T, dim=-1)
+
+    def read(self, network: Network, inputs: Sequence[TextInput]) -> Tensor:
+        """The points of inputs [n, m]; runs the base up to the block that is read."""
+        return self.place(features(network, inputs, self.reading))
+
+    def to(self, device: torch.device) -> Metric:
+        return replace(
+            self,
+            reading=replace(self.reading, rarity=self.reading.rarity.to(device)),
+            centre=self.centre.to(device),
+            spread=self.spread.to(device),
+            projection=self.projection.to(device),
+            steadiness=self.steadiness.to(device),
+        )

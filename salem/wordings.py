@@ -1,0 +1,103 @@
+"""Which words an input has: the third thing that tells edits apart, where meanings hardly differ.
+
+Two requests that name another year, another town or another article number lie next to each other in any
+pooled state. What one of them has *in place of* the other's words is weighed: a rewording adds words or
+leaves some out, a twin exchanges them. A *wording* is the set of an input's tokens; those of its second text
+count as other tokens than those of its first.
+
+Knows tokenizers. Does not know scopes, keys or deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salem.hosting import Network, tokenize
+from salem.records import TextInput
+
+NOTHING = -1.0  # fills the rows up
+KEPT = 64  # of the heaviest tokens, for each key
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """The wordings of `n` inputs."""
+
+    words: Tensor  # [n, s] token numbers, as float32: they are exact up to 2**24; s may be 0
+
+    def rows(self, index: Tensor) -> Wordings:
+        return Wordings(self.words[index])
+
+    def exchanged(self, others: Wordings, weights: Tensor) -> Tensor:
+        """How much of each wording stands in place of what the other in the same row has -> [n].
+
+        The lighter of two sums of weights: of the words that only the one has, and of those that only the
+        other has. Nothing is exchanged where words were only added, or only left out.
+
+        Args:
+            weights: [vocabulary] of each token.
+        """
+        alike = self.words[:, :, None] == others.words[:, None, :]  # [n, s, s']
+        new = (self.weighed(weights) * ~alike.any(-1)).sum(-1)
+        gone = (others.weighed(weights) * ~alike.any(-2)).sum(-1)
+        return torch.minimum(new, gone)
+
+    def weighed(self, weights: Tensor) -> Tensor:
+        """The weight of each word [n, s]; 0 where there is none."""
+        return weights[self.words.long() % len(weights)] * (self.words != NOTHING)
+
+    def heaviest(self, weights: Tensor, num: int = KEPT) -> Wordings:
+        """The wordings with no more than so many words, those of the greatest weight."""
+        if self.words.shape[1] <= num:
+            return self
+        kept = self.weighed(weights).topk(num, dim=-1).indices.sort(dim=-1).values
+        return Wordings(self.words.gather(-1, kept))
+
+
+def unworded(num: int, device: torch.device) -> Wordings:
+    """Wordings of no words, for keys that do not mind them."""
+    return Wordings(torch.zeros(num, 0, device=device))
+
+
+def wordings(network: Network, inputs: Sequence[TextInput]) -> Wordings:
+    """The wordings of inputs."""
+    size = network.model.get_input_embeddings().num_embeddings
+    found = [torch.tensor(sorted(words), dtype=torch.float32) for words in token_sets(network, inputs, size)]
+    words = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=NOTHING)
+    return Wordings(words.to(network.device))
+
+
+def token_sets(network: Network, inputs: Sequence[TextInput], size: int) -> list[set[int]]:
+    """The tokens of each input; to those of a second text, `size` is added."""
+    encoded = tokenize(network.tokenizer, inputs)
+    types = encoded.get("token_type_ids") or [[0] * len(ids) for ids in encoded["input_ids"]]
+    return [
+        {number + size * kind for number, kind in zip(*pair, strict=True)}
+        for pair in zip(encoded["input_ids"], types, strict=True)
+    ]
+
+
+def steadiness(network: Network, pairs: Sequence[tuple[TextInput, TextInput]]) -> Tensor:
+    """How reliably equivalent texts keep each token -> [vocabulary] in (0, 1].
+
+    The share of a token's occurrences in pairs that both texts of the pair have; one more occurrence that was
+    kept is counted for every token, so that one which was never seen counts as steady.
+    """
+    size = network.model.get_input_embeddings().num_embeddings
+    both, either = torch.ones(size), torch.ones(size)
+    if pairs:
+        sides = [token_sets(network, side, size) for side in zip(*pairs, strict=True)]
+        for one, other in zip(*sides, strict=True):
+            kept, lost = _numbers(one & other, size), _numbers(one ^ other, size)
+            both.index_add_(0, kept, torch.full(kept.shape, 2.0))
+            either.index_add_(0, kept, torch.full(kept.shape, 2.0))
+            either.index_add_(0, lost, torch.ones(lost.shape))
+    return (both / either).to(network.device)
+
+
+def _numbers(tokens: set[int], size: int) -> Tensor:
+    return torch.tensor(sorted(number % size for number in tokens), dtype=torch.long)
