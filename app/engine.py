@@ -21,6 +21,7 @@ from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
 from salem.errors import ModelNotReady
+from salem.metric import Metric
 from salem.metric_files import unpack_metric
 from salem.records import (
     Delta,
@@ -35,7 +36,6 @@ from salem.records import (
     TextInput,
     Version,
 )
-from salem.metric import Metric
 from salem.scopes import Firing
 
 DELTA_CACHE_BYTES = 256 * 2**20
