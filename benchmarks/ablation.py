@@ -66,6 +66,8 @@ LINES: dict[str, Line] = {
     "plain likelihood instead of a margin": Line({"margin": 0.0}),
     "corrections never rest (not extent-aware)": Line({"extent_aware": False}),
     "a pull of pass samples on the values": Line({"kl_weight": 0.1}),
+    "values in closed form, along one gradient": Line({"entry_values": "closed_form"}),
+    "values from a MEND editor's moves": Line({"entry_values": "editor"}),
     "a rank-4 term beside every value": Line({"entry_rank": 4}),
     "no trial edits: the most salient middle layer": Line({"trial_edits": 0}),
     "every block may be chosen": Line({"candidates": "all"}),

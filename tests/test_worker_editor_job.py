@@ -32,7 +32,7 @@ from salem.records import (
 from salem.registry import Registry
 from salem.settings import Settings
 from salem.tensor_files import read_header
-from worker import recipes, training
+from worker import training, work
 from worker.edit_job import batch_of
 from worker.editor_files import pack_editor, unpack_editor
 from worker.jobs import JobRun
@@ -125,7 +125,7 @@ def test_a_job_with_an_editor_takes_one_pass(
         raise AssertionError("a job with an editor trains nothing")
 
     monkeypatch.setattr(training, "train", no_training)
-    monkeypatch.setattr(recipes, "train", no_training)
+    monkeypatch.setattr(work, "train", no_training)
     job = edit(stage, new_edits(4), editor=editor.id)
     result, version = result_of(job), made_by(stage, job)
     assert result["editor"] == {"id": editor.id, "way": "one pass"}

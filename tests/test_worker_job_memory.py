@@ -12,7 +12,7 @@ from salem.errors import UnsupportedModel
 from salem.hosting import Network, count_tokens
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample
 from worker.job_memory import VALUE_COPIES, _deepest, _lengths, _value_bytes, job_estimate
-from worker.recipes import NEAR_SAMPLES
+from worker.scoped_entries import NEAR_SAMPLES
 from worker.training import CHUNK, prepare_dataset
 
 SCOPED = Hyperparameters()

@@ -22,8 +22,10 @@ from salem.metric_files import pack_metric, unpack_metric
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scopes import Scoped
 from worker.edit_dataset import build_edit_batch
-from worker.recipes import Trained, attainable_margin, smallest_that_holds, train_term
+from worker.recipes import smallest_that_holds, train_term
+from worker.scoped_entries import attainable_margin
 from worker.training import prepare_dataset, standing
+from worker.work import Trained
 
 BASE = "0" * 64
 KEPT_TEXTS = tuple(

@@ -18,8 +18,8 @@ from salem.gates import fire
 from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
 from worker import subjects
 from worker.editing import make_edit
-from worker.recipes import Left
 from worker.subjects import Overlaid, Version, on_top
+from worker.work import Left
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:

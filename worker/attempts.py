@@ -21,8 +21,8 @@ from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSamp
 from salem.registry import Registry
 from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
-from worker.recipes import Left
 from worker.sample_cache import SampleCache
+from worker.work import Left
 
 # Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
 _DESCRIPTIONS = frozenset({".json", ".model", ".txt"})

@@ -30,10 +30,11 @@ from salem.records import (
 from worker.diversion import divert
 from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
-from worker.recipes import Left, train_term
+from worker.recipes import train_term
 from worker.saliency import candidate_layers, layer_saliency, most_salient, profile, shortlist
 from worker.subjects import Overlaid, Version, on_top
 from worker.trials import trial_edits
+from worker.work import Left
 
 MOST_QUOTED = 60  # characters of a sample in a note
 

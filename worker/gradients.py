@@ -42,9 +42,13 @@ class TokenGradients:
         kept = self._carrying()
         return self.u[kept], self.v[kept]
 
+    def token_places(self) -> Tensor:
+        """Sample and column of each row of `token_rows` -> [k, 2]."""
+        return self._carrying().nonzero()
+
     def token_samples(self) -> Tensor:
         """The sample of each row of `token_rows` -> [k]."""
-        return self._carrying().nonzero()[:, 0]
+        return self.token_places()[:, 0]
 
     def _carrying(self) -> Tensor:
         """Tokens that carry a gradient -> [n, t] bool."""

@@ -27,8 +27,8 @@ from salem.trunk import sees_answer
 from worker.diversion import LONGEST
 from worker.editor_corpus import Corpus
 from worker.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of
-from worker.recipes import MOST_POSITIONS, num_near
 from worker.saliency import candidate_layers
+from worker.scoped_entries import MOST_POSITIONS, num_near
 from worker.training import CHUNK
 
 VALUE_COPIES = 6  # trained, scaled, gradient, two moments, the best so far

@@ -11,7 +11,7 @@ from benchmarks.baselines.added import Added, earlier, first_batch_only
 from benchmarks.baselines.contract import Editing
 from salem.records import Edit, Hyperparameters, LayerScore, Recipe, TextInput
 from worker.editing import make_delta
-from worker.recipes import Left
+from worker.work import Left
 
 
 class Quiet:

@@ -74,6 +74,7 @@ class Hyperparameters(Record):
     disagreement_weight: float = Field(default=0.5, ge=0, le=2)  # of a cosine; 0: the base is not asked
     exchange_weight: float = Field(default=0.1, ge=0, le=2)  # of a key's widest reach; 0: words do not count
     metric_width: int = Field(default=96, ge=2, le=1_024)
+    entry_values: Literal["trained", "closed_form", "editor"] = "trained"  # how an entry's values are found
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
     rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
     editor_rank: int = Field(default=64, ge=1, le=1_024)

@@ -1,4 +1,4 @@
-"""Scopes that mind single words. What was made before did not, and says so."""
+"""Scopes that mind single words, and how values are found. What was made before says how it was made."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _versions = sa.table(
     sa.column("number", sa.Integer),
     sa.column("hyperparameters", sa.JSON),
 )
-_NEW_OPTION = "exchange_weight"
+_NEW_OPTIONS = {"exchange_weight": 0.0, "entry_values": "trained"}  # as everything was made before
 
 
 def upgrade() -> None:
     """Write into stored options that words did not count, so that a replay does not count them either."""
-    _change_all(lambda options: {_NEW_OPTION: 0.0} | options)
+    _change_all(lambda options: _NEW_OPTIONS | options)
 
 
 def downgrade() -> None:
     """Take the option out again; entries that mind words are files that older code refuses to read."""
-    _change_all(lambda options: {name: value for name, value in options.items() if name != _NEW_OPTION})
+    _change_all(lambda options: {name: value for name, value in options.items() if name not in _NEW_OPTIONS})
 
 
 def _change_all(change: Callable[[Document], Document]) -> None:
