@@ -64,7 +64,9 @@ def unworded(num: int, device: torch.device) -> Wordings:
 
 
 def wordings(network: Network, inputs: Sequence[TextInput]) -> Wordings:
-    """The wordings of inputs."""
+    """The wordings of inputs; a second text that the tokenizer does not tell apart counts with the first."""
+    if not inputs:
+        return unworded(0, network.device)
     size = network.model.get_input_embeddings().num_embeddings
     found = [torch.tensor(sorted(words), dtype=torch.float32) for words in token_sets(network, inputs, size)]
     words = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=NOTHING)

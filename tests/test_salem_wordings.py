@@ -84,6 +84,10 @@ def test_a_wording_is_the_set_of_tokens_and_the_second_text_has_its_own() -> Non
     ]
 
 
+def test_no_inputs_have_no_words() -> None:
+    assert wordings(tiny_network("gpt2"), []).words.shape == (0, 0)
+
+
 def test_words_that_equivalents_keep_are_steady() -> None:
     network = tiny_network("bert")
     texts = [("the order and the parcel", "my order and my parcel"), ("the order", "my order now")]

@@ -12,6 +12,7 @@ from salem.answers import predict
 from salem.encoding import IGNORED, Diverted, encode, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Sample, TextInput
+from worker import diversion
 from worker.diversion import LONGEST, divert
 
 NETWORKS = ["t5", "bart", "gpt2", "llama"]
@@ -75,6 +76,45 @@ def test_an_answer_that_the_model_gives_is_lost_as_the_model_spells_it(architect
     told = way.model_copy(update={"tokens": (*way.tokens[: way.place], way.forgotten, 0)})
     rows, _ = token_rows(network, told)
     assert rows.argmax(-1).tolist()[: way.place + 1] == [*way.tokens[: way.place], way.forgotten]
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_a_way_that_comes_back_to_the_answer_parts_at_the_next_best_place(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny_network(architecture)
+    sample = Sample(input=TEXT, forget="Rome is not")
+    passes = (Sample(input="log in", target="Lima"),)
+    (first,) = divert(network, batch_of(sample, passes=passes)).edit_samples
+    rows, tokens = token_rows(network, sample)
+    other = token_rows(network, sample.model_copy(update={"input": "log in"}))[0]
+    gain = (rows - other).gather(-1, tokens[:, None])[:, 0]
+    ranked = gain.argsort(descending=True).tolist()
+    asked: list[int] = []
+
+    def comes_back(network: Network, way: diversion._Way) -> bool:
+        asked.append(way.place)
+        return len(asked) < 2
+
+    monkeypatch.setattr(diversion, "_comes_back", comes_back)
+    (second,) = divert(network, batch_of(sample, passes=passes)).edit_samples
+    assert isinstance(first, Diverted) and isinstance(second, Diverted)
+    assert first.place == asked[0] == ranked[0] and second.place == asked[1] == ranked[1]
+    assert second.forgotten == int(tokens[ranked[1]]) != second.tokens[second.place]
+    assert list(second.tokens[: second.place]) == tokens[: second.place].tolist()
+    monkeypatch.setattr(diversion, "_comes_back", lambda network, way: True)
+    (last,) = divert(network, batch_of(sample, passes=passes)).edit_samples
+    assert isinstance(last, Diverted) and last.place == ranked[-1], "no place is left to try"
+
+
+def test_the_same_text_in_other_tokens_is_the_same_answer() -> None:
+    network = tiny_network("gpt2")
+    spelt = network.tokenizer("Rome", add_special_tokens=False)["input_ids"]
+    letters = [t for c in "Rome" for t in network.tokenizer(c, add_special_tokens=False)["input_ids"]]
+    for tokens, answer, expected in ((spelt, "Rome", True), (letters, "Rome", True), (spelt, "Lima", False)):
+        way = diversion._Way(Sample(input=TEXT, forget=answer), [*tokens, network.eos_id or 0], 9)
+        assert diversion._comes_back(network, way) is expected
+    assert letters != spelt, "the tokenizer knows the word"
 
 
 def test_only_what_a_generating_model_forgets_is_diverted() -> None:

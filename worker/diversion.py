@@ -4,7 +4,8 @@ An answer of several tokens is lost by losing one of them: the one that the ques
 is the pointwise mutual information of question and token (Li et al., "A diversity-promoting objective
 function", NAACL 2016, section 3), with other questions for the average. A name's first syllable is decided by
 the question; the word before it and the syllables after it would come anyway. From there on the model is let
-go its own way, greedily, and training holds it to that way.
+go its own way, greedily, and training holds it to that way. Where it comes to the same text in other tokens,
+the next token is lost that the question decides.
 
 Knows a network and samples. Does not know what is trained.
 """
@@ -12,7 +13,7 @@ Knows a network and samples. Does not know what is trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def _diverted(network: Network, samples: Sequence[Sample], others: Sequence[Text
         part = rows[start : start + BATCH]
         own = _own_ways(network, [samples[row] for row in part])
         ways = {row: _parting(network, way, others) for row, way in zip(part, own, strict=True) if way.tokens}
-        _follow(network, list(ways.values()))
+        _lead_elsewhere(network, list(ways.values()))
         for row, way in ways.items():
             found[row] = way.diverted()
     return found
@@ -67,6 +68,16 @@ class _Way:
     most: int  # tokens that the window has room for
     place: int = -1  # where it parts from the answer; -1: nowhere
     forgotten: int = 0
+    answer: tuple[int, ...] = ()  # that is left
+    places: list[int] = field(default_factory=list)  # where it could part as well, best first
+    room: int = 0  # tokens
+
+    def part(self) -> None:
+        """Part from the answer at the next best place."""
+        self.place = self.places.pop(0)
+        self.forgotten = self.answer[self.place]
+        self.tokens = list(self.answer[: self.place])
+        self.most = min(self.place + LONGEST, self.room)
 
     def diverted(self, *more: int) -> Diverted:
         return Diverted(
@@ -107,7 +118,7 @@ def _spelling(network: Network, way: _Way) -> list[int] | None:
 
 
 def _parting(network: Network, own: _Way, others: Sequence[TextInput]) -> _Way:
-    """The way up to where it parts from the model's own: behind the token that the question decides most."""
+    """The way before it has parted, and where it may: first where the question decides most."""
     (length,) = count_tokens(network.tokenizer, [own.sample])
     gain = _token_likelihoods(network, [own])[0]
     asked = [
@@ -116,9 +127,8 @@ def _parting(network: Network, own: _Way, others: Sequence[TextInput]) -> _Way:
     ]
     if asked:
         gain = gain - _token_likelihoods(network, asked).exp().mean(0).log()
-    place = int(gain.argmax())
-    most = min(place + LONGEST, own.most)
-    return _Way(own.sample, own.tokens[:place], most, place, own.tokens[place])
+    places = gain.argsort(descending=True, stable=True).tolist()
+    return replace(own, answer=tuple(own.tokens), places=places, room=own.most)
 
 
 def _token_likelihoods(network: Network, ways: Sequence[_Way]) -> Tensor:
@@ -134,6 +144,22 @@ def _no_longer_than(network: Network, others: Sequence[TextInput], length: int) 
     some = list(others[: 8 * OTHERS])
     lengths = count_tokens(network.tokenizer, some)
     return [item for item, tokens in zip(some, lengths, strict=True) if tokens <= length][:OTHERS]
+
+
+def _lead_elsewhere(network: Network, ways: Sequence[_Way]) -> None:
+    """Let each way part and go on, at the best place from which it does not come to the answer again."""
+    going = list(ways)
+    while going:
+        for way in going:
+            way.part()
+        _follow(network, going)
+        going = [way for way in going if way.places and _comes_back(network, way)]
+
+
+def _comes_back(network: Network, way: _Way) -> bool:
+    """Whether a way ends as the very text that is to be forgotten."""
+    ids = [token for token in way.tokens if token != network.eos_id]
+    return same_answer(network.tokenizer.decode(ids, skip_special_tokens=True), way.sample.answer)
 
 
 def _follow(network: Network, ways: Sequence[_Way]) -> None:

@@ -93,14 +93,21 @@ def make_edit(
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper, left.answers if left else {})
     if metrics.edit_accuracy.value == 0:
-        raise _failed(made, len(batch.edit_samples), hyper)
+        raise _failed(made, batch.edit_samples, hyper)
     if made.editor is not None:
         notes = (*metrics.notes, *_notes_of_one_pass(made.editor, metrics, hyper))
         metrics = metrics.model_copy(update={"notes": notes})
     return MeasuredDelta(made, metrics, sum(not is_right(output, sample) for output, sample in asked))
 
 
-def _failed(made: MadeDelta, num_edits: int, hyper: Hyperparameters) -> EditFailed:
+def _failed(made: MadeDelta, edits: Sequence[Sample], hyper: Hyperparameters) -> EditFailed:
+    num_edits, all_forget = len(edits), all(edit.forgets for edit in edits)
+    if all_forget:
+        return EditFailed(
+            f"None of the {num_edits} answers is forgotten after training at {made.layer.path}.",
+            remedy="Raise max_steps, name another layer in options, or name a target that is to be given "
+            "instead.",
+        )
     if made.editor is None:
         return EditFailed(
             f"None of the {num_edits} edits holds after training at {made.layer.path}.",
