@@ -3,7 +3,7 @@
     python -m benchmarks.ablation [--sets gpt-facts questions nli] [--edits 100] [--seeds 0] [--only NAME ...]
 
 Every line is a job of the quality benchmark, measured as there, with other hyperparameters or less to learn
-from; nothing is searched. A run of all lines is written to benchmarks/results/ablation.json.
+from; nothing is searched. A line that was run takes its place in benchmarks/results/ablation.json.
 Does not know what a piece does.
 """
 
@@ -33,6 +33,7 @@ from salem.records import EditBatch, Hyperparameters
 from worker.editing import make_delta
 
 SETS = ("gpt-facts", "questions", "nli")
+NAMED = ("line", "dataset", "num_edits", "seed")
 FIGURES = ("edit_accuracy", "generalisation", "drawdown", "locality")
 
 
@@ -89,16 +90,24 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=list(LINES), default=list(LINES))
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         for dataset in options.sets:
             for name in options.only:
                 with multiprocessing.get_context("spawn").Pool(1) as apart:
-                    rows.append(apart.apply(ablated, (name, dataset, options.edits, seed)))
-                print(json.dumps(rows[-1]), flush=True)
-    if set(options.only) == set(LINES):
-        (RESULTS / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
+                    row = apart.apply(ablated, (name, dataset, options.edits, seed))
+                print(json.dumps(row), flush=True)
+                put(row, RESULTS / "ablation.json")
     return 0
+
+
+def put(row: Mapping[str, Any], path: Path) -> None:
+    """Write a row into the file, in place of an earlier one of the same line, data set, size and seed."""
+    rows: list[Mapping[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    same = [all(row[name] == other[name] for name in NAMED) for other in rows]
+    kept = [other for other, is_same in zip(rows, same, strict=True) if not is_same]
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps([*kept, row], indent=1) + "\n")
+    unfinished.rename(path)
 
 
 def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes | None = None) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
         f"`make bench-ablation`: {rows[0]['num_edits']} edits, seeds {', '.join(map(str, seeds))}; one piece "
         "left out or exchanged at a time, nothing searched.",
     ]
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+    for dataset in sorted({row["dataset"] for row in rows}, key=DATASETS.index):
         of_set = [row for row in rows if row["dataset"] == dataset]
         table = [
             f"| {dataset} | edit accuracy | generalisation | drawdown | locality | CPU s | delta kB |",

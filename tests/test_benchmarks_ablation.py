@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from test_worker_ridge import pass_samples, wrong_samples
 from tiny_models import save_tiny, tiny_network
 
 from benchmarks import ablation
-from benchmarks.ablation import LINES, ablated, ablation_report
+from benchmarks.ablation import LINES, ablated, ablation_report, put
 from benchmarks.quality_data import Material
 from benchmarks.quality_facts import Correction
 from benchmarks.quality_jobs import Sizes
@@ -29,6 +30,17 @@ def test_every_line_differs_from_the_default_in_options_or_in_what_it_learns_fro
     for name, line in LINES.items():
         hyper = Hyperparameters.model_validate(line.options)
         assert (hyper != default or line.less(empty) != empty) == (name != "the default"), name
+
+
+def test_a_row_takes_the_place_of_an_earlier_one_of_the_same_line(tmp_path: Path) -> None:
+    path = tmp_path / "ablation.json"
+    named = {"dataset": "nli", "num_edits": 10, "seed": 0}
+    for line, drawdown in (("mend", 0.2), ("the default", 0.1), ("mend", 0.3)):
+        put({"line": line, **named, "drawdown": drawdown}, path)
+    put({"line": "mend", **named, "seed": 1, "drawdown": 0.4}, path)
+    found = [(row["line"], row["seed"], row["drawdown"]) for row in json.loads(path.read_text())]
+    assert found == [("the default", 0, 0.1), ("mend", 0, 0.3), ("mend", 1, 0.4)]
+    assert [file.name for file in tmp_path.iterdir()] == ["ablation.json"]
 
 
 @pytest.fixture
