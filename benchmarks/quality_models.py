@@ -105,6 +105,7 @@ def only_one(name: str) -> Iterator[None]:
 
 def _kept(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> Path:
     """The folder that is named by what it is made of; a folder appears when it is complete."""
+    parts = [json.dumps(PORTABLE), *parts]
     digest = hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
     folder = CACHE / f"{name}-{digest[:16]}"
     with only_one(folder.name):

@@ -16,7 +16,7 @@ from torch import Tensor
 from salem.hosting import Network
 from salem.openings import Openings, openings
 from salem.records import TextInput
-from salem.wordings import Wordings, wordings
+from salem.wordings import Wordings, side_by_side, wordings
 
 
 class Ask(Protocol):
@@ -47,12 +47,17 @@ class Asking:
     def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
         self._network, self._inputs = network, inputs
         self._known: dict[int, Openings] = {}
+        self._worded: dict[int, Wordings] = {}
 
     def words(self, rows: Tensor) -> Wordings:
-        return wordings(self._network, [self._inputs[place] for place in rows.tolist()])
+        places = rows.tolist()
+        new = [place for place in places if place not in self._worded]
+        if new:
+            found = wordings(self._network, [self._inputs[place] for place in new])
+            self._worded.update(zip(new, found.each(), strict=True))
+        return side_by_side([self._worded[place] for place in places])
 
     def openings(self, rows: Tensor) -> Openings:
-        """Each input is asked about when it is first needed, and once."""
         places = rows.tolist()
         new = [place for place in places if place not in self._known]
         if new:

@@ -125,10 +125,9 @@ class Scope:
         rows, keys = ((likeness > self.radii) & (prices > 0)).nonzero(as_tuple=True)
         if not len(rows):
             return
-        asked, place = torch.unique(rows, return_inverse=True)
-        heard = ask(asked)
         for part in torch.arange(len(rows), device=rows.device).split(PAIRS):  # type: ignore[no-untyped-call]
-            apart = difference(heard.rows(place[part]), keys[part])
+            asked, place = torch.unique(rows[part], return_inverse=True)
+            apart = difference(ask(asked).rows(place), keys[part])
             likeness[rows[part], keys[part]] -= prices[keys[part]] * apart
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:

@@ -5,12 +5,12 @@ pooled state. What one of them has *in place of* the other's words is weighed: a
 leaves some out, a twin exchanges them. A *wording* is the set of an input's tokens; those of its second text
 count as other tokens than those of its first.
 
-Knows tokenizers. Does not know scopes, keys or deltas.
+Knows tokenizers. Does not know scopes or deltas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from salem.hosting import Network, tokenize
 from salem.records import TextInput
 
 NOTHING = -1.0  # fills the rows up
-KEPT = 64  # of the heaviest tokens, for each key
+KEPT = 64  # of the heaviest tokens, where a wording is stored
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,29 @@ class Wordings:
         """How much of each wording stands in place of what the other in the same row has -> [n].
 
         The lighter of two sums of weights: of the words that only the one has, and of those that only the
-        other has. Nothing is exchanged where words were only added, or only left out.
+        other has. Nothing is exchanged where words were only added, or only left out. The others may be cut
+        to their heaviest words: what is no heavier than these is then not taken for new.
 
         Args:
             weights: [vocabulary] of each token.
         """
         alike = self.words[:, :, None] == others.words[:, None, :]  # [n, s, s']
-        new = (self.weighed(weights) * ~alike.any(-1)).sum(-1)
-        gone = (others.weighed(weights) * ~alike.any(-2)).sum(-1)
+        own, its = self.weighed(weights), others.weighed(weights)
+        known_from = torch.where(others.full, its.amin(-1) if its.shape[1] else 0.0, -1.0)
+        new = (own * (~alike.any(-1) & (own > known_from[:, None]))).sum(-1)
+        gone = (its * ~alike.any(-2)).sum(-1)
         return torch.minimum(new, gone)
+
+    @property
+    def full(self) -> Tensor:
+        """Which wordings may have had more words, lighter than those that were kept -> [n] bool."""
+        enough = self.words.shape[1] >= KEPT
+        return (self.words != NOTHING).all(-1) & enough
+
+    def each(self) -> Iterator[Wordings]:
+        """One after another, each as the wording of one input, as short as it is."""
+        for row in self.words:
+            yield Wordings(row[None, row != NOTHING])
 
     def weighed(self, weights: Tensor) -> Tensor:
         """The weight of each word [n, s]; 0 where there is none."""
@@ -59,8 +73,14 @@ class Wordings:
 
 
 def unworded(num: int, device: torch.device) -> Wordings:
-    """Wordings of no words, for keys that do not mind them."""
+    """Wordings of no words, where words do not count."""
     return Wordings(torch.zeros(num, 0, device=device))
+
+
+def side_by_side(found: Sequence[Wordings]) -> Wordings:
+    """Wordings of single inputs as those of a batch."""
+    rows = [one.words[0] for one in found]
+    return Wordings(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NOTHING))
 
 
 def wordings(network: Network, inputs: Sequence[TextInput]) -> Wordings:

@@ -208,6 +208,21 @@ def test_an_older_database_keeps_its_data_and_learns_of_its_entries(
     assert registry.entries.edit_requests("intents", [2])[2].edits[0].paraphrases == ("lamp of  mine",)
 
 
+def test_older_code_is_not_given_a_metric_that_it_cannot_read(database_url: str, registry: Registry) -> None:
+    ready_model(registry)
+    database = Database.connect(database_url)
+    with database.write() as connection:
+        connection.execute(sa.text(f"UPDATE models SET scope_metric = '{'b' * 64}'"))
+        config = Config()
+        config.set_main_option("script_location", "salem:migrations")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        assert connection.execute(sa.text("SELECT scope_metric FROM models")).scalars().all() == [None]
+        command.upgrade(config, "head")
+    database.close()
+    assert registry.get_model("intents").scope_metric is None, "the next job trains one"
+
+
 def insert_old(connection: sa.Connection, number: int, deltas: list[Any], edits: list[Any]) -> None:
     tables = sa.MetaData()
     tables.reflect(connection, only=("jobs", "versions"))

@@ -10,12 +10,13 @@ from test_salem_scopes import TEXTS, metric_of, scoped_delta
 from tiny_models import tiny_network
 from torch import Tensor
 
+from salem import asking
 from salem.gates import fire
-from salem.hosting import tokenize
+from salem.hosting import Network, tokenize
 from salem.metric_files import pack_metric, unpack_metric
 from salem.records import TextInput
 from salem.tensor_files import read, write
-from salem.wordings import NOTHING, Wordings, steadiness, unworded, wordings
+from salem.wordings import KEPT, NOTHING, Wordings, steadiness, unworded, wordings
 
 WEIGHTS = torch.tensor([0.1, 1.0, 0.5, 0.25, 1.0, 0.8, 0.0, 1.0])
 
@@ -67,6 +68,33 @@ def test_the_heaviest_words_are_kept() -> None:
         unworded(3, torch.device("cpu")).exchanged(whole.rows(torch.tensor([0, 1, 0])), WEIGHTS).tolist()
         == [0.0] * 3
     )
+
+
+def test_what_a_cut_key_has_lost_is_not_taken_for_new() -> None:
+    """A long key keeps its heaviest words; an input that leaves one of them out has exchanged nothing."""
+    weights = torch.linspace(0.01, 1.0, 200)
+    whole = worded([float(word) for word in range(200)])
+    key = whole.heaviest(weights)
+    assert key.words.shape == (1, KEPT) and bool(key.full)
+    shorter = worded([float(word) for word in range(199)])
+    assert shorter.exchanged(whole, weights).tolist() == [0.0]
+    assert shorter.exchanged(key, weights).tolist() == [0.0]
+    twin = worded([*(float(word) for word in range(199)), 399.0])  # as heavy a word, of the second text
+    assert float(twin.exchanged(key, weights)) == pytest.approx(1.0)
+
+
+def test_wordings_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, asked = tiny_network("bert"), []
+
+    def watched(network: Network, inputs: list[TextInput]) -> Wordings:
+        asked.append([item.input for item in inputs])
+        return wordings(network, inputs)
+
+    monkeypatch.setattr(asking, "wordings", watched)
+    ask = asking.Asking(network, TEXTS)
+    first, second = ask.words(torch.tensor([1, 0])), ask.words(torch.tensor([0, 1]))
+    assert asked == [[TEXTS[1].input, TEXTS[0].input]]
+    assert torch.equal(first.words[[1, 0]], second.words)
 
 
 def test_a_wording_is_the_set_of_tokens_and_the_second_text_has_its_own() -> None:

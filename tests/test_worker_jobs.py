@@ -22,7 +22,7 @@ from registry_records import at_once
 from rq.timeouts import JobTimeoutException
 from tiny_models import build_network, save_tiny, tiny_network
 
-from salem import job_leases
+from salem import job_leases, tensor_files
 from salem.answers import predict
 from salem.errors import Conflict, LeaseLost, NotFound
 from salem.records import (
@@ -364,3 +364,28 @@ def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
     ended = stage.registry.get_job(job.id)
     assert ended.state is state, ended.error
     assert ended.error is None or ended.error.code == "over_budget"
+
+
+def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
+    """A delta names the file that its entries live in, though that file does not know steady words yet."""
+    model = stage.host("m", "bert")
+    options = Hyperparameters(layer=QUICK.layer, max_steps=5, metric_width=8, trial_edits=0)
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    first = ask(stage, model, options, kept=kept)
+    attempt(stage, first).run()
+    new = stage.registry.get_model("m").scope_metric
+    assert new is not None
+    header, tensors = tensor_files.read(stage.blobs.get(new), noun="scope metric")
+    said = {name: header[name] for name in ("stack", "block", "paired")}
+    old = stage.blobs.put(
+        tensor_files.write({name: t for name, t in tensors.items() if name != "steadiness"}, said)
+    )
+    with stage.registry._database.write() as connection:
+        connection.exec_driver_sql("UPDATE models SET scope_metric = ? WHERE name = 'm'", (old,))
+    second = ask(stage, stage.registry.get_model("m"), options, "i want my money", kept)
+    attempt(stage, second).run()
+    assert stage.registry.get_job(second.id).state is JobState.SUCCEEDED
+    (delta,) = next(v for v in stage.registry.list_versions("m") if v.job_id == second.id).deltas
+    assert old != new
+    assert tensor_files.read(stage.blobs.get(delta.blob), noun="delta")[0]["metric"] == old == delta.metric
+    assert stage.registry.get_model("m").scope_metric == old

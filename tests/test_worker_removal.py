@@ -16,7 +16,7 @@ from salem.openings import Openings
 from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
 from salem.scopes import Scoped
 from salem.wordings import Wordings
-from worker.removal import OF_A_KEY, Change, cut, plan, reduced, remaining_batch, without
+from worker.removal import Change, cut, plan, reduced, remaining_batch, without
 
 METRIC = Metric(
     Reading("layer", 0, False, torch.ones(3)),
@@ -96,7 +96,7 @@ def test_dropping_entries_leaves_the_others_bit_for_bit() -> None:
     whole = term(4, [0, 1, 2, 3, 1, 0, 3])
     left = without(whole, [0, 2])
     assert left.owners.tolist() == [0, 1, 0, 1] and left.owners.dtype == torch.float32
-    for name in OF_A_KEY:
+    for name in ("keys", "radii", "said", "shares", "doubts", "words", "tolls"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3, 4, 6]])
     for name in ("values", "down", "up"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3]])

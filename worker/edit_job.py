@@ -28,6 +28,7 @@ from salem.records import (
     Sha256,
     Version,
 )
+from salem.scopes import Scoped
 from worker.attempts import Attempt
 from worker.edit_dataset import build_edit_batch
 from worker.editing import MeasuredDelta, make_edit
@@ -152,8 +153,15 @@ def store(
         num_bytes=len(data),
         kind=term.kind,
         rank=term.rank,
-        metric=attempt.blobs.put(pack_metric(scoped.metric)) if scoped else None,
+        metric=_stored_metric(attempt, measured, scoped) if scoped else None,
     )
+
+
+def _stored_metric(attempt: Attempt, measured: MeasuredDelta, scoped: Scoped) -> str:
+    """The file of a delta's metric, written where this job has made it."""
+    if measured.made.metric_is_new:
+        return attempt.blobs.put(pack_metric(scoped.metric))
+    return scoped.metric.sha256
 
 
 def way(hyper: Hyperparameters) -> dict[str, str | None] | None:

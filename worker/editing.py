@@ -108,6 +108,11 @@ def _failed(made: MadeDelta, edits: Sequence[Sample], hyper: Hyperparameters) ->
             remedy="Raise max_steps, name another layer in options, or name a target that is to be given "
             "instead.",
         )
+    if made.editor is None and hyper.entry_values != "trained":
+        return EditFailed(
+            f"None of the {num_edits} edits holds at {made.layer.path} by values that were not trained.",
+            remedy="Leave out options.entry_values, so that values are trained.",
+        )
     if made.editor is None:
         return EditFailed(
             f"None of the {num_edits} edits holds after training at {made.layer.path}.",

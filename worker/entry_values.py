@@ -3,24 +3,28 @@
 `closed_form`: a value that lowers the linearised loss most for its length: minus the loss gradient, as the
 ridge solution is for one step. `editor`: where a MEND editor that was trained on the job moves the layer's
 output at the edit's own tokens (the pseudo-gradients of Mitchell et al., ICLR 2022, section 3.1). Both are
-comparisons to values that are trained, and need no step of their own. Does not know scopes or budgets.
+there to be compared with values that are trained. Does not know how scopes are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from salem.deltas import LowRank
+from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.scopes import Scoped
-from worker.editor import Factors, MendEditor
+from worker.editor import Factors
 from worker.gradients import suffix_gradients
-from worker.learners import mend_learner
-from worker.losses import correction_loss_per_sample
-from worker.training import Prepared, answers_under, reached
+from worker.learners import MendLearner, mend_learner
+from worker.micro_batches import MicroBatches, Share
+from worker.training import Prepared, edit_loss, reached
 from worker.trunk_sets import Chunk
 from worker.work import Work
 
@@ -29,42 +33,52 @@ SIZES = tuple(2.0**power for power in range(-2, 7))  # of a value, in units of t
 
 def closed_form(work: Work, prepared: Prepared, start: Scoped) -> Tensor:
     """Minus the gradient of the corrections' loss with respect to each value -> [e, p, d_out]."""
-    values = start.values.clone().requires_grad_()
-    term = replace(start, values=values)
-    total = torch.zeros_like(values)
-    for chunk in prepared.corrections.chunks:
-        answers = answers_under(work.network, chunk, term)
-        loss = correction_loss_per_sample(answers, chunk.before, work.hyper.margin).sum()
-        total -= torch.autograd.grad(loss, values)[0]
-    return total
+    values = nn.Parameter(start.values.clone())
+    loss = partial(edit_loss, work.network, hyper=work.hyper)
+    shares = [Share(chunk, len(chunk), loss) for chunk in prepared.corrections.chunks]
+    (gradient,) = MicroBatches().gradients(shares, lambda: replace(start, values=values), [values])
+    return -gradient
 
 
 def editor_direction(work: Work, prepared: Prepared, start: Scoped) -> Tensor:
-    """The sum of a trained editor's output moves at the tokens of each answer position -> [e, p, d_out]."""
-    whole = work.prepare()
-    learner = mend_learner(work.network, whole, work.hyper, work.generator)
-    work.fit(whole, learner)
-    parts = [_moves(work.network, learner.editor, chunk, start) for chunk in prepared.corrections.chunks]
-    return torch.stack(parts).sum(0)
+    """The sum of a trained editor's output moves at the tokens of each answer position -> [e, p, d_out].
 
-
-def _moves(network: Network, editor: MendEditor, chunk: Chunk, start: Scoped) -> Tensor:
-    """What an editor makes of the gradients at a chunk's tokens, by entry and position -> [e, p, d_out].
-
-    Its rows are an edit's direction times what enters the layer there; the direction alone is taken.
+    The editor is trained on rows of single tokens: a sum over tokens says no longer where it moves what.
     """
-    assert chunk.firing is not None and chunk.firing.starts is not None, "corrections fire on their entries"
-    found = suffix_gradients(network, chunk.trunk)
-    u, v = found.token_rows()
-    total = torch.zeros_like(start.values)
-    if len(u):
-        rows, columns = found.token_places().T
-        last = start.values.shape[1] - 1
-        positions = (columns - chunk.firing.starts.to(columns.device)[rows]).clamp(min=0, max=last)
-        with torch.no_grad():
-            moves = editor(Factors(u.float(), v.float())).b.T  # [k, d_out]
-        total.index_put_((chunk.firing.entry[rows], positions), moves, accumulate=True)
-    return total
+    whole = work.prepare()
+    parts = [part for chunk in whole.corrections.chunks for part in _token_rows(work, chunk, start)]
+    factors = Factors(u=torch.cat([u for u, _, _ in parts]), v=torch.cat([v for _, v, _ in parts]))
+    if not len(factors.u):
+        raise EditFailed("The edits leave no gradient at the chosen layer.", remedy="Choose another layer.")
+    learner = mend_learner(work.network, whole, work.hyper, work.generator, factors)
+    found = work.fit(whole, TokenLearner(learner.editor, learner.factors, learner.projection))
+    assert isinstance(found, LowRank), "one row per token"
+    slots = F.one_hot(torch.cat([slot for _, _, slot in parts]), start.values.shape[:2].numel())
+    return (slots.T.to(found.b.dtype) @ found.b.T).reshape(start.values.shape)
+
+
+class TokenLearner(MendLearner):
+    """MEND with a row for every token, never multiplied out."""
+
+    def term(self) -> LowRank:
+        return self.projection.project(self.editor(self.factors))
+
+
+def _token_rows(work: Work, chunk: Chunk, start: Scoped) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of the tokens that carry a gradient u [k, d_in], v [k, d_out], and the value that acts there [k]: its
+    number among all values of all entries.
+    """
+    num_positions = start.values.shape[1]
+    owners = torch.tensor(work.batch.owners, device=work.network.device)
+    for rows in torch.arange(len(chunk)).split(work.hyper.gradient_batch):  # type: ignore[no-untyped-call]
+        part = chunk.rows(rows)
+        found = suffix_gradients(work.network, part.trunk)
+        u, v = found.token_rows()
+        samples, columns = found.token_places().T
+        starts = part.trunk.batch.answer_starts.to(columns.device)
+        positions = (columns - starts[samples]).clamp(min=0, max=num_positions - 1)
+        entries = owners[part.samples.to(owners.device)[samples]]
+        yield u.float(), v.float(), entries * num_positions + positions
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ what becomes of a job that takes too much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import ceil
 
 from salem.encoding import LENGTH_BUCKET
@@ -50,7 +50,17 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
         num_trained_on=_num_trained_on(batch, hyper),
         cuts_steps=network.device.type == "cuda",
     )
-    return replace(found, step=found.step + _value_bytes(network, batch, hyper, layer))
+    found = replace(found, step=found.step + _value_bytes(network, batch, hyper, layer))
+    if hyper.recipe is Recipe.SCOPED and hyper.entry_values == "editor":
+        beside = hyper.model_copy(update={"recipe": Recipe.MEND, "entry_values": "trained"})
+        found = _together(found, job_estimate(network, batch, beside))
+    return found
+
+
+def _together(one: Estimate, other: Estimate) -> Estimate:
+    """The peak of two trainings one of which keeps what the other has prepared; the model is there once."""
+    sums = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(Estimate)}
+    return replace(Estimate(**sums), weights=one.weights)
 
 
 def _value_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters, layer: Layer) -> int:

@@ -118,10 +118,18 @@ def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -
 
 
 def mend_learner(
-    network: Network, prepared: Prepared, hyper: Hyperparameters, generator: torch.Generator
+    network: Network,
+    prepared: Prepared,
+    hyper: Hyperparameters,
+    generator: torch.Generator,
+    factors: Factors | None = None,
 ) -> MendLearner:
-    """An editor at its start, with its step size set by a search along plain gradient descent."""
-    factors = gradient_factors(network, prepared.corrections, hyper.gradient_batch)
+    """An editor at its start, with its step size set by a search along plain gradient descent.
+
+    Args:
+        factors: the gradients of the corrections; left out, added up in batches and in their low-rank form.
+    """
+    factors = factors or gradient_factors(network, prepared.corrections, hyper.gradient_batch)
     layer = prepared.layer
     editor = MendEditor(layer.d_in, layer.d_out, hyper.editor_rank, generator).to(network.device)
     editor.fit_normaliser(factors)

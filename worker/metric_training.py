@@ -93,6 +93,7 @@ def job_metric(
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
+        kept = torch.minimum(stored.steadiness, kept)  # what was learned before is not forgotten
         return JobMetric(named(replace(refined, steadiness=kept)), is_new=True)
     reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
     equivalents = texts.read(memo, reading)

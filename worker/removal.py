@@ -12,16 +12,16 @@ Pure functions on records and tensors. Does not know how a delta is trained, nor
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 import torch
 
 from salem.deltas import LayerDelta
 from salem.records import Delta, EditBatch, EditRequest, Sample
-from salem.scopes import Scoped
+from salem.scopes import Scope, Scoped
 
-OF_A_KEY = ("keys", "radii", "said", "shares", "doubts", "words", "tolls")
+OF_A_KEY = tuple(field.name for field in fields(Scope) if field.name not in ("metric", "owners"))
 
 
 class Change(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from salem.records.words import Record
 
@@ -80,6 +80,12 @@ class Hyperparameters(Record):
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
+
+    @model_validator(mode="after")
+    def _ranks_are_trained(self) -> Hyperparameters:
+        if self.entry_rank and self.entry_values != "trained":
+            raise ValueError("entry_rank is of a trained term: leave it out, or leave out entry_values")
+        return self
 
 
 class EditorOptions(Record):

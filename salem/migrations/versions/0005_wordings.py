@@ -22,6 +22,7 @@ _versions = sa.table(
     sa.column("number", sa.Integer),
     sa.column("hyperparameters", sa.JSON),
 )
+_models = sa.table("models", sa.column("name", sa.String), sa.column("scope_metric", sa.String))
 _NEW_OPTIONS = {"exchange_weight": 0.0, "entry_values": "trained"}  # as everything was made before
 
 
@@ -31,7 +32,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the option out again; entries that mind words are files that older code refuses to read."""
+    """Take the options out again, and let each model's next job train a metric.
+
+    Older code refuses to read metrics that know steady words, and versions whose entries live in one.
+    """
+    op.execute(sa.update(_models).values(scope_metric=None))
     _change_all(lambda options: {name: value for name, value in options.items() if name not in _NEW_OPTIONS})
 
 
