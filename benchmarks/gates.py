@@ -30,7 +30,7 @@ from salem.metric import Metric
 from salem.openings import unheard
 from salem.records import Hyperparameters, Layer, Task, TextInput
 from salem.scopes import Scope
-from salem.wordings import unworded
+from salem.wordings import KEPT
 from worker.learners import empty_entries
 from worker.saliency import middle_layers
 
@@ -104,8 +104,8 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         owners=torch.arange(num_entries).float(),
         **vars(unheard(num_entries, keys.device)),
         doubts=torch.full((num_entries,), Hyperparameters().disagreement_weight),
-        **vars(unworded(num_entries, keys.device)),
-        tolls=torch.zeros(num_entries),
+        words=torch.randint(len(reading.rarity), (num_entries, KEPT), generator=draw).float(),
+        tolls=torch.full((num_entries,), Hyperparameters().exchange_weight),
     )
     return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
 

@@ -101,17 +101,10 @@ class Scope:
         Exact where it is above the key's radius, and elsewhere no less than it is: tolls and doubts only take
         away, so nobody outside needs to be asked.
         """
-        found = points @ self.keys.T
+        found, words, openings = points @ self.keys.T, self.wordings, self.openings
         weights = self.metric.weights
-
-        def exchanged(heard: Wordings, keys: Tensor) -> Tensor:
-            return heard.exchanged(self.wordings.rows(keys), weights)
-
-        def differing(heard: Openings, keys: Tensor) -> Tensor:
-            return heard.differ(self.openings.rows(keys))
-
-        self._take_off(found, self.tolls, ask.words, exchanged)
-        self._take_off(found, self.doubts, ask.openings, differing)
+        self._take_off(found, self.tolls, ask.words, lambda w, keys: w.exchanged(words.rows(keys), weights))
+        self._take_off(found, self.doubts, ask.openings, lambda o, keys: o.differ(openings.rows(keys)))
         return found
 
     def _take_off(

@@ -1,7 +1,7 @@
 """The `scoped` recipe: from an edit dataset and a layer to entries, one per edit.
 
-Draws scopes, prepares the corrections as they fire, and gets values for the entries. Does not know how scopes
-are drawn or how values are found.
+Has scopes drawn, prepares the corrections as they fire, and finds values for the entries. Does not know how
+scopes are drawn.
 """
 
 from __future__ import annotations
