@@ -6,17 +6,18 @@ and how the base begins its answer to them. Knows a model and its inputs. Does n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from salem.hosting import Network
 from salem.openings import Openings, openings
 from salem.records import TextInput
-from salem.wordings import Wordings, side_by_side, wordings
+from salem.wordings import Wordings, wordings
+
+Heard = TypeVar("Heard", Openings, Wordings)
 
 
 class Ask(Protocol):
@@ -46,22 +47,25 @@ class Asking:
 
     def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
         self._network, self._inputs = network, inputs
-        self._known: dict[int, Openings] = {}
+        self._heard: dict[int, Openings] = {}
         self._worded: dict[int, Wordings] = {}
 
     def words(self, rows: Tensor) -> Wordings:
-        places = rows.tolist()
-        new = [place for place in places if place not in self._worded]
-        if new:
-            found = wordings(self._network, [self._inputs[place] for place in new])
-            self._worded.update(zip(new, found.each(), strict=True))
-        return side_by_side([self._worded[place] for place in places])
+        return Wordings.of(self._each(rows, self._worded, wordings))
 
     def openings(self, rows: Tensor) -> Openings:
+        return Openings.of(self._each(rows, self._heard, openings))
+
+    def _each(
+        self,
+        rows: Tensor,
+        known: dict[int, Heard],
+        learn: Callable[[Network, Sequence[TextInput]], Heard],
+    ) -> list[Heard]:
+        """What is known of each of these inputs; the others are learned about first."""
         places = rows.tolist()
-        new = [place for place in places if place not in self._known]
+        new = [place for place in places if place not in known]
         if new:
-            heard = openings(self._network, [self._inputs[place] for place in new])
-            self._known.update(zip(new, heard.each(), strict=True))
-        known = [self._known[place] for place in places]
-        return Openings(torch.cat([one.said for one in known]), torch.cat([one.shares for one in known]))
+            found = learn(self._network, [self._inputs[place] for place in new])
+            known.update(zip(new, found.each(), strict=True))
+        return [known[place] for place in places]

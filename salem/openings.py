@@ -33,6 +33,11 @@ class Openings:
     said: Tensor  # [n, s] token or label numbers, as float32: they are exact up to 2**24
     shares: Tensor  # [n, s] their probabilities
 
+    @classmethod
+    def of(cls, found: Sequence[Openings]) -> Openings:
+        """Openings of single inputs as those of a batch."""
+        return cls(torch.cat([one.said for one in found]), torch.cat([one.shares for one in found]))
+
     def rows(self, index: Tensor) -> Openings:
         return Openings(self.said[index], self.shares[index])
 

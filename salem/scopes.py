@@ -17,20 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.asking import Ask
+from salem.asking import Ask, Heard
 from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import Layer
 from salem.wordings import NOTHING, Wordings
 
 PAIRS = 1_024  # of an input and a key that are compared at a time: 33 MB for inputs of 500 words
-Heard = TypeVar("Heard", Openings, Wordings)
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,14 @@ class Scope:
         away, so nobody outside needs to be asked.
         """
         found, words, openings = points @ self.keys.T, self.wordings, self.openings
-        weights = self.metric.weights
-        self._take_off(found, self.tolls, ask.words, lambda w, keys: w.exchanged(words.rows(keys), weights))
-        self._take_off(found, self.doubts, ask.openings, lambda o, keys: o.differ(openings.rows(keys)))
+
+        def exchanged(worded: Wordings, keys: Tensor) -> Tensor:
+            return worded.exchanged(words.rows(keys), self.metric.weights)
+
+        self._take_off(found, self.tolls, ask.words, exchanged)
+        self._take_off(
+            found, self.doubts, ask.openings, lambda heard, keys: heard.differ(openings.rows(keys))
+        )
         return found
 
     def _take_off(

@@ -29,6 +29,12 @@ class Wordings:
 
     words: Tensor  # [n, s] token numbers, as float32: they are exact up to 2**24; s may be 0
 
+    @classmethod
+    def of(cls, found: Sequence[Wordings]) -> Wordings:
+        """Wordings of single inputs as those of a batch."""
+        rows = [one.words[0] for one in found]
+        return cls(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NOTHING))
+
     def rows(self, index: Tensor) -> Wordings:
         return Wordings(self.words[index])
 
@@ -64,11 +70,11 @@ class Wordings:
         """The weight of each word [n, s]; 0 where there is none."""
         return weights[self.words.long() % len(weights)] * (self.words != NOTHING)
 
-    def heaviest(self, weights: Tensor, num: int = KEPT) -> Wordings:
-        """The wordings with no more than so many words, those of the greatest weight."""
-        if self.words.shape[1] <= num:
+    def heaviest(self, weights: Tensor) -> Wordings:
+        """The wordings as they are stored: with no more than `KEPT` words, those of the greatest weight."""
+        if self.words.shape[1] <= KEPT:
             return self
-        kept = self.weighed(weights).topk(num, dim=-1).indices.sort(dim=-1).values
+        kept = self.weighed(weights).topk(KEPT, dim=-1).indices.sort(dim=-1).values
         return Wordings(self.words.gather(-1, kept))
 
 
@@ -77,20 +83,13 @@ def unworded(num: int, device: torch.device) -> Wordings:
     return Wordings(torch.zeros(num, 0, device=device))
 
 
-def side_by_side(found: Sequence[Wordings]) -> Wordings:
-    """Wordings of single inputs as those of a batch."""
-    rows = [one.words[0] for one in found]
-    return Wordings(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NOTHING))
-
-
 def wordings(network: Network, inputs: Sequence[TextInput]) -> Wordings:
     """The wordings of inputs; a second text that the tokenizer does not tell apart counts with the first."""
     if not inputs:
         return unworded(0, network.device)
     size = network.model.get_input_embeddings().num_embeddings
-    found = [torch.tensor(sorted(words), dtype=torch.float32) for words in token_sets(network, inputs, size)]
-    words = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=NOTHING)
-    return Wordings(words.to(network.device))
+    found = [Wordings(torch.tensor([sorted(words)]).float()) for words in token_sets(network, inputs, size)]
+    return Wordings(Wordings.of(found).words.to(network.device))
 
 
 def token_sets(network: Network, inputs: Sequence[TextInput], size: int) -> list[set[int]]:

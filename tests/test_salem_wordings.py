@@ -11,6 +11,7 @@ from tiny_models import tiny_network
 from torch import Tensor
 
 from salem import asking
+from salem import wordings as module
 from salem.gates import fire
 from salem.hosting import Network, tokenize
 from salem.metric_files import pack_metric, unpack_metric
@@ -59,11 +60,12 @@ def test_pairs_are_compared_row_by_row() -> None:
         assert float(found[row]) == pytest.approx(min(sums), abs=1e-6)
 
 
-def test_the_heaviest_words_are_kept() -> None:
+def test_the_heaviest_words_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = worded([0, 1, 2, 3, 4], [6, 3, 0])
-    few = whole.heaviest(WEIGHTS, 2)
+    assert whole.heaviest(WEIGHTS) is whole
+    monkeypatch.setattr(module, "KEPT", 2)
+    few = whole.heaviest(WEIGHTS)
     assert few.words[0].tolist() == [1, 4] and 3 in few.words[1].tolist()
-    assert whole.heaviest(WEIGHTS, 5) is whole
     assert (
         unworded(3, torch.device("cpu")).exchanged(whole.rows(torch.tensor([0, 1, 0])), WEIGHTS).tolist()
         == [0.0] * 3

@@ -36,3 +36,11 @@ def test_where_nothing_holds_the_remedy_is_one_that_helps(forgets: bool) -> None
     else:
         assert "None of the 3 edits holds" in failed.value.message
         assert "kl_weight" in failed.value.remedy
+
+
+def test_values_that_were_not_trained_are_not_to_be_trained_longer() -> None:
+    of = case("gpt2")
+    untrained = hyper(Recipe.SCOPED, trial_edits=0, entry_values="closed_form")
+    with pytest.raises(EditFailed, match="by values that were not trained") as failed:
+        make_edit(of.network, (), of.batch, untrained, Quiet())
+    assert failed.value.remedy is not None and "max_steps" not in failed.value.remedy

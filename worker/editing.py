@@ -101,17 +101,18 @@ def make_edit(
 
 
 def _failed(made: MadeDelta, edits: Sequence[Sample], hyper: Hyperparameters) -> EditFailed:
-    num_edits, all_forget = len(edits), all(edit.forgets for edit in edits)
-    if all_forget:
+    num_edits = len(edits)
+    by_values = made.editor is None and hyper.recipe is Recipe.SCOPED
+    if by_values and hyper.entry_values != "trained":
+        return EditFailed(
+            f"None of the {num_edits} edits holds at {made.layer.path} by values that were not trained.",
+            remedy="Leave out options.entry_values, so that values are trained.",
+        )
+    if all(edit.forgets for edit in edits):
         return EditFailed(
             f"None of the {num_edits} answers is forgotten after training at {made.layer.path}.",
             remedy="Raise max_steps, name another layer in options, or name a target that is to be given "
             "instead.",
-        )
-    if made.editor is None and hyper.entry_values != "trained":
-        return EditFailed(
-            f"None of the {num_edits} edits holds at {made.layer.path} by values that were not trained.",
-            remedy="Leave out options.entry_values, so that values are trained.",
         )
     if made.editor is None:
         return EditFailed(

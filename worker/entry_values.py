@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salem.deltas import LowRank
-from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.scopes import Scoped
 from worker.editor import Factors
 from worker.gradients import suffix_gradients
-from worker.learners import MendLearner, mend_learner
+from worker.learners import MendLearner, joined, mend_learner
 from worker.micro_batches import MicroBatches, Share
 from worker.training import Prepared, edit_loss, reached
 from worker.trunk_sets import Chunk
@@ -47,26 +46,24 @@ def editor_direction(work: Work, prepared: Prepared, start: Scoped) -> Tensor:
     """
     whole = work.prepare()
     parts = [part for chunk in whole.corrections.chunks for part in _token_rows(work, chunk, start)]
-    factors = Factors(u=torch.cat([u for u, _, _ in parts]), v=torch.cat([v for _, v, _ in parts]))
-    if not len(factors.u):
-        raise EditFailed("The edits leave no gradient at the chosen layer.", remedy="Choose another layer.")
+    factors = joined([factors for factors, _ in parts])
     learner = mend_learner(work.network, whole, work.hyper, work.generator, factors)
     found = work.fit(whole, TokenLearner(learner.editor, learner.factors, learner.projection))
     assert isinstance(found, LowRank), "one row per token"
-    slots = F.one_hot(torch.cat([slot for _, _, slot in parts]), start.values.shape[:2].numel())
-    return (slots.T.to(found.b.dtype) @ found.b.T).reshape(start.values.shape)
+    chosen = F.one_hot(torch.cat([slots for _, slots in parts]), start.values.shape[:2].numel())
+    return (chosen.T.to(found.b.dtype) @ found.b.T).reshape(start.values.shape)
 
 
 class TokenLearner(MendLearner):
     """MEND with a row for every token, never multiplied out."""
 
     def term(self) -> LowRank:
-        return self.projection.project(self.editor(self.factors))
+        return self.rows()
 
 
-def _token_rows(work: Work, chunk: Chunk, start: Scoped) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of the tokens that carry a gradient u [k, d_in], v [k, d_out], and the value that acts there [k]: its
-    number among all values of all entries.
+def _token_rows(work: Work, chunk: Chunk, start: Scoped) -> Iterator[tuple[Factors, Tensor]]:
+    """The tokens that carry a gradient, k rows, and of each the value that acts there [k]: its number among
+    all values of all entries.
     """
     num_positions = start.values.shape[1]
     owners = torch.tensor(work.batch.owners, device=work.network.device)
@@ -78,7 +75,7 @@ def _token_rows(work: Work, chunk: Chunk, start: Scoped) -> Iterator[tuple[Tenso
         starts = part.trunk.batch.answer_starts.to(columns.device)
         positions = (columns - starts[samples]).clamp(min=0, max=num_positions - 1)
         entries = owners[part.samples.to(owners.device)[samples]]
-        yield u.float(), v.float(), entries * num_positions + positions
+        yield Factors(u.float(), v.float()), entries * num_positions + positions
 
 
 @torch.no_grad()

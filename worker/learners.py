@@ -5,7 +5,7 @@ A learner has parameters and yields a term; the loop in `worker.training` does t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,9 +38,13 @@ class MendLearner:
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.editor.parameters()
 
+    def rows(self) -> LowRank:
+        """The update with a rank for each of its factors, in their order."""
+        return self.projection.project(self.editor(self.factors))
+
     def term(self) -> LowRank | Dense:
         """Factors of a rank that costs more than the whole matrix are multiplied out."""
-        factors = self.projection.project(self.editor(self.factors))
+        factors = self.rows()
         costly = (
             factors.rank * (factors.a.shape[1] + factors.b.shape[0]) > factors.a.shape[1] * factors.b.shape[0]
         )
@@ -112,7 +116,16 @@ def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -
             u, v = suffix_gradients(network, chunk.trunk.rows(rows)).token_rows()
             if len(u):
                 parts.append(aggregate(u.float(), v.float()))
-    if not parts:
+    return joined(parts)
+
+
+def joined(parts: Sequence[Factors]) -> Factors:
+    """The factors of all parts, in their order.
+
+    Raises:
+        EditFailed: there are none.
+    """
+    if not any(len(part.u) for part in parts):
         raise EditFailed("The edits leave no gradient at the chosen layer.", remedy="Choose another layer.")
     return Factors(u=torch.cat([part.u for part in parts]), v=torch.cat([part.v for part in parts]))
 

@@ -58,9 +58,8 @@ class _Texts:
     @property
     def pairs(self) -> tuple[tuple[TextInput, TextInput], ...]:
         """Equivalent texts, two by two: those of other texts, and each edit with its paraphrases."""
-        edits = {owner: sample for owner, sample in reversed(list(zip(self.owners, self.own, strict=True)))}
-        own = zip(self.owners, self.own, strict=True)
-        paraphrases = [(edits[owner], sample) for owner, sample in own if sample is not edits[owner]]
+        own = [(self.own[owner], sample) for owner, sample in zip(self.owners, self.own, strict=True)]
+        paraphrases = (pair for pair in own if pair[0] is not pair[1])  # edits come first, in their order
         return (*zip(self.first, self.second, strict=True), *paraphrases)
 
     def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:

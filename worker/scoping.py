@@ -74,7 +74,7 @@ def draw_scopes(
     points, apart, ask = memo.points(keep, found.metric), apart.to(network.device), Asking(network, keep)
     owners = torch.tensor(batch.owners, device=network.device)
     radii = widest_radii((points @ keys.T)[~apart])
-    widest = _widest(network, batch, found.metric, hyper, keys=keys, radii=radii, owners=owners.float())
+    widest = _widest(network, batch, hyper, (found.metric, keys, radii, owners.float()))
     likeness = widest.likeness(points, ask)
     spent = _inside(parent, found.metric, points, ask) & apart
     budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
@@ -93,18 +93,24 @@ def draw_scopes(
 
 
 def _widest(
-    network: Network, batch: EditBatch, metric: Metric, hyper: Hyperparameters, **placed: Tensor
+    network: Network,
+    batch: EditBatch,
+    hyper: Hyperparameters,
+    placed: tuple[Metric, Tensor, Tensor, Tensor],
 ) -> Scope:
-    """Scopes of the widest radii, that mind as much of an input as they are to."""
-    keys, radii = placed["keys"], placed["radii"]
+    """Scopes that mind as much of an input as they are to.
+
+    Args:
+        placed: metric, keys [k, m], widest radii [k] and owners [k].
+    """
+    metric, keys, radii, _ = placed
     heard, worded = unheard(len(keys), keys.device), unworded(len(keys), keys.device)
     if hyper.disagreement_weight:
         heard = openings(network, batch.corrections)
     if hyper.exchange_weight:
         worded = wordings(network, batch.corrections).heaviest(metric.weights)
     return Scope(
-        metric,
-        **placed,
+        *placed,
         **vars(heard),
         doubts=torch.full_like(radii, hyper.disagreement_weight),
         **vars(worded),
