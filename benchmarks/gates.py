@@ -30,7 +30,7 @@ from salem.metric import Metric
 from salem.openings import unheard
 from salem.records import Hyperparameters, Layer, Task, TextInput
 from salem.scopes import Scope
-from salem.wordings import KEPT
+from salem.wordings import NUMBERS, Wording, packed
 from worker.learners import empty_entries
 from worker.saliency import middle_layers
 
@@ -94,8 +94,9 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     seen = features(network, inputs, reading)
     width = Hyperparameters().metric_width
     projection = torch.randn(width, seen.shape[1], generator=draw)
-    steady = torch.ones_like(reading.rarity)
-    metric = Metric(reading, seen.mean(0), seen.std(0) + 1e-2, projection, steady, sha256="random")
+    metric = Metric(
+        reading, seen.mean(0), seen.std(0) + 1e-2, projection, torch.ones(NUMBERS), sha256="random"
+    )
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
     scope = Scope(
         metric,
@@ -104,7 +105,9 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         owners=torch.arange(num_entries).float(),
         **vars(unheard(num_entries, keys.device)),
         doubts=torch.full((num_entries,), Hyperparameters().disagreement_weight),
-        words=torch.randint(len(reading.rarity), (num_entries, KEPT), generator=draw).float(),
+        words=packed([Wording.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
+            :num_entries
+        ],
         tolls=torch.full((num_entries,), Hyperparameters().exchange_weight),
     )
     return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))

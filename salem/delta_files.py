@@ -21,6 +21,7 @@ from salem.errors import DeltaRejected
 from salem.metric import Metric
 from salem.records import Layer
 from salem.scopes import Scoped
+from salem.tensor_files import TEXT
 
 _KEY = re.compile(r"terms\.(0|[1-9][0-9]{0,5})\.([a-z_]+)")
 _DIMENSIONS = (
@@ -35,7 +36,7 @@ _KINDS: Mapping[frozenset[str], type[Term]] = {
 
 
 def pack(delta: LayerDelta, *, base_sha256: str, **header: Any) -> bytes:
-    """A delta as the bytes of a safetensors file of float32; `header` values are stored as JSON.
+    """A delta as the bytes of a safetensors file; `header` values are stored as JSON.
 
     A scoped term names its metric, whose file stands beside it.
     """
@@ -61,10 +62,10 @@ def unpack(
 
     Raises:
         DeltaRejected: no safetensors, another format version, content that does not fit its checksum, another
-            base, an unknown layer, and for each term unknown or missing fields, a wrong shape, a type other
-            than float32, or a value that is not finite.
+            base, an unknown layer, and for each term unknown or missing fields, a wrong shape or type, or a
+            value that is not finite.
     """
-    header, tensors = tensor_files.read(data, noun="delta")
+    header, tensors = tensor_files.read(data, noun="delta", texts=("words",))
     if header.get("base_sha256") != base_sha256:
         raise DeltaRejected("The delta was made for other base weights.")
     layer = next((layer for layer in layers if layer.path == header.get("layer")), None)
@@ -107,7 +108,7 @@ def _as_written_now(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors = tensors | silent
         if not {"words", "tolls"} & tensors.keys():  # scopes that did not mind single words
             num = len(tensors["keys"])
-            tensors = tensors | {"words": torch.zeros(num, 0), "tolls": torch.zeros(num)}
+            tensors = tensors | {"words": torch.zeros(num, 0, dtype=TEXT), "tolls": torch.zeros(num)}
     return tensors
 
 

@@ -26,7 +26,7 @@ from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import TextInput
 from salem.scopes import Firing, prevailing
-from salem.wordings import Wordings
+from salem.wordings import Wording
 
 
 def fire(
@@ -90,7 +90,7 @@ class _Aside:
         self._ask = ask
         self.lasts = False
 
-    def words(self, rows: Tensor) -> Wordings:
+    def words(self, rows: Tensor) -> list[Wording]:
         return self._ask.words(rows)
 
     def openings(self, rows: Tensor) -> Openings:

@@ -1,7 +1,7 @@
 """Metric: where an input lies among others, so that equivalent requests lie close.
 
 A small learned map, one per hosted model, of the features of an input to the unit sphere, and with it what
-each token tells. Does not know keys, radii, or how it is trained.
+each word tells. Does not know keys, radii, or how it is trained.
 """
 
 from __future__ import annotations
@@ -29,13 +29,8 @@ class Metric:
     centre: Tensor  # [f] subtracted from the features
     spread: Tensor  # [f] then divided by
     projection: Tensor  # [m, f]
-    steadiness: Tensor  # [vocabulary] in (0, 1]: how reliably equivalents keep a token
+    words: Tensor  # [NUMBERS] in (0, 1]: what a word tells that stands in place of another; on the CPU
     sha256: str = ""
-
-    @property
-    def weights(self) -> Tensor:
-        """What each token tells when it stands in place of another -> [vocabulary] in (0, 1]."""
-        return self.reading.rarity * self.steadiness.square()
 
     def standardise(self, features: Tensor) -> Tensor:
         return (features - self.centre) / self.spread
@@ -55,5 +50,4 @@ class Metric:
             centre=self.centre.to(device),
             spread=self.spread.to(device),
             projection=self.projection.to(device),
-            steadiness=self.steadiness.to(device),
         )

@@ -15,8 +15,9 @@ from salem import tensor_files
 from salem.errors import DeltaRejected
 from salem.features import Reading
 from salem.metric import Metric
+from salem.wordings import NUMBERS
 
-_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2, "steadiness": 1}
+_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2, "words": 1}
 
 
 def pack_metric(metric: Metric) -> bytes:
@@ -28,7 +29,7 @@ def pack_metric(metric: Metric) -> bytes:
             "centre": metric.centre,
             "spread": metric.spread,
             "projection": metric.projection,
-            "steadiness": metric.steadiness,
+            "words": metric.words,
         },
         {
             "stack": reading.stack,
@@ -50,13 +51,13 @@ def unpack_metric(data: bytes) -> Metric:
         DeltaRejected: the file is damaged, or its fields do not fit together.
     """
     header, tensors = tensor_files.read(data, noun="scope metric")
-    if "rarity" in tensors and "steadiness" not in tensors:  # as first written: all words count as steady
-        tensors["steadiness"] = torch.ones_like(tensors["rarity"])
+    if "words" not in tensors:  # as first written: every word tells as much as any
+        tensors["words"] = torch.ones(NUMBERS)
     if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
         raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
     width = len(tensors["centre"])
     fitting = len(tensors["spread"]) == tensors["projection"].shape[1] == width
-    if not fitting or len(tensors["steadiness"]) != len(tensors["rarity"]):
+    if not fitting or len(tensors["words"]) != NUMBERS:
         raise DeltaRejected("The shapes of the scope metric do not fit together.")
     try:
         block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))

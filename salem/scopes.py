@@ -17,19 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.asking import Ask, Heard
+from salem.asking import Ask
 from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import Layer
-from salem.wordings import NOTHING, Wordings
+from salem.wordings import unpacked
 
-PAIRS = 1_024  # of an input and a key that are compared at a time: 33 MB for inputs of 500 words
+PAIRS = 1_024  # of an input and a key that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,12 @@ class Scope:
     said: Tensor  # [k, s] the opening of the base at each key; s may be 0
     shares: Tensor  # [k, s]
     doubts: Tensor  # [k] of a cosine: what it costs an input that the base begins altogether otherwise
-    words: Tensor  # [k, w] the wording of each key; w may be 0
+    words: Tensor  # [k, w] uint8: the wording of each key, as text; w may be 0
     tolls: Tensor  # [k] of a cosine: what it costs an input that it exchanges a word of weight 1
 
     @property
     def openings(self) -> Openings:
         return Openings(self.said, self.shares)
-
-    @property
-    def wordings(self) -> Wordings:
-        return Wordings(self.words)
 
     def likeness(self, points: Tensor, ask: Ask) -> Tensor:
         """Of points [n, m] of the unit sphere to every key -> [n, k], with one matrix product over all keys.
@@ -100,32 +97,29 @@ class Scope:
         Exact where it is above the key's radius, and elsewhere no less than it is: tolls and doubts only take
         away, so nobody outside needs to be asked.
         """
-        found, words, openings = points @ self.keys.T, self.wordings, self.openings
-
-        def exchanged(worded: Wordings, keys: Tensor) -> Tensor:
-            return worded.exchanged(words.rows(keys), self.metric.weights)
-
-        self._take_off(found, self.tolls, ask.words, exchanged)
-        self._take_off(
-            found, self.doubts, ask.openings, lambda heard, keys: heard.differ(openings.rows(keys))
-        )
+        found = points @ self.keys.T
+        self._take_off(found, self.tolls, partial(self._exchanged, ask))
+        self._take_off(found, self.doubts, partial(self._begun_otherwise, ask))
         return found
 
-    def _take_off(
-        self,
-        likeness: Tensor,
-        prices: Tensor,
-        ask: Callable[[Tensor], Heard],
-        difference: Callable[[Heard, Tensor], Tensor],
-    ) -> None:
+    def _take_off(self, likeness: Tensor, prices: Tensor, differ: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Take prices [k] times differences off the likeness [n, k], in place, where it is above a radius."""
         rows, keys = ((likeness > self.radii) & (prices > 0)).nonzero(as_tuple=True)
-        if not len(rows):
-            return
-        for part in torch.arange(len(rows), device=rows.device).split(PAIRS):  # type: ignore[no-untyped-call]
-            asked, place = torch.unique(rows[part], return_inverse=True)
-            apart = difference(ask(asked).rows(place), keys[part])
-            likeness[rows[part], keys[part]] -= prices[keys[part]] * apart
+        for some, those in zip(torch.split(rows, PAIRS), torch.split(keys, PAIRS), strict=True):
+            if len(some):
+                likeness[some, those] -= prices[those] * differ(some, those)
+
+    def _exchanged(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
+        """The weight of the words that inputs have in place of those of keys -> [r]."""
+        known = {key: unpacked(self.words[key]) for key in set(keys.tolist())}
+        pairs = zip(ask.words(rows), keys.tolist(), strict=True)
+        found = [wording.exchanged(known[key], self.metric.words) for wording, key in pairs]
+        return torch.tensor(found, device=keys.device)
+
+    def _begun_otherwise(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
+        """How much the base's openings at inputs differ from those at keys -> [r]."""
+        asked, place = torch.unique(rows, return_inverse=True)
+        return ask.openings(asked).rows(place).differ(self.openings.rows(keys))
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:
         """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in."""
@@ -209,13 +203,12 @@ class Scoped:
         owned = bool(((self.owners >= 0) & (self.owners < e) & (self.owners % 1 == 0)).all())
         heard = bool(((self.shares >= 0) & (self.shares <= 1)).all() and (self.doubts >= 0).all())
         heard = heard and (s > 0 or not self.doubts.any())
-        worded = bool((self.words >= NOTHING).all() and (self.tolls >= 0).all())
-        worded = worded and (w > 0 or not self.tolls.any())
+        worded = bool((self.tolls >= 0).all()) and (w > 0 or not self.tolls.any())
         shaped = all(getattr(self, name).shape == shape for name, shape in expected.items())
         return k > 0 and owned and heard and worded and shaped
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Scoped:
-        """On a device; always in float32, where cosines are resolved."""
+        """On a device; numbers stay float32, where cosines are resolved."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, metric=self.metric.to(device), **tensors)
 
@@ -241,9 +234,8 @@ def prevailing(firings: Sequence[Firing | None]) -> tuple[Firing | None, ...]:
         return tuple(firings)
     claims = torch.stack([firing.inside for firing in present])  # [terms, n]
     age = torch.arange(len(present), device=claims.device).unsqueeze(-1)
-    winner = torch.where(claims > 0, claims.new_tensor(2.0) * (1 + age), claims).argmax(
-        0
-    )  # cosines are below 2
+    rank = torch.where(claims > 0, claims.new_tensor(2.0) * (1 + age), claims)  # cosines are below 2
+    winner = rank.argmax(0)
     places = iter(range(len(present)))
     return tuple(
         firing and replace(firing, strength=firing.strength * (winner == next(places))) for firing in firings

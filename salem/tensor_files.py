@@ -1,14 +1,14 @@
 """Files of named tensors with a header: safetensors whose checksum covers all of the file.
 
 The same tensors and header give the same bytes, so a store that names files by their content keeps one copy.
-Everything is float32 and finite. Does not know what the tensors mean.
+Everything is float32 and finite, but texts, which are uint8. Does not know what the tensors mean.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,12 +20,17 @@ from torch import Tensor
 from salem.errors import DeltaRejected
 
 FORMAT_VERSION = "2"
+TEXT = torch.uint8
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     """The bytes of a file. safetensors writes metadata in an order that changes; here it is sorted."""
     stored = {
-        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in tensors.items()
+        name: value.detach()
+        .to("cpu", value.dtype if value.dtype is TEXT else torch.float32)
+        .contiguous()
+        .clone()
+        for name, value in tensors.items()
     }
     described, body = _split(save_tensors(stored), "file")
     metadata = {**header, "format_version": FORMAT_VERSION}
@@ -36,12 +41,15 @@ def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def read(data: bytes, *, noun: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header and the tensors of a file that was written here; `noun` names it in messages.
 
+    Args:
+        texts: the last parts of the names of tensors that hold text.
+
     Raises:
-        DeltaRejected: no safetensors, another format version, content that does not fit its checksum, a type
-            other than float32, or a value that is not finite.
+        DeltaRejected: no safetensors, another format version, content that does not fit its checksum, another
+            type, or a value that is not finite.
     """
     described, body = _split(data, noun)
     header = _metadata(described, noun)
@@ -55,7 +63,7 @@ def read(data: bytes, *, noun: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise _unreadable(noun) from error
     for name, tensor in tensors.items():
-        _check(name, tensor)
+        _check(name, tensor, TEXT if name.rpartition(".")[2] in texts else torch.float32)
     return header, tensors
 
 
@@ -98,8 +106,8 @@ def _content_sha256(described: Mapping[str, Any], body: bytes) -> str:
     return hashlib.sha256(text.encode() + body).hexdigest()
 
 
-def _check(name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.float32:
-        raise DeltaRejected(f"{name} has type {tensor.dtype}; tensors are stored as float32.")
+def _check(name: str, tensor: Tensor, wanted: torch.dtype) -> None:
+    if tensor.dtype != wanted:
+        raise DeltaRejected(f"{name} has type {tensor.dtype}; it is stored as {wanted}.")
     if not torch.isfinite(tensor).all():
         raise DeltaRejected(f"{name} holds values that are not finite.")

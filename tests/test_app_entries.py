@@ -42,7 +42,7 @@ from salem.records import (
 from salem.registry import Registry
 from salem.scopes import Scoped
 from salem.settings import Settings
-from salem.wordings import wordings
+from salem.wordings import NUMBERS, Wording, packed
 
 NOTHING_FIRES = "who wrote the book in rome"
 EDITS = (
@@ -75,8 +75,9 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
     reading = Reading(network.layers[0].stack, 1, False, token_rarity(network, inputs))
     seen = features(network, inputs, reading)  # [e, f]
     width = seen.shape[1]
-    steady = torch.ones_like(reading.rarity)
-    metric = named(Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), steady))
+    metric = named(
+        Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), torch.ones(NUMBERS))
+    )
     layer = model.layers[1]
     return Scoped(
         metric=metric,
@@ -85,7 +86,7 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
         owners=torch.arange(len(edits)).float(),
         **vars(openings(network, inputs)),
         doubts=torch.full((len(edits),), 0.2),
-        **vars(wordings(network, inputs)),
+        words=packed([Wording.of(item) for item in inputs]),
         tolls=torch.full((len(edits),), 0.1),
         values=torch.randn(len(edits), 1, layer.d_out, generator=torch.Generator().manual_seed(1)),
         down=torch.zeros(len(edits), 0, layer.d_in),

@@ -24,6 +24,7 @@ from salem.metric_files import named
 from salem.records import Layer
 from salem.scopes import Scoped
 from salem.tensor_files import FORMAT_VERSION, read_header
+from salem.wordings import NUMBERS
 
 BASE = "ab" * 32
 LAYER = Layer(
@@ -191,14 +192,14 @@ def test_other_types_are_stored_as_float32_without_their_graph() -> None:
 
 def some_metric() -> Metric:
     reading = Reading(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
-    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), torch.ones(5)))
+    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), torch.ones(NUMBERS)))
 
 
 def some_scoped(metric: Metric) -> Scoped:
     zeros = torch.zeros
     value = {"radii": zeros(1), "owners": zeros(1), "values": zeros(1, 1, 4), "down": zeros(1, 0, 6)}
     value |= {"said": zeros(1, 3), "shares": zeros(1, 3), "doubts": zeros(1)}
-    value |= {"words": zeros(1, 2), "tolls": zeros(1)}
+    value |= {"words": zeros(1, 2, dtype=torch.uint8), "tolls": zeros(1)}
     return Scoped(metric=metric, keys=zeros(1, 2), **value, up=zeros(1, 0, 4))
 
 
@@ -302,9 +303,10 @@ def a_b(a: Tensor, b: Tensor) -> dict[str, Tensor]:
         (a_b(torch.zeros(2, 6), torch.zeros(4, 3)), "shape does not fit"),
         (a_b(torch.zeros(6, 2), torch.zeros(2, 4)), "shape does not fit"),
         (a_b(torch.zeros(0, 6), torch.zeros(4, 0)), "shape does not fit"),
-        ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.float64)}, r"torch.float64; .* float32"),
+        ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.float64)}, r"torch.float64; .* torch.float32"),
         ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.bfloat16)}, "torch.bfloat16"),
         ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.int32)}, "torch.int32"),
+        ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.uint8)}, "torch.uint8"),
         ({"terms.0.weight": torch.zeros(4, 6, dtype=torch.float8_e4m3fn)}, "torch.float8"),
         ({"terms.0.weight": torch.full((4, 6), float("nan"))}, "0.weight holds values that are not finite"),
         (a_b(torch.zeros(2, 6), torch.full((4, 2), float("inf"))), "0.b holds values that are not finite"),

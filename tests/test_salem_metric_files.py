@@ -14,12 +14,13 @@ from salem.errors import DeltaRejected
 from salem.features import Reading
 from salem.metric import Metric
 from salem.metric_files import named, pack_metric, unpack_metric
+from salem.wordings import NUMBERS
 
 
 def some_metric(*, seed: int = 0, block: int = 2, paired: bool = True) -> Metric:
     reading = Reading("encoder.layer", block, paired, drawn(7, seed=seed).abs())
-    spread, steady = drawn(5, seed=seed + 2).abs() + 0.1, drawn(7, seed=seed + 3).sigmoid()
-    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), steady)
+    spread, words = drawn(5, seed=seed + 2).abs() + 0.1, drawn(NUMBERS, seed=seed + 3).sigmoid()
+    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), words)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -27,7 +28,7 @@ def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
     metric = some_metric(paired=paired)
     data = pack_metric(metric)
     found = unpack_metric(data)
-    for name in ("centre", "spread", "projection", "steadiness"):
+    for name in ("centre", "spread", "projection", "words"):
         assert torch.equal(getattr(found, name), getattr(metric, name))
     assert torch.equal(found.reading.rarity, metric.reading.rarity)
     assert (found.reading.stack, found.reading.block) == ("encoder.layer", 2)
@@ -53,7 +54,7 @@ def test_a_damaged_file_is_refused() -> None:
 
 
 SAID = {"stack": "blocks", "block": "1", "paired": "false"}
-HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "steadiness": (7,)}
+HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "words": (NUMBERS,)}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "s
         ({"centre": (4,)}, {}, "do not fit together"),
         ({"spread": (4,)}, {}, "do not fit together"),
         ({"projection": (5, 3)}, {}, "do not fit together"),
-        ({"steadiness": (6,)}, {}, "do not fit together"),
+        ({"words": (6,)}, {}, "do not fit together"),
         ({"projection": (15,)}, {}, "instead of"),
         ({"centre": None}, {}, "instead of"),
         ({"more": (1,)}, {}, "instead of"),

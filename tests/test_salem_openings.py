@@ -22,7 +22,7 @@ from salem.gates import fire, gated
 from salem.hosting import Network, load
 from salem.openings import KEPT, Openings, openings
 from salem.records import TextInput
-from salem.wordings import wordings
+from salem.wordings import Wording
 
 
 def some_shares(num: int, width: int, *, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -114,7 +114,8 @@ def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: st
     (firing,) = fire(network, TEXTS, [delta])
     assert firing is not None and delta.scoped is not None
     points = metric_of(network).read(network, TEXTS)
-    likeness = delta.scoped.scope.likeness(points, Known(wordings(network, TEXTS), openings(network, TEXTS)))
+    worded = [Wording.of(text) for text in TEXTS]
+    likeness = delta.scoped.scope.likeness(points, Known(worded, openings(network, TEXTS)))
     expected = (likeness > delta.scoped.radii).any(-1)
     assert torch.equal(firing.strength > 0, expected)
     assert expected[0] and not expected.all(), "tiny models answer differently"
@@ -132,14 +133,13 @@ def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert scope is not None
     wide = replace(scope.scope, radii=torch.full((len(TEXTS),), -1.1))
     points, heard = metric_of(network).read(network, TEXTS), openings(network, TEXTS)
-    worded, weights = wordings(network, TEXTS), wide.metric.weights
+    worded = [Wording.of(text) for text in TEXTS]
     expected = points @ wide.keys.T
     for row in range(len(TEXTS)):
         for key in range(len(TEXTS)):
             one, other = (heard.rows(torch.tensor([place])) for place in (row, key))
             expected[row, key] -= wide.doubts[key] * one.differ(other)[0]
-            mine, its = (worded.rows(torch.tensor([place])) for place in (row, key))
-            expected[row, key] -= wide.tolls[key] * mine.exchanged(its, weights)[0]
+            expected[row, key] -= wide.tolls[key] * worded[row].exchanged(worded[key], wide.metric.words)
     for size in (1, 3, 4_096):
         monkeypatch.setattr(scopes, "PAIRS", size)
         torch.testing.assert_close(wide.likeness(points, Known(worded, heard)), expected, rtol=0, atol=1e-6)

@@ -24,7 +24,7 @@ from salem.metric_files import named, pack_metric, unpack_metric
 from salem.openings import Openings, openings, unheard
 from salem.records import Layer, Prediction, TextInput
 from salem.scopes import Firing, Scope, Scoped, Writing, prevailing
-from salem.wordings import Wordings, unworded, wordings
+from salem.wordings import NUMBERS, Wording, packed
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
@@ -46,7 +46,7 @@ def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
     reading = reading_of(network, block)
     pooled = features(network, TEXTS, reading)
     turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
-    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, torch.ones_like(reading.rarity)))
+    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, torch.ones(NUMBERS)))
 
 
 def scoped_delta(
@@ -70,7 +70,7 @@ def scoped_delta(
         owners=torch.arange(e).float(),
         **vars(heard),
         doubts=torch.full((e,), DOUBT),
-        **vars(wordings(network, inputs)),
+        words=packed([Wording.of(item) for item in inputs]),
         tolls=torch.full((e,), TOLL),
         values=size * drawn(e, num_positions, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
@@ -88,16 +88,16 @@ def small_scope() -> Scope:
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
     reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
-    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), torch.ones(5))
-    heard, worded = unheard(3, keys.device), unworded(3, keys.device)
+    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), torch.ones(NUMBERS))
+    heard, unworded = unheard(3, keys.device), torch.zeros(3, 0, dtype=torch.uint8)
     silent = {"doubts": torch.zeros(3), "tolls": torch.zeros(3)}
-    return Scope(metric, keys, radii, owners, **vars(heard), **vars(worded), **silent)
+    return Scope(metric, keys, radii, owners, **vars(heard), words=unworded, **silent)
 
 
 class Nobody:
     """Whom a scope need not ask."""
 
-    def words(self, rows: Tensor) -> Wordings:
+    def words(self, rows: Tensor) -> list[Wording]:
         raise AssertionError("nobody needs to look at words")
 
     def openings(self, rows: Tensor) -> Openings:
@@ -339,9 +339,9 @@ def test_scopes_that_were_written_before_they_asked_ask_for_nothing() -> None:
         {"tolls": torch.zeros(1)},
         {"tolls": torch.tensor([0.2, float("inf")])},
         {"tolls": torch.tensor([0.2, -0.1])},
-        {"words": torch.zeros(1, 4)},
-        {"words": torch.full((2, 4), -2.0)},
-        {"words": torch.zeros(2, 0)},
+        {"words": torch.zeros(1, 4, dtype=torch.uint8)},
+        {"words": torch.zeros(2, 4)},
+        {"words": torch.zeros(2, 0, dtype=torch.uint8)},
         {"shares": torch.full((2, 4), -0.1)},
         {"said": torch.zeros(2, 0), "shares": torch.zeros(2, 0)},
         {"values": torch.zeros(2, 1, 3)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,128 +12,161 @@ from test_salem_scopes import TEXTS, metric_of, scoped_delta
 from tiny_models import tiny_network
 from torch import Tensor
 
-from salem import asking
-from salem import wordings as module
+from salem.asking import Asking
 from salem.gates import fire
-from salem.hosting import Network, tokenize
 from salem.metric_files import pack_metric, unpack_metric
 from salem.records import TextInput
 from salem.tensor_files import read, write
-from salem.wordings import KEPT, NOTHING, Wordings, steadiness, unworded, wordings
+from salem.wordings import KEPT, NUMBERS, Wording, packed, unpacked, word_weights
 
-WEIGHTS = torch.tensor([0.1, 1.0, 0.5, 0.25, 1.0, 0.8, 0.0, 1.0])
+ALIKE = torch.ones(NUMBERS)
 
 
-def worded(*rows: list[float]) -> Wordings:
-    width = max(len(row) for row in rows)
-    return Wordings(torch.tensor([row + [NOTHING] * (width - len(row)) for row in rows]))
+def worded(text: str, pair: str | None = None) -> Wording:
+    return Wording.of(TextInput(input=text, text_pair=pair))
+
+
+def exchanged(one: str, other: str, weights: Tensor = ALIKE) -> float:
+    """Both ways, which are the same for wordings that were not shortened."""
+    found = worded(one).exchanged(worded(other), weights)
+    assert worded(other).exchanged(worded(one), weights) == pytest.approx(found)
+    return found
 
 
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        ([0, 1, 2], [0, 1, 2], 0.0),
-        ([0, 1, 2, 3], [0, 1, 2], 0.0),  # added
-        ([0, 1], [0, 1, 2, 3], 0.0),  # left out
-        ([0, 1, 2], [0, 1, 3], 0.25),  # the lighter of the two
-        ([1, 4], [2, 3], 0.75),
-        ([1, 4], [6], 0.0),  # what stands there instead tells nothing
-        ([1], [9], 1.0),  # a word of the second text is another word
-        ([9], [9], 0.0),
+        ("Where is my order?", "where is my order", 0),
+        ("please, where is my order now", "where is my order", 0),
+        ("where order", "where is my order", 0),
+        ("order my is where", "where is my order", 0),
+        ("founded in 1998", "founded in 1999", 1),
+        ("founded in 1998 in Rome", "founded in 1999 in Oslo", 2),
+        ("filmed in 1998, shown in 1998", "filmed in 1998, shown in 1999", 1),
+        ("the red red lamp", "the red blue lamp", 1),
+        ("Ünïcode naïve", "ünïcode NAÏVE", 0),
+        ("...", "where is my order", 0),
+        ("?!", "!", 0),
     ],
 )
-def test_words_are_exchanged_where_both_have_their_own(
-    one: list[float], other: list[float], expected: float
-) -> None:
-    for first, second in ((one, other), (other, one)):
-        found = worded(first).exchanged(worded(second), WEIGHTS)
-        assert found.tolist() == pytest.approx([expected])
-    assert worded(one).exchanged(worded([*other, 7]), WEIGHTS)[0] >= expected, "one more of its own"
+def test_words_are_exchanged_where_both_have_their_own(one: str, other: str, expected: float) -> None:
+    assert exchanged(one, other) == expected
 
 
-def test_pairs_are_compared_row_by_row() -> None:
-    draw = torch.Generator().manual_seed(0)
-    rows = [sorted(set(torch.randint(16, (6,), generator=draw).tolist())) for _ in range(40)]
-    one, other = worded(*map(list, rows[:20])), worded(*map(list, rows[20:]))
-    found = one.exchanged(other, WEIGHTS)
-    for row in range(20):
-        own, its = set(rows[row]), set(rows[20 + row])
-        sums = [sum(float(WEIGHTS[word % 8]) for word in words) for words in (own - its, its - own)]
-        assert float(found[row]) == pytest.approx(min(sums), abs=1e-6)
+@pytest.mark.parametrize(
+    ("one", "other", "is_one_word"),
+    [
+        ("recived", "received", True),
+        ("recieved", "received", True),
+        ("parcells", "parcels", True),
+        ("delivry", "delivery", True),
+        ("order", "orders", True),
+        ("eceived", "received", False),  # who leaves the first letter out makes another word more often
+        ("typical", "atypical", False),
+        ("marie", "maria", False),  # another letter makes another name
+        ("rcvd", "received", False),
+        ("cat", "cats", False),  # too short to tell
+        ("b1023", "b1032", False),
+        ("10234", "1023", False),
+        ("lamp", "lmap", True),
+        ("abcd", "badc", False),
+    ],
+)
+def test_a_misspelling_is_the_word_that_was_meant(one: str, other: str, is_one_word: bool) -> None:
+    assert exchanged(f"the {one} here", f"the {other} here") == (0 if is_one_word else 1)
 
 
-def test_the_heaviest_words_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = worded([0, 1, 2, 3, 4], [6, 3, 0])
-    assert whole.heaviest(WEIGHTS) is whole
-    monkeypatch.setattr(module, "KEPT", 2)
-    few = whole.heaviest(WEIGHTS)
-    assert few.words[0].tolist() == [1, 4] and 3 in few.words[1].tolist()
-    assert (
-        unworded(3, torch.device("cpu")).exchanged(whole.rows(torch.tensor([0, 1, 0])), WEIGHTS).tolist()
-        == [0.0] * 3
-    )
+def test_a_misspelling_stands_for_one_word_once() -> None:
+    assert exchanged("parcel parcel", "parcels stamp") == 1
 
 
-def test_what_a_cut_key_has_lost_is_not_taken_for_new() -> None:
-    """A long key keeps its heaviest words; an input that leaves one of them out has exchanged nothing."""
-    weights = torch.linspace(0.01, 1.0, 200)
-    whole = worded([float(word) for word in range(200)])
-    key = whole.heaviest(weights)
-    assert key.words.shape == (1, KEPT) and bool(key.full)
-    shorter = worded([float(word) for word in range(199)])
-    assert shorter.exchanged(whole, weights).tolist() == [0.0]
-    assert shorter.exchanged(key, weights).tolist() == [0.0]
-    twin = worded([*(float(word) for word in range(199)), 399.0])  # as heavy a word, of the second text
-    assert float(twin.exchanged(key, weights)) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("It is not a city", "It is a city", 1),
+        ("It isn't a city", "it is not a city", 0),
+        ("it isn’t a city", "it is a city", 1),  # noqa: RUF001
+        ("I cannot pay", "I can not pay", 0),
+        ("nobody has it", "it never was", 1),  # as often negated, in other words
+        ("no no", "yes yes", 2),
+    ],
+)
+def test_a_negation_turns_a_request_round(one: str, other: str, expected: float) -> None:
+    assert exchanged(one, other) == expected
+    weightless = torch.zeros(NUMBERS)
+    difference = abs(worded(one).negations - worded(other).negations)
+    assert exchanged(one, other, weightless) == difference, "negations count whatever else does"
 
 
-def test_wordings_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, asked = tiny_network("bert"), []
-
-    def watched(network: Network, inputs: list[TextInput]) -> Wordings:
-        asked.append([item.input for item in inputs])
-        return wordings(network, inputs)
-
-    monkeypatch.setattr(asking, "wordings", watched)
-    ask = asking.Asking(network, TEXTS)
-    first, second = ask.words(torch.tensor([1, 0])), ask.words(torch.tensor([0, 1]))
-    assert asked == [[TEXTS[1].input, TEXTS[0].input]]
-    assert torch.equal(first.words[[1, 0]], second.words)
+def test_a_word_of_the_second_text_is_another_word() -> None:
+    one, other = worded("the lamp", "a stamp"), worded("the stamp", "a lamp")
+    assert one.exchanged(other, ALIKE) == 2
+    assert one.exchanged(worded("the lamp", "a stmap"), ALIKE) == 0
+    assert worded("it is", "it was not").exchanged(worded("it is", "it was"), ALIKE) == 1
 
 
-def test_a_wording_is_the_set_of_tokens_and_the_second_text_has_its_own() -> None:
-    network = tiny_network("bert")
-    size = network.model.get_input_embeddings().num_embeddings
-    pair = TextInput(input=TEXTS[0].input, text_pair=TEXTS[0].input)
-    found = wordings(network, [TEXTS[0], pair])
-    ids = set(tokenize(network.tokenizer, [TEXTS[0]])["input_ids"][0])
-    assert {int(word) for word in found.words[0] if word != NOTHING} == ids
-    both = {int(word) for word in found.words[1] if word != NOTHING}
-    assert ids < both and all(word >= size for word in both - ids)
-    again = TextInput(input=f"{TEXTS[0].input} {TEXTS[0].input}")
-    assert found.rows(torch.tensor([0])).exchanged(wordings(network, [again]), torch.ones(size)).tolist() == [
-        0
+def test_the_lighter_side_counts() -> None:
+    weights = word_weights([TextInput(input="of the lamp of the stamp of the desk of the")], [])
+    heavy = exchanged("lamp", "stamp", weights)
+    light = exchanged("of", "stamp", weights)
+    assert 0 < light < heavy
+    assert exchanged("of the", "lamp", weights) == pytest.approx(min(2 * light, heavy), rel=0.5)
+
+
+def test_wordings_come_back_from_their_bytes() -> None:
+    draw = random.Random(0)
+    texts = [
+        " ".join(draw.choices(["Straße", "order", "注文", "b-12", "isn't", "?"], k=size))
+        for size in range(1, 9)
     ]
+    wordings = [worded(text, text[::-1] if len(text) % 2 else None) for text in texts]
+    rows = packed(wordings)
+    assert rows.dtype == torch.uint8 and len(rows) == len(texts)
+    assert [unpacked(row) for row in rows] == wordings
+    assert packed([]).shape == (0, 0) and packed([worded("?")]).shape == (1, 0)
+    assert unpacked(torch.tensor([255, 32, 97], dtype=torch.uint8)).words["a"] == 1, "no text, no error"
 
 
-def test_no_inputs_have_no_words() -> None:
-    assert wordings(tiny_network("gpt2"), []).words.shape == (0, 0)
+def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new() -> None:
+    """An input that leaves a word of a shortened key out has exchanged nothing; a twin has."""
+    words = [f"w{number}" for number in range(2 * KEPT)]
+    weights = word_weights(
+        [TextInput(input=" ".join([*words, *words[KEPT:]]))], []
+    )  # the first half is rarer
+    whole = worded(" ".join([*words, "not"]))
+    key = whole.heaviest(weights)
+    assert len(key.words) == KEPT and set(key.words) <= {*words[:KEPT], "not"} and key.negations == 1
+    assert key.heaviest(weights) is key
+    rare = float(weights[_place(words[0])])
+    assert worded(" ".join([*words[1:], "not"])).exchanged(key, weights) == 0
+    assert worded(" ".join([*words[1:], "other", "not"])).exchanged(key, weights) == pytest.approx(rare)
+    assert worded(" ".join(words)).exchanged(key, weights) == 1, "the negation is gone"
 
 
-def test_words_that_equivalents_keep_are_steady() -> None:
-    network = tiny_network("bert")
-    texts = [("the order and the parcel", "my order and my parcel"), ("the order", "my order now")]
+def test_words_that_equivalents_keep_tell_more() -> None:
+    texts = [
+        ("the order and the parcel", "my order and my parcel"),
+        ("the order", "my order now"),
+        ("a received letter", "a recieved letter"),
+    ]
     pairs = [(TextInput(input=one), TextInput(input=other)) for one, other in texts]
-    found = steadiness(network, pairs)
+    weights = word_weights([], pairs)
 
     def of(word: str) -> float:
-        number = tokenize(network.tokenizer, [TextInput(input=word)])["input_ids"][0][1]
-        return float(found[number])
+        return float(weights[_place(word)])
 
-    assert of("order") == of("parcel") == of("and") == 1.0
-    assert of("the") == of("my") == pytest.approx(1 / 3)
-    assert of("now") == 0.5 and of("money") == 1.0, "never seen: as good as its word"
-    assert torch.equal(steadiness(network, []), torch.ones_like(found))
+    assert of("order") == of("and") == of("received") == 1.0, "a misspelling is no exchange"
+    assert of("the") == pytest.approx((1 / 4) ** 2)
+    assert of("now") == 0.25
+    assert of("money") == 1.0, "never seen: as good as its word"
+    assert torch.equal(word_weights([], []), ALIKE)
+    rare = word_weights([TextInput(input="the " * 50 + "lamp")], [])
+    assert float(rare[_place("the")]) < float(rare[_place("lamp")]) < float(rare[_place("money")]) == 1.0
+
+
+def _place(word: str) -> int:
+    """The number of a word, by the only text that gives it a weight of its own."""
+    return int(word_weights([TextInput(input=word)], []).argmin())
 
 
 def twin_scope(toll: float) -> tuple[Tensor, Tensor]:
@@ -156,11 +191,15 @@ def test_a_twin_pays_for_its_word_and_a_rewording_does_not() -> None:
     assert dear[1] < free[1]
 
 
-def test_a_metric_that_was_written_before_words_counted_takes_all_as_steady() -> None:
+def test_one_is_asked_about_the_words_of_rows_in_their_order() -> None:
+    ask = Asking(tiny_network("bert"), TEXTS)
+    assert ask.words(torch.tensor([1, 0, 1])) == [Wording.of(TEXTS[row]) for row in (1, 0, 1)]
+    assert Wording.of(TEXTS[0]).words == Counter(TEXTS[0].input.lower().replace("?", "").split())
+
+
+def test_a_metric_that_was_written_before_words_counted_takes_all_as_rare() -> None:
     metric = metric_of(tiny_network("bert"))
     header, tensors = read(pack_metric(metric), noun="scope metric")
-    del tensors["steadiness"]
+    del tensors["words"]
     kept = {name: header[name] for name in ("stack", "block", "paired")}
-    found = unpack_metric(write(tensors, kept))
-    assert torch.equal(found.steadiness, torch.ones_like(metric.reading.rarity))
-    assert torch.equal(found.weights, found.reading.rarity)
+    assert torch.equal(unpack_metric(write(tensors, kept)).words, ALIKE)

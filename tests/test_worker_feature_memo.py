@@ -13,6 +13,7 @@ from salem.features import Reading, features, token_rarity
 from salem.hosting import Network
 from salem.metric import Metric
 from salem.records import TextInput
+from salem.wordings import NUMBERS
 from worker import feature_memo
 from worker.feature_memo import FeatureMemo
 from worker.sample_cache import SampleCache
@@ -64,14 +65,14 @@ def test_points_outlive_the_job_under_the_metrics_name(
     width = features(network, TEXTS[:1], reading).shape[1]
     projection = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     plain = torch.zeros(width), torch.ones(width)
-    steady = torch.ones_like(reading.rarity)
-    metric = Metric(reading, *plain, projection, steady, sha256="a" * 64)
+    words = torch.ones(NUMBERS)
+    metric = Metric(reading, *plain, projection, words, sha256="a" * 64)
     cache = SampleCache(tmp_path, 10**6, "model")
     first = FeatureMemo(network, cache).points(TEXTS, metric)
     assert len(asked) == 3
     assert torch.equal(FeatureMemo(network, cache).points(TEXTS, metric), first)
     assert len(asked) == 3, "read from the cache"
-    other = Metric(reading, *plain, projection * 2, steady, sha256="b" * 64)
+    other = Metric(reading, *plain, projection * 2, words, sha256="b" * 64)
     FeatureMemo(network, cache).points(TEXTS, other)
     FeatureMemo(network, cache).points(TEXTS[:2], metric)
     assert len(asked) == 8

@@ -367,7 +367,7 @@ def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
 
 
 def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
-    """A delta names the file that its entries live in, though that file does not know steady words yet."""
+    """A delta names the file that its entries live in, though that file does not know words yet."""
     model = stage.host("m", "bert")
     options = Hyperparameters(layer=QUICK.layer, max_steps=5, metric_width=8, trial_edits=0)
     kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
@@ -378,7 +378,7 @@ def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
     header, tensors = tensor_files.read(stage.blobs.get(new), noun="scope metric")
     said = {name: header[name] for name in ("stack", "block", "paired")}
     old = stage.blobs.put(
-        tensor_files.write({name: t for name, t in tensors.items() if name != "steadiness"}, said)
+        tensor_files.write({name: t for name, t in tensors.items() if name != "words"}, said)
     )
     with stage.registry._database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET scope_metric = ? WHERE name = 'm'", (old,))
@@ -387,5 +387,5 @@ def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
     assert stage.registry.get_job(second.id).state is JobState.SUCCEEDED
     (delta,) = next(v for v in stage.registry.list_versions("m") if v.job_id == second.id).deltas
     assert old != new
-    assert tensor_files.read(stage.blobs.get(delta.blob), noun="delta")[0]["metric"] == old == delta.metric
+    assert tensor_files.read_header(stage.blobs.get(delta.blob))["metric"] == old == delta.metric
     assert stage.registry.get_model("m").scope_metric == old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
 from salem.scopes import Scoped
-from salem.wordings import Wordings
+from salem.wordings import NUMBERS, Wording, packed
 from worker.removal import Change, cut, plan, reduced, remaining_batch, without
 
 METRIC = Metric(
@@ -23,7 +24,7 @@ METRIC = Metric(
     torch.zeros(5),
     torch.ones(5),
     torch.ones(4, 5),
-    torch.ones(3),
+    torch.ones(NUMBERS),
     "a" * 64,
 )
 KEEP, DROP, REPLAY = Change.KEEP, Change.DROP, Change.REPLAY
@@ -84,7 +85,7 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
         said=torch.arange(2.0 * len(owners)).reshape(-1, 2),
         shares=some(len(owners), 2).sigmoid() / 2,
         doubts=some(len(owners)).abs(),
-        words=torch.arange(3.0 * len(owners)).reshape(-1, 3),
+        words=packed([Wording(Counter([f"word{place}"])) for place in range(len(owners))]),
         tolls=some(len(owners)).abs(),
         values=some(num_entries, 2, 3),
         down=some(num_entries, 2, 6),
@@ -111,7 +112,7 @@ def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> N
     assert left is not None
     starts = torch.arange(50) % 7
     said = Openings(torch.arange(100.0).reshape(50, 2) % 12, torch.full((50, 2), 0.4))
-    ask = Known(Wordings(torch.arange(150.0).reshape(50, 3) % 12), said)
+    ask = Known([Wording(Counter([f"word{place % 7}"])) for place in range(50)], said)
     before, after = (replace(each.scope.fire_at(points, ask), starts=starts) for each in (whole, left))
     same = (before.entry == 1) | (before.entry == 3)
     assert 5 < same.sum() < 45

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from salem.records import Sample
+from salem.wordings import Wording
 from worker.rewording import reword, reword_all
 
 TEXTS = (
@@ -46,3 +47,13 @@ def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
     words = set(sample.input.lower().split())
     shared = [len(words & set(text.lower().split())) / len(words) for text in found]
     assert sum(shared) / len(shared) > 0.5, "a rewording that shares few words is another request"
+
+
+def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
+    """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
+    sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
+    singly = [reword(sample, random.Random(seed)) for seed in range(40)]
+    assert any(Wording.of(one).negations < 3 for one in singly)
+    found = reword_all([sample] * 40, random.Random(0))
+    assert all(Wording.of(one).negations == 3 for one in found)
+    assert sum(one != sample for one in found) > 30

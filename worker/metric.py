@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from salem.features import Reading
 from salem.metric import Metric
+from salem.wordings import NUMBERS
 
 SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
 BATCH_GROUPS = 384  # pairs per step
@@ -45,8 +46,7 @@ def new_metric(
     centre, spread = population.mean(0), population.std(0)
     spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
     projection = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
-    all_steady = torch.ones_like(reading.rarity)
-    return Metric(reading, centre, spread, projection.to(centre.device), all_steady)
+    return Metric(reading, centre, spread, projection.to(centre.device), words=torch.ones(NUMBERS))
 
 
 def train_metric(

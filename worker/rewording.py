@@ -10,6 +10,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from salem.records import Sample
+from salem.wordings import Wording
+
+DRAWS = 5
 
 _LEADS = (
     "please",
@@ -44,8 +47,14 @@ def reword(sample: Sample, rng: random.Random) -> Sample:
 
 
 def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
-    """One rewording of each sample, in order."""
-    return [reword(sample, rng) for sample in samples]
+    """One rewording of each sample, in order, that negates no more and no less; else the sample itself."""
+    return [_as_negated(sample, rng) for sample in samples]
+
+
+def _as_negated(sample: Sample, rng: random.Random) -> Sample:
+    negations = Wording.of(sample).negations
+    drawn = (reword(sample, rng) for _ in range(DRAWS))
+    return next((found for found in drawn if Wording.of(found).negations == negations), sample)
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:

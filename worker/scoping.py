@@ -21,7 +21,7 @@ from salem.metric import Metric
 from salem.openings import openings, unheard
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scopes import Firing, Scope
-from salem.wordings import unworded, wordings
+from salem.wordings import Wording, packed
 from worker.feature_memo import FeatureMemo
 from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
@@ -80,7 +80,7 @@ def draw_scopes(
     budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
     radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
-    own = scope.likeness(keys, Known(scope.wordings, scope.openings))
+    own = scope.likeness(keys, Known([Wording.of(sample) for sample in batch.corrections], scope.openings))
     return Scoping(
         scope=scope,
         is_new=found.is_new,
@@ -104,16 +104,16 @@ def _widest(
         placed: metric, keys [k, m], widest radii [k] and owners [k].
     """
     metric, keys, radii, _ = placed
-    heard, worded = unheard(len(keys), keys.device), unworded(len(keys), keys.device)
+    heard, worded = unheard(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
     if hyper.disagreement_weight:
         heard = openings(network, batch.corrections)
     if hyper.exchange_weight:
-        worded = wordings(network, batch.corrections).heaviest(metric.weights)
+        worded = packed([Wording.of(sample).heaviest(metric.words) for sample in batch.corrections])
     return Scope(
         *placed,
         **vars(heard),
         doubts=torch.full_like(radii, hyper.disagreement_weight),
-        **vars(worded),
+        words=worded.to(keys.device),
         tolls=hyper.exchange_weight * (1 - radii),
     )
 
