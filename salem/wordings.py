@@ -60,14 +60,14 @@ class Wording:
             weights: [NUMBERS] what each word tells.
         """
         new, gone = _differing(self.words, key.words)
-        floor = float(_weights(key.words, weights).min()) if len(key.words) >= KEPT else -1.0
+        floor = float(weights_of(key.words, weights).min()) if len(key.words) >= KEPT else -1.0
         return min(_weight(new, weights, floor), _weight(gone, weights)) + abs(self.negations - key.negations)
 
     def heaviest(self, weights: Tensor) -> Wording:
         """The wording as it is stored: `KEPT` of its words at most, those that tell most."""
         if len(self.words) <= KEPT:
             return self
-        told = dict(zip(self.words, _weights(self.words, weights).tolist(), strict=True))
+        told = dict(zip(self.words, weights_of(self.words, weights).tolist(), strict=True))
         ranked = sorted(self.words, key=lambda word: (not _negates(word), -told[word], word))
         return Wording(Counter({word: self.words[word] for word in ranked[:KEPT]}))
 
@@ -105,6 +105,11 @@ def word_weights(texts: Sequence[TextInput], pairs: Sequence[tuple[TextInput, Te
         _count(either, lost, 1)
     rarity = COMMON / (COMMON + counts / counts.sum().clamp(min=1))
     return rarity * (both / either).square()
+
+
+def weights_of(words: Iterable[str], weights: Tensor) -> Tensor:
+    """What each of some words tells, by the weights of all numbers -> [n]."""
+    return weights[_numbers(words)]
 
 
 def _split(text: str) -> list[str]:
@@ -149,14 +154,10 @@ def _numbers(words: Iterable[str]) -> Tensor:
     return torch.tensor(hashes, dtype=torch.long)
 
 
-def _weights(words: Iterable[str], weights: Tensor) -> Tensor:
-    return weights[_numbers(words)]
-
-
 def _weight(words: Counter[str], weights: Tensor, floor: float = -1.0) -> float:
     """The sum of weights above a floor; negations count apart."""
     telling = {word: number for word, number in words.items() if not _negates(word)}
-    each = _weights(telling, weights)
+    each = weights_of(telling, weights)
     return float((each * (each > floor) * torch.tensor(list(telling.values()))).sum())
 
 

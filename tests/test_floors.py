@@ -45,7 +45,7 @@ FLOORS_FROM_THE_TOP = (
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
-        *under("worker", "block_replay compression diversion memory metric micro_batches"),
+        *under("worker", "block_replay compression counterfactuals diversion memory metric micro_batches"),
         *under("worker", "editor_corpus editor_files registration rewording"),
         *under(
             "worker",

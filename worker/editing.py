@@ -27,6 +27,7 @@ from salem.records import (
     Recipe,
     Sample,
 )
+from worker.counterfactuals import with_neighbours
 from worker.diversion import divert
 from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
@@ -158,8 +159,10 @@ def make_delta(
     """
     with applied(network.model, [delta for delta in parent if not delta.scoped]):
         batch = divert(network, batch)
+    notes: tuple[str, ...] = ()
     editor = left.editor if left else None
     if editor is None:
+        batch, notes = with_neighbours(network, parent, batch, hyper)
         observer.phase("saliency", 0.15)
         layer, scores, reason = _choose_layer(network, batch, hyper)
         observer.saliency(scores)
@@ -181,7 +184,7 @@ def make_delta(
         layer,
         scores,
         reason,
-        trained.warnings,
+        (*notes, *trained.warnings),
         trained.entries,
         trained.metric_is_new,
         editor,

@@ -40,6 +40,8 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
+    near = batch.edit_samples * hyper.neighbours  # as long as what they are made of
+    batch = batch.model_copy(update={"pass_samples": (*batch.pass_samples, *near)})
     lengths = _lengths(network, batch, hyper)
     layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
     found = estimate(
@@ -52,7 +54,8 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     )
     found = replace(found, step=found.step + _value_bytes(network, batch, hyper, layer))
     if hyper.recipe is Recipe.SCOPED and hyper.entry_values == "editor":
-        beside = hyper.model_copy(update={"recipe": Recipe.MEND, "entry_values": "trained"})
+        changes = {"recipe": Recipe.MEND, "entry_values": "trained", "neighbours": 0}
+        beside = hyper.model_copy(update=changes)  # the batch has the neighbours already
         found = _together(found, job_estimate(network, batch, beside))
     return found
 

@@ -64,6 +64,7 @@ class Hyperparameters(Record):
     max_steps: int = Field(default=50, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
+    neighbours: int = Field(default=0, ge=0, le=8)  # counterfactual ones of each edit, kept as pass samples
     kl_weight: float | None = Field(default=None, ge=0)  # None: the recipe's own
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
     extent_aware: bool = True  # whether a correction rests once it leads by the margin
