@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from salem.gates import fire
 from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
 from worker import subjects
 from worker.editing import make_edit
+from worker.sample_cache import SampleCache
 from worker.subjects import Overlaid, Version, on_top
 from worker.work import Left
 
@@ -47,6 +49,18 @@ def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> N
         assert isinstance(after, Overlaid)
         expected = predict(network, TEXTS, [*below, upper], max_new_tokens=6)
         assert after.answers(TEXTS) == [answer.output for answer in expected]
+
+
+def test_where_inputs_lie_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    cache = SampleCache(tmp_path, 10**6, "model")
+    deltas = [scoped_delta(network, network.layers[-1], TEXTS[num : num + 1], size=5.0) for num in (0, 1)]
+    bare = [on_top(Version(network, (), 6), delta).answers(TEXTS) for delta in deltas]
+    first = on_top(Version(network, (), 6), deltas[0], cache)
+    assert isinstance(first, Overlaid) and first.answers(TEXTS) == bare[0]
+    monkeypatch.setattr(Overlaid, "_read", lambda *_: pytest.fail("they have been read"))
+    assert on_top(Version(network, (), 6), deltas[1], cache).answers(TEXTS) == bare[1]
+    assert first.answers([]) == []
 
 
 def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:

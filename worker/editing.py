@@ -6,7 +6,7 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -92,7 +92,7 @@ def make_edit(
     made = make_delta(network, parent, batch, hyper, observer, left)
     made = replace(made, warnings=(*made.warnings, *_nothing_to_forget(asked)))
     observer.phase("evaluating", 0.85)
-    metrics = _measure(network, parent, made, batch, hyper, left.answers if left else {})
+    metrics = _measure(network, parent, made, batch, hyper, left or Left())
     if metrics.edit_accuracy.value == 0:
         raise _failed(made, batch.edit_samples, hyper)
     if made.editor is not None:
@@ -227,11 +227,11 @@ def _measure(
     made: MadeDelta,
     batch: EditBatch,
     hyper: Hyperparameters,
-    answers: Mapping[str, str],
+    left: Left,
 ) -> Metrics:
     """The version against its parent; a base is taken at its registered word where only scopes can differ."""
     before = Version(network, parent, hyper.max_new_tokens)
-    after = on_top(before, made.delta)
+    after = on_top(before, made.delta, left.cache)
     if not parent and isinstance(after, Overlaid):
-        before.known.update(answers)
+        before.known.update(left.answers)
     return evaluate(batch, before, after, generates=network.task.generates, notes=made.warnings)

@@ -1,12 +1,13 @@
 """Reads features and points of texts: each text once in a job, and pass samples once for all jobs.
 
 A metric's trials, its training and the scopes read the same texts. Between jobs a cache keeps the points of
-pass samples, which are few numbers each; features stay in memory. Does not know what points are for.
+pass samples and of what is measured, which are few numbers each; features stay in memory. Does not know what
+points are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,11 +45,20 @@ class FeatureMemo:
 
     def points(self, inputs: Sequence[TextInput], metric: Metric) -> Tensor:
         """Points of texts that later jobs will ask for again -> [n, m]."""
-        key = self._cache.key("points", inputs, metric.sha256) if self._cache and metric.sha256 else None
-        known = self._cache.get(key) if self._cache and key else None
-        if known is not None:
-            return known["points"].to(metric.centre.device)
-        found = metric.place(self.read(inputs, metric.reading))
-        if self._cache and key and len(found):
-            self._cache.put(key, {"points": found})
-        return found
+        return kept_points(
+            self._cache, inputs, metric, lambda: metric.place(self.read(inputs, metric.reading))
+        )
+
+
+def kept_points(
+    cache: SampleCache | None, inputs: Sequence[TextInput], metric: Metric, read: Callable[[], Tensor]
+) -> Tensor:
+    """Points of texts -> [n, m]: from the cache, or read and left there."""
+    key = cache.key("points", inputs, metric.sha256) if cache and metric.sha256 else None
+    known = cache.get(key) if cache and key else None
+    if known is not None:
+        return known["points"].to(metric.centre.device)
+    found = read()
+    if cache and key and len(found):
+        cache.put(key, {"points": found})
+    return found

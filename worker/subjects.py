@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from salem.answers import predict
+from salem.asking import Asking
 from salem.deltas import LayerDelta, applied
 from salem.encoding import encode, forward
 from salem.gates import fire
 from salem.hosting import Network
+from salem.metric import Metric
 from salem.records import Sample, TextInput
 from salem.scopes import Scoped
 from worker.evaluation import Known
+from worker.feature_memo import kept_points
+from worker.sample_cache import SampleCache
 
 BATCH = 32  # samples in one forward
 EDGE = 0.01  # of a likeness: what lies so near outside a scope is asked, too; another batch rounds otherwise
@@ -68,11 +74,11 @@ class Overlaid:
 
     below: Version
     entries: LayerDelta
+    cache: SampleCache | None = None  # of the base, for where inputs lie
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
-        parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
-        held = [near for part in parts for near in self._near(part)]
+        held = self._near(inputs) if inputs else []
         outside = [item for item, near in zip(inputs, held, strict=True) if not near]
         inside = [item for item, near in zip(inputs, held, strict=True) if near]
         answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
@@ -80,10 +86,17 @@ class Overlaid:
 
     def _near(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs the new scopes hold, or would but for a rounding: they prevail over all below."""
-        (firing,) = fire(self.below.network, inputs, (self.entries,))
-        assert firing is not None, "entries fire or do not"
+        network, scoped = self.below.network, self.entries.scoped
+        assert scoped is not None, "entries fire or do not"
+        parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
+        read = partial(self._read, parts, scoped.metric)
+        points = kept_points(self.cache, inputs, scoped.metric, read)
+        firing = scoped.scope.fire_at(points, Asking(network, inputs))
         found: list[bool] = (firing.inside > -EDGE).tolist()
         return found
+
+    def _read(self, parts: Sequence[Sequence[TextInput]], metric: Metric) -> Tensor:
+        return torch.cat([metric.read(self.below.network, part) for part in parts])
 
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
         return self._whole.knows(samples)
@@ -94,8 +107,8 @@ class Overlaid:
         return Version(below.network, (*below.deltas, self.entries), below.max_new_tokens)
 
 
-def on_top(below: Version, delta: LayerDelta) -> Version | Overlaid:
-    """The version with one more delta."""
+def on_top(below: Version, delta: LayerDelta, cache: SampleCache | None = None) -> Version | Overlaid:
+    """The version with one more delta; `cache` is of the base."""
     if all(isinstance(term, Scoped) for term in delta.terms):
-        return Overlaid(below, delta)
+        return Overlaid(below, delta, cache)
     return Version(below.network, (*below.deltas, delta), below.max_new_tokens)
