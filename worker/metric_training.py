@@ -85,7 +85,7 @@ def job_metric(
         layer: the layer to be edited; states are read no later than there.
         stored: the hosted model's metric, if a job has trained one.
     """
-    if stored is not None and _knows(memo, batch, stored, learning):
+    if stored is not None and _knows(memo, batch, stored):
         return JobMetric(stored, is_new=False)
     texts = _texts(batch, learning, random.Random(int(torch.randint(2**31, (), generator=generator))))
     words = word_weights([*learning, *batch.corrections], texts.pairs)
@@ -123,14 +123,17 @@ def _best_reading(
     return next(r for r, covered in zip(readings, trials, strict=True) if covered >= max(trials) - TIE)
 
 
-def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric, learning: Sequence[Sample]) -> bool:
-    """Whether the metric tells the job's own paraphrases; a job without any cannot say otherwise."""
-    if not batch.adapt_samples or not learning:
+def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
+    """Whether the metric tells the job's own paraphrases; a job without any cannot say otherwise.
+
+    Told from all pass samples, whose points the scopes need anyway.
+    """
+    if not batch.adapt_samples or not batch.pass_samples:
         return True
     edits = [batch.edit_samples[edit] for edit, _ in batch.adapt_samples]
     adapt = [sample for _, sample in batch.adapt_samples]
     own = (stored.place(memo.read(part, stored.reading)) for part in (edits, adapt))
-    return coverage(*own, memo.points(learning, stored)) >= KNOWN
+    return coverage(*own, memo.points(batch.pass_samples, stored)) >= KNOWN
 
 
 def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
