@@ -125,15 +125,25 @@ def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
     assert (radii < 0.999).all(), "a key's own cosine is 1 and must lie inside"
 
 
-def test_a_twin_narrows_the_scope_of_its_own_key_and_no_other() -> None:
+def test_a_twin_narrows_its_own_key_and_takes_its_part_of_the_budget() -> None:
+    likeness = some_likeness(100, 4, top=0.8)
+    calibration, others = likeness[:40], likeness[40:]
+    calibration[0, 2] = 0.99
+    radii = radii_of(others, calibration, 0.05)  # two samples of forty
+    assert 0.99 < radii[2] < 1.0
+    without, rest = radii_of(others, calibration[1:], 0.03), torch.tensor([0, 1, 3])  # one of thirty-nine
+    assert torch.equal(radii[rest], without[rest]), "nothing else of the twin counts"
+    calibration[:3, 2] = 0.99
+    assert (radii_of(others, calibration, 0.05) < 1.0).all(), "more twins than the budget holds"
+
+
+def test_a_twin_that_no_budget_is_counted_on_narrows_no_other_key() -> None:
     likeness = some_likeness(100, 4, top=0.8)
     before = radii_of(likeness[40:], likeness[:40], 0.05)
-    likeness[0, 2] = 0.99
+    likeness[50, 2] = 0.99
     after = radii_of(likeness[40:], likeness[:40], 0.05)
-    assert 0.99 < after[2] < 1.0
-    others = torch.tensor([0, 1, 3])
-    # What else the twin was near does not count any more, so the others may only widen.
-    assert (after[others] <= before[others] + 1e-6).all()
+    rest = torch.tensor([0, 1, 3])
+    assert after[2] >= 0.99 and (after[rest] <= before[rest] + 1e-6).all(), "the others may only widen"
 
 
 def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:

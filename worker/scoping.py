@@ -136,7 +136,8 @@ def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budg
     """Radii that spend the budget on the calibration part, as far as every edit still fires.
 
     A pass sample that is all but a key's own text narrows the scopes of its keys, to leave it outside, and
-    no other: a twin says nothing about how crowded it is elsewhere.
+    no other: a twin says nothing about how crowded it is elsewhere. Of the budget it takes its part, for
+    among what nobody has seen there are twins, too.
 
     Args:
         widest: [k] radii beyond which none may reach.
@@ -151,7 +152,9 @@ def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budg
     telling = calibration[calibration.amax(-1) <= INDISTINCT]
     if len(telling):
         parts = ((1 - telling) / distance).amin(-1).sort().values  # of the way, at which each is reached
-        distance = distance * parts[min(int(budget * len(calibration)), len(parts) - 1)].clamp(max=1.0)
+        num_twins = len(calibration) - len(telling)
+        place = max(int(budget * len(calibration)) - num_twins, 0)
+        distance = distance * parts[min(place, len(parts) - 1)].clamp(max=1.0)
     radii = 1 - distance
     if len(likeness):
         twins = likeness.amax(0)
