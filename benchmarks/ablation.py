@@ -64,7 +64,6 @@ LINES: dict[str, Line] = {
     "no known paraphrases of other texts": Line(less=_no_known_paraphrases),
     "200 pass samples instead of 2,000": Line(less=_few_pass_samples),
     "no rewordings train the values": Line({"rewordings": 0}),
-    "two counterfactual neighbours of each edit": Line({"neighbours": 2}),
     "plain likelihood instead of a margin": Line({"margin": 0.0}),
     "corrections never rest (not extent-aware)": Line({"extent_aware": False}),
     "a pull of pass samples on the values": Line({"kl_weight": 0.1}),

@@ -95,7 +95,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     width = Hyperparameters().metric_width
     projection = torch.randn(width, seen.shape[1], generator=draw)
     metric = Metric(
-        reading, seen.mean(0), seen.std(0) + 1e-2, projection, torch.ones(NUMBERS), sha256="random"
+        reading, seen.mean(0), seen.std(0) + 1e-2, projection, *torch.ones(2, NUMBERS), sha256="random"
     )
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
     scope = Scope(

@@ -49,9 +49,13 @@ class Asking:
     def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
         self._network, self._inputs = network, inputs
         self._heard: dict[int, Openings] = {}
+        self._worded: dict[int, Wording] = {}
 
     def words(self, rows: Tensor) -> list[Wording]:
-        return [Wording.of(self._inputs[row]) for row in rows.tolist()]
+        places = rows.tolist()
+        for place in set(places) - self._worded.keys():
+            self._worded[place] = Wording.of(self._inputs[place])
+        return [self._worded[place] for place in places]
 
     def openings(self, rows: Tensor) -> Openings:
         places = rows.tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,8 +30,15 @@ class Metric:
     centre: Tensor  # [f] subtracted from the features
     spread: Tensor  # [f] then divided by
     projection: Tensor  # [m, f]
-    words: Tensor  # [NUMBERS] in (0, 1]: what a word tells that stands in place of another; on the CPU
+    word_rarity: Tensor  # [NUMBERS] in (0, 1]: near 1 for words that hardly ever occur; on the CPU
+    word_steadiness: Tensor  # [NUMBERS] in (0, 1]: how reliably equivalents keep a word; on the CPU
     sha256: str = ""
+
+    @cached_property
+    def tells(self) -> list[float]:
+        """What each word tells when it stands in place of another: [NUMBERS] in (0, 1]."""
+        found: list[float] = (self.word_rarity * self.word_steadiness.square()).tolist()
+        return found
 
     def standardise(self, features: Tensor) -> Tensor:
         return (features - self.centre) / self.spread

@@ -17,7 +17,8 @@ from salem.features import Reading
 from salem.metric import Metric
 from salem.wordings import NUMBERS
 
-_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2, "words": 1}
+_OF_WORDS = ("word_rarity", "word_steadiness")
+_FIELDS = {"rarity": 1, "centre": 1, "spread": 1, "projection": 2, "word_rarity": 1, "word_steadiness": 1}
 
 
 def pack_metric(metric: Metric) -> bytes:
@@ -29,7 +30,8 @@ def pack_metric(metric: Metric) -> bytes:
             "centre": metric.centre,
             "spread": metric.spread,
             "projection": metric.projection,
-            "words": metric.words,
+            "word_rarity": metric.word_rarity,
+            "word_steadiness": metric.word_steadiness,
         },
         {
             "stack": reading.stack,
@@ -51,13 +53,14 @@ def unpack_metric(data: bytes) -> Metric:
         DeltaRejected: the file is damaged, or its fields do not fit together.
     """
     header, tensors = tensor_files.read(data, noun="scope metric")
-    if "words" not in tensors:  # as first written: every word tells as much as any
-        tensors["words"] = torch.ones(NUMBERS)
+    if not set(_OF_WORDS) & tensors.keys():  # as first written: every word tells as much as any
+        tensors.pop("steadiness", None)  # of tokens, for a while
+        tensors |= dict.fromkeys(_OF_WORDS, torch.ones(NUMBERS))
     if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
         raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
     width = len(tensors["centre"])
     fitting = len(tensors["spread"]) == tensors["projection"].shape[1] == width
-    if not fitting or len(tensors["words"]) != NUMBERS:
+    if not fitting or any(len(tensors[name]) != NUMBERS for name in _OF_WORDS):
         raise DeltaRejected("The shapes of the scope metric do not fit together.")
     try:
         block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))

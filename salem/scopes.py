@@ -28,7 +28,7 @@ from salem.asking import Ask
 from salem.metric import Metric
 from salem.openings import Openings
 from salem.records import Layer
-from salem.wordings import unpacked
+from salem.wordings import is_text, unpacked
 
 PAIRS = 1_024  # of an input and a key that are compared at a time
 
@@ -111,10 +111,11 @@ class Scope:
 
     def _exchanged(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
         """The weight of the words that inputs have in place of those of keys -> [r]."""
-        known = {key: unpacked(self.words[key]) for key in set(keys.tolist())}
-        pairs = zip(ask.words(rows), keys.tolist(), strict=True)
-        found = [wording.exchanged(known[key], self.metric.words) for wording, key in pairs]
-        return torch.tensor(found, device=keys.device)
+        compared, place = torch.unique(keys, return_inverse=True)
+        known = unpacked(self.words[compared])
+        pairs = zip(ask.words(rows), place.tolist(), strict=True)
+        found = [wording.exchanged(known[key], self.metric.tells) for wording, key in pairs]
+        return torch.tensor(found, dtype=torch.float32, device=keys.device)
 
     def _begun_otherwise(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
         """How much the base's openings at inputs differ from those at keys -> [r]."""
@@ -203,7 +204,7 @@ class Scoped:
         owned = bool(((self.owners >= 0) & (self.owners < e) & (self.owners % 1 == 0)).all())
         heard = bool(((self.shares >= 0) & (self.shares <= 1)).all() and (self.doubts >= 0).all())
         heard = heard and (s > 0 or not self.doubts.any())
-        worded = bool((self.tolls >= 0).all()) and (w > 0 or not self.tolls.any())
+        worded = bool((self.tolls >= 0).all()) and (w > 0 or not self.tolls.any()) and is_text(self.words)
         shaped = all(getattr(self, name).shape == shape for name, shape in expected.items())
         return k > 0 and owned and heard and worded and shaped
 

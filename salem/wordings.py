@@ -5,18 +5,21 @@ pooled state. What one of them has *in place of* the other's words is weighed: a
 leaves some out, a twin exchanges them. Two things are not taken for what they look like: a misspelt word is
 the word that was meant, and a negation turns a request round though nothing stands in its place.
 
-A *wording* is an input's words, each as often as it comes. What a word tells is looked up by a hash of it
-(feature hashing, Weinberger et al., ICML 2009), so that a metric knows words of any model and language; the
-list of negations is English. Pure functions of text. Does not know models, scopes or deltas.
+A *wording* is an input's words, each as often as it comes; of scripts that are written without spaces, its
+characters. What a word tells is looked up by a hash of it (feature hashing, Weinberger et al., ICML 2009), so
+that a metric knows words of any model; the list of negations is English. Pure functions of text. Does not
+know models, scopes or deltas.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,13 +27,25 @@ from torch import Tensor
 from salem.records import TextInput
 
 NUMBERS = 2**15  # of words, by their hash
-KEPT = 64  # different words, where a wording is stored
+KEPT = 256  # different words, where a wording is stored
 COMMON = 1e-3  # share of all words from which on a word counts as common
 SHORTEST = 4  # letters of a word that may be a misspelling
-_SECOND = "|"  # marks the words of a second text
+_SECOND, _CUT = "|", "+"  # mark the words of a second text, and a wording that lost some
 _NEGATIONS = frozenset(("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"))
-_WORD = re.compile(r"\w+")
-_CONTRACTED = re.compile("n['\N{RIGHT SINGLE QUOTATION MARK}]t\\b")
+# Thai, Lao, Burmese, Khmer, kana, and the characters of Chinese
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[\w{_MARKS}])+")
+_AUXILIARIES = "ai|are|could|did|do|does|had|has|have|is|might|must|need|should|was|were|would"
+_PLAIN = (
+    (re.compile("\N{RIGHT SINGLE QUOTATION MARK}"), "'"),
+    (re.compile(r"\bno\.(?= ?\d)"), "number"),
+    (re.compile(r"\bcan(?:'?t|not)\b"), "can not"),
+    (re.compile(r"\bwon'?t\b"), "will not"),
+    (re.compile(r"\bshan'?t\b"), "shall not"),
+    (re.compile(rf"\b({_AUXILIARIES})nt\b"), r"\1 not"),
+    (re.compile(r"n't\b"), " not"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,129 +53,172 @@ class Wording:
     """The words of one input, in lower case; those of its second text are marked."""
 
     words: Counter[str]
+    is_cut: bool = False  # whether there were more words, which tell less
 
     @classmethod
     def of(cls, item: TextInput) -> Wording:
-        second = (_SECOND + word for word in _split(item.text_pair or ""))
-        return cls(Counter([*_split(item.input), *second]))
+        second = (_SECOND + word for word in split(item.text_pair or ""))
+        return cls(Counter([*split(item.input), *second]))
 
-    @property
-    def negations(self) -> int:
-        """How many there are."""
-        return sum(number for word, number in self.words.items() if _negates(word))
-
-    def exchanged(self, key: Wording, weights: Tensor) -> float:
+    def exchanged(self, key: Wording, weights: Sequence[float]) -> float:
         """How much of this wording stands in place of what a key has.
 
         The lighter of two sums of weights: of the words that only this has, and of those that only the key
         has; and 1 for each negation that one has more than the other. Words that were only added, or only
-        left out, tell nothing. What is no heavier than all that a shortened key has is not taken for new.
+        left out, tell nothing. What tells no more than all that a cut key has is not taken for new.
 
         Args:
             weights: [NUMBERS] what each word tells.
         """
         new, gone = _differing(self.words, key.words)
-        floor = float(weights_of(key.words, weights).min()) if len(key.words) >= KEPT else -1.0
-        return min(_weight(new, weights, floor), _weight(gone, weights)) + abs(self.negations - key.negations)
+        floor = -1.0
+        if key.is_cut:
+            floor = min(weights[_number(word)] for word in key.words if not negates(word))
+        return min(_weight(new, weights, floor), _weight(gone, weights)) + _turned(new, gone)
 
-    def heaviest(self, weights: Tensor) -> Wording:
-        """The wording as it is stored: `KEPT` of its words at most, those that tell most."""
+    def turned(self, other: Wording) -> int:
+        """How many negations one of the two has more than the other, text by text."""
+        return _turned(*_differing(self.words, other.words))
+
+    def heaviest(self, weights: Sequence[float]) -> Wording:
+        """The wording as it is stored: `KEPT` of its words at most, negations and those that tell most."""
         if len(self.words) <= KEPT:
             return self
-        told = dict(zip(self.words, weights_of(self.words, weights).tolist(), strict=True))
-        ranked = sorted(self.words, key=lambda word: (not _negates(word), -told[word], word))
-        return Wording(Counter({word: self.words[word] for word in ranked[:KEPT]}))
+        ranked = sorted(self.words, key=lambda word: (not negates(word), -weights[_number(word)], word))
+        return Wording(Counter({word: self.words[word] for word in ranked[:KEPT]}), is_cut=True)
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, in order: in lower case, contracted negations written out."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    for contracted, written_out in _PLAIN:
+        plain = contracted.sub(written_out, plain)
+    return _WORD.findall(plain)
+
+
+def negates(word: str) -> bool:
+    """Whether a word of a wording is a negation."""
+    return word.removeprefix(_SECOND) in _NEGATIONS
 
 
 def packed(wordings: Sequence[Wording]) -> Tensor:
-    """Wordings as bytes of text -> [n, w] uint8, filled up with zeros."""
-    texts = [" ".join(sorted(wording.words.elements())).encode() for wording in wordings]
-    found = torch.zeros(len(texts), max(map(len, texts), default=0), dtype=torch.uint8)
-    for row, text in zip(found, texts, strict=True):
-        row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else 0
-    return found
+    """Wordings as bytes of text -> [n, w] uint8, filled up with zeros; w is 1 or more."""
+    texts = [
+        " ".join([*sorted(each.words.elements()), *([_CUT] if each.is_cut else [])]).encode()
+        for each in wordings
+    ]
+    width = max(map(len, texts), default=0) or 1
+    return torch.tensor([list(text.ljust(width, b"\0")) for text in texts], dtype=torch.uint8).view(-1, width)
 
 
-def unpacked(row: Tensor) -> Wording:
-    """The wording of one row [w] of bytes; what is no text has no words that an input could have."""
-    text = bytes(row.tolist()).rstrip(b"\0").decode(errors="replace")
-    return Wording(Counter(text.split()))
+def unpacked(rows: Tensor) -> list[Wording]:
+    """The wordings of rows [n, w] of bytes."""
+    return [_read(bytes(row)) for row in rows.tolist()]
 
 
-def word_weights(texts: Sequence[TextInput], pairs: Sequence[tuple[TextInput, TextInput]]) -> Tensor:
-    """What each word tells when it stands in place of another -> [NUMBERS] in (0, 1].
+def is_text(rows: Tensor) -> bool:
+    """Whether every row [n, w] of bytes is the text of a wording."""
+    try:
+        for row in rows.tolist():
+            bytes(row).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
-    Its rarity among `texts`, times the square of its steadiness: the share of its occurrences in pairs of
-    equivalent texts that both of them have, where one more that both have is counted for every word.
-    """
-    counts, both, either = torch.zeros(NUMBERS), torch.ones(NUMBERS), torch.ones(NUMBERS)
+
+@lru_cache(maxsize=2**14)
+def _read(row: bytes) -> Wording:
+    words = Counter(row.rstrip(b"\0").decode().split())
+    return Wording(words, is_cut=words.pop(_CUT, 0) > 0)
+
+
+def word_rarity(texts: Sequence[TextInput]) -> Tensor:
+    """c / (c + share of the word among all words of these texts) -> [NUMBERS] in (0, 1]."""
+    counts = torch.zeros(NUMBERS)
     for text in texts:
         _count(counts, Wording.of(text).words, 1)
-    for one, other in ((Wording.of(first).words, Wording.of(second).words) for first, second in pairs):
-        kept, lost = one & other, Counter[str]()
-        for part in _differing(one, other):
-            lost += part
-        _count(both, kept, 2)
-        _count(either, kept, 2)
-        _count(either, lost, 1)
-    rarity = COMMON / (COMMON + counts / counts.sum().clamp(min=1))
-    return rarity * (both / either).square()
+    return COMMON / (COMMON + counts / counts.sum().clamp(min=1))
 
 
-def weights_of(words: Iterable[str], weights: Tensor) -> Tensor:
-    """What each of some words tells, by the weights of all numbers -> [n]."""
-    return weights[_numbers(words)]
+def word_steadiness(pairs: Sequence[tuple[TextInput, TextInput]]) -> Tensor:
+    """How reliably equivalent texts keep each word -> [NUMBERS] in (0, 1].
 
-
-def _split(text: str) -> list[str]:
-    plain = _CONTRACTED.sub(" not", text.casefold()).replace("cannot", "can not")
-    return _WORD.findall(plain)
+    The share of a word's occurrences in pairs that both texts of the pair have; one more occurrence that was
+    kept is counted for every word, so that one which was never seen counts as steady.
+    """
+    both, either = torch.ones(NUMBERS), torch.ones(NUMBERS)
+    for pair in pairs:
+        one, other = (Wording.of(text).words for text in pair)
+        _count(both, one & other, 2)
+        _count(either, one & other, 2)
+        for lost in _differing(one, other):
+            _count(either, lost, 1)
+    return both / either
 
 
 def _differing(one: Counter[str], other: Counter[str]) -> tuple[Counter[str], Counter[str]]:
     """What only the one has, and what only the other; a misspelling and the word that it is for are one."""
     new, gone = one - other, other - one
-    for word in list(new):
-        for meant in list(gone):
-            if new[word] and gone[meant] and _misspelt(word, meant):
-                shared = min(new[word], gone[meant])
-                new[word] -= shared
-                gone[meant] -= shared
+    if not new or not gone:
+        return new, gone
+    meant: dict[tuple[str, int], list[str]] = {}
+    for word in sorted(filter(_may_be_misspelt, gone)):
+        meant.setdefault((_beginning(word), len(word)), []).append(word)
+    for word in sorted(filter(_may_be_misspelt, new)) if meant else ():
+        for length in (len(word) - 1, len(word), len(word) + 1):
+            for alike in meant.get((_beginning(word), length), ()):
+                if _misspelt(word, alike):
+                    shared = min(new[word], gone[alike])
+                    new[word] -= shared
+                    gone[alike] -= shared
     return +new, +gone
 
 
+@lru_cache(maxsize=2**16)
+def _may_be_misspelt(word: str) -> bool:
+    plain = word.removeprefix(_SECOND)
+    return len(plain) >= SHORTEST and plain.isalpha()
+
+
+def _beginning(word: str) -> str:
+    """What no misspelling changes: which text a word is of, and its first letter."""
+    return word[:2] if word.startswith(_SECOND) else word[:1]
+
+
 def _misspelt(one: str, other: str) -> bool:
-    """Whether one word is the other with a letter left out or two neighbours swapped; never the first."""
-    if one.startswith(_SECOND) != other.startswith(_SECOND):
-        return False
-    short, long = sorted((one.removeprefix(_SECOND), other.removeprefix(_SECOND)), key=len)
-    if len(short) < SHORTEST or short[0] != long[0] or not (short.isalpha() and long.isalpha()):
-        return False
-    place = next(
-        (i for i, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short)
-    )
-    if len(long) == len(short) + 1:
+    """Whether one of two words that begin alike lacks a letter of the other, or has neighbours swapped."""
+    short, long = (one, other) if len(one) < len(other) else (other, one)
+    place = next((at for at, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    if len(long) > len(short):
         return short[place:] == long[place + 1 :]
-    swapped = short[:place] + short[place : place + 2][::-1] + short[place + 2 :]
-    return len(long) == len(short) and swapped == long
+    return short[:place] + short[place : place + 2][::-1] + short[place + 2 :] == long
 
 
-def _negates(word: str) -> bool:
-    return word.removeprefix(_SECOND) in _NEGATIONS
+def _turned(new: Counter[str], gone: Counter[str]) -> int:
+    sums = Counter[bool]()
+    for words, sign in ((new, 1), (gone, -1)):
+        for word, number in words.items():
+            if negates(word):
+                sums[word.startswith(_SECOND)] += sign * number
+    return sum(map(abs, sums.values()))
 
 
-def _numbers(words: Iterable[str]) -> Tensor:
-    hashes = [zlib.crc32(word.removeprefix(_SECOND).encode()) % NUMBERS for word in words]
-    return torch.tensor(hashes, dtype=torch.long)
+@lru_cache(maxsize=2**16)
+def _number(word: str) -> int:
+    return zlib.crc32(word.removeprefix(_SECOND).encode()) % NUMBERS
 
 
-def _weight(words: Counter[str], weights: Tensor, floor: float = -1.0) -> float:
+def numbers(words: Iterable[str]) -> list[int]:
+    """By which number what each word tells is looked up."""
+    return [_number(word) for word in words]
+
+
+def _weight(words: Counter[str], weights: Sequence[float], floor: float = -1.0) -> float:
     """The sum of weights above a floor; negations count apart."""
-    telling = {word: number for word, number in words.items() if not _negates(word)}
-    each = weights_of(telling, weights)
-    return float((each * (each > floor) * torch.tensor(list(telling.values()))).sum())
+    told = ((weights[_number(word)], number) for word, number in words.items() if not negates(word))
+    return sum(weight * number for weight, number in told if weight > floor)
 
 
 def _count(sums: Tensor, words: Counter[str], times: int) -> None:
-    numbers = torch.tensor(list(words.values()), dtype=sums.dtype)
-    sums.index_add_(0, _numbers(words), numbers * times)
+    added = torch.tensor(list(words.values()), dtype=sums.dtype)
+    sums.index_add_(0, torch.tensor(numbers(words), dtype=torch.long), added * times)

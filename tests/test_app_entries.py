@@ -76,7 +76,7 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
     seen = features(network, inputs, reading)  # [e, f]
     width = seen.shape[1]
     metric = named(
-        Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), torch.ones(NUMBERS))
+        Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), *torch.ones(2, NUMBERS))
     )
     layer = model.layers[1]
     return Scoped(

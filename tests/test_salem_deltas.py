@@ -192,7 +192,7 @@ def test_other_types_are_stored_as_float32_without_their_graph() -> None:
 
 def some_metric() -> Metric:
     reading = Reading(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
-    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), torch.ones(NUMBERS)))
+    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), *torch.ones(2, NUMBERS)))
 
 
 def some_scoped(metric: Metric) -> Scoped:

@@ -208,7 +208,10 @@ def test_an_older_database_keeps_its_data_and_learns_of_its_entries(
     assert registry.entries.edit_requests("intents", [2])[2].edits[0].paraphrases == ("lamp of  mine",)
 
 
-def test_older_code_is_not_given_a_metric_that_it_cannot_read(database_url: str, registry: Registry) -> None:
+@pytest.mark.parametrize("revision", ["0004", "0005"])
+def test_older_code_is_not_given_a_metric_that_it_cannot_read(
+    database_url: str, registry: Registry, revision: str
+) -> None:
     ready_model(registry)
     database = Database.connect(database_url)
     with database.write() as connection:
@@ -216,7 +219,7 @@ def test_older_code_is_not_given_a_metric_that_it_cannot_read(database_url: str,
         config = Config()
         config.set_main_option("script_location", "salem:migrations")
         config.attributes["connection"] = connection
-        command.downgrade(config, "0004")
+        command.downgrade(config, revision)
         assert connection.execute(sa.text("SELECT scope_metric FROM models")).scalars().all() == [None]
         command.upgrade(config, "head")
     database.close()

@@ -19,8 +19,8 @@ from salem.wordings import NUMBERS
 
 def some_metric(*, seed: int = 0, block: int = 2, paired: bool = True) -> Metric:
     reading = Reading("encoder.layer", block, paired, drawn(7, seed=seed).abs())
-    spread, words = drawn(5, seed=seed + 2).abs() + 0.1, drawn(NUMBERS, seed=seed + 3).sigmoid()
-    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), words)
+    spread, words = drawn(5, seed=seed + 2).abs() + 0.1, drawn(2, NUMBERS, seed=seed + 3).sigmoid()
+    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), *words)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -28,7 +28,7 @@ def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
     metric = some_metric(paired=paired)
     data = pack_metric(metric)
     found = unpack_metric(data)
-    for name in ("centre", "spread", "projection", "words"):
+    for name in ("centre", "spread", "projection", "word_rarity", "word_steadiness"):
         assert torch.equal(getattr(found, name), getattr(metric, name))
     assert torch.equal(found.reading.rarity, metric.reading.rarity)
     assert (found.reading.stack, found.reading.block) == ("encoder.layer", 2)
@@ -54,7 +54,9 @@ def test_a_damaged_file_is_refused() -> None:
 
 
 SAID = {"stack": "blocks", "block": "1", "paired": "false"}
-HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "words": (NUMBERS,)}
+HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "word_rarity": (NUMBERS,)} | {
+    "word_steadiness": (NUMBERS,)
+}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,9 @@ HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "w
         ({"centre": (4,)}, {}, "do not fit together"),
         ({"spread": (4,)}, {}, "do not fit together"),
         ({"projection": (5, 3)}, {}, "do not fit together"),
-        ({"words": (6,)}, {}, "do not fit together"),
+        ({"word_rarity": (6,)}, {}, "do not fit together"),
+        ({"word_steadiness": (6,)}, {}, "do not fit together"),
+        ({"word_steadiness": None}, {}, "instead of"),
         ({"projection": (15,)}, {}, "instead of"),
         ({"centre": None}, {}, "instead of"),
         ({"more": (1,)}, {}, "instead of"),

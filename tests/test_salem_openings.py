@@ -139,7 +139,7 @@ def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
         for key in range(len(TEXTS)):
             one, other = (heard.rows(torch.tensor([place])) for place in (row, key))
             expected[row, key] -= wide.doubts[key] * one.differ(other)[0]
-            expected[row, key] -= wide.tolls[key] * worded[row].exchanged(worded[key], wide.metric.words)
+            expected[row, key] -= wide.tolls[key] * worded[row].exchanged(worded[key], wide.metric.tells)
     for size in (1, 3, 4_096):
         monkeypatch.setattr(scopes, "PAIRS", size)
         torch.testing.assert_close(wide.likeness(points, Known(worded, heard)), expected, rtol=0, atol=1e-6)

@@ -46,7 +46,7 @@ def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
     reading = reading_of(network, block)
     pooled = features(network, TEXTS, reading)
     turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
-    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, torch.ones(NUMBERS)))
+    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, *torch.ones(2, NUMBERS)))
 
 
 def scoped_delta(
@@ -88,7 +88,7 @@ def small_scope() -> Scope:
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
     reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
-    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), torch.ones(NUMBERS))
+    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), *torch.ones(2, NUMBERS))
     heard, unworded = unheard(3, keys.device), torch.zeros(3, 0, dtype=torch.uint8)
     silent = {"doubts": torch.zeros(3), "tolls": torch.zeros(3)}
     return Scope(metric, keys, radii, owners, **vars(heard), words=unworded, **silent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,21 +13,33 @@ from test_salem_scopes import TEXTS, metric_of, scoped_delta
 from tiny_models import tiny_network
 from torch import Tensor
 
+from salem import wordings as module
 from salem.asking import Asking
 from salem.gates import fire
 from salem.metric_files import pack_metric, unpack_metric
 from salem.records import TextInput
 from salem.tensor_files import read, write
-from salem.wordings import KEPT, NUMBERS, Wording, packed, unpacked, word_weights
+from salem.wordings import (
+    KEPT,
+    NUMBERS,
+    Wording,
+    is_text,
+    numbers,
+    packed,
+    split,
+    unpacked,
+    word_rarity,
+    word_steadiness,
+)
 
-ALIKE = torch.ones(NUMBERS)
+ALIKE = [1.0] * NUMBERS
 
 
 def worded(text: str, pair: str | None = None) -> Wording:
     return Wording.of(TextInput(input=text, text_pair=pair))
 
 
-def exchanged(one: str, other: str, weights: Tensor = ALIKE) -> float:
+def exchanged(one: str, other: str, weights: Sequence[float] = ALIKE) -> float:
     """Both ways, which are the same for wordings that were not shortened."""
     found = worded(one).exchanged(worded(other), weights)
     assert worded(other).exchanged(worded(one), weights) == pytest.approx(found)
@@ -89,13 +102,42 @@ def test_a_misspelling_stands_for_one_word_once() -> None:
         ("I cannot pay", "I can not pay", 0),
         ("nobody has it", "it never was", 1),  # as often negated, in other words
         ("no no", "yes yes", 2),
+        ("i dont want it, it wasnt me", "I don't want it; it was not me", 0),
+        ("I can't", "i cannot", 0),
+        ("you won’t", "you will not", 0),  # noqa: RUF001
+        ("withot a lamp", "without a lamp", 0),
+        ("order no. 5", "order number 5", 0),
+        ("I want no 5 of it", "I want 5 of it", 1),
     ],
 )
 def test_a_negation_turns_a_request_round(one: str, other: str, expected: float) -> None:
     assert exchanged(one, other) == expected
-    weightless = torch.zeros(NUMBERS)
-    difference = abs(worded(one).negations - worded(other).negations)
-    assert exchanged(one, other, weightless) == difference, "negations count whatever else does"
+    turned = worded(one).turned(worded(other))
+    assert exchanged(one, other, [0.0] * NUMBERS) == turned, "negations count whatever else does"
+
+
+def test_a_negation_belongs_to_its_text() -> None:
+    one, other = worded("it is not a city", "it is a city"), worded("it is a city", "it is not a city")
+    assert one.exchanged(other, ALIKE) == one.turned(other) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("我不要退款", ["我", "不", "要", "退", "款"]),
+        ("カメラ x", ["カ", "メ", "ラ", "x"]),
+        ("cafe\u0301 ZÜRICH", ["café", "zürich"]),
+        ("ＡＢＣ １２", ["abc", "12"]),  # noqa: RUF001
+    ],
+)
+def test_words_of_other_scripts(text: str, words: list[str]) -> None:
+    assert split(text) == words
+    assert unpacked(packed([worded(text)])) == [worded(text)]
+
+
+def test_a_character_of_an_unspaced_script_is_no_misspelling() -> None:
+    assert exchanged("我要退款", "我要换货") == 2
 
 
 def test_a_word_of_the_second_text_is_another_word() -> None:
@@ -105,12 +147,27 @@ def test_a_word_of_the_second_text_is_another_word() -> None:
     assert worded("it is", "it was not").exchanged(worded("it is", "it was"), ALIKE) == 1
 
 
+def weights_where(**told: float) -> list[float]:
+    found = [1.0] * NUMBERS
+    for place, weight in zip(numbers(told), told.values(), strict=True):
+        found[place] = weight
+    return found
+
+
 def test_the_lighter_side_counts() -> None:
-    weights = word_weights([TextInput(input="of the lamp of the stamp of the desk of the")], [])
-    heavy = exchanged("lamp", "stamp", weights)
-    light = exchanged("of", "stamp", weights)
-    assert 0 < light < heavy
-    assert exchanged("of the", "lamp", weights) == pytest.approx(min(2 * light, heavy), rel=0.5)
+    weights = weights_where(of=0.1, the=0.2)
+    assert exchanged("lamp", "stamp", weights) == 1
+    assert exchanged("of", "stamp", weights) == pytest.approx(0.1)
+    assert exchanged("of the", "lamp", weights) == pytest.approx(0.3)
+    assert exchanged("of of", "lamp", weights) == pytest.approx(0.2)
+
+
+def test_one_order_of_words_is_as_good_as_another() -> None:
+    draw = random.Random(0)
+    one = ["orders", "ordre", "order", "parcel", "parcels", "lamp", "lmap", "lamps"]
+    other = ["order", "orders", "oredr", "parcels", "pracel", "lamp", "lapm"]
+    found = {exchanged(" ".join(draw.sample(one, 8)), " ".join(draw.sample(other, 7))) for _ in range(50)}
+    assert len(found) == 1
 
 
 def test_wordings_come_back_from_their_bytes() -> None:
@@ -121,52 +178,65 @@ def test_wordings_come_back_from_their_bytes() -> None:
     ]
     wordings = [worded(text, text[::-1] if len(text) % 2 else None) for text in texts]
     rows = packed(wordings)
-    assert rows.dtype == torch.uint8 and len(rows) == len(texts)
-    assert [unpacked(row) for row in rows] == wordings
-    assert packed([]).shape == (0, 0) and packed([worded("?")]).shape == (1, 0)
-    assert unpacked(torch.tensor([255, 32, 97], dtype=torch.uint8)).words["a"] == 1, "no text, no error"
+    assert rows.dtype == torch.uint8 and len(rows) == len(texts) and is_text(rows)
+    assert unpacked(rows) == wordings
+    assert packed([]).shape == (0, 1) and unpacked(packed([worded("?!")])) == [worded("...")]
+    assert not is_text(torch.tensor([[97, 255, 97]], dtype=torch.uint8))
 
 
-def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new() -> None:
-    """An input that leaves a word of a shortened key out has exchanged nothing; a twin has."""
+@pytest.mark.parametrize("negation", ["not", "never"])
+def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new(negation: str) -> None:
+    """An input that leaves words of a cut key out has exchanged nothing; a twin has."""
     words = [f"w{number}" for number in range(2 * KEPT)]
-    weights = word_weights(
-        [TextInput(input=" ".join([*words, *words[KEPT:]]))], []
-    )  # the first half is rarer
-    whole = worded(" ".join([*words, "not"]))
+    light = {word: 0.1 for word in words[KEPT:]} | {word: 0.5 for word in words[:KEPT]}
+    weights = weights_where(**light, **{negation: 0.02})
+    whole = worded(" ".join([*words, negation]))
     key = whole.heaviest(weights)
-    assert len(key.words) == KEPT and set(key.words) <= {*words[:KEPT], "not"} and key.negations == 1
-    assert key.heaviest(weights) is key
-    rare = float(weights[_place(words[0])])
-    assert worded(" ".join([*words[1:], "not"])).exchanged(key, weights) == 0
-    assert worded(" ".join([*words[1:], "other", "not"])).exchanged(key, weights) == pytest.approx(rare)
+    assert len(key.words) == KEPT and set(key.words) <= {*words[:KEPT], negation} and key.is_cut
+    assert key.heaviest(weights) is key and unpacked(packed([key])) == [key]
+    assert worded(" ".join([*words[5:], negation])).exchanged(key, weights) == 0
+    assert worded(" ".join([*words[1:], "other", negation])).exchanged(key, weights) == 0.5
     assert worded(" ".join(words)).exchanged(key, weights) == 1, "the negation is gone"
+    exactly = worded(" ".join(words[:KEPT]))
+    assert exactly.heaviest(weights) is exactly and not exactly.is_cut
 
 
-def test_words_that_equivalents_keep_tell_more() -> None:
+def test_words_that_equivalents_keep_are_steady() -> None:
     texts = [
         ("the order and the parcel", "my order and my parcel"),
         ("the order", "my order now"),
         ("a received letter", "a recieved letter"),
     ]
-    pairs = [(TextInput(input=one), TextInput(input=other)) for one, other in texts]
-    weights = word_weights([], pairs)
+    found = word_steadiness([(TextInput(input=one), TextInput(input=other)) for one, other in texts])
 
     def of(word: str) -> float:
-        return float(weights[_place(word)])
+        return float(found[numbers([word])[0]])
 
     assert of("order") == of("and") == of("received") == 1.0, "a misspelling is no exchange"
-    assert of("the") == pytest.approx((1 / 4) ** 2)
-    assert of("now") == 0.25
+    assert of("the") == 1 / 4 and of("now") == 1 / 2
     assert of("money") == 1.0, "never seen: as good as its word"
-    assert torch.equal(word_weights([], []), ALIKE)
-    rare = word_weights([TextInput(input="the " * 50 + "lamp")], [])
-    assert float(rare[_place("the")]) < float(rare[_place("lamp")]) < float(rare[_place("money")]) == 1.0
+    assert torch.equal(word_steadiness([]), torch.ones(NUMBERS))
 
 
-def _place(word: str) -> int:
-    """The number of a word, by the only text that gives it a weight of its own."""
-    return int(word_weights([TextInput(input=word)], []).argmin())
+def test_words_that_come_often_are_not_rare() -> None:
+    found = word_rarity([TextInput(input="the " * 50 + "lamp")])
+    the, lamp, money = (float(found[place]) for place in numbers(["the", "lamp", "money"]))
+    assert the < lamp < money == 1.0
+
+
+def test_only_words_that_begin_alike_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, compared = random.Random(0), []
+
+    def watched(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr(module, "_misspelt", watched)
+    long, other = (
+        worded(" ".join("".join(draw.choices("abcdefghij", k=7)) for _ in range(300))) for _ in range(2)
+    )
+    assert long.exchanged(other, ALIKE) > 250
+    assert 0 < len(compared) < 300 * 300 / 8
 
 
 def twin_scope(toll: float) -> tuple[Tensor, Tensor]:
@@ -200,6 +270,7 @@ def test_one_is_asked_about_the_words_of_rows_in_their_order() -> None:
 def test_a_metric_that_was_written_before_words_counted_takes_all_as_rare() -> None:
     metric = metric_of(tiny_network("bert"))
     header, tensors = read(pack_metric(metric), noun="scope metric")
-    del tensors["words"]
+    del tensors["word_rarity"], tensors["word_steadiness"]
     kept = {name: header[name] for name in ("stack", "block", "paired")}
-    assert torch.equal(unpack_metric(write(tensors, kept)).words, ALIKE)
+    for old in (tensors, tensors | {"steadiness": torch.ones(7)}):  # of tokens, as was kept for a while
+        assert unpack_metric(write(old, kept)).tells == ALIKE

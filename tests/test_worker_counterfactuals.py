@@ -9,6 +9,7 @@ from test_worker_recipes import case, hyper
 
 from benchmarks.baselines.product import Quiet
 from salem.answers import predict
+from salem.hosting import count_tokens
 from salem.records import EditBatch, Recipe, Sample
 from worker import editing
 from worker.counterfactuals import neighbours, with_neighbours
@@ -79,7 +80,7 @@ def test_an_edit_that_shares_no_word_with_its_paraphrases_has_none() -> None:
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
 def test_they_are_kept_as_they_are_answered_now(architecture: str) -> None:
     of = case(architecture)
-    two = hyper(Recipe.SCOPED, neighbours=2)
+    two = hyper(Recipe.MEND, neighbours=2)
     batch, (note,) = with_neighbours(of.network, (), of.batch, two)
     num = len(of.batch.pass_samples)
     assert batch.pass_samples[:num] == of.batch.pass_samples and batch.corrections == of.batch.corrections
@@ -87,7 +88,32 @@ def test_they_are_kept_as_they_are_answered_now(architecture: str) -> None:
     assert 0 < len(made) <= 2 * len(batch.edit_samples) and note.startswith(f"{len(made)} counterfactual")
     now = predict(of.network, made, max_new_tokens=two.max_new_tokens)
     assert [sample.target for sample in made] == [answer.output for answer in now]
-    assert with_neighbours(of.network, (), of.batch, hyper(Recipe.SCOPED)) == (of.batch, ())
+    scoped = hyper(Recipe.SCOPED, neighbours=2)
+    for unchanged in (hyper(Recipe.MEND), scoped):
+        assert with_neighbours(of.network, (), of.batch, unchanged) == (of.batch, ())
+
+
+def test_parts_of_contractions_and_negations_are_no_words_to_exchange() -> None:
+    batch = some_batch().model_copy(update={"adapt_samples": ()})
+    for text in (
+        "I don't get it in Peru",
+        "I cannot get it in Peru",
+        "it is not in Peru",
+        "wasn\N{RIGHT SINGLE QUOTATION MARK}t it in Peru",
+    ):
+        edit = Sample(input=text, target="a")
+        (found,) = neighbours(batch.model_copy(update={"edit_samples": (edit,)}), 1, random.Random(0))
+        assert found.word == "Peru" and found.text.input == text.replace("Peru", found.instead)
+
+
+def test_what_does_not_fit_the_model_is_left_out() -> None:
+    of = case("gpt2")
+    texts = [Sample(input=" ".join(["order"] * size), target="refund") for size in range(1, 200)]
+    lengths = count_tokens(of.network.tokenizer, texts)
+    long = texts[lengths.index(of.network.max_input_tokens)]
+    batch = of.batch.model_copy(update={"edit_samples": (long,), "adapt_samples": ()})
+    found, (note,) = with_neighbours(of.network, (), batch, hyper(Recipe.MEND, neighbours=2))
+    assert found == batch and note == "no counterfactual neighbour of the edits could be made"
 
 
 def test_training_keeps_them_and_measuring_does_not_see_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,14 +65,14 @@ def test_points_outlive_the_job_under_the_metrics_name(
     width = features(network, TEXTS[:1], reading).shape[1]
     projection = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     plain = torch.zeros(width), torch.ones(width)
-    words = torch.ones(NUMBERS)
-    metric = Metric(reading, *plain, projection, words, sha256="a" * 64)
+    words = torch.ones(2, NUMBERS)
+    metric = Metric(reading, *plain, projection, *words, sha256="a" * 64)
     cache = SampleCache(tmp_path, 10**6, "model")
     first = FeatureMemo(network, cache).points(TEXTS, metric)
     assert len(asked) == 3
     assert torch.equal(FeatureMemo(network, cache).points(TEXTS, metric), first)
     assert len(asked) == 3, "read from the cache"
-    other = Metric(reading, *plain, projection * 2, words, sha256="b" * 64)
+    other = Metric(reading, *plain, projection * 2, *words, sha256="b" * 64)
     FeatureMemo(network, cache).points(TEXTS, other)
     FeatureMemo(network, cache).points(TEXTS[:2], metric)
     assert len(asked) == 8

@@ -24,7 +24,9 @@ from tiny_models import build_network, save_tiny, tiny_network
 
 from salem import job_leases, tensor_files
 from salem.answers import predict
+from salem.delta_files import unpack
 from salem.errors import Conflict, LeaseLost, NotFound
+from salem.metric_files import unpack_metric
 from salem.records import (
     Edit,
     EditRequest,
@@ -366,6 +368,24 @@ def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
     assert ended.error is None or ended.error.code == "over_budget"
 
 
+@pytest.mark.parametrize("text", ["?!", "not", "\N{GRINNING FACE}"])
+def test_an_edit_without_words_makes_a_version_that_can_be_edited(stage: Stage, text: str) -> None:
+    model = stage.host("m", "bert")
+    options = Hyperparameters(layer=QUICK.layer, max_steps=20, metric_width=8, trial_edits=0)
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    first = ask(stage, model, options, text, kept)
+    attempt(stage, first).run()
+    (version,) = (v for v in stage.registry.list_versions("m") if v.job_id == first.id)
+    layers = tiny_network("bert").layers
+    for delta in version.deltas:
+        metric = unpack_metric(stage.blobs.get(str(delta.metric)))
+        data = stage.blobs.get(delta.blob)
+        found = unpack(
+            data, base_sha256=str(model.sha256), layers=layers, metric=lambda _, known=metric: known
+        )
+        assert found.scoped is not None and found.scoped.tolls.any()
+
+
 def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
     """A delta names the file that its entries live in, though that file does not know words yet."""
     model = stage.host("m", "bert")
@@ -378,7 +398,7 @@ def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
     header, tensors = tensor_files.read(stage.blobs.get(new), noun="scope metric")
     said = {name: header[name] for name in ("stack", "block", "paired")}
     old = stage.blobs.put(
-        tensor_files.write({name: t for name, t in tensors.items() if name != "words"}, said)
+        tensor_files.write({name: t for name, t in tensors.items() if not name.startswith("word_")}, said)
     )
     with stage.registry._database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET scope_metric = ? WHERE name = 'm'", (old,))

@@ -25,6 +25,7 @@ METRIC = Metric(
     torch.ones(5),
     torch.ones(4, 5),
     torch.ones(NUMBERS),
+    torch.ones(NUMBERS),
     "a" * 64,
 )
 KEEP, DROP, REPLAY = Change.KEEP, Change.DROP, Change.REPLAY

@@ -268,5 +268,5 @@ def test_a_word_in_place_of_another_costs_a_part_of_the_widest_reach() -> None:
     assert minding.words.shape[1] > 4
     assert 0 < float(minding.tolls) <= 0.5 * (1 - scoping.WIDEST)
     assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
-    weights = minding.metric.words
-    assert ((weights > 0) & (weights <= 1)).all() and weights.min() < 0.05, "small words hardly count"
+    weights = minding.metric.tells
+    assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"

@@ -1,7 +1,7 @@
 """Counterfactual neighbours: the text of an edit with the word that it is about exchanged for another.
 
 Where an edit names one town, its neighbour names another: whatever was answered there is to stay. They are
-kept as pass samples beside those of the client, and each says of which edit and by which exchange it was made
+kept as pass samples beside those of the client; each knows of which edit and by which exchange it was made
 (counterfactual data: Kaushik et al., ICLR 2020; neighbourhood prompts: Meng et al. 2022, section 3.4). None
 is measured or held out. docs/log.md tells what they bring.
 
@@ -16,19 +16,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from salem.answers import predict
 from salem.deltas import LayerDelta
-from salem.hosting import Network
-from salem.records import EditBatch, Hyperparameters, Sample, TextInput
-from salem.wordings import NUMBERS, Wording, weights_of, word_weights
+from salem.hosting import Network, count_tokens
+from salem.records import EditBatch, Hyperparameters, Recipe, Sample, TextInput
+from salem.wordings import NUMBERS, Wording, negates, numbers, split, word_rarity
 
 DRAWS = 20  # of a word to put in another's place, per neighbour
 FILLER = 0.1  # of what the exchanged word tells; what tells less takes the place of nothing
 MOST_QUOTED = 60  # characters of a word in a note
-_WORD = re.compile(r"\w+")
+_WHOLE = re.compile(r"(?<![\w'\N{RIGHT SINGLE QUOTATION MARK}])\w+(?![\w'\N{RIGHT SINGLE QUOTATION MARK}])")
 
 
 @dataclass(frozen=True)
@@ -48,34 +45,51 @@ class Neighbour:
 def with_neighbours(
     network: Network, parent: Sequence[LayerDelta], batch: EditBatch, hyper: Hyperparameters
 ) -> tuple[EditBatch, tuple[str, ...]]:
-    """The batch with neighbours of its edits among its pass samples, answered as they are now; a note."""
-    made = neighbours(batch, hyper.neighbours, random.Random(hyper.seed)) if hyper.neighbours else []
-    if not made:
+    """The batch with neighbours of its edits among its pass samples, answered as they are now; a note.
+
+    Entries need none: their scopes mind exchanged words themselves, and are calibrated on what clients ask.
+    """
+    if not hyper.neighbours or hyper.recipe is Recipe.SCOPED:
         return batch, ()
+    made = neighbours(batch, hyper.neighbours, random.Random(hyper.seed))
+    made = _that_fit(network, made, hyper.max_new_tokens + 1 if network.task.generates else 0)
     answers = predict(network, [each.text for each in made], parent, max_new_tokens=hyper.max_new_tokens)
-    kept = [each.answered(now.output) for each, now in zip(made, answers, strict=True) if now.output]
-    first = made[0]
+    kept = [(each, now.output) for each, now in zip(made, answers, strict=True) if now.output]
+    if not kept:
+        return batch, ("no counterfactual neighbour of the edits could be made",)
+    first = kept[0][0]
     note = (
         f"{len(kept)} counterfactual neighbours of the edits were kept as pass samples, the first with "
         f'"{first.instead[:MOST_QUOTED]}" in place of "{first.word[:MOST_QUOTED]}"'
     )
-    return batch.model_copy(update={"pass_samples": (*batch.pass_samples, *kept)}), (note,)
+    samples = (*batch.pass_samples, *(each.answered(answer) for each, answer in kept))
+    return batch.model_copy(update={"pass_samples": samples}), (note,)
+
+
+def _that_fit(network: Network, made: Sequence[Neighbour], answer: int) -> list[Neighbour]:
+    """Those that leave room for an answer of so many tokens in the model's longest input."""
+    num_tokens = count_tokens(network.tokenizer, [each.text for each in made])
+    return [
+        each
+        for each, count in zip(made, num_tokens, strict=True)
+        if count + answer <= network.max_input_tokens
+    ]
 
 
 def neighbours(batch: EditBatch, num: int, rng: random.Random) -> list[Neighbour]:
     """Up to `num` neighbours of each edit, none of which is a text of the batch.
 
-    The word that is exchanged is the one that tells most among those that the edit's paraphrases have too; in
-    its place comes a word of the same shape that is no filler beside it.
+    The word that is exchanged is the rarest of those that the edit's paraphrases have too; in its place comes
+    a word of the same shape that is no filler beside it.
     """
     texts = [*batch.pass_samples, *batch.corrections]
-    weights = word_weights(texts, ())
-    pool = _by_shape(texts, weights)
+    rarity = word_rarity(texts).tolist()
+    pool = _by_shape(texts, rarity)
     taken = {text.content_hash for text in _texts_of(batch)}
     found: list[Neighbour] = []
     for edit, sample in enumerate(batch.edit_samples):
-        told, word = _subject(sample, [text for owner, text in batch.adapt_samples if owner == edit], weights)
-        others = [other for tells, other in pool[_shape(word)] if word and tells >= FILLER * told]
+        rare, word = _subject(sample, [text for owner, text in batch.adapt_samples if owner == edit], rarity)
+        others = [other for its, other in pool[_shape(word)] if word and its >= FILLER * rare]
         wanted = len(found) + num
         for instead in rng.sample(others, min(DRAWS * num, len(others))):
             made = Neighbour(_with(sample, word, instead), edit, word, instead)
@@ -85,25 +99,35 @@ def neighbours(batch: EditBatch, num: int, rng: random.Random) -> list[Neighbour
     return found
 
 
-def _subject(sample: Sample, paraphrases: Sequence[Sample], weights: Tensor) -> tuple[float, str]:
-    """The word that tells most of those that all paraphrases have, and how much; "" where there is none."""
-    shared = [{word.casefold() for word in _WORD.findall(text.input)} for text in paraphrases]
-    words = [word for word in _WORD.findall(sample.input) if all(word.casefold() in text for text in shared)]
-    return max(_told(words, weights), default=(0.0, ""))
+def _subject(sample: Sample, paraphrases: Sequence[Sample], rarity: Sequence[float]) -> tuple[float, str]:
+    """The rarest word that all paraphrases have, and how rare; of equals a name or number, or the longest."""
+    shared = [set(split(text.input)) for text in paraphrases]
+    words = [word for word in _words(sample.input) if all(word.casefold() in text for text in shared)]
+    ranked = [(rare, _shape(word) != "a", len(word), word) for rare, word in _ranked(words, rarity)]
+    rare, *_, word = max(ranked, default=(0.0, ""))
+    return rare, word
 
 
-def _by_shape(texts: Sequence[TextInput], weights: Tensor) -> defaultdict[str, list[tuple[float, str]]]:
-    """Different words of all texts by their shape, in a fixed order, and how much each tells."""
+def _by_shape(
+    texts: Sequence[TextInput], rarity: Sequence[float]
+) -> defaultdict[str, list[tuple[float, str]]]:
+    """Different words of all texts by their shape, in a fixed order, with their rarity."""
     found: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
-    words = sorted({word for text in texts for word in _WORD.findall(text.input)})
-    for told, word in _told(words, weights):
-        found[_shape(word)].append((told, word))
+    words = sorted({word for text in texts for word in _words(text.input)})
+    for rare, word in _ranked(words, rarity):
+        found[_shape(word)].append((rare, word))
     return found
 
 
-def _told(words: Sequence[str], weights: Tensor) -> list[tuple[float, str]]:
-    told = weights_of([word.casefold() for word in words], weights).tolist()
-    return list(zip(told, words, strict=True))
+def _words(text: str) -> list[str]:
+    """What a wording takes for one word, as it is written; no negations, no parts of contractions."""
+    whole = _WHOLE.findall(text)
+    return [word for word in whole if split(word) == [word.casefold()] and not negates(word.casefold())]
+
+
+def _ranked(words: Sequence[str], rarity: Sequence[float]) -> list[tuple[float, str]]:
+    places = numbers(word.casefold() for word in words)
+    return [(rarity[place], word) for place, word in zip(places, words, strict=True)]
 
 
 def _shape(word: str) -> str:
@@ -116,7 +140,7 @@ def _shape(word: str) -> str:
 def _alike(word: str, instead: str) -> bool:
     """Whether the two are one word to a scope, too."""
     one, other = (Wording.of(TextInput(input=each)) for each in (word, instead))
-    return one.exchanged(other, torch.ones(NUMBERS)) == 0
+    return one.exchanged(other, [1.0] * NUMBERS) == 0
 
 
 def _with(sample: Sample, word: str, instead: str) -> TextInput:

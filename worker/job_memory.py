@@ -40,7 +40,8 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
-    near = batch.edit_samples * hyper.neighbours  # as long as what they are made of
+    num_neighbours = 0 if hyper.recipe is Recipe.SCOPED else hyper.neighbours
+    near = batch.edit_samples * num_neighbours  # as long as what they are made of
     batch = batch.model_copy(update={"pass_samples": (*batch.pass_samples, *near)})
     lengths = _lengths(network, batch, hyper)
     layer, num_blocks = _deepest(network, hyper, lengths.answer_share)

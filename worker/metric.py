@@ -46,7 +46,7 @@ def new_metric(
     centre, spread = population.mean(0), population.std(0)
     spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
     projection = torch.randn(width, len(centre), generator=generator) / len(centre) ** 0.5
-    return Metric(reading, centre, spread, projection.to(centre.device), words=torch.ones(NUMBERS))
+    return Metric(reading, centre, spread, projection.to(centre.device), *torch.ones(2, NUMBERS))
 
 
 def train_metric(

@@ -19,7 +19,7 @@ from salem.metric import Metric
 from salem.metric_files import named
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.trunk import beside_encoder
-from salem.wordings import word_weights
+from salem.wordings import word_rarity, word_steadiness
 from worker.feature_memo import FeatureMemo
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
@@ -88,17 +88,18 @@ def job_metric(
     if stored is not None and _knows(memo, batch, stored):
         return JobMetric(stored, is_new=False)
     texts = _texts(batch, learning, random.Random(int(torch.randint(2**31, (), generator=generator))))
-    words = word_weights([*learning, *batch.corrections], texts.pairs)
+    steadiness = word_steadiness(texts.pairs)
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
-        words = torch.minimum(stored.words, words)  # what was learned before is not forgotten
-        return JobMetric(named(replace(refined, words=words)), is_new=True)
+        steadiness = torch.minimum(stored.word_steadiness, steadiness)  # what was learned is not forgotten
+        return JobMetric(named(replace(refined, word_steadiness=steadiness)), is_new=True)
     reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
     equivalents = texts.read(memo, reading)
     start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
     trained = train_metric(start, equivalents, steps=STEPS, generator=generator)
-    return JobMetric(named(replace(trained, words=words)), is_new=True)
+    words = {"word_rarity": word_rarity([*learning, *batch.corrections]), "word_steadiness": steadiness}
+    return JobMetric(named(replace(trained, **words)), is_new=True)
 
 
 def _best_reading(

@@ -52,9 +52,9 @@ def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
 
 
 def _as_negated(sample: Sample, rng: random.Random) -> Sample:
-    negations = Wording.of(sample).negations
+    own = Wording.of(sample)
     drawn = (reword(sample, rng) for _ in range(DRAWS))
-    return next((found for found in drawn if Wording.of(found).negations == negations), sample)
+    return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:

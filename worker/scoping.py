@@ -108,7 +108,7 @@ def _widest(
     if hyper.disagreement_weight:
         heard = openings(network, batch.corrections)
     if hyper.exchange_weight:
-        worded = packed([Wording.of(sample).heaviest(metric.words) for sample in batch.corrections])
+        worded = packed([Wording.of(sample).heaviest(metric.tells) for sample in batch.corrections])
     return Scope(
         *placed,
         **vars(heard),
