@@ -71,9 +71,8 @@ class Wording:
             weights: [NUMBERS] what each word tells.
         """
         new, gone = _differing(self.words, key.words)
-        floor = -1.0
-        if key.is_cut:
-            floor = min(weights[_number(word)] for word in key.words if not negates(word))
+        known = (weights[_number(word)] for word in key.words if key.is_cut and not negates(word))
+        floor = min(known, default=-1.0)
         return min(_weight(new, weights, floor), _weight(gone, weights)) + _turned(new, gone)
 
     def turned(self, other: Wording) -> int:

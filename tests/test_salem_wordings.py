@@ -181,6 +181,8 @@ def test_wordings_come_back_from_their_bytes() -> None:
     assert rows.dtype == torch.uint8 and len(rows) == len(texts) and is_text(rows)
     assert unpacked(rows) == wordings
     assert packed([]).shape == (0, 1) and unpacked(packed([worded("?!")])) == [worded("...")]
+    (strange,) = unpacked(torch.tensor([[43, 32, 43]], dtype=torch.uint8))
+    assert worded("a").exchanged(strange, ALIKE) == 0, "cut down to nothing"
     assert not is_text(torch.tensor([[97, 255, 97]], dtype=torch.uint8))
 
 

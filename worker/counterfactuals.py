@@ -5,7 +5,7 @@ kept as pass samples beside those of the client; each knows of which edit and by
 (counterfactual data: Kaushik et al., ICLR 2020; neighbourhood prompts: Meng et al. 2022, section 3.4). None
 is measured or held out. docs/log.md tells what they bring.
 
-Knows texts, and how a version answers them. Does not know recipes or what pass samples are used for.
+Knows texts, and how a version answers them. Does not know what pass samples are used for.
 """
 
 from __future__ import annotations
