@@ -17,7 +17,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -112,17 +112,21 @@ def packed(wordings: Sequence[Wording]) -> Tensor:
 
 def unpacked(rows: Tensor) -> list[Wording]:
     """The wordings of rows [n, w] of bytes."""
-    return [_read(bytes(row)) for row in rows.tolist()]
+    return [_read(row) for row in _bytes(rows)]
 
 
 def is_text(rows: Tensor) -> bool:
     """Whether every row [n, w] of bytes is the text of a wording."""
     try:
-        for row in rows.tolist():
-            bytes(row).decode()
+        for row in _bytes(rows):
+            row.decode()
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _bytes(rows: Tensor) -> Iterator[bytes]:
+    return (row.tobytes() for row in rows.cpu().numpy())
 
 
 @lru_cache(maxsize=2**14)
