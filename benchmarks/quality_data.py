@@ -30,7 +30,7 @@ from salem.hosting import Network, load, weights_sha256
 from salem.records import Edit, Record, Sample, Task
 from worker.rewording import reword
 
-REVISION = 2  # raised when the code below changes what a material holds
+REVISION = 3  # raised when the code below changes what a material holds
 NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
 WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and with it what it says
 

@@ -53,21 +53,36 @@ def corrections_of_facts(
     Args:
         restates: whether the reference asks for one fact in several wordings. Those that name an edit's
             subject and have its old answer are then neither kept nor held out: with the edit they are wrong.
+            Of the rows that correct one fact the first is taken: no model can give one fact two new answers.
     """
     by_answer: dict[str, list[Sample]] = defaultdict(list)
     for sample in reference if restates else ():
         by_answer[sample.answer].append(sample)
-    told = [_told(row, by_answer) for row in rows if row["paraphrase_trained"]]
-    before = predict(network, [item.edit for item in told], max_new_tokens=MAX_NEW_TOKENS)
-    pairs = zip(told, before, strict=True)
-    corrections = [item for item, answer in pairs if not same_answer(answer.output, item.edit.target)]
+    known = [row for row in rows if row["paraphrase_trained"]]
+    before = predict(network, [_edit(row) for row in known], max_new_tokens=MAX_NEW_TOKENS)
+    pairs = zip(known, before, strict=True)
+    contradicting = [row for row, answer in pairs if not same_answer(answer.output, row["target"])]
+    chosen = _one_per_fact(contradicting) if restates else contradicting
+    corrections = [_told(row, by_answer) for row in chosen]
     answers = predict(network, reference, max_new_tokens=MAX_NEW_TOKENS)
     kept = tuple(s for s, a in zip(reference, answers, strict=True) if same_answer(a.output, s.target))
     return Made(tuple(corrections), len(corrections), kept, accuracy=len(kept) / len(reference))
 
 
+def _edit(row: dict[str, Any]) -> Edit:
+    return Edit(input=row["prompt"], target=row["target"])
+
+
+def _one_per_fact(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of each fact: of a subject and the answer that is replaced."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["subject"].casefold(), row.get("ground_truth", "")), row)
+    return list(first.values())
+
+
 def _told(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Correction:
-    edit = Edit(input=row["prompt"], target=row["target"])
+    edit = _edit(row)
     asked = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
     return Correction(
         edit=edit,

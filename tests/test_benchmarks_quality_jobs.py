@@ -191,6 +191,22 @@ def test_a_reference_sample_that_asks_for_an_edited_fact_is_not_kept() -> None:
     assert corrections_of_facts(network, reference, [row]).corrections[0].restated == ()
 
 
+def test_a_fact_is_corrected_once_where_the_rows_give_it_several_new_answers() -> None:
+    """No model can answer one question in two ways, so such rows say nothing about a method."""
+    network = tiny_network("gpt2")
+    row = {"paraphrases": ["Peru has"], "paraphrase_trained": True, "locality": [], "ground_truth": "Lima"}
+    rows = [
+        {**row, "prompt": "The capital of Peru is", "target": "Rome", "subject": "Peru"},
+        {**row, "prompt": "Peru is governed from", "target": "Paris", "subject": "PERU"},
+        {**row, "prompt": "The mint of Peru is in", "target": "Bonn", "subject": "Peru", "ground_truth": "x"},
+        {**row, "prompt": "Lima is the capital of", "target": "Chile", "subject": "Lima"},
+    ]
+    asked = [Sample(input="Who wrote the book", target="x")]
+    made = corrections_of_facts(network, asked, rows, restates=True)
+    assert [item.edit.target for item in made.corrections] == ["Rome", "Bonn", "Chile"]
+    assert len(corrections_of_facts(network, asked, rows).corrections) == 4
+
+
 def test_what_an_edit_makes_wrong_is_neither_trained_on_nor_held_out() -> None:
     material = facts()
     restated = material.kept[:40]
