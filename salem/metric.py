@@ -1,7 +1,7 @@
 """Metric: where an input lies among others, so that equivalent requests lie close.
 
 A small learned map, one per hosted model, of the features of an input to the unit sphere, and with it what
-each word tells. Does not know keys, radii, or how it is trained.
+each word tells and how much equivalents differ. Does not know keys, radii, or how it is trained.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from salem.features import Reading, features
 from salem.hosting import Network
 from salem.records import TextInput
 
+EXCHANGE = 0.25  # where nothing is known: what people's paraphrases exchanged in docs/log.md
+EVERYWHERE = 2.0  # the largest 1 - cosine
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -32,6 +35,8 @@ class Metric:
     projection: Tensor  # [m, f]
     word_rarity: Tensor  # [NUMBERS] in (0, 1]: near 1 for words that hardly ever occur; on the CPU
     word_steadiness: Tensor  # [NUMBERS] in (0, 1]: how reliably equivalents keep a word; on the CPU
+    exchange: float = EXCHANGE  # weight of the words that equivalents exchange, on average
+    extent: float = EVERYWHERE  # 1 - cosine beyond which no equivalent of a text lies
     sha256: str = ""
 
     @cached_property

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +16,7 @@ import torch
 from salem import tensor_files
 from salem.errors import DeltaRejected
 from salem.features import Reading
-from salem.metric import Metric
+from salem.metric import EVERYWHERE, EXCHANGE, Metric
 from salem.wordings import NUMBERS
 
 _OF_WORDS = ("word_rarity", "word_steadiness")
@@ -37,6 +39,8 @@ def pack_metric(metric: Metric) -> bytes:
             "stack": reading.stack,
             "block": json.dumps(reading.block),
             "paired": json.dumps(reading.paired),
+            "exchange": json.dumps(metric.exchange),
+            "extent": json.dumps(metric.extent),
         },
     )
 
@@ -68,6 +72,19 @@ def unpack_metric(data: bytes) -> Metric:
         raise DeltaRejected("The scope metric does not say what it reads.") from error
     return Metric(
         reading=Reading(header.get("stack", ""), block, paired, tensors.pop("rarity")),
+        exchange=_positive(header, "exchange", EXCHANGE),
+        extent=_positive(header, "extent", EVERYWHERE),
         sha256=hashlib.sha256(data).hexdigest(),
         **tensors,
     )
+
+
+def _positive(header: Mapping[str, str], name: str, before: float) -> float:
+    """A number of the header; `before` in files that were written before there was one."""
+    try:
+        found = float(json.loads(header.get(name, json.dumps(before))))
+    except (ValueError, TypeError) as error:
+        raise DeltaRejected(f"The scope metric's {name} is no number.") from error
+    if not 0 < found < math.inf:
+        raise DeltaRejected(f"The scope metric's {name} is {found}; it is more than 0.")
+    return found

@@ -15,6 +15,7 @@ from registry_records import NOW, claim, new_job, new_version, ready_model
 from salem.database import Database
 from salem.entry_rows import MadeEntries
 from salem.errors import NotFound
+from salem.metric import EXCHANGE
 from salem.records import (
     Delta,
     Edit,
@@ -22,6 +23,7 @@ from salem.records import (
     EditRequest,
     Entry,
     EntryKey,
+    Hyperparameters,
     JobKind,
     ModelReference,
     TextInput,
@@ -224,6 +226,32 @@ def test_older_code_is_not_given_a_metric_that_it_cannot_read(
         command.upgrade(config, "head")
     database.close()
     assert registry.get_model("intents").scope_metric is None, "the next job trains one"
+
+
+def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(database_url: str, registry: Registry) -> None:
+    ready_model(registry)
+    job = new_job(registry)
+    registry.finish_edit(job.id, claim(registry, job), new_version(), None, {})
+    database = Database.connect(database_url)
+    table = sa.table("versions", sa.column("hyperparameters", sa.JSON))
+
+    def stored(connection: sa.Connection) -> list[float]:
+        found = connection.execute(sa.select(table)).scalars().all()
+        return [each["exchange_weight"] for each in found if each]
+
+    with database.write() as connection:
+        weight = Hyperparameters().exchange_weight
+        assert stored(connection) == [weight]
+        config = Config()
+        config.set_main_option("script_location", "salem:migrations")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0006")
+        assert stored(connection) == [weight / EXCHANGE], (
+            "an old metric does not say what equivalents exchange"
+        )
+        command.upgrade(config, "head")
+        assert stored(connection) == [weight]
+    database.close()
 
 
 def insert_old(connection: sa.Connection, number: int, deltas: list[Any], edits: list[Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from salem import tensor_files
 from salem.errors import DeltaRejected
 from salem.features import Reading
-from salem.metric import Metric
+from salem.metric import EVERYWHERE, EXCHANGE, Metric
 from salem.metric_files import named, pack_metric, unpack_metric
 from salem.wordings import NUMBERS
 
@@ -20,7 +20,8 @@ from salem.wordings import NUMBERS
 def some_metric(*, seed: int = 0, block: int = 2, paired: bool = True) -> Metric:
     reading = Reading("encoder.layer", block, paired, drawn(7, seed=seed).abs())
     spread, words = drawn(5, seed=seed + 2).abs() + 0.1, drawn(2, NUMBERS, seed=seed + 3).sigmoid()
-    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), *words)
+    differing = {"exchange": 0.1 + seed / 3, "extent": 0.7}
+    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), *words, **differing)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -33,6 +34,7 @@ def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
     assert torch.equal(found.reading.rarity, metric.reading.rarity)
     assert (found.reading.stack, found.reading.block) == ("encoder.layer", 2)
     assert found.reading.paired is paired
+    assert (found.exchange, found.extent) == (metric.exchange, metric.extent)
     assert found.sha256 == hashlib.sha256(data).hexdigest() == named(metric).sha256
     assert pack_metric(found) == data, "a name is no part of the content"
 
@@ -41,6 +43,11 @@ def test_the_same_metric_is_the_same_bytes_and_another_is_not() -> None:
     assert len({pack_metric(some_metric()) for _ in range(10)}) == 1
     others = [some_metric(), some_metric(seed=1), some_metric(block=3), some_metric(paired=False)]
     assert len({named(metric).sha256 for metric in others}) == 4
+
+
+def test_a_metric_that_was_written_before_equivalents_were_gauged_is_read() -> None:
+    found = unpack_metric(tensor_files.write({name: torch.ones(of) for name, of in HELD.items()}, SAID))
+    assert (found.exchange, found.extent) == (EXCHANGE, EVERYWHERE)
 
 
 def test_a_damaged_file_is_refused() -> None:
@@ -74,6 +81,11 @@ HELD = {"rarity": (7,), "centre": (5,), "spread": (5,), "projection": (3, 5), "w
         ({}, {"block": None}, "does not say what it reads"),
         ({}, {"paired": None}, "does not say what it reads"),
         ({}, {"block": "one"}, "does not say what it reads"),
+        ({}, {"exchange": "much"}, "exchange is no number"),
+        ({}, {"exchange": "null"}, "exchange is no number"),
+        ({}, {"exchange": "0"}, "exchange is 0.0; it is more than 0"),
+        ({}, {"extent": "NaN"}, "extent is nan"),
+        ({}, {"extent": "-1"}, "extent is -1.0"),
     ],
 )
 def test_fields_that_make_no_metric_are_refused(

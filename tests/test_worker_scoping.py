@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
+from worker.metric_training import JobMetric
 from worker.scoping import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
@@ -260,13 +262,32 @@ def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch)
     assert heard.asked == [] and not found.scope.doubts.any() and found.scope.said.shape == (1, 0)
 
 
-def test_a_word_in_place_of_another_costs_a_part_of_the_widest_reach() -> None:
+def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None:
     batch, _ = near()
-    minding = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.5})).scope
+    minding = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.05})).scope
     silent = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.0})).scope
     assert silent.words.shape == (1, 0) and not silent.tolls.any()
     assert minding.words.shape[1] > 4
-    assert 0 < float(minding.tolls) <= 0.5 * (1 - scoping.WIDEST)
+    dearer = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.1})).scope
+    torch.testing.assert_close(dearer.tolls, 2 * minding.tolls)
+    way = minding.tolls * minding.metric.exchange / 0.05
+    assert 0 < float(way) <= 1 - scoping.WIDEST
     assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
     weights = minding.metric.tells
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
+
+
+def test_no_scope_reaches_farther_than_equivalents_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far away the nearest pass samples are."""
+    batch = batch_of(60)
+    wide = drawn(batch).scope
+    known = scoping.job_metric
+
+    def narrow(*args: Any) -> JobMetric:
+        found = known(*args)
+        return replace(found, metric=replace(found.metric, extent=0.05))
+
+    monkeypatch.setattr(scoping, "job_metric", narrow)
+    scope = drawn(batch).scope
+    assert (wide.radii < 0.95).any() and (scope.radii >= 0.95).all()
+    torch.testing.assert_close(scope.tolls, wide.tolls)

@@ -66,12 +66,13 @@ def draw_scopes(
         cache: of the base, for the points of pass samples.
     """
     keep = batch.pass_samples
-    apart = torch.tensor([_kept_from_metric(sample) for sample in keep], dtype=torch.bool)
-    learning = [sample for sample, calibrates in zip(keep, apart.tolist(), strict=True) if not calibrates]
+    calibrating = [_kept_from_metric(sample) for sample in keep]
+    parts = [[s for s, kept in zip(keep, calibrating, strict=True) if kept is one] for one in (False, True)]
     memo = FeatureMemo(network, cache)
-    found = job_metric(memo, batch, learning, layer, hyper, generator, stored)
+    found = job_metric(memo, batch, *parts, layer, hyper, generator, stored)
     keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
-    points, apart, ask = memo.points(keep, found.metric), apart.to(network.device), Asking(network, keep)
+    points, ask = memo.points(keep, found.metric), Asking(network, keep)
+    apart = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
     owners = torch.tensor(batch.owners, device=network.device)
     radii = widest_radii((points @ keys.T)[~apart])
     widest = _widest(network, batch, hyper, (found.metric, keys, radii, owners.float()))
@@ -101,20 +102,23 @@ def _widest(
     """Scopes that mind as much of an input as they are to.
 
     Args:
-        placed: metric, keys [k, m], widest radii [k] and owners [k].
+        placed: metric, keys [k, m], radii [k] that reach most of the way to pass samples, and owners [k].
     """
-    metric, keys, radii, _ = placed
+    metric, keys, radii, owners = placed
     heard, worded = unheard(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
     if hyper.disagreement_weight:
         heard = openings(network, batch.corrections)
     if hyper.exchange_weight:
         worded = packed([Wording.of(sample).heaviest(metric.tells) for sample in batch.corrections])
     return Scope(
-        *placed,
+        metric=metric,
+        keys=keys,
+        radii=radii.clamp(min=min(1 - metric.extent, NARROWEST)),
+        owners=owners,
         **vars(heard),
         doubts=torch.full_like(radii, hyper.disagreement_weight),
         words=worded.to(keys.device),
-        tolls=hyper.exchange_weight * (1 - radii),
+        tolls=hyper.exchange_weight / metric.exchange * (1 - radii),
     )
 
 

@@ -33,6 +33,13 @@ def remove_options(new: Document) -> None:
     _change_options(lambda options: {name: value for name, value in options.items() if name not in new})
 
 
+def scale_option(name: str, factor: float) -> None:
+    """Say a number among stored options in another unit."""
+    _change_options(
+        lambda options: options | {name: options[name] * factor} if options.get(name) else options
+    )
+
+
 def change_documents(table: sa.TableClause, document: str, change: Change) -> None:
     """Change a JSON column in every row; the table's other columns name a row."""
     connection = op.get_bind()

@@ -73,7 +73,7 @@ class Hyperparameters(Record):
     scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope
     scope_budget_per_edit: float = Field(default=0.0002, ge=0, le=1)  # per edit; the smaller counts
     disagreement_weight: float = Field(default=0.5, ge=0, le=2)  # of a cosine; 0: the base is not asked
-    exchange_weight: float = Field(default=0.2, ge=0, le=2)  # of a key's widest reach; 0: words do not count
+    exchange_weight: float = Field(default=0.05, ge=0, le=2)  # of a key's reach; 0: words do not count
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_values: Literal["trained", "closed_form", "editor"] = "trained"  # how an entry's values are found
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
