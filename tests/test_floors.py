@@ -60,7 +60,7 @@ FLOORS_FROM_THE_TOP = (
     },
     # 1 words
     {
-        *under("salem", "errors records settings"),
+        *under("salem", "errors quoting records settings"),
     },
 )
 FLOORS = {name: 6 - index for index, names in enumerate(FLOORS_FROM_THE_TOP) for name in names}

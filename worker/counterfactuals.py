@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from salem.answers import predict
 from salem.deltas import LayerDelta
 from salem.hosting import Network, count_tokens
+from salem.quoting import quoted
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample, TextInput
 from salem.wordings import NUMBERS, Wording, negates, numbers, split, word_rarity
 
 DRAWS = 20  # of a word to put in another's place, per neighbour
 FILLER = 0.1  # of what the exchanged word tells; what tells less takes the place of nothing
-MOST_QUOTED = 60  # characters of a word in a note
 _WHOLE = re.compile(r"(?<![\w'\N{RIGHT SINGLE QUOTATION MARK}])\w+(?![\w'\N{RIGHT SINGLE QUOTATION MARK}])")
 
 
@@ -60,7 +60,7 @@ def with_neighbours(
     first = kept[0][0]
     note = (
         f"{len(kept)} counterfactual neighbours of the edits were kept as pass samples, the first with "
-        f'"{first.instead[:MOST_QUOTED]}" in place of "{first.word[:MOST_QUOTED]}"'
+        f"{quoted(first.instead)} in place of {quoted(first.word)}"
     )
     samples = (*batch.pass_samples, *(each.answered(answer) for each, answer in kept))
     return batch.model_copy(update={"pass_samples": samples}), (note,)

@@ -17,6 +17,7 @@ from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.layers import layer_at
+from salem.quoting import quoted
 from salem.records import (
     EditBatch,
     Entry,
@@ -36,8 +37,6 @@ from worker.saliency import candidate_layers, layer_saliency, most_salient, prof
 from worker.subjects import Overlaid, Version, on_top
 from worker.trials import trial_edits
 from worker.work import Left
-
-MOST_QUOTED = 60  # characters of a sample in a note
 
 
 class Observer(Protocol):
@@ -132,10 +131,10 @@ def _notes_of_one_pass(editor: TrainedEditor, metrics: Metrics, hyper: Hyperpara
     edits = [outcome for outcome in metrics.outcomes if outcome.kind == "edit"]
     open_edits = [outcome for outcome in edits if not outcome.correct]
     if open_edits:
-        first = " ".join(open_edits[0].input.split())[:MOST_QUOTED]
         yield (
             f"{len(open_edits)} of {len(edits)} edits do not hold after the one pass of {hyper.editor}, the "
-            f'first being "{first}"; nothing was trained: leave out options.editor to train for this job'
+            f"first being {quoted(open_edits[0].input)}; nothing was trained: leave out options.editor to "
+            "train for this job"
         )
     if len(edits) > editor.num_together:
         yield (
@@ -196,8 +195,8 @@ def _nothing_to_forget(asked: Sequence[tuple[str, Sample]]) -> Iterator[str]:
     for output, sample in asked:
         if sample.forgets and is_right(output, sample):
             yield (
-                f'"{sample.input[:80]}" was not answered with "{sample.answer[:80]}", which it is to forget, '
-                f'but with "{output[:80]}"; forget that if it is what you mean'
+                f"{quoted(sample.input)} was not answered with {quoted(sample.answer)}, which it is to "
+                f"forget, but with {quoted(output)}; forget that if it is what you mean"
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salem.errors import EditFailed
+from salem.quoting import quoted
 from salem.records import Edit, EditBatch, Sample
 
 HELD_OUT_SHARE = 0.25  # of the corpus' edits that the base answers wrongly
@@ -56,7 +57,7 @@ def split_corpus(edits: Sequence[Edit], wrong: Sequence[bool], batch: EditBatch,
     places = [place for place, is_wrong in enumerate(wrong) if is_wrong]
     if len(places) < FEWEST_WRONG:
         right = [edit.input for edit, is_wrong in zip(edits, wrong, strict=True) if not is_wrong]
-        such = f' (such as "{" ".join(right[0].split())[:60]}")' if right else ""
+        such = f" (such as {quoted(right[0])})" if right else ""
         raise EditFailed(
             f"The model already gives the target of {len(right)} of the corpus' {len(edits)} edits{such}. "
             f"{len(places)} are left to learn from and to measure with; {FEWEST_WRONG} are needed.",

@@ -19,6 +19,7 @@ from salem.deltas import LayerDelta
 from salem.hosting import Network
 from salem.metric import Metric
 from salem.openings import openings, unheard
+from salem.quoting import quoted
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scopes import Firing, Scope
 from salem.wordings import Wording, packed
@@ -219,8 +220,8 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
     }
     for edit, kept in close.items():
         yield (
-            f'the scope of "{batch.edit_samples[edit].input[:80]}" cannot be told from the pass sample '
-            f'"{batch.pass_samples[kept].input[:80]}"'
+            f"the scope of {quoted(batch.edit_samples[edit].input)} cannot be told from the pass sample "
+            f"{quoted(batch.pass_samples[kept].input)}"
         )
 
 
@@ -238,6 +239,6 @@ def _conflicts(scope: Scope, likeness: Tensor, batch: EditBatch) -> Iterator[str
         first, second = batch.edit_samples[one], batch.edit_samples[other]
         if first.becomes != second.becomes:
             yield (
-                f'"{first.input[:80]}" and "{second.input[:80]}" lie in one scope but have different '
+                f"{quoted(first.input)} and {quoted(second.input)} lie in one scope but have different "
                 "targets; the nearer one answers"
             )
