@@ -139,6 +139,22 @@ def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel)
     assert ids(stage, without) == []
 
 
+def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_is_too_much(
+    stage: Stage, model: HostedModel
+) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
+    before = sorted(Path(stage.settings.effective_blob_url).rglob("*"))
+    poor = Stage.of(stage.settings.model_copy(update={"memory_budget_bytes": 1_000}), stage.registry)
+    job = run(poor, JobKind.REMOVE, RemoveRequest(model="m", parent=whole.number, edits=("1.1",)))
+    assert job.state is JobState.FAILED and job.error is not None and job.error.code == "over_budget"
+    assert sorted(Path(stage.settings.effective_blob_url).rglob("*")) == before, "nothing is left behind"
+    _, job = remove(stage, whole, "1.1")
+    assert job.result is not None and job.result["estimated_peak_bytes"] > 1_000
+    scoped = chain(stage, (A, Recipe.SCOPED))
+    _, job = remove(poor, scoped, f"{scoped.number}.1")
+    assert job.result is not None and "estimated_peak_bytes" not in job.result, "entries are only dropped"
+
+
 def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
     without, _ = remove(stage, whole, "1.1")

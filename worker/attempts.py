@@ -21,6 +21,7 @@ from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSamp
 from salem.registry import Registry
 from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
+from worker.memory import Estimate, check_budget, reachable_bytes
 from worker.sample_cache import SampleCache
 from worker.work import Left
 
@@ -53,6 +54,14 @@ class Attempt:
             )
         settings = self.settings
         return load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+
+    def afford(self, needed: Estimate, network: Network) -> None:
+        """Refuse before it starts what would take more memory than the job may.
+
+        Raises:
+            OverBudget: the message says how much it would take, and of what.
+        """
+        check_budget(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
 
     def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
         """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""

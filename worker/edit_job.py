@@ -33,7 +33,6 @@ from worker.attempts import Attempt
 from worker.edit_dataset import build_edit_batch
 from worker.editing import MeasuredDelta, make_edit
 from worker.job_memory import job_estimate
-from worker.memory import check_budget, reachable_bytes
 from worker.registration import ANSWER_TOKENS
 from worker.reporting import JobReporter
 
@@ -54,7 +53,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reference = [] if request.pass_samples is not None else attempt.reference(model)
     batch = batch_of(request, reference)
     needed = job_estimate(network, batch, request.hyperparameters)
-    check_budget(needed, attempt.settings.memory_budget_bytes or reachable_bytes(network.device))
+    attempt.afford(needed, network)
     left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
     if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
         left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})

@@ -16,7 +16,6 @@ from worker.edit_dataset import build_edit_batch
 from worker.editor_corpus import Corpus
 from worker.editor_files import pack_editor
 from worker.job_memory import editor_estimate
-from worker.memory import check_budget, reachable_bytes
 from worker.reporting import JobReporter
 from worker.teaching import MeasuredEditor, make_editor, split
 
@@ -36,7 +35,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("classing", 0.05)
     corpus = split(network, request.edits, _pools(attempt, request, model), request.options)
     needed = editor_estimate(network, corpus, request.options)
-    check_budget(needed, attempt.settings.memory_budget_bytes or reachable_bytes(network.device))
+    attempt.afford(needed, network)
     cache = attempt.sample_cache(model, network)
     measured = make_editor(network, corpus, request.options, reporter, cache)
     reporter.phase("writing", 0.97)

@@ -37,6 +37,8 @@ from worker.attempts import Attempt
 from worker.edit_job import batch_of, store, summary
 from worker.editing import make_edit
 from worker.evaluation import evaluate
+from worker.job_memory import job_estimate
+from worker.memory import Estimate
 from worker.removal import Change, Step, cut, plan, reduced, remaining_batch
 from worker.reporting import JobReporter
 
@@ -134,6 +136,11 @@ class Chain:
         left = tuple(range(len(request.edits)))
         return Link(delta, applied, batch, left, entries, replaces=step.delta.metric)
 
+    def needed(self, steps: Sequence[Step]) -> list[Estimate]:
+        """What each training of these steps will take."""
+        requests = [self._request(s.delta, s.removed) for s in steps if s.change is Change.REPLAY]
+        return [job_estimate(self.network, self._batch(each), each.hyperparameters) for each in requests]
+
     def _request(self, delta: Delta, removed: Sequence[int] = ()) -> EditRequest:
         assert delta.version is not None, "a published delta has its number"
         return reduced(self.requests[delta.version], removed)
@@ -150,7 +157,11 @@ class Chain:
 
 
 def run(attempt: Attempt, reporter: JobReporter) -> None:
-    """Make the version without the edits, measure it, and end the job."""
+    """Make the version without the edits, measure it, and end the job.
+
+    Raises:
+        OverBudget: one of the trainings would need more memory than the job may take.
+    """
     began = time.monotonic()
     request = RemoveRequest.model_validate(attempt.job.request)
     model = attempt.registry.get_model(request.model)
@@ -164,13 +175,18 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
     chain = Chain(attempt, model, attempt.load(model), requests, attempt.reference(model))
+    peaks = chain.needed(steps)
+    for peak in peaks:
+        attempt.afford(peak, chain.network)
     for place, step in enumerate(steps):
         chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
     reporter.phase("evaluating", 0.82)
     metrics = _measure(chain, parent)
     reporter.phase("writing", 0.97)
-    replayed = sum(step.change is Change.REPLAY for step in steps)
-    _publish(request, chain, parent, metrics, {"replayed": replayed}, time.monotonic() - began)
+    facts: dict[str, Any] = {"replayed": len(peaks)}
+    if peaks:
+        facts["estimated_peak_bytes"] = max(peak.num_bytes for peak in peaks)
+    _publish(request, chain, parent, metrics, facts, time.monotonic() - began)
 
 
 def _measure(chain: Chain, parent: Version) -> Metrics | None:
