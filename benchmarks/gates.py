@@ -108,7 +108,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         words=packed([Wording.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
             :num_entries
         ],
-        tolls=torch.full((num_entries,), Hyperparameters().exchange_weight),
+        tolls=torch.ones(num_entries),
     )
     return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
 

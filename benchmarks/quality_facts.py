@@ -53,7 +53,8 @@ def corrections_of_facts(
     Args:
         restates: whether the reference asks for one fact in several wordings. Those that name an edit's
             subject and have its old answer are then neither kept nor held out: with the edit they are wrong.
-            Of the rows that correct one fact the first is taken: no model can give one fact two new answers.
+            Of the rows that correct one fact the first is taken: most of them want different answers, and no
+            model can give one fact two.
     """
     by_answer: dict[str, list[Sample]] = defaultdict(list)
     for sample in reference if restates else ():
@@ -77,7 +78,7 @@ def _one_per_fact(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of each fact: of a subject and the answer that is replaced."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        first.setdefault((row["subject"].casefold(), row.get("ground_truth", "")), row)
+        first.setdefault((row["subject"].casefold(), row["ground_truth"]), row)
     return list(first.values())
 
 

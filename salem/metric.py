@@ -18,7 +18,7 @@ from salem.features import Reading, features
 from salem.hosting import Network
 from salem.records import TextInput
 
-EXCHANGE = 0.25  # where nothing is known: what people's paraphrases exchanged in docs/log.md
+EXCHANGE = 0.24  # of metrics that were made before it was measured: their words cost what they did then
 EVERYWHERE = 2.0  # the largest 1 - cosine
 
 
@@ -35,8 +35,8 @@ class Metric:
     projection: Tensor  # [m, f]
     word_rarity: Tensor  # [NUMBERS] in (0, 1]: near 1 for words that hardly ever occur; on the CPU
     word_steadiness: Tensor  # [NUMBERS] in (0, 1]: how reliably equivalents keep a word; on the CPU
-    exchange: float = EXCHANGE  # weight of the words that equivalents exchange, on average
-    extent: float = EVERYWHERE  # 1 - cosine beyond which no equivalent of a text lies
+    exchange: float = EXCHANGE  # mean weight of the words that equivalents exchange
+    extent: float = EVERYWHERE  # 1 - cosine beyond which no equivalent of a text is taken to lie
     sha256: str = ""
 
     @cached_property

@@ -47,10 +47,8 @@ FLOORS_FROM_THE_TOP = (
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
         *under("worker", "block_replay compression counterfactuals diversion memory metric micro_batches"),
         *under("worker", "editor_corpus editor_files registration rewording"),
-        *under(
-            "worker",
-            "metric_training feature_memo removal sample_cache scoping stored_trunks subjects trunk_sets",
-        ),
+        *under("worker", "metric_training feature_memo gauging removal sample_cache scoping"),
+        *under("worker", "stored_trunks subjects trunk_sets"),
     },
     # 2 tensors
     {

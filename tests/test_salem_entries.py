@@ -15,7 +15,6 @@ from registry_records import NOW, claim, new_job, new_version, ready_model
 from salem.database import Database
 from salem.entry_rows import MadeEntries
 from salem.errors import NotFound
-from salem.metric import EXCHANGE
 from salem.records import (
     Delta,
     Edit,
@@ -228,29 +227,36 @@ def test_older_code_is_not_given_a_metric_that_it_cannot_read(
     assert registry.get_model("intents").scope_metric is None, "the next job trains one"
 
 
-def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(database_url: str, registry: Registry) -> None:
+@pytest.mark.parametrize(("weight", "before"), [(0.05, 0.2), (0.0, 0.0), (0.25, 1.0), (1.5, 2.0)])
+def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(
+    database_url: str, registry: Registry, weight: float, before: float
+) -> None:
+    """Of versions and of jobs' requests; what was not allowed before becomes the largest that was."""
     ready_model(registry)
-    job = new_job(registry)
-    registry.finish_edit(job.id, claim(registry, job), new_version(), None, {})
+    used = Hyperparameters(exchange_weight=weight)
+    request = EditRequest(
+        model="intents", parent=0, edits=(Edit(input="a", target="refund"),), hyperparameters=used
+    )
+    job, _ = registry.create_job(JobKind.EDIT, "intents", request.model_dump(mode="json"))
+    version = new_version().model_copy(update={"hyperparameters": used})
+    registry.finish_edit(job.id, claim(registry, job), version, None, {})
     database = Database.connect(database_url)
-    table = sa.table("versions", sa.column("hyperparameters", sa.JSON))
+    versions = sa.select(sa.table("versions", sa.column("hyperparameters", sa.JSON)))
+    requests = sa.select(sa.table("jobs", sa.column("request", sa.JSON)))
 
     def stored(connection: sa.Connection) -> list[float]:
-        found = connection.execute(sa.select(table)).scalars().all()
+        found = connection.execute(versions).scalars().all()
+        found += [each.get("hyperparameters") for each in connection.execute(requests).scalars()]
         return [each["exchange_weight"] for each in found if each]
 
     with database.write() as connection:
-        weight = Hyperparameters().exchange_weight
-        assert stored(connection) == [weight]
         config = Config()
         config.set_main_option("script_location", "salem:migrations")
         config.attributes["connection"] = connection
         command.downgrade(config, "0006")
-        assert stored(connection) == [weight / EXCHANGE], (
-            "an old metric does not say what equivalents exchange"
-        )
+        assert stored(connection) == [before] * 2
         command.upgrade(config, "head")
-        assert stored(connection) == [weight]
+        assert stored(connection) == [min(weight, 0.5)] * 2
     database.close()
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-import pytest
 import torch
 from test_worker_recipes import case
 from torch.testing import assert_close
 
-from salem.metric import EVERYWHERE, EXCHANGE
 from salem.metric_files import named
 from salem.records import EditBatch, Hyperparameters, Sample, TextInput
 from worker.feature_memo import FeatureMemo
-from worker.metric_training import FEW, KNOWN, LEAST_EXCHANGE, JobMetric, job_metric
+from worker.metric_training import KNOWN, JobMetric, job_metric
 
 HYPER = Hyperparameters(metric_width=16)
 
@@ -24,14 +22,13 @@ def got(
     *,
     architecture: str = "bert",
     seed: int = 0,
-    apart: Sequence[Sample] = (),
 ) -> JobMetric:
     of = case(architecture)
     generator = torch.Generator().manual_seed(seed)
     given = stored.metric if stored else None
     layer = of.network.layers[1]
     memo, learning = FeatureMemo(of.network), of.batch.pass_samples
-    return job_metric(memo, batch, learning, apart, layer, HYPER, generator, given)
+    return job_metric(memo, batch, learning, (), layer, HYPER, generator, given)
 
 
 def test_the_first_job_trains_a_metric_and_names_it() -> None:
@@ -97,43 +94,17 @@ def test_known_paraphrases_of_other_texts_teach_it() -> None:
     assert told[1] > told[0] + 0.1
 
 
-PROBES = tuple(
-    Sample(input=f"{who} asked {when} for the {what}", target="other")
-    for who in ("Anna", "Peter", "a driver", "the bank")
-    for when in ("twice", "on Sunday", "politely")
-    for what in ("invoice", "second key", "blue parcel")
-)
-
-
-def test_without_anything_to_tell_by_equivalents_differ_as_they_mostly_do() -> None:
-    found = got(case("bert").batch.model_copy(update={"adapt_samples": ()})).metric
-    assert found.exchange == pytest.approx(EXCHANGE + LEAST_EXCHANGE)
-    assert found.extent == EVERYWHERE
-
-
-def test_rewordings_of_what_it_was_not_trained_on_tell_how_far_equivalents_lie() -> None:
-    batch = case("bert").batch.model_copy(update={"adapt_samples": ()})
-    found = got(batch, apart=PROBES).metric
-    assert LEAST_EXCHANGE <= found.exchange < EXCHANGE, "rules exchange few words"
-    assert 0 < found.extent <= EVERYWHERE
-
-
-def test_paraphrases_by_people_tell_how_many_words_are_exchanged() -> None:
-    """Each exchanges a word that no other text has, in place of one that no other has."""
-    batch = case("bert").batch.model_copy(update={"adapt_samples": ()})
-    pairs = tuple(
-        (TextInput(input=f"zorg{letter}"), TextInput(input=f"quux{letter}")) for letter in "abcdefghij"
+def test_refining_does_not_forget_how_much_equivalents_differ() -> None:
+    of = case("bert")
+    known = tuple(
+        (TextInput(input=f"who wrote the {word}"), TextInput(input=f"{word} author name"))
+        for word in ("order", "parcel", "lamp", "password")
     )
-    by_rules = got(batch, apart=PROBES).metric.exchange - LEAST_EXCHANGE
-    assert len(pairs) == FEW
-    found = got(batch.model_copy(update={"equivalents": pairs}), apart=PROBES).metric
-    # A word that was once exchanged, and is presumed to be kept once, is half as steady.
-    assert found.exchange == pytest.approx((0.25 + by_rules) / 2 + LEAST_EXCHANGE, abs=0.05)
-
-
-def test_a_jobs_own_paraphrases_tell_it_too() -> None:
-    """Here they exchange nothing, where nothing else is known."""
-    batch = case("bert").batch
-    own = tuple((edit, batch.edit_samples[edit].model_copy()) for edit in (0, 1, 2) * 10)
-    found = got(batch.model_copy(update={"adapt_samples": own})).metric
-    assert found.exchange == pytest.approx(EXCHANGE * FEW / (len(own) + FEW) + LEAST_EXCHANGE)
+    first = got(of.batch.model_copy(update={"equivalents": known}))
+    strange = tuple((0, Sample(input=text, target="x")) for text in ("lamp", "who sends lamps", "a b c"))
+    for stored in ({"exchange": 3.0, "extent": 1.5}, {"exchange": 1e-9, "extent": 1e-9}):
+        given = JobMetric(named(replace(first.metric, **stored)), is_new=False)
+        found = got(of.batch.model_copy(update={"adapt_samples": strange}), given).metric
+        assert found.sha256 != given.metric.sha256
+        assert found.exchange >= stored["exchange"] and found.extent >= stored["extent"]
+    assert found.exchange > 1e-3 and found.extent > 1e-3, "this job has measured more"

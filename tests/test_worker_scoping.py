@@ -17,6 +17,7 @@ from salem.deltas import LayerDelta
 from salem.hosting import Network
 from salem.openings import Openings
 from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
+from salem.wordings import NUMBERS
 from worker import scoping
 from worker.edit_dataset import build_edit_batch
 from worker.learners import empty_entries
@@ -270,11 +271,28 @@ def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None
     assert minding.words.shape[1] > 4
     dearer = drawn(batch, hyper=HYPER.model_copy(update={"exchange_weight": 0.1})).scope
     torch.testing.assert_close(dearer.tolls, 2 * minding.tolls)
-    way = minding.tolls * minding.metric.exchange / 0.05
+    way = minding.tolls * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
     assert 0 < float(way) <= 1 - scoping.WIDEST
     assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
     weights = minding.metric.tells
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
+
+
+def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, _ = near()
+    (edit,) = batch.edit_samples
+    equal = dict.fromkeys(("word_rarity", "word_steadiness"), torch.ones(NUMBERS))
+    known = JobMetric(replace(drawn(batch).scope.metric, **equal), is_new=False)
+    monkeypatch.setattr(scoping, "job_metric", lambda *args: known)
+    parts = []
+    for text in ("where is my parcel and order please", "tell me what became of the stuff i bought"):
+        adapt = tuple((0, edit.model_copy(update={"input": text})) for _ in range(5))
+        scope = drawn(batch.model_copy(update={"adapt_samples": adapt})).scope
+        assert scope.metric is known.metric
+        parts.append(float(scope.tolls[0] / (1 - scope.radii[0])))
+    assert parts[1] < parts[0] / 2
 
 
 def test_no_scope_reaches_farther_than_equivalents_lie(monkeypatch: pytest.MonkeyPatch) -> None:

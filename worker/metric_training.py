@@ -15,12 +15,13 @@ import torch
 
 from salem.features import Reading, token_rarity
 from salem.hosting import Network
-from salem.metric import EVERYWHERE, EXCHANGE, Metric
+from salem.metric import Metric
 from salem.metric_files import named
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.trunk import beside_encoder
-from salem.wordings import Wording, word_rarity, word_steadiness
+from salem.wordings import word_rarity, word_steadiness
 from worker.feature_memo import FeatureMemo
+from worker.gauging import gauged
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
 
@@ -33,10 +34,6 @@ KNOWN = 0.8  # coverage of a job's own paraphrases below which the metric is ref
 VALIDATION_SHARE = 0.15  # of the pairs: choose the depth
 REWORDINGS = 2  # of each edit and paraphrase
 MOST_PAIRS = 3_000
-PROBES = 128  # pass samples kept from the metric, whose rewordings say how much equivalents differ
-SPREAD = 0.95, 3.0  # the quantile of their distances, and how many times as far no equivalent lies
-FEW = 10  # paraphrases that count as much as what rewordings by rules say
-LEAST_EXCHANGE = 0.01  # added: rules exchange next to nothing
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,7 @@ class _Texts:
         """Rules make much the same of every text: what they teach must be taken sharply."""
         return GENTLE if self.known else SHARP
 
-    @property
-    def paraphrases(self) -> tuple[tuple[TextInput, TextInput], ...]:
-        """Each edit with each of its paraphrases."""
-        own = [(self.own[owner], sample) for owner, sample in zip(self.owners, self.own, strict=True)]
-        return tuple(pair for pair in own if pair[0] is not pair[1])  # edits come first, in their order
+    paraphrases: tuple[tuple[TextInput, TextInput], ...]  # each edit with each of its own
 
     @property
     def pairs(self) -> tuple[tuple[TextInput, TextInput], ...]:
@@ -96,7 +89,7 @@ def job_metric(
 
     Args:
         learning: pass samples that a metric may be trained on.
-        apart: the other pass samples: none of them trains a metric.
+        apart: the other pass samples: no rewording of them trains a metric.
         layer: the layer to be edited; states are read no later than there.
         stored: the hosted model's metric, if a job has trained one.
     """
@@ -108,43 +101,17 @@ def job_metric(
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
-        steadiness = torch.minimum(stored.word_steadiness, steadiness)  # what was learned is not forgotten
-        refined = replace(refined, word_steadiness=steadiness)
-        return JobMetric(named(_gauged(memo, refined, texts, apart, rng)), is_new=True)
+        refined = replace(refined, word_steadiness=torch.minimum(stored.word_steadiness, steadiness))
+        found = gauged(memo, refined, texts.known, apart, rng)
+        # What was learned is not forgotten.
+        spread = {name: max(getattr(stored, name), getattr(found, name)) for name in ("exchange", "extent")}
+        return JobMetric(named(replace(found, **spread)), is_new=True)
     reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
     equivalents = texts.read(memo, reading)
     start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
     trained = train_metric(start, equivalents, steps=STEPS, generator=generator)
     words = {"word_rarity": word_rarity([*learning, *batch.corrections]), "word_steadiness": steadiness}
-    return JobMetric(named(_gauged(memo, replace(trained, **words), texts, apart, rng)), is_new=True)
-
-
-def _gauged(
-    memo: FeatureMemo, metric: Metric, texts: _Texts, apart: Sequence[Sample], rng: random.Random
-) -> Metric:
-    """The metric with how much equivalents differ in it: told by people's paraphrases and by rewordings.
-
-    Rewordings by rules exchange fewer words than people do, so a few paraphrases weigh more than all of them.
-    Distances are taken between texts that no metric was trained on.
-    """
-    probes = apart[:PROBES]
-    reworded = reword_all(probes, rng)
-    made = _exchanges(metric, list(zip(probes, reworded, strict=True)))
-    told = _exchanges(metric, [*texts.known, *texts.paraphrases])
-    by_rules = sum(made) / len(made) if made else EXCHANGE
-    exchange = (sum(told) + FEW * by_rules) / (len(told) + FEW) + LEAST_EXCHANGE
-    extent = EVERYWHERE
-    if probes:
-        quantile, times = SPREAD
-        points, others = (metric.place(memo.read(side, metric.reading)) for side in (probes, reworded))
-        distances = 1 - (points * others).sum(-1)
-        extent = min(times * max(float(distances.quantile(quantile)), 0.0), EVERYWHERE) or EVERYWHERE
-    return replace(metric, exchange=exchange, extent=extent)
-
-
-def _exchanges(metric: Metric, pairs: Sequence[tuple[TextInput, TextInput]]) -> list[float]:
-    """The weight of the words that each pair of equivalents exchanges."""
-    return [Wording.of(other).exchanged(Wording.of(one), metric.tells) for one, other in pairs]
+    return JobMetric(named(gauged(memo, replace(trained, **words), texts.known, apart, rng)), is_new=True)
 
 
 def _best_reading(
@@ -193,6 +160,7 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
         known=tuple(known),
+        paraphrases=batch.paraphrases,
     )
 
 

@@ -1,8 +1,8 @@
 """Draws the scopes of a job's edits: places the keys in the hosted model's metric and calibrates the radii.
 
-A key's radius is a part of the way to its nearest pass samples. The part is the same for all keys, and so
-large that the share of pass samples inside any scope of the version meets the budget, as counted on pass
-samples that no metric was trained on.
+A key's radius is a part of the way to its nearest pass samples, or to where no equivalent is taken to lie if
+that is nearer. The part is the same for all keys, and so large that the share of pass samples inside any
+scope of the version meets the budget, as counted on pass samples whose rewordings trained no metric.
 Knows samples and points; does not know what an entry does when it fires.
 """
 
@@ -24,6 +24,7 @@ from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sa
 from salem.scopes import Firing, Scope
 from salem.wordings import Wording, packed
 from worker.feature_memo import FeatureMemo
+from worker.gauging import exchange_of_job
 from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
 
@@ -33,6 +34,7 @@ UNGUARDED = 0.9  # radius where there are no pass samples to tell
 INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
+LEAST_EXCHANGE = 0.01  # of words, added to what is usual: where equivalents exchange none, one still can be
 REACH = 0.95  # of the way to them, at most: what lies beyond, no pass sample speaks for
 
 
@@ -68,9 +70,10 @@ def draw_scopes(
     """
     keep = batch.pass_samples
     calibrating = [_kept_from_metric(sample) for sample in keep]
-    parts = [[s for s, kept in zip(keep, calibrating, strict=True) if kept is one] for one in (False, True)]
+    learning = [sample for sample, kept in zip(keep, calibrating, strict=True) if not kept]
+    others = [sample for sample, kept in zip(keep, calibrating, strict=True) if kept]
     memo = FeatureMemo(network, cache)
-    found = job_metric(memo, batch, *parts, layer, hyper, generator, stored)
+    found = job_metric(memo, batch, learning, others, layer, hyper, generator, stored)
     keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
     points, ask = memo.points(keep, found.metric), Asking(network, keep)
     apart = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
@@ -106,6 +109,7 @@ def _widest(
         placed: metric, keys [k, m], radii [k] that reach most of the way to pass samples, and owners [k].
     """
     metric, keys, radii, owners = placed
+    usual = exchange_of_job(metric, batch.paraphrases) + LEAST_EXCHANGE
     heard, worded = unheard(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
     if hyper.disagreement_weight:
         heard = openings(network, batch.corrections)
@@ -119,7 +123,7 @@ def _widest(
         **vars(heard),
         doubts=torch.full_like(radii, hyper.disagreement_weight),
         words=worded.to(keys.device),
-        tolls=hyper.exchange_weight / metric.exchange * (1 - radii),
+        tolls=hyper.exchange_weight / usual * (1 - radii),
     )
 
 

@@ -33,11 +33,13 @@ def remove_options(new: Document) -> None:
     _change_options(lambda options: {name: value for name, value in options.items() if name not in new})
 
 
-def scale_option(name: str, factor: float) -> None:
-    """Say a number among stored options in another unit."""
-    _change_options(
-        lambda options: options | {name: options[name] * factor} if options.get(name) else options
-    )
+def scale_option(name: str, factor: float, *, most: float) -> None:
+    """Say a number among stored options in another unit; no more than `most`, all that is allowed there."""
+
+    def changed(options: Document) -> Document:
+        return options | {name: min(options[name] * factor, most)} if name in options else options
+
+    _change_options(changed)
 
 
 def change_documents(table: sa.TableClause, document: str, change: Change) -> None:

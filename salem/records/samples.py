@@ -111,6 +111,11 @@ class EditBatch(Record):
         """The index of the edit that each of the corrections belongs to."""
         return (*range(len(self.edit_samples)), *(edit for edit, _ in self.adapt_samples))
 
+    @property
+    def paraphrases(self) -> tuple[tuple[Sample, Sample], ...]:
+        """Each edit sample with each of its adapt samples."""
+        return tuple((self.edit_samples[edit], sample) for edit, sample in self.adapt_samples)
+
 
 class ReferenceSample(Record):
     """A labelled sample registered with a hosted model, and how the base answers it."""

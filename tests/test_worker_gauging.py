@@ -1,0 +1,98 @@
+"""How much equivalents differ in a metric: by paraphrases where there are some, by rewordings where not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from test_worker_recipes import case
+
+from salem.metric import EVERYWHERE, Metric
+from salem.records import Hyperparameters, Sample, TextInput
+from salem.wordings import NUMBERS, Wording
+from worker import gauging
+from worker.feature_memo import FeatureMemo
+from worker.gauging import FEW, FEWEST, NEARLY_ALL, PRESUMED, TIMES, Pairs, exchange_of_job, gauged
+from worker.metric_training import job_metric
+from worker.rewording import reword_all
+
+APART = tuple(
+    Sample(input=f"{who} asked {when} for the {what}", target="other")
+    for who in ("Anna", "Peter", "a driver", "the bank")
+    for when in ("twice", "on Sunday", "politely")
+    for what in ("invoice", "second key", "blue parcel")
+)
+EXCHANGING: Pairs = [
+    (TextInput(input=f"my {letter}lamp"), TextInput(input=f"my {letter}stamp")) for letter in "abcdefgh"
+]
+
+
+def metric() -> Metric:
+    """One for which every word tells as much as any."""
+    of = case("bert")
+    hyper, generator = Hyperparameters(metric_width=16), torch.Generator().manual_seed(0)
+    memo, layer = FeatureMemo(of.network), of.network.layers[1]
+    found = job_metric(memo, of.batch, of.batch.pass_samples, (), layer, hyper, generator, None).metric
+    return replace(found, word_rarity=torch.ones(NUMBERS), word_steadiness=torch.ones(NUMBERS))
+
+
+def measured(known: Pairs, apart: Sequence[Sample]) -> Metric:
+    return gauged(FeatureMemo(case("bert").network), metric(), known, apart, random.Random(0))
+
+
+def rewordings(apart: Sequence[Sample]) -> Pairs:
+    return list(zip(apart, reword_all(apart, random.Random(0)), strict=True))
+
+
+def by_rules(apart: Sequence[Sample]) -> float:
+    ones = [1.0] * NUMBERS
+    found = [Wording.of(new).exchanged(Wording.of(old), ones) for old, new in rewordings(apart)]
+    return (sum(found) + PRESUMED) / (len(found) + 1)
+
+
+def test_where_nothing_was_seen_something_is_presumed() -> None:
+    found = measured([], [])
+    assert (found.exchange, found.extent) == (PRESUMED, EVERYWHERE)
+
+
+@pytest.mark.parametrize("num", [1, 5, len(APART)])
+def test_rewordings_tell_what_is_exchanged_where_nobody_paraphrased(num: int) -> None:
+    assert measured([], APART[:num]).exchange == pytest.approx(by_rules(APART[:num]))
+
+
+@pytest.mark.parametrize("num", [1, 8])
+def test_a_few_paraphrases_weigh_more_than_all_rewordings(num: int) -> None:
+    """Each of them exchanges one word of weight 1."""
+    found = measured(EXCHANGING[:num], APART).exchange
+    assert found == pytest.approx((num + FEW * by_rules(APART)) / (num + FEW))
+
+
+def test_a_jobs_own_paraphrases_tell_it_for_that_job() -> None:
+    known = metric()
+    assert exchange_of_job(known, []) == pytest.approx(known.exchange)
+    found = exchange_of_job(known, EXCHANGING)
+    assert found == pytest.approx((len(EXCHANGING) + FEW * known.exchange) / (len(EXCHANGING) + FEW))
+    assert exchange_of_job(known, [(EXCHANGING[0][0],) * 2] * 30) == pytest.approx(known.exchange / 4)
+
+
+def test_no_equivalent_lies_much_farther_than_nearly_all_rewordings_do() -> None:
+    found = measured([], APART)
+    memo = FeatureMemo(case("bert").network)
+    changed = [pair for pair in rewordings(APART) if pair[0].input != pair[1].input]
+    points, others = (found.place(memo.read(side, found.reading)) for side in zip(*changed, strict=True))
+    far = float((1 - (points * others).sum(-1)).quantile(NEARLY_ALL))
+    assert 0 < far < EVERYWHERE / TIMES
+    assert found.extent == pytest.approx(TIMES * far)
+
+
+def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert measured([], APART[: FEWEST - 1]).extent == EVERYWHERE
+    monkeypatch.setattr(gauging, "reword_all", lambda samples, rng: list(samples))
+    found = measured([], APART)
+    assert found.extent == EVERYWHERE
+    assert found.exchange == pytest.approx(PRESUMED / (len(APART) + 1))
