@@ -2,7 +2,7 @@
 
 They are kept under `benchmarks/.cache`, named by a hash of the recipe, the samples and the base weights, so a
 change of any of them trains anew. They are trained with the instructions that every current x86 processor
-has, so that rows of several machines are of the same weights. Does not know what is edited later.
+has, which made rows of two machines of the same weights; a third gave others. Does not know what is edited.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _kept(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> Path
 
 
 def portably(make: Callable[[Path], None], folder: Path) -> None:
-    """Make a folder in a process of its own, which adds up in the same order on every machine."""
+    """Make a folder in a process of its own, whose sums depend on the machine as little as can be had."""
     with (
         patch.dict(os.environ, PORTABLE),
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart,

@@ -44,7 +44,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """sha256 of everything that shapes the row."""
+        """sha256 of what shapes the row but the code: who changes a method or material forgets its rows."""
         assert self.setting is not None, "a unit is named once its setting is known"
         return hashlib.sha256(json.dumps([PROTOCOL, asdict(self)], sort_keys=True).encode()).hexdigest()
 
