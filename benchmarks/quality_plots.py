@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.quality_tables import OURS, Line
+from benchmarks.quality_bounds import OURS
+from benchmarks.quality_tables import Line
 from benchmarks.quality_units import Row
 
 COLUMNS = 3

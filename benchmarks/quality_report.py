@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.ablation import ablation_report
+from benchmarks.quality_bounds import must_reach
 from benchmarks.quality_plots import draw_balance, draw_sequence
-from benchmarks.quality_tables import Line, lines, table, verdict
+from benchmarks.quality_tables import Line, lines, table
 from benchmarks.quality_units import RESULTS, SEQUENCE, SIZES, ResultFile, Row, of_newest_weights
 from benchmarks.selection_report import selection_report
 
@@ -63,7 +64,8 @@ def between_markers(page: str, text: str, benchmark: str = "quality") -> str:
 def report(rows: Sequence[Row], plots: Path | None) -> str:
     """All tables as Markdown; the plots are drawn into `plots` and shown, where a folder is named."""
     found = lines(rows)
-    parts = ["## Every method on every data set", _preface(rows), _must_reach(found)]
+    parts = ["## Every method on every data set", _preface(rows)]
+    parts += ["### What must be reached", must_reach(found)]
     if plots is not None:
         plots.mkdir(exist_ok=True)
         parts += _figures(rows, found, plots)
@@ -84,15 +86,6 @@ def _preface(rows: Sequence[Row]) -> str:
         "values. In brackets the 95% interval: bootstrap over the samples of all seeds. Bold: the best of a "
         "column. Definitions: [metrics](metrics.md)."
     )
-
-
-def _must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
-    """What the product must reach, set by set, for up to a hundred edits."""
-    lines_of_text = ["### What must be reached", ""]
-    for (dataset, size), methods in found.items():
-        if size < SEQUENCE:
-            lines_of_text.append(f"- {dataset}, {_edits(size)}: {verdict(methods)}")
-    return "\n".join(lines_of_text)
 
 
 def _figures(rows: Sequence[Row], found: Mapping[tuple[str, int], Sequence[Line]], plots: Path) -> list[str]:

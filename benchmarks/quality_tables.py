@@ -1,4 +1,4 @@
-"""The rows of the quality benchmark as tables: figures with intervals, and whether what must be reached is.
+"""The rows of the quality benchmark as tables: figures with intervals.
 
 Knows rows; does not know models, plots or where a table is written.
 """
@@ -14,11 +14,6 @@ import numpy as np
 from benchmarks.quality_units import Row
 from benchmarks.resampling import Values, first, interval
 from worker.intervals import proportion
-
-OURS = "salem"
-LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
-SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
-COMPARABLE = 0.02  # a rival counts when its edit accuracy is no further below
 
 
 @dataclass(frozen=True)
@@ -168,56 +163,13 @@ def _cell(line: Line, name: str, best: float | None) -> str:
         return "-"
     scaled = value * _SCALES.get(name, 1.0)
     shown = (
-        f"{scaled:.0f}" if name in _SCALES else f"{scaled:.1f}" if name == "cpu_seconds" else _share(scaled)
+        f"{scaled:.0f}" if name in _SCALES else f"{scaled:.1f}" if name == "cpu_seconds" else share(scaled)
     )
     shown = f"**{shown}**" if value == best else shown
     figure = line.figures.get(name)
-    return shown if figure is None else f"{shown} ({_share(figure.low)} to {_share(figure.high)})"
+    return shown if figure is None else f"{shown} ({share(figure.low)} to {share(figure.high)})"
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """A figure as tables show it."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def verdict(methods: Sequence[Line]) -> str:
-    """What must be reached, each part with its figure and whether it holds or is missed."""
-    by_name = {line.method: line for line in methods}
-    if OURS not in by_name:
-        return f"No row of {OURS} yet."
-    ours = by_name[OURS]
-    edit, general, drawdown = (ours.value(n) for n in ("edit_accuracy", "generalisation", "drawdown"))
-    rival = best_rival(methods)
-    parts = [_part("edit accuracy", edit, LEAST_EDIT_ACCURACY, least=True)]
-    if general is not None:
-        parts.append(_part("generalisation", general, LEAST_GENERALISATION, least=True))
-    parts.append(_part("drawdown", drawdown, MOST_DRAWDOWN, least=False))
-    if rival is None:
-        num_rivals = len(by_name) - 1
-        told = f"**holds**, none of {num_rivals} is as accurate" if num_rivals else "no rival is measured yet"
-        parts.append(f"a quarter of the best rival's drawdown: {told}")
-    else:
-        bound = SHARE_OF_RIVAL * max(rival.value("drawdown") or 0.0, 0.0)
-        parts.append(_part(f"a quarter of {rival.method}'s drawdown", drawdown, bound, least=False))
-    return "; ".join(parts) + "."
-
-
-def best_rival(methods: Sequence[Line]) -> Line | None:
-    """The method of least drawdown among those whose edit accuracy is no more than a tie below ours."""
-    ours = next(line for line in methods if line.method == OURS)
-    least = (ours.value("edit_accuracy") or 0.0) - COMPARABLE
-    rivals = [
-        line
-        for line in methods
-        if line.method != OURS
-        and (line.value("edit_accuracy") or 0.0) >= least
-        and line.value("drawdown") is not None
-    ]
-    return min(rivals, key=lambda line: line.value("drawdown") or 0.0, default=None)
-
-
-def _part(name: str, value: float | None, bound: float, *, least: bool) -> str:
-    if value is None:
-        return f"{name}: not measured"
-    holds = value >= bound if least else value <= bound
-    sign = "at least" if least else "at most"
-    return f"{name} {_share(value)}, {sign} {_share(bound)}: **{'holds' if holds else 'missed'}**"

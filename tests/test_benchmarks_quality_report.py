@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.quality_bounds import MISSED, best_rival, must_reach, verdict
 from benchmarks.quality_plots import draw_balance, draw_sequence
 from benchmarks.quality_report import between_markers, report
-from benchmarks.quality_tables import best_rival, lines, table, verdict
+from benchmarks.quality_tables import lines, table
 from benchmarks.resampling import first, interval
 from benchmarks.selection_report import WAYS, selection_report
 
@@ -105,20 +106,39 @@ def test_the_rival_is_the_least_harmful_of_those_as_accurate() -> None:
 @pytest.mark.parametrize(
     ("edits", "lost", "rival_lost", "missed"),
     [
-        ("1" * 100, 2, 8, ["generalisation"]),
-        ("1" * 100, 2, 7, ["generalisation", "a quarter of ft's drawdown"]),
-        ("1" * 97 + "000", 3, 40, ["edit accuracy", "generalisation", "drawdown"]),
+        ("1" * 100, 2, 8, [False, True, False, False]),
+        ("1" * 100, 2, 7, [False, True, False, True]),
+        ("1" * 97 + "000", 3, 40, [True, True, True, False]),
     ],
 )
 def test_what_must_be_reached_is_judged_part_by_part(
-    edits: str, lost: int, rival_lost: int, missed: list[str]
+    edits: str, lost: int, rival_lost: int, missed: list[bool]
 ) -> None:
-    text = verdict(lines([row("salem", edits, lost), row("ft", "1" * 100, rival_lost)])["nli", 10])
-    parts = text.rstrip(".").split("; ")
-    assert len(parts) == 4
-    failing = [part for part in parts if "**missed**" in part]
-    assert [any(part.startswith(name) for part in failing) for name in missed] == [True] * len(missed)
-    assert len(failing) == len(missed)
+    found = lines([row("salem", edits, lost), row("ft", "1" * 100, rival_lost)])
+    cells = verdict(found["nli", 10])
+    assert [cell.endswith(MISSED) for cell in cells] == missed
+    assert cells[3].startswith(f"{rival_lost / 4 / 400:.4f} (ft)")
+    text = must_reach(found)
+    assert text.startswith(f"{4 - sum(missed)} of 4 bounds hold.") and " | ".join(cells) in text
+
+
+def test_without_a_rival_as_accurate_there_is_no_bound_to_miss() -> None:
+    found = lines([row("salem", "1" * 100, 1), row("ft", "1" * 90 + "0" * 10, 0)])
+    assert verdict(found["nli", 10])[3] == "none of 1 edits as well"
+    alone = lines([row("salem", "1" * 100, 1)])
+    assert verdict(alone["nli", 10])[3] == "no rival is measured yet"
+    assert "of 3 bounds hold" in must_reach(alone)
+    assert must_reach(lines([row("ft", "1", 0)])) == "No row of salem yet."
+
+
+@pytest.mark.parametrize(
+    ("edits", "lost", "missed"), [("1" * 95 + "0" * 5, 8, 0), ("1" * 50 + "0" * 50, 9, 2)]
+)
+def test_a_sequence_has_bounds_of_its_own(edits: str, lost: int, missed: int) -> None:
+    rows = [row("salem", "1", 0), row("salem", edits, lost, size=1_000)]
+    *_, sequence = must_reach(lines(rows)).split("\n\n")
+    assert sequence.startswith("nli, 1,000 edits in sequence: edit accuracy 0.")
+    assert sequence.count("**missed**") == missed
 
 
 def test_the_best_of_a_column_is_bold() -> None:

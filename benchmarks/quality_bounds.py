@@ -1,0 +1,103 @@
+"""What the product must reach on every data set, and whether it does.
+
+Knows lines of tables; does not know where a table is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.quality_tables import Line, share
+from benchmarks.quality_units import SEQUENCE
+
+OURS = "salem"
+LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
+SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
+COMPARABLE = 0.02  # a rival counts when its edit accuracy is no further below
+IN_SEQUENCE = 0.9, 0.02  # least edit accuracy of all edits so far, most drawdown
+MISSED = ", **missed**"
+
+
+def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
+    """A Markdown table with a line for each data set and number of edits, and what becomes of a sequence."""
+    head = ["data", "edits", f"edit accuracy, at least {LEAST_EDIT_ACCURACY}"]
+    head += [f"generalisation, at least {LEAST_GENERALISATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
+    head += ["a quarter of the best rival's drawdown"]
+    body = [
+        [dataset, "one at a time" if size == 1 else str(size), *verdict(methods)]
+        for (dataset, size), methods in sorted(found.items(), key=lambda item: item[0][::-1])
+        if size < SEQUENCE and _ours(methods)
+    ]
+    if not body:
+        return f"No row of {OURS} yet."
+    judged = [cell for cells in body for cell in cells[2:] if cell[0].isdigit()]
+    missed = sum(cell.endswith(MISSED) for cell in judged)
+    parts = [f"{len(judged) - missed} of {len(judged)} bounds hold.", _markdown([head, *body])]
+    parts += [
+        f"{dataset}, {size:,} edits in sequence: {_sequence(line)}."
+        for (dataset, size), methods in found.items()
+        if size >= SEQUENCE and (line := _ours(methods))
+    ]
+    return "\n\n".join(parts)
+
+
+def verdict(methods: Sequence[Line]) -> list[str]:
+    """The figures of the product and whether each holds: edits, generalisation, drawdown, and of the rivals.
+
+    The methods include the product.
+    """
+    ours = _ours(methods)
+    assert ours is not None, f"there is a line of {OURS}"
+    drawdown = ours.value("drawdown")
+    return [
+        _cell(ours.value("edit_accuracy"), least=LEAST_EDIT_ACCURACY),
+        _cell(ours.value("generalisation"), least=LEAST_GENERALISATION),
+        _cell(drawdown, most=MOST_DRAWDOWN),
+        _against_rivals(methods, drawdown),
+    ]
+
+
+def best_rival(methods: Sequence[Line]) -> Line | None:
+    """The method of least drawdown among those whose edit accuracy is no more than a tie below ours."""
+    ours = _ours(methods)
+    least = ((ours and ours.value("edit_accuracy")) or 0.0) - COMPARABLE
+    rivals = [
+        line
+        for line in methods
+        if line.method != OURS
+        and (line.value("edit_accuracy") or 0.0) >= least
+        and line.value("drawdown") is not None
+    ]
+    return min(rivals, key=lambda line: line.value("drawdown") or 0.0, default=None)
+
+
+def _against_rivals(methods: Sequence[Line], drawdown: float | None) -> str:
+    rival = best_rival(methods)
+    if rival is None:
+        num_rivals = len(methods) - 1
+        return f"none of {num_rivals} edits as well" if num_rivals else "no rival is measured yet"
+    bound = SHARE_OF_RIVAL * max(rival.value("drawdown") or 0.0, 0.0)
+    held = drawdown is not None and drawdown <= bound
+    return f"{share(bound)} ({rival.method})" + ("" if held else MISSED)
+
+
+def _sequence(line: Line) -> str:
+    least, most = IN_SEQUENCE
+    edits = _cell(line.value("edit_accuracy"), least=least)
+    drawdown = _cell(line.value("drawdown"), most=most)
+    return f"edit accuracy {edits}, at least {least}; drawdown {drawdown}, at most {most}"
+
+
+def _ours(methods: Sequence[Line]) -> Line | None:
+    return next((line for line in methods if line.method == OURS), None)
+
+
+def _cell(value: float | None, *, least: float = float("-inf"), most: float = float("inf")) -> str:
+    if value is None:
+        return "not measured"
+    return share(value) + ("" if least <= value <= most else MISSED)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
