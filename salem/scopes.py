@@ -98,14 +98,26 @@ class Scope:
         away, so nobody outside needs to be asked.
         """
         found = points @ self.keys.T
-        self._take_off(found, self.tolls, partial(self._exchanged, ask))
-        self._take_off(found, self.doubts, partial(self._begun_otherwise, ask))
+        rows, keys = (found > self.radii).nonzero(as_tuple=True)
+        for prices, differ in ((self.tolls, self._exchanged), (self.doubts, self._begun_otherwise)):
+            inside = (
+                found[rows, keys] > self.radii[keys]
+            )  # what one price has put outside is not asked for more
+            rows, keys = rows[inside], keys[inside]
+            self._take_off(found, prices, partial(differ, ask), rows, keys)
         return found
 
-    def _take_off(self, likeness: Tensor, prices: Tensor, differ: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Take prices [k] times differences off the likeness [n, k], in place, where it is above a radius."""
-        rows, keys = ((likeness > self.radii) & (prices > 0)).nonzero(as_tuple=True)
-        for some, those in zip(torch.split(rows, PAIRS), torch.split(keys, PAIRS), strict=True):
+    def _take_off(
+        self,
+        likeness: Tensor,
+        prices: Tensor,
+        differ: Callable[[Tensor, Tensor], Tensor],
+        rows: Tensor,
+        keys: Tensor,
+    ) -> None:
+        """Take prices [k] times differences off the likeness [n, k] of these pairs [r], in place."""
+        dear = prices[keys] > 0
+        for some, those in zip(torch.split(rows[dear], PAIRS), torch.split(keys[dear], PAIRS), strict=True):
             if len(some):
                 likeness[some, those] -= prices[those] * differ(some, those)
 
