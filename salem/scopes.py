@@ -15,9 +15,8 @@ Does not know what an entry does when it fires, nor how the metric is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -100,26 +99,12 @@ class Scope:
         found = points @ self.keys.T
         rows, keys = (found > self.radii).nonzero(as_tuple=True)
         for prices, differ in ((self.tolls, self._exchanged), (self.doubts, self._begun_otherwise)):
-            inside = (
-                found[rows, keys] > self.radii[keys]
-            )  # what one price has put outside is not asked for more
-            rows, keys = rows[inside], keys[inside]
-            self._take_off(found, prices, partial(differ, ask), rows, keys)
+            held = found[rows, keys] > self.radii[keys]  # whom one price has shut out is not asked again
+            rows, keys = rows[held], keys[held]
+            dear = prices[keys] > 0
+            for some, those in _some_at_a_time(rows[dear], keys[dear]):
+                found[some, those] -= prices[those] * differ(ask, some, those)
         return found
-
-    def _take_off(
-        self,
-        likeness: Tensor,
-        prices: Tensor,
-        differ: Callable[[Tensor, Tensor], Tensor],
-        rows: Tensor,
-        keys: Tensor,
-    ) -> None:
-        """Take prices [k] times differences off the likeness [n, k] of these pairs [r], in place."""
-        dear = prices[keys] > 0
-        for some, those in zip(torch.split(rows[dear], PAIRS), torch.split(keys[dear], PAIRS), strict=True):
-            if len(some):
-                likeness[some, those] -= prices[those] * differ(some, those)
 
     def _exchanged(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
         """The weight of the words that inputs have in place of those of keys -> [r]."""
@@ -224,6 +209,12 @@ class Scoped:
         """On a device; numbers stay float32, where cosines are resolved."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, metric=self.metric.to(device), **tensors)
+
+
+def _some_at_a_time(rows: Tensor, keys: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs [r] of inputs and keys, as many as are compared at once."""
+    if len(rows):
+        yield from zip(torch.split(rows, PAIRS), torch.split(keys, PAIRS), strict=True)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
