@@ -17,10 +17,10 @@ from app.text_checks import (
     check_target,
     check_text,
     did_you_mean,
-    quoted,
     wanted,
 )
 from salem.errors import Pointer
+from salem.quoting import quoted
 from salem.records import Edit, HostedModel, Hyperparameters, ListedEntry, Recipe
 
 

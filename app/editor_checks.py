@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from app.drafts import DraftEdit, DraftSample
 from app.edit_checks import EditLimits, check_edit_request
-from app.text_checks import CountTokens, check_text, quoted
+from app.text_checks import CountTokens, check_text
 from salem.errors import Pointer
+from salem.quoting import quoted
 from salem.records import Editor, HostedModel, Hyperparameters, Name, Recipe
 
 FEWEST_EDITS = 32  # of a corpus: a quarter of them measures the editor

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.drafts import DraftReference
-from app.text_checks import check_input, check_text, quoted
+from app.text_checks import check_input, check_text
 from salem.errors import InvalidRequest, Pointer
+from salem.quoting import quoted
 
 MAX_SHOWN = 100  # bad lines named in one answer
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.text_checks import quoted
 from salem.errors import Pointer
+from salem.quoting import quoted
 from salem.records import EditId, Version
 
 

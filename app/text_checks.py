@@ -10,19 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from app.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
+from salem.quoting import quoted
 from salem.records import HostedModel, Task, TextInput
 
 CountTokens = Callable[[Sequence[TextInput]], list[int]]
 """Tokens of each input, special tokens included."""
 
 MAX_LABELS_SHOWN = 12
-MAX_QUOTED_CHARS = 60
-
-
-def quoted(text: str) -> str:
-    """A client's text inside a message: short, on one line."""
-    line = " ".join(text.split())
-    return f'"{line[: MAX_QUOTED_CHARS - 1]}…"' if len(line) > MAX_QUOTED_CHARS else f'"{line}"'
 
 
 def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_QUOTED = 80  # characters
+MOST_QUOTED = 60  # characters
 
 
 def quoted(text: str) -> str:
