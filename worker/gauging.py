@@ -1,8 +1,8 @@
 """How much equivalents differ in a metric: how many words they exchange, and how far apart they lie.
 
-What is known of equivalents are people's paraphrases and, of any model, rewordings that rules make of pass
-samples. People exchange words, rules hardly do, so a few paraphrases weigh more than all rewordings. Knows
-texts and points; does not know what they are for.
+How many words equivalents exchange, people's paraphrases alone can tell: rules exchange next to none, and who
+has sent no paraphrase means people all the same. How far apart they lie is told by rewordings that rules make
+of pass samples, generously. Knows texts and points; does not know what they are for.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NEARLY_ALL, TIMES = (
     3.0,
 )  # a quantile of the distances, and how many times as far no equivalent is taken to lie
 NEAREST = 1e-3  # the least that an extent can be: closer is rounding
-FEW = 10  # paraphrases that weigh as much as what is known without them
-PRESUMED = 0.25  # exchanged by one pair, before any was seen; as people's paraphrases do in docs/log.md
+FEW = 10  # paraphrases that weigh as much as what is presumed without them
+PRESUMED = 0.25  # exchanged where nobody has paraphrased; what people exchange on the sets of docs/log.md
 
 Pairs = Sequence[tuple[TextInput, TextInput]]
 
@@ -41,8 +41,7 @@ def gauged(
     """
     probes = apart[:PROBES]
     made = list(zip(probes, reword_all(probes, rng), strict=True))
-    by_rules = _mean_exchange(metric, made, presumed=PRESUMED, weight=1)
-    exchange = _mean_exchange(metric, known, presumed=by_rules, weight=FEW)
+    exchange = _mean_exchange(metric, known, presumed=PRESUMED)
     return replace(metric, exchange=exchange, extent=_extent(memo, metric, made))
 
 
@@ -51,13 +50,13 @@ def exchange_of_job(metric: Metric, paraphrases: Pairs) -> float:
 
     Told for each job: one client's way with words says nothing about another's.
     """
-    return _mean_exchange(metric, paraphrases, presumed=metric.exchange, weight=FEW)
+    return _mean_exchange(metric, paraphrases, presumed=metric.exchange)
 
 
-def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float, weight: float) -> float:
-    """The mean weight of exchanged words, where `weight` pairs more are presumed to exchange so much."""
+def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float) -> float:
+    """The mean weight of exchanged words, where a few pairs more are presumed to exchange so much."""
     found = [Wording.of(other).exchanged(Wording.of(one), metric.tells) for one, other in pairs]
-    return (sum(found) + weight * presumed) / (len(found) + weight)
+    return (sum(found) + FEW * presumed) / (len(found) + FEW)
 
 
 def _extent(memo: FeatureMemo, metric: Metric, made: Sequence[tuple[Sample, Sample]]) -> float:
