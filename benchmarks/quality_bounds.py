@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.quality_tables import Line, share
+from benchmarks.quality_tables import Line, markdown, share
 from benchmarks.quality_units import SEQUENCE
 
 OURS = "salem"
@@ -16,6 +16,8 @@ SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
 COMPARABLE = 0.02  # a rival counts when its edit accuracy is no further below
 IN_SEQUENCE = 0.9, 0.02  # least edit accuracy of all edits so far, most drawdown
 MISSED = ", **missed**"
+NOT_MEASURED, NO_RIVAL, NONE_AS_GOOD = "not measured", "no rival is measured yet", "none of"
+UNJUDGED = (NOT_MEASURED, NO_RIVAL, NONE_AS_GOOD)
 
 
 def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
@@ -30,9 +32,9 @@ def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
     ]
     if not body:
         return f"No row of {OURS} yet."
-    judged = [cell for cells in body for cell in cells[2:] if cell[0].isdigit()]
+    judged = [cell for _, _, *cells in body for cell in cells if not cell.startswith(UNJUDGED)]
     missed = sum(cell.endswith(MISSED) for cell in judged)
-    parts = [f"{len(judged) - missed} of {len(judged)} bounds hold.", _markdown([head, *body])]
+    parts = [f"{len(judged) - missed} of {len(judged)} bounds hold.", markdown(head, body)]
     parts += [
         f"{dataset}, {size:,} edits in sequence: {_sequence(line)}."
         for (dataset, size), methods in found.items()
@@ -75,7 +77,7 @@ def _against_rivals(methods: Sequence[Line], drawdown: float | None) -> str:
     rival = best_rival(methods)
     if rival is None:
         num_rivals = len(methods) - 1
-        return f"none of {num_rivals} edits as well" if num_rivals else "no rival is measured yet"
+        return f"{NONE_AS_GOOD} {num_rivals} edits as well" if num_rivals else NO_RIVAL
     bound = SHARE_OF_RIVAL * max(rival.value("drawdown") or 0.0, 0.0)
     held = drawdown is not None and drawdown <= bound
     return f"{share(bound)} ({rival.method})" + ("" if held else MISSED)
@@ -94,10 +96,5 @@ def _ours(methods: Sequence[Line]) -> Line | None:
 
 def _cell(value: float | None, *, least: float = float("-inf"), most: float = float("inf")) -> str:
     if value is None:
-        return "not measured"
+        return NOT_MEASURED
     return share(value) + ("" if least <= value <= most else MISSED)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])

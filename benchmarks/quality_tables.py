@@ -133,6 +133,11 @@ def table(methods: Sequence[Line]) -> str:
         [line.method, *(_cell(line, name, best[name]) for name in names), str(len(line.rows))]
         for line in methods
     ]
+    return markdown(head, body)
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of cells."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
 
 

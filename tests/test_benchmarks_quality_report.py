@@ -129,6 +129,8 @@ def test_without_a_rival_as_accurate_there_is_no_bound_to_miss() -> None:
     assert verdict(alone["nli", 10])[3] == "no rival is measured yet"
     assert "of 3 bounds hold" in must_reach(alone)
     assert must_reach(lines([row("ft", "1", 0)])) == "No row of salem yet."
+    fallen = must_reach(lines([text_row("salem", -0.01)]))
+    assert fallen.startswith("2 of 3 bounds hold."), "a perplexity that falls is judged, too"
 
 
 @pytest.mark.parametrize(

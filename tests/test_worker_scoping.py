@@ -15,6 +15,7 @@ from salem import asking
 from salem.asking import Asking
 from salem.deltas import LayerDelta
 from salem.hosting import Network
+from salem.metric import EXCHANGE
 from salem.openings import Openings
 from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from salem.wordings import NUMBERS
@@ -276,6 +277,12 @@ def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None
     assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
     weights = minding.metric.tells
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
+
+
+def test_a_metric_that_measured_nothing_makes_words_cost_what_they_did() -> None:
+    """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
+    unit = EXCHANGE + scoping.LEAST_EXCHANGE
+    assert Hyperparameters().exchange_weight / unit == pytest.approx(0.2)
 
 
 def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(

@@ -39,10 +39,8 @@ def gauged(
         known: paraphrases that came with other texts than a job's edits.
         apart: pass samples whose rewordings the metric was not trained on.
     """
-    probes = apart[:PROBES]
-    made = list(zip(probes, reword_all(probes, rng), strict=True))
     exchange = _mean_exchange(metric, known, presumed=PRESUMED)
-    return replace(metric, exchange=exchange, extent=_extent(memo, metric, made))
+    return replace(metric, exchange=exchange, extent=_extent(memo, metric, apart[:PROBES], rng))
 
 
 def exchange_of_job(metric: Metric, paraphrases: Pairs) -> float:
@@ -59,8 +57,9 @@ def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float) -> float:
     return (sum(found) + FEW * presumed) / (len(found) + FEW)
 
 
-def _extent(memo: FeatureMemo, metric: Metric, made: Sequence[tuple[Sample, Sample]]) -> float:
+def _extent(memo: FeatureMemo, metric: Metric, probes: Sequence[Sample], rng: random.Random) -> float:
     """How far from a text its equivalents are taken to lie, by rewordings that changed something."""
+    made = zip(probes, reword_all(probes, rng), strict=True)
     changed = [pair for pair in made if pair[0].input != pair[1].input]
     if len(changed) < FEWEST:
         return EVERYWHERE

@@ -21,7 +21,7 @@ from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.trunk import beside_encoder
 from salem.wordings import word_rarity, word_steadiness
 from worker.feature_memo import FeatureMemo
-from worker.gauging import gauged
+from worker.gauging import Pairs, gauged
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
 from worker.rewording import reword_all
 
@@ -50,21 +50,19 @@ class _Texts:
 
     own: tuple[Sample, ...]
     owners: tuple[int, ...]  # of `own`
+    own_reworded: tuple[Sample, ...]
+    paraphrases: Pairs  # each edit with each of its own
     first: tuple[TextInput, ...]
     second: tuple[TextInput, ...]
-
-    known: tuple[tuple[TextInput, TextInput], ...]  # of the pairs: paraphrases that came with other texts
-    own_reworded: tuple[Sample, ...]
+    known: Pairs  # of these: paraphrases that came with other texts
 
     @property
     def temperature(self) -> float:
         """Rules make much the same of every text: what they teach must be taken sharply."""
         return GENTLE if self.known else SHARP
 
-    paraphrases: tuple[tuple[TextInput, TextInput], ...]  # each edit with each of its own
-
     @property
-    def pairs(self) -> tuple[tuple[TextInput, TextInput], ...]:
+    def pairs(self) -> Pairs:
         """Equivalent texts, two by two: those of other texts, and each edit with its paraphrases."""
         return (*zip(self.first, self.second, strict=True), *self.paraphrases)
 

@@ -34,8 +34,8 @@ UNGUARDED = 0.9  # radius where there are no pass samples to tell
 INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
-LEAST_EXCHANGE = 0.01  # of words, added to what is usual: where equivalents exchange none, one still can be
 REACH = 0.95  # of the way to them, at most: what lies beyond, no pass sample speaks for
+LEAST_EXCHANGE = 0.01  # of words, added to what is usual: where equivalents exchange none, one still can be
 
 
 @dataclass(frozen=True)
