@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.baselines.contract import Ahead
 from benchmarks.measures import Outcomes, counts, figures, measure
 from benchmarks.methods import Edited, Editing, Method, method
 from benchmarks.quality_data import Material, material
@@ -28,11 +30,13 @@ from benchmarks.quality_units import PROTOCOL, SEQUENCE, Row, Unit
 from salem.hosting import Network, load
 from salem.lifeline import die_with_parent
 from salem.records import Sample
+from worker.sample_cache import SampleCache
 
 SINGLE_EDITS = 20  # over which one edit at a time is averaged
 SLICE = 0.1  # of the held-out samples, for each of them
 SEQUENTIAL_BATCH = 100
 LIMIT_S = 3_600  # longer than any unit should take
+CACHE_BYTES = 8 * 2**30  # on disk, for what single edits have in common
 
 NO_FIGURES: dict[str, Any] = figures(Outcomes(), perplexity=False)
 
@@ -141,9 +145,15 @@ def run_job(network: Network, job: DrawnJob, unit: Unit) -> Result:
 
 
 def _at_once(
-    network: Network, job: DrawnJob, unit: Unit, start: int, stop: int, held_out: Sequence[Sample]
+    network: Network,
+    job: DrawnJob,
+    unit: Unit,
+    start: int,
+    stop: int,
+    held_out: Sequence[Sample],
+    ahead: Ahead | None = None,
 ) -> Result:
-    edited, seconds, cpu_seconds = _edit(network, job, unit, start, stop, None)
+    edited, seconds, cpu_seconds = _edit(network, job, unit, start, stop, ahead=ahead)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outcomes = _ask(network, edited, job, start, stop, held_out)
     return Result(outcomes, seconds, cpu_seconds, peak, edited.delta_bytes, edited.layer)
@@ -153,7 +163,9 @@ def _singly(network: Network, job: DrawnJob, unit: Unit) -> Result:
     """One edit at a time, each on its own slice of the held-out samples; times and sizes are means."""
     num = len(job.corrections)
     parts = slices(job.held_out, SLICE, num)
-    results = [_at_once(network, job, unit, i, i + 1, parts[i]) for i in range(num)]
+    with tempfile.TemporaryDirectory() as folder:
+        ahead = Ahead(SampleCache(Path(folder), CACHE_BYTES, unit.model_sha256))
+        results = [_at_once(network, job, unit, i, i + 1, parts[i], ahead) for i in range(num)]
     outcomes = Outcomes()
     for result in results:
         outcomes = outcomes.joined(result.outcomes)
@@ -175,7 +187,7 @@ def _in_sequence(network: Network, job: DrawnJob, unit: Unit) -> Result:
     outcomes = Outcomes()
     for start in range(0, len(job.corrections), SEQUENTIAL_BATCH):
         stop = start + SEQUENTIAL_BATCH
-        edited, took, cpu_took = _edit(network, job, unit, start, stop, edited)
+        edited, took, cpu_took = _edit(network, job, unit, start, stop, before=edited)
         seconds, cpu_seconds = seconds + took, cpu_seconds + cpu_took
         outcomes = _ask(network, edited, job, 0, stop, job.held_out)
         values = figures(outcomes, perplexity=job.material.perplexity)
@@ -187,12 +199,20 @@ def _in_sequence(network: Network, job: DrawnJob, unit: Unit) -> Result:
 
 
 def _edit(
-    network: Network, job: DrawnJob, unit: Unit, start: int, stop: int, before: Edited | None
+    network: Network,
+    job: DrawnJob,
+    unit: Unit,
+    start: int,
+    stop: int,
+    *,
+    before: Edited | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Edited, float, float]:
     """The edited network, and how long it took: by the clock, and on the processor."""
     assert unit.setting is not None
     chosen: Method = method(unit.method)
-    editing = Editing(network, job.batch(start, stop), job.corpus, unit.seed, unit.setting, before)
+    batch = job.batch(start, stop)
+    editing = Editing(network, batch, job.corpus, unit.seed, unit.setting, before, ahead or Ahead())
     began, cpu_began = time.monotonic(), time.process_time()
     edited = chosen.edit(editing)
     return edited, time.monotonic() - began, time.process_time() - cpu_began

@@ -28,7 +28,7 @@ from worker.diversion import LONGEST
 from worker.editor_corpus import Corpus
 from worker.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of
 from worker.saliency import candidate_layers
-from worker.scoped_entries import MOST_POSITIONS, num_near
+from worker.scoped_entries import MOST_POSITIONS, num_near, num_stand_ins
 from worker.training import CHUNK
 
 VALUE_COPIES = 6  # trained, scaled, gradient, two moments, the best so far
@@ -162,11 +162,22 @@ def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Leng
     written = hyper.max_new_tokens if network.task.generates else 0
     copies = 1 + hyper.rewordings if hyper.recipe is Recipe.SCOPED else 1
     return Lengths(
-        corrections=corrections * copies,
+        corrections=corrections * copies + _stand_ins(network, batch, hyper, pass_samples),
         pass_samples=pass_samples,
         held_out=[min(n + written, network.max_input_tokens) for n in count_tokens(network.tokenizer, asked)],
         answer_share=max(own_share, pass_share),
     )
+
+
+def _stand_ins(
+    network: Network, batch: EditBatch, hyper: Hyperparameters, pass_samples: Sequence[int]
+) -> list[int]:
+    """Tokens of the pass samples that stand for what a scope may hold, as long as pass samples are."""
+    if hyper.recipe is not Recipe.SCOPED or not pass_samples:
+        return []
+    most = max(num_stand_ins(network, layer, hyper) for layer in _candidates(network, hyper))
+    number = len(batch.edit_samples) * min(most, len(pass_samples))
+    return [pass_samples[place % len(pass_samples)] for place in range(number)]
 
 
 def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], float]:

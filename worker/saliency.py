@@ -174,23 +174,33 @@ def choose_layer(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
 def candidate_layers(network: Network, hyper: Hyperparameters) -> tuple[Layer, ...]:
     """The layers that a recipe chooses from when the client names none.
 
-    Entries write an answer token by token, so of a model that generates they take a layer that sees the
-    answer, where the options leave the choice to the recipe.
+    Entries are made where an answer comes about. Of a model that generates that is a layer which sees the
+    answer, as they write it token by token; of a classifier the last block, where one value decides what is
+    answered, whatever was asked.
     """
     if hyper.recipe is Recipe.PAPER or hyper.candidates == "all":
         return network.layers
     middle = middle_layers(network.layers)
-    if hyper.recipe is not Recipe.SCOPED or not network.task.generates:
+    if hyper.recipe is not Recipe.SCOPED:
         return middle
-    return tuple(layer for layer in middle if sees_answer(network, layer))
+    if network.task.generates:
+        return tuple(layer for layer in middle if sees_answer(network, layer))
+    return middle if hyper.candidates == "middle" else last_layers(network.layers)
 
 
 def most_salient(scores: dict[str, float], candidates: Sequence[Layer]) -> tuple[Layer, str]:
     """The most salient of some layers, and why it is this one, in a sentence."""
     layer = choose_layer(scores, candidates)
     if len(candidates) == 1:
-        return layer, f"{layer.path} is the only candidate: the middle of a stack of few blocks."
+        return layer, f"{layer.path} is the only candidate."
     return layer, f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
+
+
+def last_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers of the last block of the last stack."""
+    return tuple(
+        layer for layer in layers if (layer.stack, layer.block) == (layers[-1].stack, layers[-1].block)
+    )
 
 
 def middle_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from salem.deltas import applied
 from salem.encoding import IGNORED, encode, forward
 from salem.hosting import Network
-from salem.records import EditBatch, Hyperparameters, Sample
+from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.scopes import Scoped
 from salem.trunk import resume, sees_answer
 from worker.entry_values import DIRECTIONS, along
 from worker.learners import ScopedLearner, empty_entries
 from worker.losses import worst_margin_per_sample
 from worker.rewording import reword_all
+from worker.saliency import last_layers
 from worker.scoping import Scoping, draw_scopes
 from worker.training import CHUNK, Prepared, answers_under
 from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
@@ -109,7 +110,7 @@ def num_near(hyper: Hyperparameters) -> int:
 
 
 def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
-    """Corrections and their rewordings as they fire; the nearest pass samples as if they lay well inside.
+    """Corrections, their rewordings and stand-ins as they fire; the nearest pass samples as if they did.
 
     Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will,
     where the job asks for a pull of pass samples at all.
@@ -124,16 +125,41 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     rng = random.Random(work.hyper.seed)
     reworded = [sample for _ in range(work.hyper.rewordings) for sample in reword_all(own, rng)]
-    corrections = prepare(network, [*own, *reworded], layer, chunk_size=CHUNK)
+    owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
+    corrections = prepare(network, [*own, *reworded, *standing_in], layer, chunk_size=CHUNK)
     every = torch.arange(len(own), device=network.device).repeat(1 + work.hyper.rewordings)
+    own_firing = scoping.corrections.rows(torch.cat([every, owners]))  # an edit's own key is its place, too
     prepared = Prepared(
         layer,
-        corrections=corrections.with_firing(scoping.corrections.rows(every)),
+        corrections=corrections.with_firing(own_firing),
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
     )
     return prepared, _state_scale(network, corrections)
+
+
+def num_stand_ins(network: Network, layer: Layer, hyper: Hyperparameters) -> int:
+    """How many stand-ins an edit has: only in a classifier's last block can a value answer for any input."""
+    return hyper.stand_ins if layer in last_layers(network.layers) and not network.task.generates else 0
+
+
+def _stand_ins(work: Work, learning: Sequence[Sample], rng: random.Random) -> tuple[Tensor, list[Sample]]:
+    """Pass samples asked for an edit's answer, and whose [s]: they stand for all that its scope may hold.
+
+    What lies inside a scope is answered as the edit. An edit and its rewordings alone teach a value to do
+    that for their own states; those of any other text teach it not to depend on the state. What is to be
+    forgotten has no answer to be given instead.
+    """
+    number = min(num_stand_ins(work.network, work.layer, work.hyper), len(learning))
+    owned = [
+        (edit, other.model_copy(update={"target": sample.target}))
+        for edit, sample in enumerate(work.batch.edit_samples)
+        if not sample.forgets
+        for other in rng.sample(learning, number)
+    ]
+    owners = torch.tensor([edit for edit, _ in owned], dtype=torch.long, device=work.network.device)
+    return owners, [sample for _, sample in owned]
 
 
 @torch.no_grad()

@@ -43,7 +43,8 @@ def alphaedit(editing: Editing) -> Protected:
         if isinstance(before, Protected):
             known, projection = before.moment, before.projection
         else:
-            _, inputs = prepare_with_answers(network, pass_samples(editing), layer, chunk_size=CHUNK)
+            kept = pass_samples(editing)
+            _, inputs = prepare_with_answers(network, kept, layer, chunk_size=CHUNK, cache=editing.cache)
             known, projection = torch.zeros_like(inputs), free_projection(inputs, editing.setting)
     update = null_space_update(found, projection, known, PENALTY)
     added = merged(network, layer.path, earlier(editing), update)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from salem.encoding import Batch
 from salem.hosting import Network
 from salem.records import Edit, EditBatch, TextInput
+from worker.sample_cache import SampleCache
+
+Made = TypeVar("Made")
 
 
 class Edited(Protocol):
@@ -40,6 +43,24 @@ class Edited(Protocol):
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What does not depend on the edits: the first editing of a row makes it, and the others find it.
+
+    So it is with jobs of one hosted model, and twenty single edits need not be prepared twenty times.
+    """
+
+    cache: SampleCache | None = None  # of the base, for what is computed from pass samples
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What was made under that name, or is made now; nobody may change it afterwards."""
+        if name not in self.made:
+            self.made[name] = make()
+        found: Made = self.made[name]
+        return found
+
+
+@dataclass(frozen=True)
 class Editing:
     """What a method is given. A method leaves the weights bit-identical when it returns."""
 
@@ -49,6 +70,12 @@ class Editing:
     seed: int
     setting: float  # the one searched hyperparameter, from the method's grid
     before: Edited | None = None  # the result of earlier batches, which this one is added to
+    ahead: Ahead = field(default_factory=Ahead)
+
+    @property
+    def cache(self) -> SampleCache | None:
+        """What is known of pass samples, where the network still answers as its base."""
+        return None if self.before else self.ahead.cache
 
 
 @dataclass(frozen=True)

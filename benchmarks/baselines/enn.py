@@ -81,12 +81,18 @@ def enn(editing: Editing) -> Added:
     corpus = editing.corpus[:CORPUS_SIZE] or counterfactual_edits(
         network, pass_samples(editing), editing.seed
     )
-    editable = EditableLayer(network, layer)
-    if corpus:
+
+    def made_editable() -> EditableLayer:
+        editable = EditableLayer(network, layer)
         taught = lessons(network, corpus, [layer], random.Random(editing.seed))
         size = min(EPISODE, len(editing.batch.edit_samples))
         make_editable(editable, taught, prepared.keep, size, editing.setting, generator_of(editing))
+        return editable
+
+    if corpus:
+        editable = editing.ahead.once(layer.path, made_editable)
     else:
+        editable = EditableLayer(network, layer)
         search_rate(editable, [chunk.trunk for chunk in prepared.corrections.chunks])
     return merged(network, layer.path, (), edit(editable, prepared))
 

@@ -34,8 +34,13 @@ CORPUS_SIZE = 256  # edits that editors are trained on; their gradients are kept
 def mend_ahead(editing: Editing) -> Added:
     """Editors of the top layers, trained ahead. `setting`: the weight of the divergence."""
     first_batch_only(editing)
-    network, generator = editing.network, generator_of(editing)
-    layers = top_layers(network)
+    network, layers = editing.network, top_layers(editing.network)
+    editors = editing.ahead.once("editors", lambda: _trained_ahead(editing, layers))
+    return Added(network, one_pass(network, layers, editors, editing.batch.edit_samples))
+
+
+def _trained_ahead(editing: Editing, layers: Sequence[Layer]) -> dict[str, MendEditor]:
+    network = editing.network
     corpus = editing.corpus[:CORPUS_SIZE] or counterfactual_edits(
         network, pass_samples(editing), editing.seed
     )
@@ -48,8 +53,7 @@ def mend_ahead(editing: Editing) -> Added:
         learning_rate=EDITOR_RATE,
         kl_weight=editing.setting,
     )
-    editors = train_editors(network, layers, taught, keep.chunks, course, generator)
-    return Added(network, one_pass(network, layers, editors, editing.batch.edit_samples))
+    return train_editors(network, layers, taught, keep.chunks, course, generator_of(editing))
 
 
 def counterfactual_edits(network: Network, samples: Sequence[Sample], seed: int) -> tuple[Edit, ...]:

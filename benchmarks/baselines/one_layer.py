@@ -69,7 +69,7 @@ def likelihood(editing: Editing, *, kl_weight: float, learning_rate: float | Non
 def prepared_at(editing: Editing, layer: Layer, *, keep: bool = True) -> Prepared:
     """The samples of an editing, run up to the layer; without pass samples unless `keep`."""
     kept = pass_samples(editing) if keep else ()
-    return prepare_dataset(editing.network, editing.batch.corrections, kept, layer)
+    return prepare_dataset(editing.network, editing.batch.corrections, kept, layer, editing.cache)
 
 
 def weight_of(network: Network, layer: Layer) -> torch.Tensor:

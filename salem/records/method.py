@@ -58,7 +58,7 @@ class Hyperparameters(Record):
     recipe: Recipe = Recipe.SCOPED
     editor: str | None = Field(default=None, max_length=64)  # id; None: none trained ahead
     layer: str | None = None  # None: saliency chooses
-    candidates: Literal["middle", "all"] = "middle"  # blocks to choose from; the paper: all
+    candidates: Literal["recipe", "middle", "all"] = "recipe"  # blocks to choose from; the paper: all
     trial_edits: int = Field(default=3, ge=0, le=64)  # most salient layers compared by editing them; 0: none
     seed: int = Field(default=0, ge=0, lt=2**31)
     max_steps: int = Field(default=50, ge=1, le=5_000)
@@ -78,6 +78,7 @@ class Hyperparameters(Record):
     entry_values: Literal["trained", "closed_form", "editor"] = "trained"  # how an entry's values are found
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
     rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
+    stand_ins: int = Field(default=4, ge=0, le=64)  # of each edit: what else may lie inside its scope
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
