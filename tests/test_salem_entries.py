@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -163,10 +164,10 @@ def migrated_to(connection: sa.Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", "salem:migrations")
     config.attributes["connection"] = connection
-    if revision == "0001":
-        command.downgrade(config, revision)
-    else:
+    if revision == "head":
         command.upgrade(config, revision)
+    else:
+        command.downgrade(config, revision)
 
 
 def test_an_older_database_keeps_its_data_and_learns_of_its_entries(
@@ -227,13 +228,12 @@ def test_older_code_is_not_given_a_metric_that_it_cannot_read(
     assert registry.get_model("intents").scope_metric is None, "the next job trains one"
 
 
-@pytest.mark.parametrize(("weight", "before"), [(0.05, 0.2), (0.0, 0.0), (0.25, 1.0), (1.5, 2.0)])
-def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(
-    database_url: str, registry: Registry, weight: float, before: float
-) -> None:
-    """Of versions and of jobs' requests; what was not allowed before becomes the largest that was."""
+@contextmanager
+def stored_options(
+    registry: Registry, database_url: str, used: Hyperparameters, older: str
+) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Options of a version and of its job as they are stored, in an older database and then in this one."""
     ready_model(registry)
-    used = Hyperparameters(exchange_weight=weight)
     request = EditRequest(
         model="intents", parent=0, edits=(Edit(input="a", target="refund"),), hyperparameters=used
     )
@@ -243,21 +243,42 @@ def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(
     database = Database.connect(database_url)
     versions = sa.select(sa.table("versions", sa.column("hyperparameters", sa.JSON)))
     requests = sa.select(sa.table("jobs", sa.column("request", sa.JSON)))
+    revisions = iter((older, "head"))
 
-    def stored(connection: sa.Connection) -> list[float]:
-        found = connection.execute(versions).scalars().all()
-        found += [each.get("hyperparameters") for each in connection.execute(requests).scalars()]
-        return [each["exchange_weight"] for each in found if each]
+    def stored() -> list[dict[str, Any]]:
+        with database.write() as connection:
+            migrated_to(connection, next(revisions))
+            found = [*connection.execute(versions).scalars()]
+            found += [each.get("hyperparameters") for each in connection.execute(requests).scalars()]
+        return [each for each in found if each]
 
-    with database.write() as connection:
-        config = Config()
-        config.set_main_option("script_location", "salem:migrations")
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0006")
-        assert stored(connection) == [before] * 2
-        command.upgrade(config, "head")
-        assert stored(connection) == [min(weight, 0.5)] * 2
+    yield stored
     database.close()
+
+
+@pytest.mark.parametrize(("weight", "before"), [(0.05, 0.2), (0.0, 0.0), (0.25, 1.0), (1.5, 2.0)])
+def test_what_an_exchanged_word_cost_is_said_in_the_new_unit(
+    registry: Registry, database_url: str, weight: float, before: float
+) -> None:
+    """Of versions and of jobs' requests; what was not allowed before becomes the largest that was."""
+    used = Hyperparameters(exchange_weight=weight)
+    with stored_options(registry, database_url, used, "0006") as stored:
+        assert [options["exchange_weight"] for options in stored()] == [before] * 2
+        assert [options["exchange_weight"] for options in stored()] == [min(weight, 0.5)] * 2
+
+
+@pytest.mark.parametrize(
+    ("candidates", "before"), [("recipe", "middle"), ("middle", "middle"), ("all", "all")]
+)
+def test_what_was_made_before_there_were_stand_ins_had_none(
+    registry: Registry, database_url: str, candidates: str, before: str
+) -> None:
+    used = Hyperparameters.model_validate({"candidates": candidates})
+    with stored_options(registry, database_url, used, "0007") as stored:
+        older, newer = stored(), stored()
+    assert [options["candidates"] for options in older] == [before] * 2
+    assert not any("stand_ins" in options for options in older)
+    assert [(options["stand_ins"], options["candidates"]) for options in newer] == [(0, before)] * 2
 
 
 def insert_old(connection: sa.Connection, number: int, deltas: list[Any], edits: list[Any]) -> None:

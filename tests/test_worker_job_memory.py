@@ -69,7 +69,8 @@ def test_scoped_entries_train_on_rewordings_and_on_the_nearest_pass_samples() ->
     network = tiny_network("bert")
     edited = batch(network)
     plain, scoped = (_lengths(network, edited, hyper) for hyper in (MEND, SCOPED))
-    assert list(scoped.corrections) == 2 * list(plain.corrections)
+    stand_ins = SCOPED.stand_ins * len(edited.edit_samples)
+    assert list(scoped.corrections)[:-stand_ins] == 2 * list(plain.corrections)
     pulled = SCOPED.model_copy(update={"kl_weight": 0.1})
     few, many, more = (
         job_estimate(network, batch(network, count), pulled).trunks
@@ -82,6 +83,20 @@ def test_scoped_entries_train_on_rewordings_and_on_the_nearest_pass_samples() ->
         for count in (NEAR_SAMPLES, 4 * NEAR_SAMPLES)
     )
     assert more > 3 * few
+
+
+def test_a_classifiers_entries_train_on_stand_ins() -> None:
+    network = tiny_network("bert")
+    edited = batch(network)
+
+    def num_trained_on(**more: object) -> int:
+        return len(_lengths(network, edited, SCOPED.model_copy(update=more)).corrections)
+
+    without = num_trained_on(stand_ins=0)
+    assert num_trained_on(stand_ins=3) == without + 3 * len(edited.edit_samples)
+    assert num_trained_on(stand_ins=3, candidates="middle") == without
+    asked_for_more = num_trained_on(stand_ins=64)
+    assert asked_for_more == without + len(edited.pass_samples) * len(edited.edit_samples)
 
 
 def test_the_lowest_candidate_counts() -> None:

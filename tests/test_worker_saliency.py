@@ -162,5 +162,12 @@ def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None
     assert every == network.layers == candidate_layers(network, Hyperparameters(recipe=Recipe.PAPER))
     mend = candidate_layers(network, Hyperparameters(recipe=Recipe.MEND))
     assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
+
+
+def test_entries_of_a_classifier_are_made_where_the_label_is_read_off() -> None:
     classifier = tiny_network("bert")
-    assert candidate_layers(classifier, Hyperparameters()) == middle_layers(classifier.layers)
+    last, middle = classifier.layers[-1:], middle_layers(classifier.layers)
+    assert candidate_layers(classifier, Hyperparameters()) == last != middle
+    for recipe in (Recipe.MEND, Recipe.RIDGE):
+        assert candidate_layers(classifier, Hyperparameters(recipe=recipe)) == middle
+    assert candidate_layers(classifier, Hyperparameters(candidates="middle")) == middle

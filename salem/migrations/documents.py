@@ -42,6 +42,11 @@ def scale_option(name: str, factor: float, *, most: float) -> None:
     _change_options(changed)
 
 
+def replace_option(name: str, old: Any, new: Any) -> None:
+    """Say one value of an option as another."""
+    _change_options(lambda options: options | {name: new} if options.get(name) == old else options)
+
+
 def change_documents(table: sa.TableClause, document: str, change: Change) -> None:
     """Change a JSON column in every row; the table's other columns name a row."""
     connection = op.get_bind()
