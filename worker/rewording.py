@@ -1,16 +1,19 @@
 """Rule-made rewordings: the same request typed by somebody else, somewhere else, in a hurry.
 
-They teach a metric which differences between texts do not matter. A rewording keeps its answer; none is ever
-counted as a measured sample. Pure functions of text and a seeded generator.
+One kind of rule changes how a request is typed, the other exchanges a word for a synonym. They teach a
+metric which differences between texts do not matter. A rewording keeps its answer; none is ever counted as a
+measured sample. Pure functions of text and a seeded generator.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from salem.records import Sample
 from salem.wordings import Wording
+from worker.synonyms import SYNONYMS
 
 DRAWS = 5
 
@@ -35,25 +38,31 @@ _SMALL_WORDS = frozenset(
 )
 
 
+_LETTERS = re.compile(r"[a-z]+")
 Rule = Callable[[list[str], random.Random], list[str]]
 
 
-def reword(sample: Sample, rng: random.Random) -> Sample:
-    """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text."""
+def reword(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
+    """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text.
+
+    `rules` are those of typing where nothing else is said.
+    """
     words = sample.input.split()
-    for rule in rng.sample(_RULES, 2):
+    for rule in rng.sample(rules or TYPING, 2):
         words = rule(words, rng) or words
     return sample.model_copy(update={"input": " ".join(words) or sample.input})
 
 
 def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
-    """One rewording of each sample, in order, that negates no more and no less; else the sample itself."""
+    """One rewording of each sample by all rules, in order, that negates no more and no less; else the sample
+    itself.
+    """
     return [_as_negated(sample, rng) for sample in samples]
 
 
 def _as_negated(sample: Sample, rng: random.Random) -> Sample:
     own = Wording.of(sample)
-    drawn = (reword(sample, rng) for _ in range(DRAWS))
+    drawn = (reword(sample, rng, EVERY_RULE) for _ in range(DRAWS))
     return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
 
 
@@ -106,7 +115,19 @@ def _tail(words: list[str], rng: random.Random) -> list[str]:
     return [*words, rng.choice(_TAILS)]
 
 
-_RULES: tuple[Rule, ...] = (
+def _exchange_synonym(words: list[str], rng: random.Random) -> list[str]:
+    """One word for another of the same meaning, with whatever is attached to it."""
+    known = [(place, found) for place, word in enumerate(words) if (found := _LETTERS.search(word))]
+    known = [(place, found) for place, found in known if found.group() in SYNONYMS]
+    if not known:
+        return words
+    place, found = rng.choice(known)
+    other = rng.choice(SYNONYMS[found.group()])
+    word = words[place]
+    return [*words[:place], word[: found.start()] + other + word[found.end() :], *words[place + 1 :]]
+
+
+TYPING: tuple[Rule, ...] = (
     _drop_words,
     _drop_small_words,
     _keep_half,
@@ -116,3 +137,4 @@ _RULES: tuple[Rule, ...] = (
     _lead,
     _tail,
 )
+EVERY_RULE = (*TYPING, _exchange_synonym)
