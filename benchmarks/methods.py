@@ -56,9 +56,15 @@ METHODS: tuple[Method, ...] = (
         True,
     ),
     Method("grace", RADIUS, (0.1, 0.3, 0.6), MANY, grace, "Hartvigsen et al. 2023 (GRACE), section 3", True),
-    # The product's default comes first: of equals the search takes the first.
     Method(
-        "salem", "scope budget per edit", (2e-4, 1e-4, 5e-4), MANY, salem, "docs/recipes.md, scoped", True
+        "salem",
+        "scope budget per edit",
+        (2e-4, 1e-4, 5e-4),  # the product's default comes first: of equals the search takes the first
+        MANY,
+        salem,
+        "docs/recipes.md, scoped",
+        True,
+        num_seeds=3,
     ),
     Method(
         "salem-paper", KL, (1.0, 3.0, 10.0), FEW, salem_paper, "SaLEM 2024, section 3; docs/recipes.md, paper"

@@ -126,6 +126,8 @@ def plan(
 ) -> list[Unit]:
     """All units in the order of work: the search of every data set, then seed by seed, size by size.
 
+    A method takes as many of the seeds as it is to be measured with, the lowest first.
+
     `pools` names the data sets: the weights' sha256 of each, and how many edits a measured job may draw from.
     """
     units = []
@@ -136,13 +138,13 @@ def plan(
             for method in methods
             for setting in method.grid
         ]
-    for seed in sorted(seeds):
+    for place, seed in enumerate(sorted(seeds)):
         for size in [size for size in SIZES if size in sizes]:
             for dataset, (sha256, num_corrections) in pools.items():
                 units += [
                     Unit("quick" if quick else "measure", dataset, sha256, method.name, size, seed)
                     for method in methods
-                    if num_corrections >= size and takes(method, size)
+                    if num_corrections >= size and takes(method, size) and place < method.num_seeds
                 ]
     return units
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from baseline_cases import EDIT_TEXTS, LATER_TEXTS, assert_untouched, contents, editing_of, loss_of
+from torch import Tensor
 
 from benchmarks.baselines.added import Added
+from benchmarks.baselines.contract import Ahead, Edited, Editing
 from benchmarks.methods import METHODS, method
 from salem.answers import predict
+from salem.encoding import encode, forward
 from salem.errors import Misconfigured
+from salem.records import Hyperparameters
+from worker.sample_cache import SampleCache
 
 SEQUENTIAL = tuple(one.name for one in METHODS if one.sequential)
 ONCE = tuple(one.name for one in METHODS if not one.sequential)
@@ -32,9 +40,10 @@ def setting_of(name: str) -> float:
 def test_all_methods_are_searched_equally() -> None:
     assert len({one.name for one in METHODS}) == len(METHODS) == 14
     for one in METHODS:
-        assert len(set(one.grid)) == 3 and list(one.grid) == sorted(one.grid)
+        assert len(set(one.grid)) == 3
         assert one.largest in (100, 1_000) and one.source and one.setting_name
         assert method(one.name) is one
+    assert method("salem").grid[0] == Hyperparameters().scope_budget_per_edit, "of equals, the first is taken"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
@@ -100,3 +109,37 @@ def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
     assert isinstance(edited, Added)
     metrics = [delta.scoped.metric.sha256 for delta in edited.deltas if delta.scoped]
     assert len(metrics) == 2 and len(set(metrics)) == 1
+
+
+@pytest.mark.parametrize("name", sorted({one.name for one in METHODS} - {"grace", "ultraedit"}))
+def test_what_was_made_ahead_changes_no_bit(name: str, tmp_path: Path) -> None:
+    """The second of two editings in a row finds what the first has left, and edits as if it were alone."""
+    ahead = Ahead(SampleCache(tmp_path, 2**24, "tiny"))
+    first, second = (editing_of("bert", setting_of(name), texts=texts) for texts in (EDIT_TEXTS, LATER_TEXTS))
+    method(name).edit(replace(first, ahead=ahead))
+    shared = method(name).edit(replace(second, ahead=ahead))
+    assert torch.equal(logits(second, shared), logits(second, method(name).edit(second)))
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_what_a_method_trains_ahead_it_trains_once(name: str) -> None:
+    ahead, editing = Ahead(), editing_of("bert", setting_of(name))
+    method(name).edit(replace(editing, ahead=ahead))
+    (kept,) = ahead.made.values()
+    method(name).edit(replace(editing, ahead=ahead))
+    assert list(ahead.made.values()) == [kept]
+
+
+def test_what_is_known_of_the_base_is_not_used_on_top_of_edits(tmp_path: Path) -> None:
+    first = method("ultraedit").edit(editing_of("bert", setting_of("ultraedit")))
+    editing = editing_of("bert", 1.0, before=first)
+    cache = SampleCache(tmp_path, 2**24, "tiny")
+    assert replace(editing, ahead=Ahead(cache)).cache is None
+    assert replace(editing, before=None, ahead=Ahead(cache)).cache is cache
+
+
+@torch.no_grad()
+def logits(editing: Editing, edited: Edited) -> Tensor:
+    batch = encode(editing.network, editing.batch.corrections)
+    with edited.answering(editing.batch.corrections, batch):
+        return forward(editing.network, batch).logits

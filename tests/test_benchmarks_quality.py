@@ -22,7 +22,7 @@ def edit_nothing(editing: Editing) -> Any:
     raise NotImplementedError
 
 
-STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True)
+STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True, num_seeds=2)
 
 
 def course(folder: Path, *, seconds: float = 60) -> Course:

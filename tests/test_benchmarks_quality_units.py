@@ -30,7 +30,7 @@ def edit_nothing(editing: Editing) -> Any:
     raise NotImplementedError
 
 
-STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True)
+STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True, num_seeds=2)
 SMALL = Method("small", "rate", (1.0, 2.0, 3.0), 100, edit_nothing, "here")
 
 
@@ -60,6 +60,7 @@ def test_the_plan_searches_first_and_goes_seed_by_seed() -> None:
         (1_000, "nli", "steady"),
     ]  # fmt: skip
     assert [u.seed for u in units[len(searches) :]] == sorted(u.seed for u in units[len(searches) :])
+    assert {u.method for u in units if u.seed == 1} == {"steady"}, "the other has one seed"
 
 
 def test_a_thousand_edits_need_a_method_that_goes_on_from_before() -> None:

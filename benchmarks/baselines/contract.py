@@ -89,3 +89,4 @@ class Method:
     edit: Callable[[Editing], Edited]
     source: str  # paper and section
     sequential: bool = False  # whether it accepts `before`
+    num_seeds: int = 1  # it is measured with: seeds are cut before methods
