@@ -110,7 +110,7 @@ def num_near(hyper: Hyperparameters) -> int:
 
 
 def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
-    """Corrections, their rewordings and stand-ins as they fire; the nearest pass samples as if they did.
+    """Corrections and their rewordings as they fire; stand-ins and the nearest pass samples as if they did.
 
     Most pass samples never feel an entry, so they teach it nothing; the nearest stand for those that will,
     where the job asks for a pull of pass samples at all.
@@ -128,7 +128,8 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
     corrections = prepare(network, [*own, *reworded, *standing_in], layer, chunk_size=CHUNK)
     every = torch.arange(len(own), device=network.device).repeat(1 + work.hyper.rewordings)
-    own_firing = scoping.corrections.rows(torch.cat([every, owners]))  # an edit's own key is its place, too
+    # The first corrections are the edits themselves, so an edit's number is a place among them.
+    own_firing = scoping.corrections.rows(torch.cat([every, owners]))
     prepared = Prepared(
         layer,
         corrections=corrections.with_firing(own_firing),
