@@ -158,7 +158,7 @@ def resolved(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> Unit | N
     """The unit with its setting: the grid's middle on a quick run, else what a finished search chose."""
     if unit.setting is not None:
         return unit
-    setting = grid[1] if unit.kind == "quick" else chosen_setting(unit, grid, rows)
+    setting = sorted(grid)[1] if unit.kind == "quick" else chosen_setting(unit, grid, rows)
     return None if setting is None else replace(unit, setting=setting)
 
 
@@ -180,7 +180,7 @@ def chosen_setting(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> fl
         return None
     tried = [found[setting] for setting in grid if found[setting]["edit_accuracy"] is not None]
     if not tried:
-        return grid[1]
+        return sorted(grid)[1]
     best = max(map(_edits, tried))
     tied = [row for row in tried if _edits(row) >= best - TIE]
     setting: float = min(tied, key=_drawdown)["setting"]

@@ -29,7 +29,7 @@ from salem.records import TextInput
 NUMBERS = 2**15  # of words, by their hash
 KEPT = 256  # different words, where a wording is stored
 COMMON = 1e-3  # share of all words from which on a word counts as common
-SHORTEST = 4  # letters of a word that may be misspelt
+SHORTEST = 4  # letters of a word that may be a misspelling
 _SECOND, _CUT = "|", "+"  # mark the words of a second text, and a wording that lost some
 _NEGATIONS = frozenset(("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"))
 # Thai, Lao, Burmese, Khmer, kana, and the characters of Chinese
@@ -180,7 +180,7 @@ def _differing(one: Counter[str], other: Counter[str]) -> tuple[Counter[str], Co
 @lru_cache(maxsize=2**16)
 def _may_be_misspelt(word: str) -> bool:
     plain = word.removeprefix(_SECOND)
-    return len(plain) >= SHORTEST - 1 and plain.isalpha()
+    return len(plain) >= SHORTEST and plain.isalpha()
 
 
 def _beginning(word: str) -> str:
@@ -189,15 +189,8 @@ def _beginning(word: str) -> str:
 
 
 def _misspelt(one: str, other: str) -> bool:
-    """Whether one of two words that begin alike lacks a letter of the other, or has neighbours swapped.
-
-    The longer one is of `SHORTEST` letters at least; where the shorter is not, what it lacks is not
-    the last letter: "fne" is meant to be "fine", "car" is not meant to be "card".
-    """
+    """Whether one of two words that begin alike lacks a letter of the other, or has neighbours swapped."""
     short, long = (one, other) if len(one) < len(other) else (other, one)
-    letters = [len(word.removeprefix(_SECOND)) for word in (short, long)]
-    if letters[1] < SHORTEST or (letters[0] < SHORTEST and long.startswith(short)):
-        return False
     place = next((at for at, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
     if len(long) > len(short):
         return short[place:] == long[place + 1 :]

@@ -79,11 +79,6 @@ def test_words_are_exchanged_where_both_have_their_own(one: str, other: str, exp
         ("marie", "maria", False),  # another letter makes another name
         ("rcvd", "received", False),
         ("cat", "cats", False),  # too short to tell
-        ("fne", "fine", True),
-        ("fien", "fine", True),
-        ("car", "card", False),  # the last letter of a short word makes another word
-        ("ct", "cat", False),
-        ("act", "atc", False),
         ("b1023", "b1032", False),
         ("10234", "1023", False),
         ("lamp", "lmap", True),

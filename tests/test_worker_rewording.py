@@ -63,25 +63,25 @@ def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
 
 def test_a_synonym_takes_the_place_of_its_word_alone() -> None:
     (synonymous,) = set(EVERY_RULE) - set(TYPING)
-    words = ['"I', "purchased", "a", "Movie,", "a", "Purchase;", "the", 'film!"', "they", "said"]
+    words = ['"Will', "purchased", "a", "Movie,", "Bill's", "o'ill", "the", "film!", 'they"']
     found = {" ".join(synonymous(words, random.Random(seed))) for seed in range(20)}
     assert found == {
-        '"I bought a Movie, a Purchase; the film!" they said',
-        '"I purchased a Movie, a Purchase; the movie!" they said',
+        "\"Will bought a Movie, Bill's o'ill the film! they\"",
+        "\"Will purchased a Movie, Bill's o'ill the movie! they\"",
     }
-    assert synonymous(["the", "order"], random.Random(0)) == ["the", "order"]
+    assert synonymous(["Will", "the", "order", "Kill"], random.Random(0)) == ["Will", "the", "order", "Kill"]
 
 
 def test_synonyms_are_what_a_metric_learns_from_and_what_no_other_text_is_made_by() -> None:
-    sample = Sample(input="why is the problem with the parcel not fixed", target="late")
-    others = {"issue", "package", "repaired"}
+    sample = Sample(input="why is the movie in the parcel not fixed", target="late")
+    others = {"film", "package", "repaired"}
     assert any(others & set(one.input.split()) for one in reword_all([sample] * 40, random.Random(0)))
     singly = [reword(sample, random.Random(seed)) for seed in range(200)]
     assert not any(others & set(one.input.split()) for one in singly)
 
 
 def test_the_lexicon_is_of_lower_case_words_and_goes_both_ways() -> None:
-    assert len(SYNONYMS) > 100
+    assert len(SYNONYMS) > 80
     for word, others in SYNONYMS.items():
         assert word.isalpha() and word.islower() and others and word not in others
         assert all(word in SYNONYMS[other] for other in others)

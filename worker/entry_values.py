@@ -95,8 +95,9 @@ def along(
 
 
 def _worst(network: Network, prepared: Prepared, term: Scoped) -> Tensor:
-    """The smallest margin among the corrections of each entry -> [e]."""
+    """The smallest margin among the corrections of each entry that were asked for -> [e]."""
     there = reached(network, prepared.corrections, term).worst
+    there[prepared.num_asked :] = float("inf")
     worst = there.new_full((len(term.values),), float("inf"))
     for chunk in prepared.corrections.chunks:
         assert chunk.firing is not None

@@ -172,12 +172,13 @@ def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Leng
 def _stand_ins(
     network: Network, batch: EditBatch, hyper: Hyperparameters, pass_samples: Sequence[int]
 ) -> list[int]:
-    """Tokens of the pass samples that stand for what a scope may hold, as long as pass samples are."""
+    """Tokens of the pass samples that stand for what a scope may hold: the longest are assumed."""
     if hyper.recipe is not Recipe.SCOPED or not pass_samples:
         return []
     most = max(num_stand_ins(network, layer, hyper) for layer in _candidates(network, hyper))
     number = len(batch.edit_samples) * min(most, len(pass_samples))
-    return [pass_samples[place % len(pass_samples)] for place in range(number)]
+    longest = sorted(pass_samples, reverse=True)
+    return [longest[place % len(longest)] for place in range(number)]
 
 
 def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], float]:

@@ -23,7 +23,7 @@ from salem.wordings import word_rarity, word_steadiness
 from worker.feature_memo import FeatureMemo
 from worker.gauging import Pairs, gauged
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
-from worker.rewording import reword_all
+from worker.rewording import TYPING, reword_all
 
 STEPS = 120
 TRIAL_PAIRS = 400  # read at each depth, to choose one
@@ -55,6 +55,7 @@ class _Texts:
     first: tuple[TextInput, ...]
     second: tuple[TextInput, ...]
     known: Pairs  # of these: paraphrases that came with other texts
+    typed: Pairs  # pass samples, each as somebody else would type it, with the same words
 
     @property
     def temperature(self) -> float:
@@ -62,9 +63,12 @@ class _Texts:
         return GENTLE if self.known else SHARP
 
     @property
-    def pairs(self) -> Pairs:
-        """Equivalent texts, two by two: those of other texts, and each edit with its paraphrases."""
-        return (*zip(self.first, self.second, strict=True), *self.paraphrases)
+    def telling(self) -> Pairs:
+        """Equivalent texts, two by two, that tell which words are kept.
+
+        A synonym that a rule has put there tells nothing of what people exchange it for.
+        """
+        return (*self.known, *self.typed, *self.paraphrases)
 
     def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
         groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
@@ -95,7 +99,7 @@ def job_metric(
         return JobMetric(stored, is_new=False)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     texts = _texts(batch, learning, rng)
-    steadiness = word_steadiness(texts.pairs)
+    steadiness = word_steadiness(texts.telling)
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
@@ -158,6 +162,7 @@ def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> 
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
         known=tuple(known),
+        typed=tuple(zip(learning, reword_all(learning, rng, TYPING), strict=True)),
         paraphrases=batch.paraphrases,
     )
 

@@ -38,7 +38,7 @@ _SMALL_WORDS = frozenset(
 )
 
 
-_LETTERS = re.compile(r"[a-z]+")
+_PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # names are left alone
 Rule = Callable[[list[str], random.Random], list[str]]
 
 
@@ -53,16 +53,19 @@ def reword(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = No
     return sample.model_copy(update={"input": " ".join(words) or sample.input})
 
 
-def reword_all(samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
-    """One rewording of each sample by all rules, in order, that negates no more and no less; else the sample
-    itself.
+def reword_all(
+    samples: Sequence[Sample], rng: random.Random, rules: Sequence[Rule] | None = None
+) -> list[Sample]:
+    """One rewording of each sample, in order, that negates no more and no less; else the sample itself.
+
+    `rules` are all there are where nothing else is said.
     """
-    return [_as_negated(sample, rng) for sample in samples]
+    return [_as_negated(sample, rng, rules or EVERY_RULE) for sample in samples]
 
 
-def _as_negated(sample: Sample, rng: random.Random) -> Sample:
+def _as_negated(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
     own = Wording.of(sample)
-    drawn = (reword(sample, rng, EVERY_RULE) for _ in range(DRAWS))
+    drawn = (reword(sample, rng, rules) for _ in range(DRAWS))
     return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
 
 
@@ -117,7 +120,7 @@ def _tail(words: list[str], rng: random.Random) -> list[str]:
 
 def _exchange_synonym(words: list[str], rng: random.Random) -> list[str]:
     """One word for another of the same meaning, with whatever is attached to it."""
-    known = [(place, found) for place, word in enumerate(words) if (found := _LETTERS.search(word))]
+    known = [(place, found) for place, word in enumerate(words) if (found := _PLAIN_WORD.search(word))]
     known = [(place, found) for place, found in known if found.group() in SYNONYMS]
     if not known:
         return words

@@ -192,7 +192,7 @@ def most_salient(scores: dict[str, float], candidates: Sequence[Layer]) -> tuple
     """The most salient of some layers, and why it is this one, in a sentence."""
     layer = choose_layer(scores, candidates)
     if len(candidates) == 1:
-        return layer, f"{layer.path} is the only layer that this recipe takes of this model."
+        return layer, f"{layer.path} is the only candidate."
     return layer, f"{layer.path} has the highest mean absolute gradient of {len(candidates)} candidates."
 
 

@@ -136,6 +136,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
+        num_asked=len(own) + len(reworded),
     )
     return prepared, _state_scale(network, corrections)
 

@@ -53,20 +53,22 @@ class Prepared:
     keep: TrunkSet  # pass samples to train on
     validation: TrunkSet  # pass samples that choose the best step
     inputs_to_keep: Tensor  # [d_in, d_in] second moment of the layer's inputs on pass samples
+    num_asked: int | None = None  # of the corrections: those behind the first so many only teach; None: all
 
 
 @dataclass(frozen=True)
 class Standing:
     """How a term does on the samples that choose: what early stopping compares, best first."""
 
-    held: float  # share of edit and adapt samples answered rightly
+    held: float  # share of edit and adapt samples (and their rewordings) answered rightly
     firm: float  # share of them that hold with the margin
+    taught: float  # share of all corrections that hold, stand-ins included
     lost: float  # share of validation samples right before and wrong now
     divergence: float  # nats: mean KL on validation plus mean drift of the corrections
 
     @property
-    def order(self) -> tuple[float, float, float, float]:
-        return (self.held, self.firm, -self.lost, -self.divergence)
+    def order(self) -> tuple[float, float, float, float, float]:
+        return (self.held, self.firm, self.taught, -self.lost, -self.divergence)
 
 
 def prepare_dataset(
@@ -166,9 +168,11 @@ def _standing(
         lost += int((chunk.held & (worst_margin_per_sample(answers) <= 0)).sum())
         divergences += float(kl_per_sample(chunk.before, answers).sum())
         count += len(chunk.samples)
+    asked = there.worst[: prepared.num_asked]
     return Standing(
-        held=float((there.worst > 0).float().mean()),
-        firm=float((there.worst > hyper.margin / 2).float().mean()),
+        held=float((asked > 0).float().mean()),
+        firm=float((asked > hyper.margin / 2).float().mean()),
+        taught=float((there.worst > 0).float().mean()),
         lost=lost / max(count, 1),
         divergence=divergences / max(count, 1) + float(there.drift.mean()),
     )

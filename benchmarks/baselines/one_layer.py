@@ -1,8 +1,8 @@
 """The frame of every baseline that edits one layer: which layer, which samples, how many steps.
 
-All of them edit the layer that the product's rule picks (`worker.saliency`: the most salient of the middle
-blocks), train with the cached trunk, and see the same pass samples, so that they differ in nothing but the
-method. Later batches edit the layer of the first. Does not know any method.
+All of them edit the layer that the product's rule picks for plain changes of weights (`worker.saliency`: the
+most salient of the middle blocks), train with the cached trunk, and see the same pass samples, so that they
+differ in nothing but the method. Later batches edit the layer of the first. Does not know any method.
 """
 
 from __future__ import annotations
