@@ -68,27 +68,28 @@ def run_apart(work: Work) -> Row:
     began = time.monotonic()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(work, theirs, os.getpid()))
-    process.start()
-    theirs.close()
-    try:
-        found = ours.recv() if ours.poll(LIMIT_S) else {"error": f"not done after {LIMIT_S} s"}
-    except EOFError:
-        found = {"error": "the process ended without a result"}
-    if process.is_alive() and "error" in found:
-        process.kill()
-    process.join()
+    with tempfile.TemporaryDirectory() as scratch:  # ours: a killed process leaves nothing behind
+        process = context.Process(target=_send, args=(work, theirs, os.getpid(), Path(scratch)))
+        process.start()
+        theirs.close()
+        try:
+            found = ours.recv() if ours.poll(LIMIT_S) else {"error": f"not done after {LIMIT_S} s"}
+        except EOFError:
+            found = {"error": "the process ended without a result"}
+        if process.is_alive() and "error" in found:
+            process.kill()
+        process.join()
     if found.get("error") == "the process ended without a result":
         found["error"] += f" (exit code {process.exitcode})"
     return {**_head(work), **found, "unit_seconds": round(time.monotonic() - began, 2)}
 
 
-def _send(work: Work, channel: Connection, parent: int) -> None:
+def _send(work: Work, channel: Connection, parent: int, scratch: Path) -> None:
     die_with_parent(parent, signal.SIGKILL)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
-        found = _measured(work)
+        found = _measured(work, scratch)
     except Exception as error:  # a row says what failed; the run goes on
         found = {"error": f"{type(error).__name__}: {error}"[:500]}
     channel.send(found)
@@ -104,13 +105,13 @@ def _head(work: Work) -> Row:
     }  # fmt: skip
 
 
-def _measured(work: Work) -> Row:
+def _measured(work: Work, scratch: Path) -> Row:
     source = material(work.unit.dataset, work.limit)
     network = load(Path(source.folder), source.task, device="cpu")
     job = _job(work, source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.unit.seed)
-        found = run_job(network, job, work.unit)
+        found = run_job(network, job, work.unit, scratch)
     values = figures(found.outcomes, perplexity=source.perplexity)
     row: Row = {
         "model": network.model.config.model_type,
@@ -135,10 +136,13 @@ def _job(work: Work, source: Material) -> DrawnJob:
     return draw_job(source, SINGLE_EDITS if unit.num_edits == 1 else unit.num_edits, unit.seed, work.sizes)
 
 
-def run_job(network: Network, job: DrawnJob, unit: Unit) -> Result:
-    """Edit and measure: all at once, one by one, or one batch after another."""
+def run_job(network: Network, job: DrawnJob, unit: Unit, scratch: Path) -> Result:
+    """Edit and measure: all at once, one by one, or one batch after another.
+
+    `scratch` is a folder for what single edits have in common.
+    """
     if unit.num_edits == 1:
-        return _singly(network, job, unit)
+        return _singly(network, job, unit, Ahead(SampleCache(scratch, CACHE_BYTES, unit.model_sha256)))
     if unit.num_edits >= SEQUENCE:
         return _in_sequence(network, job, unit)
     return _at_once(network, job, unit, 0, len(job.corrections), job.held_out)
@@ -159,13 +163,11 @@ def _at_once(
     return Result(outcomes, seconds, cpu_seconds, peak, edited.delta_bytes, edited.layer)
 
 
-def _singly(network: Network, job: DrawnJob, unit: Unit) -> Result:
+def _singly(network: Network, job: DrawnJob, unit: Unit, ahead: Ahead) -> Result:
     """One edit at a time, each on its own slice of the held-out samples; times and sizes are means."""
     num = len(job.corrections)
     parts = slices(job.held_out, SLICE, num)
-    with tempfile.TemporaryDirectory() as folder:
-        ahead = Ahead(SampleCache(Path(folder), CACHE_BYTES, unit.model_sha256))
-        results = [_at_once(network, job, unit, i, i + 1, parts[i], ahead) for i in range(num)]
+    results = [_at_once(network, job, unit, i, i + 1, parts[i], ahead) for i in range(num)]
     outcomes = Outcomes()
     for result in results:
         outcomes = outcomes.joined(result.outcomes)

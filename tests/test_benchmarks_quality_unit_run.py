@@ -92,10 +92,12 @@ def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
     )
 
 
-def test_all_at_once_is_asked_on_all_held_out_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_at_once_is_asked_on_all_held_out_samples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     use(monkeypatch, shove)
     job = draw_job(tiny_material(Path()), 10, 0, SIZES)
-    found = run_job(build_network("bert"), job, UNIT)
+    found = run_job(build_network("bert"), job, UNIT, tmp_path)
     assert found.outcomes.edits == [True] * 10
     assert found.outcomes.kept == [False] * 30
     assert found.delta_bytes == 4
@@ -103,7 +105,7 @@ def test_all_at_once_is_asked_on_all_held_out_samples(monkeypatch: pytest.Monkey
 
 
 def test_single_edits_see_one_edit_each_and_share_the_held_out_samples(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given: list[Editing] = []
 
@@ -113,19 +115,22 @@ def test_single_edits_see_one_edit_each_and_share_the_held_out_samples(
 
     use(monkeypatch, spy)
     job = draw_job(tiny_material(Path()), SINGLE_EDITS, 0, SIZES)
-    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1))
+    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1), tmp_path)
     assert [len(editing.batch.edit_samples) for editing in given] == [1] * SINGLE_EDITS
     assert [len(editing.batch.adapt_samples) for editing in given] == [1] * SINGLE_EDITS
     assert all(editing.before is None for editing in given)
+    assert all(editing.ahead is given[0].ahead and editing.cache is not None for editing in given)
     assert len(found.outcomes.edits) == SINGLE_EDITS
     assert len(found.outcomes.kept) == SINGLE_EDITS * round(SLICE * 30)
 
 
-def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     use(monkeypatch, shove)
     monkeypatch.setattr(quality_unit_run, "SEQUENTIAL_BATCH", 5)
     job = draw_job(tiny_material(Path()), 15, 0, SIZES)
-    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1_000))
+    found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1_000), tmp_path)
     assert [point["num_edits"] for point in found.curve] == [5, 10, 15]
     assert found.curve[-1]["edit_accuracy"] == 1.0 and found.curve[-1]["drawdown"] == 1.0
     assert len(found.outcomes.edits) == 15
