@@ -184,7 +184,7 @@ def _time_step(steps: Steps, way: str) -> float:
 
 
 def step_figures(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The headline: the best of the middle block and those above it but the last: no plain change holds there."""
+    """The headline: the best of the middle block and those above, without the last (no plain edit there)."""
     above = [row for row in curve if len(curve) // 2 <= row["block"] < len(curve) - 1]
     best, middle = max(above, key=lambda row: row["over_frozen"]), above[0]
     return {
