@@ -49,7 +49,7 @@ class Course:
     """What a run of the benchmark is to do."""
 
     units: tuple[Unit, ...]
-    grids: dict[str, tuple[float, float, float]]  # of each method
+    grids: dict[str, tuple[float, ...]]  # of each method
     results: ResultFile
     sizes: Sizes
     limit: int | None
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     course = _course(options)
     if options.forget:
-        print(f"{course.results.forget(options.forget, options.sets or DATASETS)} rows are forgotten.")
+        gone = course.results.forget(options.forget, options.sets or DATASETS, options.edits)
+        print(f"{gone} rows are forgotten.")
     if options.plan:
         print(planned_time(course))
         return 0
@@ -217,7 +218,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--plan", action="store_true", help="print rows and expected seconds, run nothing")
     parser.add_argument(
-        "--forget", nargs="+", choices=names, help="drop these methods' rows first, of --sets"
+        "--forget", nargs="+", choices=names, help="drop these methods' rows first, of --sets and --edits"
     )
     return parser.parse_args(argv)
 

@@ -68,16 +68,19 @@ class ResultFile:
         return self._rows
 
     def add(self, row: Row) -> None:
-        """Add a row; a reader sees the file with it or without it, never in between."""
-        with _locked(self.path.with_suffix(".lock"), wait=True):
-            self._write([*self.rows(), row])
+        """Add a row; a reader sees the file with it or without it, never in between.
 
-    def forget(self, methods: Iterable[str], datasets: Iterable[str]) -> int:
-        """Drop the rows of methods on data sets, where either has changed, to measure them again."""
-        gone = set(product(methods, datasets))
+        A measurement takes the place of one with a setting that a larger search no longer chooses.
+        """
+        with _locked(self.path.with_suffix(".lock"), wait=True):
+            self._write([*(known for known in self.rows() if not _overtaken(known, row)), row])
+
+    def forget(self, methods: Iterable[str], datasets: Iterable[str], sizes: Iterable[int]) -> int:
+        """Drop the rows of methods on data sets with numbers of edits, to measure what has changed again."""
+        gone = set(product(methods, datasets, sizes))
         with _locked(self.path.with_suffix(".lock"), wait=True):
             rows = self.rows()
-            kept = [row for row in rows if (row["method"], row["dataset"]) not in gone]
+            kept = [row for row in rows if (row["method"], row["dataset"], row["num_edits"]) not in gone]
             self._write(kept)
         return len(rows) - len(kept)
 
@@ -86,6 +89,12 @@ class ResultFile:
         lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
         unfinished.write_text(f"[\n{lines}\n]\n" if rows else "[]\n")
         unfinished.rename(self.path)
+
+
+def _overtaken(known: Row, row: Row) -> bool:
+    """Whether a row measured the same as another, with another setting or protocol."""
+    same = ("kind", "dataset", "model_sha256", "method", "num_edits", "seed")
+    return row.get("kind") == "measure" and all(known.get(name) == row[name] for name in same)
 
 
 def of_newest_weights(rows: Sequence[Row]) -> list[Row]:

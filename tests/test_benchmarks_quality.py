@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.methods import METHODS
 from benchmarks.quality import Course, planned_time, work_off
 from benchmarks.quality_jobs import Sizes
 from benchmarks.quality_unit_run import NO_FIGURES, Work
@@ -113,9 +112,3 @@ def test_missing_models_are_said_plainly(
     monkeypatch.setenv("SALEM_SHARED", str(tmp_path))
     assert quality.main(["--plan"]) == 1
     assert "SALEM_SHARED" in capsys.readouterr().err
-
-
-def test_every_method_has_a_grid_of_the_same_size() -> None:
-    assert METHODS
-    assert all(len(set(method.grid)) == 3 for method in METHODS)
-    assert len({method.name for method in METHODS}) == len(METHODS)

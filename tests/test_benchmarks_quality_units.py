@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,30 @@ def test_rows_of_many_processes_are_all_kept(tmp_path: Path) -> None:
 def test_rows_of_a_changed_method_are_forgotten(tmp_path: Path) -> None:
     results = ResultFile(tmp_path / "rows.json")
     for number, name in enumerate(["steady", "small", "steady"]):
-        results.add({"key": number, "method": name, "dataset": "here"})
-    assert results.forget(["steady"], ["there"]) == 0
-    assert results.forget(["steady"], ["there", "here"]) == 2
+        results.add({"key": number, "method": name, "dataset": "here", "num_edits": 10 * (number + 1)})
+    assert results.forget(["steady"], ["there"], [10, 30]) == 0
+    assert results.forget(["steady"], ["here"], [20]) == 0
+    assert results.forget(["steady"], ["there", "here"], [10]) == 1
+    assert [row["key"] for row in results.rows()] == [1, 2]
+    assert results.forget(["steady"], ["here"], [10, 30]) == 1
     assert [row["key"] for row in results.rows()] == [1]
+
+
+def test_a_measurement_with_another_setting_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    results = ResultFile(tmp_path / "rows.json")
+    units = [
+        replace(UNIT, kind=kind, setting=setting, seed=seed)
+        for kind, setting, seed in [
+            ("search", 0.1, 0),
+            ("search", 0.2, 0),
+            ("measure", 0.1, 0),
+            ("measure", 0.1, 1),
+            ("measure", 0.2, 0),
+        ]
+    ]
+    for unit in units:
+        results.add({"key": unit.key, **asdict(unit)})
+    assert [row["key"] for row in results.rows()] == [units[place].key for place in (0, 1, 3, 4)]
 
 
 def test_a_row_that_is_no_json_is_refused_and_harms_nothing(tmp_path: Path) -> None:

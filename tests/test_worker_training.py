@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from salem.encoding import encode, forward
 from salem.records import Hyperparameters, Sample
 from worker.losses import Where, kl_per_sample, nll_per_sample, worst_margin_per_sample
 from worker.training import CHECK_EVERY, Prepared, _Pulling, edit_loss, prepare_dataset, standing, train
+from worker.trunk_sets import TrunkSet
 
 HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
 
@@ -23,6 +25,7 @@ class Factors:
 
     learning_rate = 0.05
     kl_weight = 0.1
+    shared = True
 
     def __init__(self, d_in: int, d_out: int, *, rank: int = 4) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -178,6 +181,45 @@ def test_what_keeps_other_answers_in_place_is_felt() -> None:
         for weight in (0.0, 10.0)
     )
     assert held.divergence < free.divergence
+
+
+def cut(whole: TrunkSet, size: int) -> TrunkSet:
+    """The same samples in chunks of so many."""
+    parts = [chunk.rows(rows) for chunk in whole.chunks for rows in torch.arange(len(chunk)).split(size)]
+    return TrunkSet(tuple(parts))
+
+
+@pytest.mark.parametrize(("shared", "steps"), [(True, 2), (False, 1)])
+def test_shared_parameters_take_a_step_for_each_chunk(shared: bool, steps: int) -> None:
+    of, ready, one = case("bert"), prepared(), learner()
+    ready = replace(ready, corrections=cut(ready.corrections, 2))
+    assert len(ready.corrections.chunks) == 2
+    one.shared = shared
+    hyper = HYPER.model_copy(update={"max_steps": 1, "margin": 0.0})
+    train(of.network, ready, one, hyper, generator())
+    moved = {tuple(term.b.flatten().tolist()) for term in one.seen}
+    assert len(moved) == steps + 1, "as it began, and after every step"
+
+
+def test_the_chunks_of_a_round_are_all_corrections_each_weighing_the_same() -> None:
+    of, ready = case("bert"), prepared()
+    whole = cut(ready.corrections, 2)
+    num = whole.num_samples
+    assert num > 2
+    pulling = _Pulling(of.network, whole, HYPER)
+    shares = [share for step in pulling.by_chunk(generator()) for share in step]
+    seen = torch.cat([share.chunk.samples for share in shares])
+    assert sorted(seen.tolist()) == list(range(num))
+    assert all(share.weight == 1.0 for share in shares), "a step is a mean over its chunk"
+    draw = generator()
+    firsts = [int(next(pulling.by_chunk(draw))[0].chunk.samples[0]) for _ in range(20)]
+    assert len(set(firsts)) > 1, "each round has its own order"
+    worst = torch.full((num,), HYPER.margin + 1)
+    worst[1] = HYPER.margin - 1
+    pulling.rest(holding(worst))
+    steps = list(pulling.by_chunk(generator()))
+    assert sorted(len(step) for step in steps) == [0] * (len(whole.chunks) - 1) + [1]
+    assert [share.weight for step in steps for share in step] == [0.5], "the other half of its chunk rests"
 
 
 def holding(worst: Tensor) -> Where:

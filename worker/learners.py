@@ -31,6 +31,7 @@ class MendLearner:
 
     learning_rate = 1e-3
     kl_weight = 3.0
+    shared = True
 
     def __init__(self, editor: MendEditor, factors: Factors, projection: NullSpace) -> None:
         self.editor, self.factors, self.projection = editor, factors, projection
@@ -61,6 +62,7 @@ class ScopedLearner:
 
     learning_rate = 0.2  # values are in units of the residual stream
     kl_weight = 0.0  # the scope says what stays; inside it the correction counts
+    shared = False  # a value is its edit's own
 
     def __init__(
         self,

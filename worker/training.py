@@ -25,8 +25,8 @@ from worker.sample_cache import SampleCache
 from worker.trunk_sets import BLOCK_BYTES, Chunk, TrunkSet, prepare, prepare_with_answers
 
 CHUNK = 32  # samples per step on either side
-LOOSEN_AFTER = 30  # steps after which corrections that still do not hold halve the pull of pass samples
-CHECK_EVERY = 10  # steps between two looks at the validation part
+LOOSEN_AFTER = 30  # rounds after which corrections that still do not hold halve the pull of pass samples
+CHECK_EVERY = 10  # rounds between two looks at the validation part
 PATIENCE = 2  # looks without improvement before training stops
 VALIDATION_SHARE = 0.2  # of the pass samples; chooses the step, never part of the held-out figures
 
@@ -38,6 +38,7 @@ class Learner(Protocol):
 
     learning_rate: float
     kl_weight: float  # weight of the divergence on pass samples against the corrections
+    shared: bool  # whether every correction moves the same parameters, or each its own
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -100,8 +101,9 @@ def train(
 ) -> tuple[Term, Standing]:
     """Train until the corrections hold and the validation part stops improving; return the best term.
 
-    A step sees one chunk of pass samples and the corrections that do not hold with the margin yet: how large
-    a step a correction takes is its own affair (the extent-aware editing that SaLEM leaves as future work).
+    A round sees every correction that does not hold with the margin yet: how large a step a correction takes
+    is its own affair (the extent-aware editing that SaLEM leaves as future work). Parameters that are shared
+    take a step for each chunk of corrections, others one for all; a step also sees a chunk of pass samples.
     """
     rate = hyper.learning_rate or learner.learning_rate
     parameters = list(learner.parameters())
@@ -111,24 +113,26 @@ def train(
     pulling, keeps = _Pulling(network, prepared.corrections, hyper), prepared.keep.cycle(generator)
     best, best_term = standing(network, prepared, learner.term(), hyper), _detached(learner.term())
     waited, micro_batches = 0, MicroBatches()
-    for step in range(1, hyper.max_steps + 1):
-        shares = pulling.shares()
-        if prepared.keep.chunks and hold > 0:
-            shares.append(Share(next(keeps), hold, partial(_keep_loss, network)))
-        if shares:
-            _step(optimizer, parameters, micro_batches.gradients(shares, learner.term, parameters))
+    for round_ in range(1, hyper.max_steps + 1):
+        stepped = False
+        for shares in pulling.by_chunk(generator) if learner.shared else (pulling.shares(),):
+            if prepared.keep.chunks and hold > 0:
+                shares.append(Share(next(keeps), hold, partial(_keep_loss, network)))
+            if shares:
+                _step(optimizer, parameters, micro_batches.gradients(shares, learner.term, parameters))
+                stepped = True
         schedule.step()
-        if step % CHECK_EVERY == 0 or step == hyper.max_steps or not shares:
+        if round_ % CHECK_EVERY == 0 or round_ == hyper.max_steps or not stepped:
             there = reached(network, prepared.corrections, learner.term())
             now = _standing(network, prepared, learner.term(), hyper, there)
             pulling.rest(there)
             waited += 1
-            if now.held < 1 and step >= LOOSEN_AFTER:
+            if now.held < 1 and round_ >= LOOSEN_AFTER:
                 hold /= 2  # what must change comes before what should stay; the figures tell the price
             if now.order > best.order:
                 best, best_term, waited = now, _detached(learner.term()), 0
             progress(
-                step / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence}
+                round_ / hyper.max_steps, {"held": now.held, "lost": now.lost, "divergence": now.divergence}
             )
             if best.held == 1.0 and (waited >= PATIENCE or not (pulling.any or hold)):
                 break
@@ -179,7 +183,7 @@ def _standing(
 
 
 class _Pulling:
-    """The corrections that a step sees: those that asked for more when last answered."""
+    """The corrections that a round sees: those that asked for more when last answered."""
 
     def __init__(self, network: Network, corrections: TrunkSet, hyper: Hyperparameters) -> None:
         self._network, self._corrections, self._hyper = network, corrections, hyper
@@ -191,14 +195,24 @@ class _Pulling:
         return not bool(self._rests.all())
 
     def shares(self) -> list[Share]:
-        """Each weighs by its own number: a correction pulls as much as if the others did not rest."""
-        shares = []
-        for chunk in self._corrections.chunks:
-            rows = (~self._rests[chunk.samples]).nonzero()[:, 0]
-            if len(rows):
-                part = chunk if len(rows) == len(chunk) else chunk.rows(rows.to(chunk.samples.device))
-                shares.append(Share(part, len(part) / len(self._rests), self._loss))
-        return shares
+        """All that pull. Each weighs by its own number, as much as if the others did not rest."""
+        num = len(self._rests)
+        return [share for chunk in self._corrections.chunks for share in self._shares(chunk, num)]
+
+    def by_chunk(self, generator: torch.Generator) -> Iterator[list[Share]]:
+        """The same, a chunk at a time, in a new order each time."""
+        chunks = self._corrections.chunks
+        order = torch.randperm(len(chunks), generator=generator).tolist() if len(chunks) > 1 else [0]
+        for place in order:
+            yield self._shares(chunks[place], len(chunks[place]))
+
+    def _shares(self, chunk: Chunk, num: int) -> list[Share]:
+        """What of a chunk pulls, if anything; `num` samples make the weight of one."""
+        rows = (~self._rests[chunk.samples]).nonzero()[:, 0]
+        if not len(rows):
+            return []
+        part = chunk if len(rows) == len(chunk) else chunk.rows(rows.to(chunk.samples.device))
+        return [Share(part, len(part) / num, self._loss)]
 
     def rest(self, there: Where, samples: Tensor | None = None) -> None:
         """Take note of where all samples are, or some; plain likelihood never rests."""

@@ -21,7 +21,7 @@ from benchmarks.baselines.values import KeyValues, train_values
 from worker.training import CHUNK
 from worker.trunk_sets import prepare, prepare_with_answers
 
-PENALTY = 1e-2  # λ, relative to the mean squared norm of a projected key
+PENALTY = 1e-2  # λ, relative to the mean squared norm of a key before it is projected
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,16 @@ def null_space_update(found: KeyValues, projection: Tensor, known: Tensor, penal
         found: keys K₁ᵀ [k, d_in] and shifts Rᵀ [k, d_out].
         projection: [d_in, d_in] P.
         known: [d_in, d_in] K_p K_pᵀ.
-        penalty: λ, relative to the mean squared norm of a projected key.
+        penalty: λ, relative to the mean squared norm of a key before it is projected: as in the authors'
+            code it does not shrink with what the projection leaves, so a key that lies among those to keep
+            moves little.
 
     Returns:
         [d_out, d_in]
     """
     p, keys = projection.double(), found.keys.double()
     reached = keys @ p  # [k, d_in]
-    added = penalty * reached.square().sum(-1).mean().clamp(min=1e-30)
+    added = penalty * keys.square().sum(-1).mean().clamp(min=1e-30)
     system = (known.double() + keys.T @ keys) @ p + added * torch.eye(len(p), dtype=p.dtype, device=p.device)
     right = found.shifts.double().T @ reached  # [d_out, d_in]
     # Rounding leaves a trace outside the null space; the last product takes it away.

@@ -80,11 +80,11 @@ class Editing:
 
 @dataclass(frozen=True)
 class Method:
-    """A method under test, with the one hyperparameter that is searched for it, over three values."""
+    """A method under test, with the one hyperparameter that is searched for it, over three values or more."""
 
     name: str
     setting_name: str
-    grid: tuple[float, float, float]
+    grid: tuple[float, ...]  # of equals the search takes the first
     largest: int  # the most edits at once that it is run with
     edit: Callable[[Editing], Edited]
     source: str  # paper and section

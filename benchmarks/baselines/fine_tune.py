@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import (
-    NUM_STEPS,
+    NUM_ROUNDS,
     edited_layer,
     generator_of,
     likelihood,
@@ -36,6 +36,8 @@ LAYER_RATE = 0.2  # where the setting is the weight of the divergence
 
 class WeightLearner:
     """One layer's update itself, starting at zero: plain gradient descent in the product's loop."""
+
+    shared = True
 
     def __init__(self, layer: Layer, learning_rate: float, device: torch.device) -> None:
         self.learning_rate = learning_rate  # of Adam, in the weight's own units
@@ -74,7 +76,7 @@ def fine_tune(editing: Editing) -> Replaced:
             network,
             prepared,
             WholeModel(weights),
-            num_steps=NUM_STEPS,
+            num_rounds=NUM_ROUNDS,
             learning_rate=editing.setting,
             kl_weight=0.0,
             generator=generator_of(editing),

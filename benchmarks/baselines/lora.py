@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
-from benchmarks.baselines.one_layer import NUM_STEPS, generator_of, prepared_at
+from benchmarks.baselines.one_layer import NUM_ROUNDS, generator_of, prepared_at
 from benchmarks.baselines.together import fit
 from salem.deltas import LayerDelta, LowRank
 from salem.hosting import Network
@@ -100,7 +100,7 @@ def lora(editing: Editing) -> Added:
             network,
             prepared,
             adapters,
-            num_steps=NUM_STEPS,
+            num_rounds=NUM_ROUNDS,
             learning_rate=editing.setting,
             kl_weight=0.0,
             generator=generator,

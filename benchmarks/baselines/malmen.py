@@ -42,6 +42,7 @@ class RidgeLearner:
     """An editor whose rows are aggregated by a ridge solve."""
 
     learning_rate = EDITOR_RATE
+    shared = True
 
     def __init__(self, editor: MendEditor, rows: Factors, penalty: float) -> None:
         self.editor, self.rows = editor, rows

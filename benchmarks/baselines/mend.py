@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import (
-    NUM_STEPS,
+    NUM_ROUNDS,
     generator_of,
     likelihood,
     prepared_at,
@@ -49,6 +49,7 @@ class EditorLearner:
     """The editor of one layer on fixed factors, for the product's loop."""
 
     learning_rate = EDITOR_RATE
+    shared = True
 
     def __init__(self, editor: MendEditor, factors: Factors) -> None:
         self.editor, self.factors = editor, factors
@@ -116,7 +117,7 @@ def mend_top(editing: Editing) -> Added:
         network,
         prepared,
         editors,
-        num_steps=NUM_STEPS,
+        num_rounds=NUM_ROUNDS,
         learning_rate=EDITOR_RATE,
         kl_weight=editing.setting,
         generator=generator,

@@ -21,7 +21,7 @@ from salem.trunk import beside_encoder
 from worker.saliency import choose_layer, layer_saliency, middle_layers
 from worker.training import Learner, Prepared, prepare_dataset, train
 
-NUM_STEPS = 40  # of up to 32 corrections and 32 pass samples each
+NUM_ROUNDS = 40  # over all corrections, in steps of up to 32 of them and 32 pass samples each
 MAX_PASS_SAMPLES = 1_000  # four fifths are trained on: about as many as so many steps can see
 SALIENCY_SAMPLES = 100  # corrections that choose the layer
 
@@ -62,7 +62,7 @@ def writing_stack(network: Network) -> str:
 def likelihood(editing: Editing, *, kl_weight: float, learning_rate: float | None = None) -> Hyperparameters:
     """What the product's loop is told: plain likelihood on the corrections, as published."""
     return Hyperparameters(
-        margin=0.0, max_steps=NUM_STEPS, kl_weight=kl_weight, learning_rate=learning_rate, seed=editing.seed
+        margin=0.0, max_steps=NUM_ROUNDS, kl_weight=kl_weight, learning_rate=learning_rate, seed=editing.seed
     )
 
 

@@ -1,7 +1,7 @@
 """A training loop for methods that change more than one layer: whole models, adapters, several editors.
 
-The same two objectives, chunks and stopping rule as the product's loop for one layer (`worker.training`):
-train until the corrections hold, keep the best state. Does not know what is trained.
+The same two objectives, chunks, rounds and stopping rule as the product's loop for one layer
+(`worker.training`): train until the corrections hold, keep the best state. Does not know what is trained.
 """
 
 from __future__ import annotations
@@ -37,31 +37,35 @@ def fit(
     prepared: Prepared,
     trainee: Trainee[State],
     *,
-    num_steps: int,
+    num_rounds: int,
     learning_rate: float,
     kl_weight: float,
     generator: torch.Generator,
 ) -> State:
-    """Train and return the state with most corrections held, then least divergence on validation samples."""
+    """Train and return the state with most corrections held, then least divergence on validation samples.
+
+    Every round sees all corrections once, a chunk at a time, each beside a chunk of pass samples.
+    """
     optimizer = torch.optim.Adam(trainee.parameters(), lr=learning_rate)
     edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
     best, kept = _standing(network, prepared, trainee), trainee.state()
-    for step in range(1, num_steps + 1):
-        optimizer.zero_grad(set_to_none=True)
-        with trainee.acting():
-            loss = nll_per_sample(resume(network, next(edits).trunk)).mean()
-            if prepared.keep.chunks and kl_weight:
-                loss = loss + kl_weight * divergence(network, next(keeps)).mean()
-        loss.backward()
-        optimizer.step()
-        if step % CHECK_EVERY and step < num_steps:
+    for round_ in range(1, num_rounds + 1):
+        for _ in prepared.corrections.chunks:
+            optimizer.zero_grad(set_to_none=True)
+            with trainee.acting():
+                loss = nll_per_sample(resume(network, next(edits).trunk)).mean()
+                if prepared.keep.chunks and kl_weight:
+                    loss = loss + kl_weight * divergence(network, next(keeps)).mean()
+            loss.backward()
+            optimizer.step()
+        if round_ % CHECK_EVERY and round_ < num_rounds:
             continue
         now = _standing(network, prepared, trainee)
         if now > best:
             best, kept = now, trainee.state()
         elif best[0] == 1.0:
             break
-        if now[0] < 1.0 and step >= LOOSEN_AFTER:
+        if now[0] < 1.0 and round_ >= LOOSEN_AFTER:
             kl_weight /= 2
     return kept
 
