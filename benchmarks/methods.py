@@ -73,6 +73,7 @@ METHODS: tuple[Method, ...] = (
         "docs/recipes.md, scoped",
         True,
         num_seeds=3,
+        fresh=True,
     ),
     Method(
         "salem-paper", KL, (1.0, 3.0, 10.0), FEW, salem_paper, "SaLEM 2024, section 3; docs/recipes.md, paper"

@@ -26,6 +26,7 @@ from benchmarks.quality_data import DATASETS, material
 from benchmarks.quality_jobs import Sizes, measured_pool
 from benchmarks.quality_unit_run import Work, run_apart
 from benchmarks.quality_units import (
+    FRESH_SEEDS,
     RESULTS,
     SIZES,
     ResultFile,
@@ -212,7 +213,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [method.name for method in METHODS]
     parser.add_argument("--sets", nargs="+", choices=DATASETS)
     parser.add_argument("--methods", nargs="+", choices=names)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, *FRESH_SEEDS])
     parser.add_argument("--edits", nargs="+", type=int, choices=SIZES, default=list(SIZES))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take no unit after so many")
     parser.add_argument("--processes", type=int, default=1)

@@ -25,37 +25,51 @@ def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
     head = ["data", "edits", f"edit accuracy, at least {LEAST_EDIT_ACCURACY}"]
     head += [f"generalisation, at least {LEAST_GENERALISATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
     head += ["a quarter of the best rival's drawdown"]
+    groups = sorted((item for item in found.items() if item[0][1] < SEQUENCE), key=lambda item: item[0][::-1])
     body = [
         [dataset, "one at a time" if size == 1 else str(size), *verdict(methods)]
-        for (dataset, size), methods in sorted(found.items(), key=lambda item: item[0][::-1])
-        if size < SEQUENCE and _ours(methods)
+        for (dataset, size), methods in groups
+        if _ours(methods)
     ]
     if not body:
         return f"No row of {OURS} yet."
-    judged = [cell for _, _, *cells in body for cell in cells if not cell.startswith(UNJUDGED)]
-    missed = sum(cell.endswith(MISSED) for cell in judged)
-    parts = [f"{len(judged) - missed} of {len(judged)} bounds hold.", markdown(head, body)]
+    parts = [_count([cell for _, _, *cells in body for cell in cells]), markdown(head, body)]
     parts += [
         f"{dataset}, {size:,} edits in sequence: {_sequence(line)}."
         for (dataset, size), methods in found.items()
         if size >= SEQUENCE and (line := _ours(methods))
     ]
+    missing = [f"{dataset} with {size:,}" for (dataset, size), methods in found.items() if not _ours(methods)]
+    if missing:
+        parts.append(f"Rivals are measured where {OURS} is not yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def _count(cells: Sequence[str]) -> str:
+    judged = [cell for cell in cells if not cell.startswith(UNJUDGED)]
+    missed = sum(cell.endswith(MISSED) for cell in judged)
+    text = f"{len(judged) - missed} of {len(judged)} bounds hold"
+    others = len(cells) - len(judged)
+    return (
+        f"{text}; {others} cannot be judged, where no rival edits as well or none is measured."
+        if others
+        else f"{text}."
+    )
 
 
 def verdict(methods: Sequence[Line]) -> list[str]:
     """The figures of the product and whether each holds: edits, generalisation, drawdown, and of the rivals.
 
-    The methods include the product.
+    What is judged is the figure over all seeds; those of each seed stand beside it. The methods include the
+    product.
     """
     ours = _ours(methods)
     assert ours is not None, f"there is a line of {OURS}"
-    drawdown = ours.value("drawdown")
     return [
-        _cell(ours.value("edit_accuracy"), least=LEAST_EDIT_ACCURACY),
-        _cell(ours.value("generalisation"), least=LEAST_GENERALISATION),
-        _cell(drawdown, most=MOST_DRAWDOWN),
-        _against_rivals(methods, drawdown),
+        _cell(ours, "edit_accuracy", least=LEAST_EDIT_ACCURACY),
+        _cell(ours, "generalisation", least=LEAST_GENERALISATION),
+        _cell(ours, "drawdown", most=MOST_DRAWDOWN),
+        _against_rivals(methods, ours.value("drawdown")),
     ]
 
 
@@ -85,8 +99,8 @@ def _against_rivals(methods: Sequence[Line], drawdown: float | None) -> str:
 
 def _sequence(line: Line) -> str:
     least, most = IN_SEQUENCE
-    edits = _cell(line.value("edit_accuracy"), least=least)
-    drawdown = _cell(line.value("drawdown"), most=most)
+    edits = _cell(line, "edit_accuracy", least=least)
+    drawdown = _cell(line, "drawdown", most=most)
     return f"edit accuracy {edits}, at least {least}; drawdown {drawdown}, at most {most}"
 
 
@@ -94,7 +108,11 @@ def _ours(methods: Sequence[Line]) -> Line | None:
     return next((line for line in methods if line.method == OURS), None)
 
 
-def _cell(value: float | None, *, least: float = float("-inf"), most: float = float("inf")) -> str:
+def _cell(line: Line, name: str, *, least: float = float("-inf"), most: float = float("inf")) -> str:
+    value = line.value(name)
     if value is None:
         return NOT_MEASURED
-    return share(value) + ("" if least <= value <= most else MISSED)
+    text = share(value)
+    if len(line.rows) > 1:
+        text += f" ({', '.join(share(one.value(name) or 0.0) for one in line.by_seed)})"
+    return text + ("" if least <= value <= most else MISSED)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.quality_units import Row
+from benchmarks.quality_units import TIE, Row
 from benchmarks.resampling import Values, first, interval
 from worker.intervals import proportion
 
@@ -37,6 +37,11 @@ class Line:
         figure = self.figures[name]
         return None if figure is None else figure.value
 
+    @property
+    def by_seed(self) -> tuple[Line, ...]:
+        """The same for each seed alone."""
+        return tuple(_line(self.method, [row]) for row in self.rows)
+
 
 def lines(rows: Iterable[Row]) -> dict[tuple[str, int], list[Line]]:
     """(data set, number of edits) -> its methods, in the order of rows; without searches and failures."""
@@ -54,7 +59,9 @@ def _line(name: str, rows: Sequence[Row]) -> Line:
     found = {figure: _figure(read(rows), statistic) for figure, (read, statistic) in _POOLED.items()}
     if any("nll" in row["counts"] for row in rows):
         passages = [entry for row in rows for entry in row["counts"]["nll"]]
-        found["drawdown"] = _figure(_rises(passages), _relative_rise)
+        rises = _rises(passages)
+        # Perplexity is no share: where no passage changed at all there is nothing to draw from.
+        found["drawdown"] = _figure(rises, _relative_rise) if rises[:, 0].any() else Figure(0.0, 0.0, 0.0)
     return Line(name, tuple(rows), found)
 
 
@@ -63,9 +70,9 @@ def _figure(values: Values, statistic: Callable[[Values], Values]) -> Figure | N
         return None
     value = float(statistic(values.mean(0, keepdims=True))[0])
     if value in (0.0, 1.0):
-        # All alike: drawing them again says nothing, so the interval is that of a share (Wilson 1927).
-        count = len(values) if values.shape[1] == 1 else int(values[:, 1].sum())
-        share = proportion([value == 1.0] * count)
+        # All alike: drawing them again says nothing, so the interval is that of a share (Wilson 1927), of
+        # edits where each has several rewordings: they are no independent samples.
+        share = proportion([value == 1.0] * len(values))
         assert share is not None
         return Figure(value, share.low, share.high)
     return Figure(value, *interval(values, statistic, np.random.default_rng(0)))
@@ -124,7 +131,11 @@ def mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def table(methods: Sequence[Line]) -> str:
-    """A Markdown table of the methods; the best value of every column is bold."""
+    """A Markdown table of the methods; the best value of a column is bold, but of those that cost.
+
+    Costs are not of one day and one machine. The least drawdown counts among those that edit as well as the
+    best, within a tie.
+    """
     names = [name for name in _POOLED if any(line.figures[name] for line in methods)]
     names += [n for n in (*_MEANS, "delta_bytes") if any(mean(line.rows, n) is not None for line in methods)]
     best = {name: _best(methods, name) for name in names}
@@ -150,19 +161,26 @@ _HEADS = {
     "delta_bytes": "delta kB",
 }
 _SCALES = {"peak_bytes": 1e-6, "delta_bytes": 1e-3}
-_LOWER = {"drawdown", "drawdown_forced", "cpu_seconds", "peak_bytes", "delta_bytes"}
+_COSTS = {"cpu_seconds", "peak_bytes", "delta_bytes"}
 
 
-def _best(methods: Sequence[Line], name: str) -> float | None:
-    values = [value for line in methods if (value := _value(line, name)) is not None]
-    return None if not values else (min(values) if name in _LOWER else max(values))
+def _best(methods: Sequence[Line], name: str) -> set[str]:
+    """The methods whose value of a column is the best."""
+    if name in _COSTS:
+        return set()
+    harm = name.startswith("drawdown")
+    least = max((line.value("edit_accuracy") or 0.0 for line in methods), default=0.0) - TIE
+    counted = [line for line in methods if not harm or (line.value("edit_accuracy") or 0.0) >= least]
+    values = {line.method: value for line in counted if (value := _value(line, name)) is not None}
+    best = (min if harm else max)(values.values(), default=None)
+    return {method for method, value in values.items() if value == best}
 
 
 def _value(line: Line, name: str) -> float | None:
     return line.value(name) if name in line.figures else mean(line.rows, name)
 
 
-def _cell(line: Line, name: str, best: float | None) -> str:
+def _cell(line: Line, name: str, best: set[str]) -> str:
     value = _value(line, name)
     if value is None:
         return "-"
@@ -170,7 +188,7 @@ def _cell(line: Line, name: str, best: float | None) -> str:
     shown = (
         f"{scaled:.0f}" if name in _SCALES else f"{scaled:.1f}" if name == "cpu_seconds" else share(scaled)
     )
-    shown = f"**{shown}**" if value == best else shown
+    shown = f"**{shown}**" if line.method in best else shown
     figure = line.figures.get(name)
     return shown if figure is None else f"{shown} ({share(figure.low)} to {share(figure.high)})"
 

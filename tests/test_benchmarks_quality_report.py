@@ -130,7 +130,7 @@ def test_without_a_rival_as_accurate_there_is_no_bound_to_miss() -> None:
     assert "of 3 bounds hold" in must_reach(alone)
     assert must_reach(lines([row("ft", "1", 0)])) == "No row of salem yet."
     fallen = must_reach(lines([text_row("salem", -0.01)]))
-    assert fallen.startswith("2 of 3 bounds hold."), "a perplexity that falls is judged, too"
+    assert fallen.startswith("2 of 3 bounds hold;"), "a perplexity that falls is judged, too"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,45 @@ def test_a_sequence_has_bounds_of_its_own(edits: str, lost: int, missed: int) ->
     assert sequence.count("**missed**") == missed
 
 
+def test_seeds_stand_beside_what_is_judged() -> None:
+    found = lines([row("salem", "1" * 100, 4), row("salem", "1" * 100, 0, seed=1)])
+    assert verdict(found["nli", 10])[2] == "0.0050 (0.0100, 0.0000)"
+
+
+def test_what_cannot_be_judged_and_what_is_missing_is_said() -> None:
+    rows = [row("salem", "1" * 100, 1), row("ft", "1" * 90 + "0" * 10, 0), row("ft", "1", 0, size=1)]
+    text = must_reach(lines(rows))
+    assert text.startswith("2 of 3 bounds hold; 1 cannot be judged")
+    assert "not yet: nli with 1." in text
+
+
+def test_fresh_draws_are_judged_apart() -> None:
+    rows = [
+        row("salem", "1" * 100, 1),
+        row("salem", "1" * 50 + "0" * 50, 1, seed=3),
+        row("ft", "1" * 100, 40),
+    ]
+    text = report(rows, None)
+    first, fresh = text.split("### The same on draws that nothing was chosen on")
+    assert "3 of 4 bounds hold." in first and "| nli | 10 | 1.0000 |" in first
+    assert "2 of 4 bounds hold." in fresh and "| nli | 10 | 0.5000, **missed** |" in fresh
+    assert "| salem | **1.0000**" in fresh, "the tables of methods are of the other seeds"
+
+
+def test_perplexity_that_did_not_change_has_no_share_as_its_interval() -> None:
+    still = text_row("salem", 0.0)
+    found = lines([still])["wikitext", 10][0].figures["drawdown"]
+    assert found is not None and (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+def test_rewordings_of_one_edit_are_one_sample_where_all_are_alike() -> None:
+    made = row("salem", "1111", 0)
+    made["counts"]["reworded"] = ["11"] * 4
+    found = lines([made])["nli", 10][0].figures["generalisation"]
+    edits = lines([made])["nli", 10][0].figures["edit_accuracy"]
+    assert found is not None and edits is not None and found.low == edits.low
+
+
 def test_the_best_of_a_column_is_bold() -> None:
     text = table(lines([row("salem", "1111", 1), row("ft", "1110", 40)])["nli", 10])
     salem, ft = (
@@ -152,6 +191,12 @@ def test_the_best_of_a_column_is_bold() -> None:
     assert ft.split("|")[2].strip().startswith("0.7500 (")
     assert "| **0.5000** (" in salem and "| **0.5000** (" in ft
     assert len({line.count("|") for line in text.splitlines()}) == 1
+    assert "**2.0**" not in text and "**2**" not in text, "costs are not compared"
+
+
+def test_the_least_drawdown_is_among_those_that_edit() -> None:
+    found = lines([row("salem", "1111", 4), row("idle", "0000", 0), row("ft", "1111", 40)])["nli", 10]
+    assert "**0.0100**" in table(found) and "**0.0000**" not in table(found)
 
 
 def test_what_is_written_by_hand_stays() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines.contract import Editing, Method
+from benchmarks.methods import METHODS, method
 from benchmarks.quality_units import (
+    FRESH_SEEDS,
     PROTOCOL,
     ResultFile,
     Unit,
@@ -61,6 +63,21 @@ def test_the_plan_searches_first_and_goes_seed_by_seed() -> None:
     ]  # fmt: skip
     assert [u.seed for u in units[len(searches) :]] == sorted(u.seed for u in units[len(searches) :])
     assert {u.method for u in units if u.seed == 1} == {"steady"}, "the other has one seed"
+
+
+def test_fresh_seeds_are_the_products_own() -> None:
+    assert method("salem").fresh and [one.name for one in METHODS if one.fresh] == ["salem"]
+    units = plan(
+        {"nli": ("a" * 64, 5_000)},
+        [replace(STEADY, fresh=True), SMALL],
+        [0, 1, 2, *FRESH_SEEDS],
+        [1, 10, 100, 1_000],
+    )
+    found = {(u.method, u.num_edits, u.seed) for u in units if u.kind == "measure"}
+    wide = {("steady", size, seed) for size in (10, 100) for seed in (0, 1, *FRESH_SEEDS)}
+    assert found == wide | {("steady", 1, 0), ("steady", 1_000, 0)} | {
+        ("small", size, 0) for size in (1, 10, 100)
+    }
 
 
 def test_a_thousand_edits_need_a_method_that_goes_on_from_before() -> None:

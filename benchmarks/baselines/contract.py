@@ -89,4 +89,5 @@ class Method:
     edit: Callable[[Editing], Edited]
     source: str  # paper and section
     sequential: bool = False  # whether it accepts `before`
-    num_seeds: int = 1  # it is measured with: seeds are cut before methods
+    num_seeds: int = 1  # it is measured with, from 0: seeds are cut before methods
+    fresh: bool = False  # whether it is measured on draws that no default was chosen on, too

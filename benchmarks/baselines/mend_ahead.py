@@ -28,7 +28,7 @@ from worker.one_pass import row_updates
 from worker.training import CHUNK
 from worker.trunk_sets import prepare_with_answers
 
-NUM_STEPS = 40  # of up to 32 edits and 32 pass samples; five times as many came to the same (docs/log.md)
+NUM_STEPS = 40  # of up to 32 edits and 32 pass samples; docs/log.md has what five times as many came to
 CORPUS_SIZE = 256  # edits that editors are trained on; their gradients are kept in memory
 
 
