@@ -113,8 +113,8 @@ def _preface(rows: Sequence[Row]) -> str:
         "has more of them, whose defaults were chosen while these figures were looked at. In brackets the "
         "95% interval: bootstrap over the samples of all seeds, which says nothing of how seeds differ; "
         "those stand in the tables of bounds. Bold: the best of a column; of drawdowns, among those within "
-        ".02 of the best edit accuracy. Costs are of several days and machines. What each method is, and how each "
-        "figure is defined: [metrics](metrics.md#the-methods)."
+        ".02 of the best edit accuracy. Costs are of several days and machines. What each method is, and "
+        "how each figure is defined: [metrics](metrics.md#the-methods)."
     )
 
 
