@@ -17,7 +17,7 @@ from app.main import create_app
 from salem.errors import Misconfigured
 from salem.hosting import weights_sha256
 from salem.queue import JobQueue
-from salem.records import HostedModel, JobState
+from salem.records import HostedModel, JobState, Task
 from salem.registry import Registry
 from salem.settings import Settings
 
@@ -383,6 +383,27 @@ def test_text_that_cannot_be_stored(client: httpx.Client, intents: HostedModel, 
     problem(client.post("/predict", content=body, headers=headers), 422, "invalid_request")
     body = f'{{"model": "{text}", "inputs": ["{text}"]}}'
     problem(client.post("/predict", content=body, headers=headers), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("field", ["text_pair", "target", "forget"])
+def test_half_a_surrogate_pair_anywhere_in_a_sample(client: httpx.Client, stage: Stage, field: str) -> None:
+    stage.host("writer", "gpt2", Task.TEXT_GENERATION)
+    bad = EDIT | {"target": None if field == "forget" else "refund", field: "\ud83d"}
+    kept = {"input": "the lamp", "target": "refund", "text_pair": None} | {field: "\ud83d"}
+    sent: list[tuple[str, dict[str, Any], str]] = [
+        ("/edits", {"edits": [bad]}, f"/edits/0/{field}"),
+        (
+            "/editors",
+            {"edits": [bad, *({**EDIT, "input": f"order {n}"} for n in range(3))]},
+            f"/edits/0/{field}",
+        ),
+    ]
+    if field != "forget":
+        sent.append(("/edits", {"edits": [EDIT], "pass_samples": [kept]}, f"/pass_samples/0/{field}"))
+    for path, body, pointer in sent:
+        content = json.dumps({"model": "writer", **body})
+        found = problem(client.post(path, content=content, headers=JSON), 422, "invalid_request")
+        assert pointer in pointers(found)
 
 
 def test_numbers_that_are_not_finite(client: httpx.Client, intents: HostedModel) -> None:
