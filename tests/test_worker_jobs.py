@@ -26,6 +26,7 @@ from salem import job_leases, tensor_files
 from salem.answers import predict
 from salem.delta_files import unpack
 from salem.errors import Conflict, LeaseLost, NotFound
+from salem.hosting import Network
 from salem.metric_files import unpack_metric
 from salem.records import (
     Edit,
@@ -44,9 +45,10 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, memory
+from worker import edit_job, memory, register_job
 from worker.attempts import Attempt
 from worker.jobs import JobRun
+from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
 
 LEASE_S = 30.0
@@ -303,6 +305,30 @@ def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stag
     assert edited(streamed, model, "my lamp is broken") == whole
     needs = [job.result["estimated_peak_bytes"] for job in stage.registry.list_jobs()[0] if job.result]
     assert len(needs) == 2 and min(needs) < max(needs)
+
+
+def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(stage.settings.effective_models_root / "m", "bert")
+    shutil.copytree(*(stage.settings.effective_models_root / name for name in ("m", "whole")))
+    samples = [Sample(input=text, target=label) for text, label in zip(KEPT, answers(KEPT), strict=True)]
+    reference = stage.blobs.put("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
+    asked: list[Network] = []
+
+    def answer(network: Network, *arguments: Any) -> Registered:
+        asked.append(network)
+        return answer_reference(network, *arguments)
+
+    monkeypatch.setattr(register_job, "answer_reference", answer)
+    streamed = with_settings(stage, stream_weights=True)
+    for way, name in ((streamed, "m"), (stage, "whole")):
+        attempt(way, stage.registry.create_model(new_model(name), reference)).run()
+    assert [network.streamed is not None for network in asked] == [True, False]
+    found, whole = (stage.registry.get_model(name) for name in ("m", "whole"))
+    assert found.state is ModelState.READY and found.num_pass_samples == len(KEPT)
+    assert found == whole.model_copy(update={"name": "m", "source": found.source})
+    edited(streamed, found, "my lamp is broken")
 
 
 def test_no_bytes_keep_nothing(stage: Stage) -> None:
