@@ -162,6 +162,30 @@ def test_edits_make_a_job_for_the_named_parent(
     assert base["request"]["parent"] == 0
 
 
+def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
+    """What the worker does at the end of each job is done by hand."""
+    client.put("/models/intents/aliases/production", json={"version": 0})
+    body = {"model": "intents@production", "alias": "production", "edits": [EDIT]}
+    jobs = [client.post("/edits", json=body).json() for _ in range(2)]
+    for job in jobs:
+        assert (job["request"]["parent"], job["request"]["alias_was"]) == (0, 0)
+        stage.publish(intents, job=stage.registry.get_job(job["id"]))
+    path = "/models/intents/aliases/production"
+    assert [alias["version"] for alias in client.get(path).json()["data"]] == [1, 0]
+    first, second = (client.get(f"/jobs/{job['id']}").json()["result"] for job in jobs)
+    assert first == {"version": "intents:1"}
+    (note,) = second["notes"]
+    assert all(words in note for words in ("left at intents:1", "intents:2", f"PUT {path}"))
+    again = client.post("/edits", json=body).json()["request"]
+    assert (again["parent"], again["alias_was"]) == (1, 1)
+    removal = {"edits": ["1.0"], "alias": "production"}
+    stage.registry.set_alias("intents", "production", 2)
+    response = client.post("/models/intents/versions/1/without", json=removal)
+    assert response.status_code == 202 and response.json()["request"]["alias_was"] == 2
+
+
 def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> None:
     edits = [
         EDIT,

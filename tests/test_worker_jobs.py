@@ -77,12 +77,18 @@ def ask(
     options: Hyperparameters,
     text: str = "my lamp is broken",
     kept: Sequence[Sample] | None = None,
+    **more: Any,
 ) -> Job:
     """A job that edits the base model."""
     edit = Edit(input=text, target=other_label(answers([text])[0]))
     pass_samples = None if kept is None else tuple(kept)
     request = EditRequest(
-        model=model.name, parent=0, edits=(edit,), pass_samples=pass_samples, hyperparameters=options
+        model=model.name,
+        parent=0,
+        edits=(edit,),
+        pass_samples=pass_samples,
+        hyperparameters=options,
+        **more,
     )
     return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
 
@@ -118,6 +124,19 @@ def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None
     assert version.job_id == job.id and ended.result is not None
     assert ended.result["version"] == "m:1" and ended.result["delta_sha256"] == version.deltas[0].blob
     assert stage.blobs.exists(version.deltas[0].blob)
+
+
+def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    stage.registry.set_alias("m", "production", stage.publish(model).number)
+    job = ask(stage, model, QUICK, alias="production", alias_was=1)
+    late = ask(stage, model, QUICK, alias="production", alias_was=1)
+    for each in (job, late):
+        attempt(stage, each).run()
+    assert [alias.version for alias in stage.registry.list_aliases("m")] == [2]
+    first, second = (stage.registry.get_job(each.id).result or {} for each in (job, late))
+    assert not any("alias" in note for note in first["notes"])
+    assert 'the alias "production" was left at m:2' in second["notes"][-1]
 
 
 def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: Stage) -> None:
