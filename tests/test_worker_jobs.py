@@ -24,8 +24,9 @@ from tiny_models import build_network, save_tiny, tiny_network
 
 from salem import job_leases, tensor_files
 from salem.answers import predict
+from salem.blobs import BlobStore
 from salem.delta_files import unpack
-from salem.errors import Conflict, LeaseLost, NotFound
+from salem.errors import Conflict, LeaseLost, NotFound, Unavailable
 from salem.hosting import Network
 from salem.metric_files import unpack_metric
 from salem.records import (
@@ -221,6 +222,73 @@ def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
     assert SECRET not in ended.model_dump_json() and "Traceback" not in ended.model_dump_json()
     assert any(line.get("exc_info") for line in lines) == (code in ("internal", "out_of_memory"))
     assert all(line["job_id"] == job.id for line in lines)
+
+
+BRIEF_S = 0.3
+
+
+def unavailable(*arguments: Any, **more: Any) -> Any:
+    raise Unavailable("the blob store does not answer", remedy="try again shortly")
+
+
+def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun | None:
+    """Wait for the lease to run out and do what the reconciler does; None: there is no attempt left."""
+    time.sleep(1.5 * BRIEF_S)
+    left = [each.id for each in stage.registry.lost_jobs(stage.settings.max_attempts)]
+    return attempt(stage, job, run) if job.id in left else None
+
+
+def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
+    with monkeypatch.context() as outage:
+        outage.setattr(BlobStore, "put", unavailable)
+        attempt(brief, job).run()
+    given_back = stage.registry.get_job(job.id)
+    assert (given_back.state, given_back.error) == (JobState.RUNNING, None)
+    again = next_attempt(brief, job)
+    assert again is not None
+    again.run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_outage_without_end_fails_the_job_after_its_last_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    class CutOff(JobRun):
+        def work(self, reporter: JobReporter) -> None:
+            reporter.phase("writing", 0.9)
+            unavailable()
+
+    if not recorded:
+        monkeypatch.setattr(Registry, "fail_job", unavailable)
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S, max_attempts=2)
+    run: JobRun | None = attempt(brief, job, CutOff)
+    while run is not None:
+        run.run()
+        run = next_attempt(brief, job, CutOff)
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.FAILED, 2)
+    assert ended.error is not None and ended.error.remedy
+    assert (ended.error.code, ended.error.message) == (
+        ("unavailable", "the blob store does not answer, in the last of 2 attempts")
+        if recorded
+        else ("attempts_exhausted", "every attempt was cut short, and the job was given up")
+    )
+
+
+def test_reports_that_do_not_arrive_do_not_end_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", unavailable)
+    with structlog.testing.capture_logs() as lines:
+        attempt(stage, job).run()
+    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
+    assert "lease not renewed" in [line["event"] for line in lines]
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])
