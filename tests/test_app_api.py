@@ -100,6 +100,28 @@ def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings
     assert pointers(problem(unknown, 422, "invalid_request")) == {"/reference_sha256"}
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (b"\x80 as a delta holds", "not UTF-8"),
+        (b'{"input": "a"}\n', "line 1"),
+        (b"{}\n", "line 1"),
+        (b'{"input": "a", "target": "b"}\n{"input": "a", "target": "c"}\n', "keep the right one"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_stored_but_is_no_reference_set(
+    client: httpx.Client, stage: Stage, small: Settings, stored: bytes, words: str
+) -> None:
+    save_tiny(small.effective_models_root / "intents", "bert")
+    source = {"kind": "folder", "path": "intents"}
+    body = {"name": "intents", "task": "sequence-classification", "source": source}
+    refused = client.post("/models", json={**body, "reference_sha256": stage.blobs.put(stored)})
+    found = problem(refused, 422, "invalid_request")
+    assert pointers(found) == {"/reference_sha256"} and words in found["detail"] and found["remedy"]
+    assert client.get("/models").json()["data"] == []
+
+
 def test_bad_reference_sets(client: httpx.Client) -> None:
     lines = b'{"input": "a", "target": "b"}\n{"input": 3}\nnot json\n{"input": "x", "target": "y", "id": 1}\n'
     body = problem(client.put("/references", content=lines), 422, "invalid_request")
