@@ -17,6 +17,7 @@ from app.text_checks import (
     check_target,
     check_text,
     did_you_mean,
+    readable,
     wanted,
 )
 from salem.errors import Pointer
@@ -39,7 +40,7 @@ class Place:
     """A sample, where the request holds it, and which edit it belongs to (None: a pass sample)."""
 
     pointer: str  # of the sample
-    text_pointer: str  # of its text
+    text_pointer: str  # of its text, where its length is told
     sample: DraftSample | DraftEdit
     edit: int | None
     paraphrase: bool = False
@@ -48,6 +49,11 @@ class Place:
     def key(self) -> tuple[str, str]:
         """Identity of the input: its words, and those of its pair."""
         return _words(self.sample.input, self.sample.text_pair)
+
+    @property
+    def readable(self) -> bool:
+        """Whether all of its texts can be counted, compared and quoted; a label need not be the model's."""
+        return readable(self.sample.input, self.sample.text_pair, *self.sample.becomes)
 
 
 def check_edit_request(
@@ -69,10 +75,9 @@ def check_edit_request(
         found += check_target(f"/pass_samples/{index}/target", sample.target, model)
     found += _check_layer(model, options.layer)
     found += _check_recipe(edits, options.recipe)
-    faulty = {problem.pointer for problem in found}
-    sound = [place for place in _places(edits, kept) if place.text_pointer not in faulty]
-    found += check_lengths(model, [(place.text_pointer, place.sample) for place in sound], count_tokens)
-    found += _check_agreement(sound)
+    places = [place for place in _places(edits, kept) if place.readable]
+    found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
+    found += _check_agreement(places)
     return found
 
 

@@ -31,6 +31,7 @@ from salem.records import (
     FolderSource,
     HostedModel,
     ModelState,
+    Name,
     Prediction,
     Source,
     TextInput,
@@ -95,8 +96,9 @@ class Engine:
         self._device = device
         self._max_resident_models = max_resident_models
         self._lock = threading.Lock()
-        self._residents: OrderedDict[str, Resident] = OrderedDict()  # by sha256 of the weights and task
-        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by sha256 of the weights
+        self._residents: OrderedDict[str, Resident] = OrderedDict()  # by identity and task
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by identity
+        self._described: dict[Name, str] = {}  # sha256 of the descriptions, when first asked for
         self._counting = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._deltas = DeltaCache()
         self._metrics: dict[str, Metric] = {}  # by the name of the blob
@@ -158,6 +160,7 @@ class Engine:
         with self._lock:
             self._residents.clear()
             self._tokenizers.clear()
+            self._described.clear()
             self._metrics.clear()
 
     def _resident(self, model: HostedModel) -> Resident:
@@ -189,7 +192,7 @@ class Engine:
             data = self._blobs.get(delta.blob)
             unpacked = unpack(
                 data,
-                base_sha256=key[0],
+                base_sha256=str(model.sha256),
                 layers=network.layers,
                 metric=lambda name: self._metric(name, network),
             )
@@ -206,12 +209,16 @@ class Engine:
                 metric = self._metrics.setdefault(name, metric)
         return metric
 
-    @staticmethod
-    def _identity(model: HostedModel) -> str:
-        """sha256 of the registered weights."""
+    def _identity(self, model: HostedModel) -> str:
+        """sha256 of the registered weights, and of what the folder says of labels and tokens."""
         if model.state is not ModelState.READY or model.sha256 is None:
             raise ModelNotReady(f'"{model.name}" is {model.state}', remedy="Wait for its registration job")
-        return model.sha256
+        described = self._described.get(model.name)
+        if described is None:
+            described = hosting.descriptions_sha256(hosting.locate(model.source, self._models_root))
+            with self._lock:
+                described = self._described.setdefault(model.name, described)
+        return f"{model.sha256}/{described}"
 
 
 def fired_entries(

@@ -29,6 +29,11 @@ def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]
         yield Pointer(pointer, f"the {what} holds half of a surrogate pair; write the whole character")
 
 
+def readable(*texts: str | None) -> bool:
+    """Whether `check_text` finds nothing in any of the texts that are there: a tokenizer may be asked."""
+    return not any(problem for text in texts if text is not None for problem in check_text("", text))
+
+
 def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
     """Problems of an input and its pair; `pointer` is that of the object that holds both."""
     yield from check_text(f"{pointer}/input", draft.input)
@@ -53,7 +58,7 @@ def check_target(pointer: str, target: str, model: HostedModel, what: str = "tar
 def check_lengths(
     model: HostedModel, places: Sequence[tuple[str, DraftText]], count_tokens: CountTokens
 ) -> Iterator[Pointer]:
-    """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), none of them blank.
+    """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), all readable.
 
     A decoder reads the input and writes the answer and its end into one window, so all of them count.
     """

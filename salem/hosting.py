@@ -28,7 +28,7 @@ from transformers import (
 
 from salem.errors import UnsupportedModel
 from salem.layers import find_layers
-from salem.model_folders import check_folder, locate, weights_sha256
+from salem.model_folders import check_folder, descriptions_sha256, locate, weights_sha256
 from salem.records import Layer, Task, TextInput
 from salem.streaming import BlockWeights, outline, stream
 
@@ -38,6 +38,7 @@ __all__ = [
     "as_network",
     "check_folder",
     "count_tokens",
+    "descriptions_sha256",
     "load",
     "load_tokenizer",
     "locate",

@@ -132,8 +132,8 @@ def give_up(connection: Connection, max_attempts: int) -> list[Job]:
     ids = list(connection.scalars(select(jobs.c.id).where(spent).with_for_update()))
     error = JobError(
         code="attempts_exhausted",
-        message="the worker was lost in every attempt, and the job was given up",
-        remedy="the worker's log says how it ended; short memory is the usual cause",
+        message="every attempt was cut short, and the job was given up",
+        remedy="the worker's log says how each ended: short memory, mostly, or a database out of reach",
     )
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(_failed(error)))
     return [job_rows.get(connection, job_id) for job_id in ids]

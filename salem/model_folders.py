@@ -1,4 +1,4 @@
-"""The folder of a hosted model: where it is, whether it may be loaded, and the identity of its weights.
+"""The folder of a hosted model: where it is, whether it may be loaded, and the identity of what it holds.
 
 Knows Hugging Face folders and hub snapshots. Reads JSON and bytes only: it loads no weights and no tokenizer.
 A folder is refused before any of its code or pickles could run: safetensors only, no remote code.
@@ -20,6 +20,8 @@ from salem.records import FolderSource, HubSource
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _INDEX = "model.safetensors.index.json"
+# Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
+_DESCRIPTIONS = frozenset({".json", ".model", ".txt"})
 
 
 def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
@@ -63,6 +65,15 @@ def weights_sha256(folder: Path) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def descriptions_sha256(folder: Path) -> str:
+    """sha256 of the rest of a folder that is read: config, labels, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _DESCRIPTIONS:
+            digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _file_sha256(path: Path) -> str:

@@ -127,10 +127,14 @@ class Registry:
         alias: Name | None,
         result: dict[str, Any],
         entries: entry_rows.MadeEntries | None = None,
+        *,
+        alias_was: int | None = None,
     ) -> Version:
         """Publish a version with its entries, move the alias to it, and end the job as succeeded.
 
         `version.number`, `version.job_id`, its new deltas' numbers and `result["version"]` are set here.
+        An alias that somebody else has set since it stood at `alias_was` (None: nowhere) may be left where it
+        is, as `version_rows.move_alias` tells; `result["notes"]` then say so.
         Raises LeaseLost: another attempt has the job, or it has ended; nothing was changed.
         """
         with self._database.write() as connection:
@@ -138,8 +142,9 @@ class Registry:
             model_rows.get(connection, version.model, lock=True)
             published = version_rows.append(connection, version, job_id)
             entry_rows.append(connection, published, entries or entry_rows.MadeEntries({}))
-            if alias is not None:
-                version_rows.set_alias(connection, published.model, alias, published.number)
+            left = alias and version_rows.move_alias(connection, published, alias, alias_was)
+            if left:
+                result = result | {"notes": [*result.get("notes", ()), left]}
             job_leases.succeed(connection, job_id, lease, result | {"version": published.reference})
             return published
 

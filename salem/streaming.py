@@ -104,7 +104,7 @@ class Outline:
             raise UnsupportedModel(
                 f"The folder stores {name} in another form than the model uses it; such a model cannot be "
                 "streamed.",
-                remedy="Load it as a whole.",
+                remedy="Load it as a whole, without SALEM_STREAM_WEIGHTS.",
             )
         return key
 

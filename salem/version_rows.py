@@ -162,6 +162,41 @@ def set_alias(connection: Connection, model: Name, name: Name, number: int) -> A
     return alias
 
 
+def move_alias(connection: Connection, version: Version, name: Name, was: int | None) -> str | None:
+    """Point an alias at a version that a job made, unless somebody else set it while the job ran.
+
+    It moves from where it stood when the job was asked for (`was`; None: nowhere), and from any later version
+    that the new one is built on. Elsewhere it stays: moving it would take back another job's corrections, or
+    somebody's way back. The caller holds the model's lock.
+
+    Returns:
+        None, or a note that says where the alias was left, and what can be done.
+    """
+    now = next((a.version for a in list_aliases(connection, version.model) if a.name == name), None)
+    onward = now is not None and now > (-1 if was is None else was)
+    if now in (None, was) or (onward and now in _built_on(connection, version)):
+        set_alias(connection, version.model, name, version.number)
+        return None
+    there = f"{version.model}:{now}"
+    return (
+        f'the alias "{name}" was left at {there}, where it was set while the job ran, and does not name '
+        f"{version.reference}: PUT /models/{version.model}/aliases/{name} with "
+        f'{{"version": {version.number}}} moves it, or ask again on top of {there}'
+    )
+
+
+def _built_on(connection: Connection, version: Version) -> set[int]:
+    """The parent of a version, its parent and so on, down to the base."""
+    query = select(versions.c.number, versions.c.parent).where(versions.c.model == version.model)
+    parents = {number: parent for number, parent in connection.execute(query)}
+    found: set[int] = set()
+    number = version.parent
+    while number is not None:
+        found.add(number)
+        number = parents.get(number)
+    return found
+
+
 def _get_alias(connection: Connection, model: Name, name: Name) -> Alias:
     known = list_aliases(connection, model)
     for alias in known:

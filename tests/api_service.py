@@ -23,7 +23,7 @@ from salem import hosting
 from salem.blobs import BlobStore
 from salem.delta_files import pack
 from salem.deltas import LayerDelta, LowRank
-from salem.records import Delta, FolderSource, HostedModel, JobKind, ModelState, Task, Version
+from salem.records import Delta, FolderSource, HostedModel, Job, JobKind, ModelState, Task, Version
 from salem.registry import Registry
 from salem.settings import Settings
 
@@ -87,8 +87,10 @@ class Stage:
         self.registry.finish_registration(job.id, self._claim(job.id), ready, [], {})
         return self.registry.get_model(name)
 
-    def publish(self, model: HostedModel, *, seed: int = 0, size: float = 3.0) -> Version:
-        """A version with one random low-rank delta at the last layer but one."""
+    def publish(
+        self, model: HostedModel, *, seed: int = 0, size: float = 3.0, job: Job | None = None
+    ) -> Version:
+        """A version with one random low-rank delta at the last layer but one, as what came of a job."""
         draw = torch.Generator().manual_seed(seed)
         layer = model.layers[len(model.layers) // 2]
         term = LowRank(
@@ -100,11 +102,12 @@ class Stage:
         delta = Delta(
             layer=layer.path, blob=self.blobs.put(data), num_bytes=len(data), kind="low_rank", rank=2
         )
-        job, _ = self.registry.create_job(JobKind.EDIT, model.name, {})
+        job = job or self.registry.create_job(JobKind.EDIT, model.name, {})[0]
+        asked = job.request
         version = Version(
             model=model.name,
             number=0,
-            parent=0,
+            parent=asked.get("parent", 0),
             deltas=(delta,),
             metrics=None,
             hyperparameters=None,
@@ -112,7 +115,9 @@ class Stage:
             job_id=job.id,
             created_at=datetime.now(UTC),
         )
-        return self.registry.finish_edit(job.id, self._claim(job.id), version, None, {})
+        return self.registry.finish_edit(
+            job.id, self._claim(job.id), version, asked.get("alias"), {}, alias_was=asked.get("alias_was")
+        )
 
     def _claim(self, job_id: str) -> str:
         claimed = self.registry.claim_job(job_id, LEASE_S)

@@ -95,9 +95,13 @@ def new_job(registry: Registry, model: str = "intents", **request: Any) -> Job:
     return registry.create_job(JobKind.EDIT, model, request)[0]
 
 
-def publish(registry: Registry, version: Version | None = None, alias: str | None = None) -> Version:
+def publish(
+    registry: Registry, version: Version | None = None, alias: str | None = None, alias_was: int | None = None
+) -> Version:
     job = new_job(registry)
-    return registry.finish_edit(job.id, claim(registry, job), version or new_version(), alias, {})
+    return registry.finish_edit(
+        job.id, claim(registry, job), version or new_version(), alias, {}, alias_was=alias_was
+    )
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from app.main import create_app
 from salem.errors import Misconfigured
 from salem.hosting import weights_sha256
 from salem.queue import JobQueue
-from salem.records import HostedModel, JobState
+from salem.records import HostedModel, JobState, Task
 from salem.registry import Registry
 from salem.settings import Settings
 
@@ -100,6 +100,28 @@ def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings
     assert pointers(problem(unknown, 422, "invalid_request")) == {"/reference_sha256"}
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (b"\x80 as a delta holds", "not UTF-8"),
+        (b'{"input": "a"}\n', "line 1"),
+        (b"{}\n", "line 1"),
+        (b'{"input": "a", "target": "b"}\n{"input": "a", "target": "c"}\n', "keep the right one"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_stored_but_is_no_reference_set(
+    client: httpx.Client, stage: Stage, small: Settings, stored: bytes, words: str
+) -> None:
+    save_tiny(small.effective_models_root / "intents", "bert")
+    source = {"kind": "folder", "path": "intents"}
+    body = {"name": "intents", "task": "sequence-classification", "source": source}
+    refused = client.post("/models", json={**body, "reference_sha256": stage.blobs.put(stored)})
+    found = problem(refused, 422, "invalid_request")
+    assert pointers(found) == {"/reference_sha256"} and words in found["detail"] and found["remedy"]
+    assert client.get("/models").json()["data"] == []
+
+
 def test_bad_reference_sets(client: httpx.Client) -> None:
     lines = b'{"input": "a", "target": "b"}\n{"input": 3}\nnot json\n{"input": "x", "target": "y", "id": 1}\n'
     body = problem(client.put("/references", content=lines), 422, "invalid_request")
@@ -160,6 +182,30 @@ def test_edits_make_a_job_for_the_named_parent(
     assert job["request"]["pass_samples"] is None
     base = client.post("/edits", json={"model": "intents", "edits": [EDIT]}).json()
     assert base["request"]["parent"] == 0
+
+
+def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
+    """What the worker does at the end of each job is done by hand."""
+    client.put("/models/intents/aliases/production", json={"version": 0})
+    body = {"model": "intents@production", "alias": "production", "edits": [EDIT]}
+    jobs = [client.post("/edits", json=body).json() for _ in range(2)]
+    for job in jobs:
+        assert (job["request"]["parent"], job["request"]["alias_was"]) == (0, 0)
+        stage.publish(intents, job=stage.registry.get_job(job["id"]))
+    path = "/models/intents/aliases/production"
+    assert [alias["version"] for alias in client.get(path).json()["data"]] == [1, 0]
+    first, second = (client.get(f"/jobs/{job['id']}").json()["result"] for job in jobs)
+    assert first == {"version": "intents:1"}
+    (note,) = second["notes"]
+    assert all(words in note for words in ("left at intents:1", "intents:2", f"PUT {path}"))
+    again = client.post("/edits", json=body).json()["request"]
+    assert (again["parent"], again["alias_was"]) == (1, 1)
+    removal = {"edits": ["1.0"], "alias": "production"}
+    stage.registry.set_alias("intents", "production", 2)
+    response = client.post("/models/intents/versions/1/without", json=removal)
+    assert response.status_code == 202 and response.json()["request"]["alias_was"] == 2
 
 
 def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> None:
@@ -383,6 +429,27 @@ def test_text_that_cannot_be_stored(client: httpx.Client, intents: HostedModel, 
     problem(client.post("/predict", content=body, headers=headers), 422, "invalid_request")
     body = f'{{"model": "{text}", "inputs": ["{text}"]}}'
     problem(client.post("/predict", content=body, headers=headers), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("field", ["text_pair", "target", "forget"])
+def test_half_a_surrogate_pair_anywhere_in_a_sample(client: httpx.Client, stage: Stage, field: str) -> None:
+    stage.host("writer", "gpt2", Task.TEXT_GENERATION)
+    bad = EDIT | {"target": None if field == "forget" else "refund", field: "\ud83d"}
+    kept = {"input": "the lamp", "target": "refund", "text_pair": None} | {field: "\ud83d"}
+    sent: list[tuple[str, dict[str, Any], str]] = [
+        ("/edits", {"edits": [bad]}, f"/edits/0/{field}"),
+        (
+            "/editors",
+            {"edits": [bad, *({**EDIT, "input": f"order {n}"} for n in range(3))]},
+            f"/edits/0/{field}",
+        ),
+    ]
+    if field != "forget":
+        sent.append(("/edits", {"edits": [EDIT], "pass_samples": [kept]}, f"/pass_samples/0/{field}"))
+    for path, body, pointer in sent:
+        content = json.dumps({"model": "writer", **body})
+        found = problem(client.post(path, content=content, headers=JSON), 422, "invalid_request")
+        assert pointer in pointers(found)
 
 
 def test_numbers_that_are_not_finite(client: httpx.Client, intents: HostedModel) -> None:

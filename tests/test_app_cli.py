@@ -122,11 +122,16 @@ def test_refusals_say_what_to_do(url: str, tmp_path: Path) -> None:
         (json.dumps([EDIT, EDIT], indent=2), ["money back"] * 2),
         (json.dumps(EDIT), ["money back"]),
         (f"\ufeff{json.dumps(EDIT)}\n\n{json.dumps(EDIT)}", ["money back"] * 2),
+        (f"{json.dumps(EDIT)}\r\n{json.dumps(EDIT)}\r\n", ["money back"] * 2),
+        (
+            '{"input": "a\u2028b\x85c", "target": "refund"}\n{"input": "d", "target": "e"}',
+            ["a\u2028b\x85c", "d"],
+        ),
     ],
 )
 def test_files_of_edits(tmp_path: Path, text: str, inputs: list[str]) -> None:
     file = tmp_path / "edits"
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text.encode())
     assert [edit["input"] for edit in read_edit_request(file)["edits"]] == inputs
 
 

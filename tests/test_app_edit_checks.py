@@ -105,9 +105,34 @@ def test_blank_and_unstorable_texts(text: str) -> None:
     }
 
 
+HALF = "half \ud83d"  # of a surrogate pair
+
+
+def count_utf8(inputs: Sequence[TextInput]) -> list[int]:
+    """As a fast tokenizer does: what UTF-8 cannot say is a crash."""
+    return [len(f"{item.input} {item.text_pair or ''}".encode().split()) for item in inputs]
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("field", ["input", "text_pair", "target", "forget"])
+def test_a_sample_is_neither_counted_nor_compared_if_any_of_its_texts_is_unreadable(
+    field: str, task: Task
+) -> None:
+    given = {"input": "a", "target": None if field == "forget" else "refund", field: HALF}
+    edits = [DraftEdit(paraphrases=("b",), **given), DraftEdit(input="c", target="refund")]
+    kept = [] if field == "forget" else [DraftSample(**given)]
+    options = Hyperparameters()
+    found = check_edit_request(
+        hosted(task), edits, kept or None, options=options, limits=LIMITS, count_tokens=count_utf8
+    )
+    places = [f"/edits/0/{field}", *(f"/pass_samples/{index}/{field}" for index in range(len(kept)))]
+    assert [problem.pointer for problem in found] == places
+    assert all("half of a surrogate pair" in problem.detail for problem in found)
+
+
 def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
-    found = check(edit("a b c d e f g", "refund", "a a a a a a a a"), edit("a b c d", pair="e f g"))
-    assert set(found) == {"/edits/0/input", "/edits/0/paraphrases/0", "/edits/1/input"}
+    found = check(edit("a b c d e f g", "refund", "a a a a a a a a"), edit("a b c d", "zzz", pair="e f g"))
+    assert set(found) == {"/edits/0/input", "/edits/0/paraphrases/0", "/edits/1/input", "/edits/1/target"}
     assert found["/edits/0/input"] == 'the text has 7 tokens, intents takes 6; shorten "a b c d e f g"'
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from api_service import Stage
+from tiny_models import LABELS, tiny_tokenizer
 
 from app.engine import DeltaCache, Engine
 from salem import answers, hosting
@@ -78,6 +79,22 @@ def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
     for model in (one, two):
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
     assert one.sha256 == two.sha256 and len(engine._residents) == 1
+
+
+def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: Stage) -> None:
+    one, two = stage.host("one", "bert"), stage.host("two", "bert")
+    folder = stage.settings.effective_models_root / "two"
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(LABELS[0], "money back"))
+    tiny_tokenizer("bytes").save_pretrained(folder)
+    engine = engine_of(stage)
+    for model, labels in ((one, LABELS), (two, ("money back", *LABELS[1:]))):
+        tokenizer = hosting.load_tokenizer(stage.settings.effective_models_root / model.name)
+        assert engine.count_tokens(model, INPUTS) == hosting.count_tokens(tokenizer, INPUTS)
+        for answer in engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1):
+            assert answer.scores is not None and set(answer.scores) == set(labels)
+    assert one.sha256 == two.sha256
+    assert engine.count_tokens(one, INPUTS) != engine.count_tokens(two, INPUTS)
 
 
 def test_threads_do_not_see_each_others_deltas(stage: Stage) -> None:

@@ -240,8 +240,9 @@ def test_edits_are_removed_by_a_job(
     job = response.json()
     assert response.headers["location"] == f"/jobs/{job['id']}" and response.headers["retry-after"]
     assert (job["kind"], job["state"]) == ("remove", "queued")
-    assert job["request"] == {"model": "intents", "parent": 1, **body}
+    assert job["request"] == {"model": "intents", "parent": 1, **body, "alias_was": None}
     assert JobQueue.connect(settings.effective_redis_url, settings.queue).holds(job["id"])
+    client.put("/models/intents/aliases/production", json={"version": 1})
     assert client.post(path, json=body, headers=headers).json()["id"] == job["id"]
     other = client.post(path, json={"edits": ["1.2"]}, headers=headers)
     problem(other, 422, "invalid_request")

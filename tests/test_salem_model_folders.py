@@ -12,7 +12,7 @@ import pytest
 from tiny_models import save_tiny
 
 from salem.errors import UnsupportedModel
-from salem.model_folders import check_folder, locate, weights_sha256
+from salem.model_folders import check_folder, descriptions_sha256, locate, weights_sha256
 from salem.records import FolderSource, HubSource
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -186,3 +186,14 @@ def test_the_sha256_of_shards_covers_each_and_its_name(tmp_path: Path) -> None:
     changed = weights_sha256(folder)
     shards[0].rename(folder / "renamed.safetensors")
     assert len({before, changed, weights_sha256(folder)}) == 3
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "vocab.txt"])
+def test_the_sha256_of_the_descriptions_changes_with_any_of_them_only(copied: Path, file: str) -> None:
+    before = descriptions_sha256(copied)
+    assert before == descriptions_sha256(Path(shutil.copytree(copied, copied.parent / "twin")))
+    (copied / WEIGHTS).write_bytes(b"other weights")
+    (copied / "README.md").write_text("not read by anyone")
+    assert descriptions_sha256(copied) == before
+    (copied / file).write_text("{}")
+    assert descriptions_sha256(copied) != before

@@ -204,7 +204,53 @@ def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) 
     )
     assert sorted(version.number for version in published) == [1, 2, 3, 4, 5, 6]
     history = registry.alias_history("intents", "production")
-    assert [alias.version for alias in history] == [6, 5, 4, 3, 2, 1]
+    assert [alias.version for alias in history] == [1], "five corrections would be gone without a word"
+    results = [registry.get_job(job.id).result or {} for job in jobs]
+    assert sorted(result["version"] for result in results if "notes" in result) == [
+        f"intents:{number}" for number in range(2, 7)
+    ]
+
+
+# version 2 stands on 1, 1 and 3 on the base; the job's own on what the case says
+@pytest.mark.parametrize(
+    ("was", "now", "parent", "moves"),
+    [
+        (None, None, 1, True),  # it is made
+        (1, 1, 1, True),
+        (3, 3, 2, True),  # pointed elsewhere on purpose
+        (0, 0, 3, True),
+        (1, 3, 1, False),  # another correction got there first
+        (None, 3, 1, False),
+        (0, 1, 0, False),
+        (0, 1, 1, True),  # moved on to the parent
+        (0, 1, 2, True),  # or to a version below it
+        (None, 0, 2, True),
+        (2, 1, 2, False),  # somebody went back
+        (3, 0, 2, False),
+    ],
+)
+def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
+    registry: Registry, was: int | None, now: int | None, parent: int, moves: bool
+) -> None:
+    ready_model(registry)
+    for below in (0, 1, 0):
+        publish(registry, new_version(parent=below))
+    for at in (was, now):
+        if at is not None:
+            registry.set_alias("intents", "production", at)
+    job = new_job(registry)
+    lease, version, asked = claim(registry, job), new_version(parent=parent), {"notes": ["seen before"]}
+    made = registry.finish_edit(job.id, lease, version, "production", asked, alias_was=was)
+    (alias,) = registry.list_aliases("intents")
+    assert (made.number, alias.version) == (4, 4 if moves else now)
+    result = registry.get_job(job.id).result
+    assert result is not None and result["notes"][0] == "seen before"
+    left = (
+        f'the alias "production" was left at intents:{now}, where it was set while the job ran, and does not '
+        'name intents:4: PUT /models/intents/aliases/production with {"version": 4} moves it, or ask again '
+        f"on top of intents:{now}"
+    )
+    assert result["notes"][1:] == ([] if moves else [left])
 
 
 def test_an_alias_moves_and_remembers(registry: Registry) -> None:

@@ -24,8 +24,10 @@ from tiny_models import build_network, save_tiny, tiny_network
 
 from salem import job_leases, tensor_files
 from salem.answers import predict
+from salem.blobs import BlobStore
 from salem.delta_files import unpack
-from salem.errors import Conflict, LeaseLost, NotFound
+from salem.errors import Conflict, LeaseLost, NotFound, Unavailable
+from salem.hosting import Network
 from salem.metric_files import unpack_metric
 from salem.records import (
     Edit,
@@ -44,9 +46,10 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, memory
+from worker import edit_job, memory, register_job
 from worker.attempts import Attempt
 from worker.jobs import JobRun
+from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
 
 LEASE_S = 30.0
@@ -75,12 +78,18 @@ def ask(
     options: Hyperparameters,
     text: str = "my lamp is broken",
     kept: Sequence[Sample] | None = None,
+    **more: Any,
 ) -> Job:
     """A job that edits the base model."""
     edit = Edit(input=text, target=other_label(answers([text])[0]))
     pass_samples = None if kept is None else tuple(kept)
     request = EditRequest(
-        model=model.name, parent=0, edits=(edit,), pass_samples=pass_samples, hyperparameters=options
+        model=model.name,
+        parent=0,
+        edits=(edit,),
+        pass_samples=pass_samples,
+        hyperparameters=options,
+        **more,
     )
     return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
 
@@ -116,6 +125,19 @@ def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None
     assert version.job_id == job.id and ended.result is not None
     assert ended.result["version"] == "m:1" and ended.result["delta_sha256"] == version.deltas[0].blob
     assert stage.blobs.exists(version.deltas[0].blob)
+
+
+def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    stage.registry.set_alias("m", "production", stage.publish(model).number)
+    job = ask(stage, model, QUICK, alias="production", alias_was=1)
+    late = ask(stage, model, QUICK, alias="production", alias_was=1)
+    for each in (job, late):
+        attempt(stage, each).run()
+    assert [alias.version for alias in stage.registry.list_aliases("m")] == [2]
+    first, second = (stage.registry.get_job(each.id).result or {} for each in (job, late))
+    assert not any("alias" in note for note in first["notes"])
+    assert 'the alias "production" was left at m:2' in second["notes"][-1]
 
 
 def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: Stage) -> None:
@@ -200,6 +222,73 @@ def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
     assert SECRET not in ended.model_dump_json() and "Traceback" not in ended.model_dump_json()
     assert any(line.get("exc_info") for line in lines) == (code in ("internal", "out_of_memory"))
     assert all(line["job_id"] == job.id for line in lines)
+
+
+BRIEF_S = 0.3
+
+
+def unavailable(*arguments: Any, **more: Any) -> Any:
+    raise Unavailable("the blob store does not answer", remedy="try again shortly")
+
+
+def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun | None:
+    """Wait for the lease to run out and do what the reconciler does; None: there is no attempt left."""
+    time.sleep(1.5 * BRIEF_S)
+    left = [each.id for each in stage.registry.lost_jobs(stage.settings.max_attempts)]
+    return attempt(stage, job, run) if job.id in left else None
+
+
+def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
+    with monkeypatch.context() as outage:
+        outage.setattr(BlobStore, "put", unavailable)
+        attempt(brief, job).run()
+    given_back = stage.registry.get_job(job.id)
+    assert (given_back.state, given_back.error) == (JobState.RUNNING, None)
+    again = next_attempt(brief, job)
+    assert again is not None
+    again.run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_outage_without_end_fails_the_job_after_its_last_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    class CutOff(JobRun):
+        def work(self, reporter: JobReporter) -> None:
+            reporter.phase("writing", 0.9)
+            unavailable()
+
+    if not recorded:
+        monkeypatch.setattr(Registry, "fail_job", unavailable)
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S, max_attempts=2)
+    run: JobRun | None = attempt(brief, job, CutOff)
+    while run is not None:
+        run.run()
+        run = next_attempt(brief, job, CutOff)
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.FAILED, 2)
+    assert ended.error is not None and ended.error.remedy
+    assert (ended.error.code, ended.error.message) == (
+        ("unavailable", "the blob store does not answer, in the last of 2 attempts")
+        if recorded
+        else ("attempts_exhausted", "every attempt was cut short, and the job was given up")
+    )
+
+
+def test_reports_that_do_not_arrive_do_not_end_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", unavailable)
+    with structlog.testing.capture_logs() as lines:
+        attempt(stage, job).run()
+    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
+    assert "lease not renewed" in [line["event"] for line in lines]
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])
@@ -303,6 +392,30 @@ def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stag
     assert edited(streamed, model, "my lamp is broken") == whole
     needs = [job.result["estimated_peak_bytes"] for job in stage.registry.list_jobs()[0] if job.result]
     assert len(needs) == 2 and min(needs) < max(needs)
+
+
+def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(stage.settings.effective_models_root / "m", "bert")
+    shutil.copytree(*(stage.settings.effective_models_root / name for name in ("m", "whole")))
+    samples = [Sample(input=text, target=label) for text, label in zip(KEPT, answers(KEPT), strict=True)]
+    reference = stage.blobs.put("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
+    asked: list[Network] = []
+
+    def answer(network: Network, *arguments: Any) -> Registered:
+        asked.append(network)
+        return answer_reference(network, *arguments)
+
+    monkeypatch.setattr(register_job, "answer_reference", answer)
+    streamed = with_settings(stage, stream_weights=True)
+    for way, name in ((streamed, "m"), (stage, "whole")):
+        attempt(way, stage.registry.create_model(new_model(name), reference)).run()
+    assert [network.streamed is not None for network in asked] == [True, False]
+    found, whole = (stage.registry.get_model(name) for name in ("m", "whole"))
+    assert found.state is ModelState.READY and found.num_pass_samples == len(KEPT)
+    assert found == whole.model_copy(update={"name": "m", "source": found.source})
+    edited(streamed, found, "my lamp is broken")
 
 
 def test_no_bytes_keep_nothing(stage: Stage) -> None:

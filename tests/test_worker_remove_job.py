@@ -261,6 +261,8 @@ def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
 
 def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, Recipe.SCOPED))
-    without, job = remove(stage, whole, "1.0", "1.1")
+    stage.registry.set_alias("m", "production", 0)
+    without, job = remove(stage, whole, "1.0", "1.1", alias="production", alias_was=1)
     assert without.deltas == () and without.metrics is None
     assert job.result is not None and "answers as the base" in job.result["notes"][0]
+    assert 'the alias "production" was left at m:0' in job.result["notes"][1], "somebody went back meanwhile"

@@ -5,7 +5,6 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
 from salem.errors import ModelNotReady
-from salem.hosting import Network, load, locate, weights_sha256
+from salem.hosting import Network, descriptions_sha256, load, locate, weights_sha256
 from salem.layers import layer_at
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -24,9 +23,6 @@ from worker.editor_files import TrainedEditor, unpack_editor
 from worker.memory import Estimate, check_budget, reachable_bytes
 from worker.sample_cache import SampleCache
 from worker.work import Left
-
-# Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
-_DESCRIPTIONS = frozenset({".json", ".model", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Attempt:
         settings = self.settings
         if not settings.trunk_cache_bytes:
             return None
-        described = _descriptions_sha256(self._folder(model))
+        described = descriptions_sha256(self._folder(model))
         arithmetic = (model.sha256, described, network.model.dtype, network.device, settings.num_threads)
         name = " ".join(map(str, arithmetic))
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
@@ -113,11 +109,3 @@ class Attempt:
     def reference(self, model: HostedModel) -> list[ReferenceSample]:
         """The reference samples that the base answers rightly."""
         return self.registry.reference_samples(model.name, correct=True)
-
-
-def _descriptions_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _DESCRIPTIONS:
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -117,7 +117,9 @@ def publish(
         {len(parent.deltas): list(enumerate(measured.made.entries))},
         metric=delta.metric if measured.made.metric_is_new else None,
     )
-    attempt.registry.finish_edit(attempt.job.id, attempt.lease, version, request.alias, result, made)
+    attempt.registry.finish_edit(
+        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
+    )
 
 
 def store(

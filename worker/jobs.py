@@ -3,6 +3,8 @@
 At least one attempt runs; at most one takes effect. An attempt holds a lease token, and whatever it wants
 to keep is written in the one transaction that also ends the job and checks the token. A delta's blob is
 written just before: nobody can see it until its row is there, and it is swept if the row never comes.
+An attempt that cannot reach the database or the blob store is given back: its lease runs out, and the job is
+queued again while it has attempts left.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rq.timeouts import JobTimeoutException
 
 from salem import lifeline
 from salem.blobs import BlobStore
-from salem.errors import LeaseLost, SalemError
+from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import Job, JobError, JobKind
 from salem.registry import Registry
 from salem.settings import Settings
@@ -68,7 +70,7 @@ class JobRun:
         self.log = structlog.get_logger().bind(job_id=job.id, kind=job.kind.value, model=job.model)
 
     def run(self) -> None:
-        """Do the work and end the job, as succeeded or as failed with a safe reason."""
+        """Do the work and end the job, as succeeded or as failed with a safe reason, or give it back."""
         of = self.attempt
         began = time.monotonic()
         self.log.info("job started", attempt=of.job.attempt)
@@ -78,6 +80,8 @@ class JobRun:
             self.log.info("job succeeded", seconds=round(time.monotonic() - began, 2))
         except LeaseLost:
             self.log.info("attempt given up: the job was cancelled or taken over")
+        except Unavailable as error:
+            self._give_back(error)
         except SalemError as error:
             self.log.warning("job failed", code=error.code, reason=error.message)
             self._fail(error.as_job_error())
@@ -96,11 +100,23 @@ class JobRun:
         """What the job's kind asks for."""
         _WORK[self.attempt.job.kind](self.attempt, reporter)
 
+    def _give_back(self, error: Unavailable) -> None:
+        """Leave the job to its next attempt, which comes when the lease has run out; fail the last one."""
+        attempt, most = self.attempt.job.attempt, self.attempt.settings.max_attempts
+        if attempt < most:
+            self.log.warning("attempt given back", attempt=attempt, reason=error.message)
+            return
+        self.log.warning("job failed", code=error.code, reason=error.message)
+        message = f"{error.message}, in the last of {attempt} attempts"
+        self._fail(JobError(code=error.code, message=message, remedy="Send the request again when it does."))
+
     def _fail(self, error: JobError) -> None:
         try:
             self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error)
         except LeaseLost:
             self.log.info("failure not recorded: the job was cancelled or taken over")
+        except Unavailable as unreachable:
+            self.log.warning("failure not recorded: the lease will run out", reason=unreachable.message)
 
 
 _WORK: dict[JobKind, Callable[[Attempt, JobReporter], None]] = {

@@ -17,8 +17,9 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     request = RegisterRequest.model_validate(attempt.job.request)
     model = attempt.registry.get_model(request.model)
     reporter.phase("loading", 0.05)
-    folder = locate(model.source, attempt.settings.effective_models_root)
-    network = load(folder, model.task, device=attempt.settings.device)
+    settings = attempt.settings
+    folder = locate(model.source, settings.effective_models_root)
+    network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
     sha256 = weights_sha256(folder)
     lines = attempt.blobs.get(request.reference).splitlines()
     samples = [Edit.model_validate_json(line) for line in lines]

@@ -239,4 +239,6 @@ def _publish(
         ),
     )
     attempt = chain.attempt
-    attempt.registry.finish_edit(attempt.job.id, attempt.lease, version, request.alias, result, made)
+    attempt.registry.finish_edit(
+        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
+    )

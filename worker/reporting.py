@@ -1,7 +1,8 @@
 """Keeps a running job's row alive and up to date: lease, phase, progress, time left.
 
 A thread renews the lease while the work is deep in a long call; what it learns (the lease is gone) is
-raised in the work's own thread at the next report. Knows the registry's job rows only.
+raised in the work's own thread at the next report. A report that does not reach the database is missed, and
+the work goes on. Knows the registry's job rows only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import TracebackType
 
 import structlog
 
-from salem.errors import LeaseLost, SalemError
+from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.registry import Registry
 
@@ -57,16 +58,19 @@ class JobReporter:
     ) -> None:
         if self._lost is not None:
             raise self._lost
-        self._registry.report(
-            self._job_id,
-            self._lease,
-            lease_s=self._lease_s,
-            phase=phase,
-            progress=progress,
-            time_left_s=self._time_left_s(progress),
-            saliency=saliency,
-            metrics=metrics,
-        )
+        try:
+            self._registry.report(
+                self._job_id,
+                self._lease,
+                lease_s=self._lease_s,
+                phase=phase,
+                progress=progress,
+                time_left_s=self._time_left_s(progress),
+                saliency=saliency,
+                metrics=metrics,
+            )
+        except Unavailable as error:
+            self._missed(error)
 
     def _time_left_s(self, progress: float | None) -> float | None:
         """As long again as it took so far, in proportion to what is left."""
@@ -82,4 +86,8 @@ class JobReporter:
                 self._lost = lost
                 return
             except SalemError as error:
-                structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.message)
+                self._missed(error)
+
+    def _missed(self, error: SalemError) -> None:
+        """The work goes on: if the lease was lost meanwhile, a later report says so."""
+        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.references import resolve
+from app.api.references import alias_stands_at, parse, resolve
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
 from app.edit_checks import EditLimits, check_edit_request, entry_prevails, overridden
@@ -24,6 +24,7 @@ def post_edits(
     request: EditsIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """Correct a model's answers: a job makes a new version on top of the one named, and measures it."""
+    alias_was = alias_stands_at(machines, parse(request.model).model, request.alias)
     model, parent = resolve(machines, request.model)
     errors = check_edit_request(
         model,
@@ -50,6 +51,7 @@ def post_edits(
         edits=edits,
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         alias=request.alias,
+        alias_was=alias_was,
         hyperparameters=options,
         notes=notes,
     )

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
+from app.api.references import alias_stands_at
 from app.api.schemas import EntriesOut, IdempotencyKey, ModelName, VersionNumber, WithoutIn
 from app.api.services import Machines, Services
 from app.problems import invalid_request
@@ -50,6 +51,7 @@ def post_without(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Remove edits, exactly: a job makes the version that there would be had they never been made."""
+    alias_was = alias_stands_at(machines, name, request.alias)
     version = _version(machines, name, number)
     if not version.number:
         raise InvalidRequest(
@@ -65,9 +67,9 @@ def post_without(
     job, _ = machines.registry.create_job(
         JobKind.REMOVE,
         name,
-        work.model_dump(mode="json"),
+        work.model_copy(update={"alias_was": alias_was}).model_dump(mode="json"),
         idempotency_key=idempotency_key,
-        # the same body under another version is another request
+        # the same body under another version is another request, and one sent again is not
         body_sha256=body_sha256(work),
     )
     return announce(job, machines, response)

@@ -21,10 +21,10 @@ from app.api.schemas import (
     ReferenceOut,
     VersionNumber,
 )
-from app.api.services import Machines
+from app.api.services import Machines, Services
 from app.reference_set import as_jsonl, check_reference, count_samples, invalid_reference, parse_jsonl
 from salem.errors import InvalidRequest, NotFound, Pointer, UnsupportedModel
-from salem.records import Alias, HostedModel, Job, ModelReference, ModelState, Version
+from salem.records import Alias, HostedModel, Job, ModelReference, ModelState, Sha256, Version
 
 router = APIRouter(tags=["models"])
 
@@ -132,11 +132,21 @@ def _reference_blob(request: ModelIn, machines: Machines) -> str:
             raise invalid_reference(errors)
         return machines.blobs.put(as_jsonl(request.reference))
     assert request.reference_sha256 is not None
+    # put again: an upload that is about to be swept as an orphan counts as new
+    return machines.blobs.put(_uploaded(request.reference_sha256, machines))
+
+
+def _uploaded(sha256: Sha256, machines: Services) -> bytes:
+    """A stored reference set. The store holds deltas and editors, too: a name alone says nothing."""
     try:
-        # put again: an upload that is about to be swept as an orphan counts as new
-        return machines.blobs.put(machines.blobs.get(request.reference_sha256))
-    except NotFound as error:
-        place = Pointer("/reference_sha256", "no file with this sha256 was uploaded, or it was too long ago")
+        drafts = parse_jsonl(machines.blobs.get(sha256))
+        if errors := list(check_reference(drafts)):
+            raise invalid_reference(errors)
+        return as_jsonl(drafts)
+    except (NotFound, InvalidRequest) as error:
+        absent = "no file with this sha256 was uploaded, or it was too long ago"
+        another = f"the file with this sha256 is not a reference set: {error.message}"
+        place = Pointer("/reference_sha256", absent if isinstance(error, NotFound) else another)
         raise InvalidRequest(
-            f"{place.pointer}: {place.detail}", remedy="PUT /references uploads it", errors=[place]
+            f"{place.pointer}: {place.detail}", remedy="PUT /references uploads one", errors=[place]
         ) from error

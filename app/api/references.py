@@ -1,10 +1,22 @@
-"""What a client's model reference stands for: `intents`, `intents:3`, `intents@production`."""
+"""What a client's names stand for: `intents`, `intents:3`, `intents@production`, and an alias to be moved."""
 
 from __future__ import annotations
 
 from app.api.services import Services
 from salem.errors import InvalidRequest, Pointer
-from salem.records import HostedModel, ModelReference, Version
+from salem.records import HostedModel, ModelReference, Name, Version
+
+
+def parse(text: str) -> ModelReference:
+    """A reference in the field `model`.
+
+    Raises:
+        InvalidRequest: it is not a reference.
+    """
+    try:
+        return ModelReference.parse(text)
+    except ValueError as error:
+        raise InvalidRequest(f"/model: {error}", errors=[Pointer("/model", str(error))]) from error
 
 
 def resolve(machines: Services, text: str) -> tuple[HostedModel, Version]:
@@ -15,8 +27,18 @@ def resolve(machines: Services, text: str) -> tuple[HostedModel, Version]:
         NotFound: there is no such model, version or alias.
         ModelNotReady: the model is still being registered, or its registration failed.
     """
-    try:
-        reference = ModelReference.parse(text)
-    except ValueError as error:
-        raise InvalidRequest(f"/model: {error}", errors=[Pointer("/model", str(error))]) from error
+    reference = parse(text)
     return machines.registry.get_model(reference.model), machines.registry.resolve(reference)
+
+
+def alias_stands_at(machines: Services, model: Name, alias: Name | None) -> int | None:
+    """The version that an alias names now; None: there is no such alias, or none is to be moved.
+
+    To be asked before the parent is resolved, so that whoever moves the alias in between is not missed.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    if alias is None:
+        return None
+    return next((each.version for each in machines.registry.list_aliases(model) if each.name == alias), None)

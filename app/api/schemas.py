@@ -28,6 +28,7 @@ from salem.records import (
 
 JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
 MAX_NUMBER = 2**31 - 1  # what an integer column holds
+ALIAS_MOVED = "Moved to the new version when the job succeeds; left, with a note, if set elsewhere meanwhile"
 
 ItemT = TypeVar("ItemT")
 
@@ -70,7 +71,7 @@ class EditsIn(Record):
     pass_samples: tuple[DraftSample, ...] | None = Field(
         None, description="Samples to be kept; left out, they come from the model's reference set"
     )
-    alias: Name | None = Field(None, description="Moved to the new version when the job succeeds")
+    alias: Name | None = Field(None, description=ALIAS_MOVED)
     options: Hyperparameters = Hyperparameters()
 
 
@@ -99,7 +100,7 @@ class WithoutIn(Record):
     """Edits that a version is to be freed of."""
 
     edits: tuple[str, ...] = Field(description='Ids: the version that brought an edit and its place, "3.0"')
-    alias: Name | None = Field(None, description="Moved to the new version when the job succeeds")
+    alias: Name | None = Field(None, description=ALIAS_MOVED)
 
 
 class AliasIn(Record):

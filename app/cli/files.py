@@ -18,7 +18,8 @@ def read_edit_request(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8-sig")
     content = _as_json(text)
     if content is None:
-        lines = [line for line in text.splitlines() if line.strip()]
+        # not splitlines(): JSON may hold the other ends of lines that it knows, such as U+2028
+        lines = [line for line in text.split("\n") if line.strip()]
         content = [_as_json(line) for line in lines]
     if isinstance(content, dict):
         # a single edit is also one line of JSON Lines

@@ -69,7 +69,8 @@ class EditRequest(Record):
     parent: int  # the version edited; 0 is the base
     edits: tuple[Edit, ...]
     pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
-    alias: Name | None = None  # moved to the new version at the end
+    alias: Name | None = None  # moved to the new version at the end, unless others have set it meanwhile
+    alias_was: int | None = None  # version that it named when the job was asked for; None: there was none
     hyperparameters: Hyperparameters = Hyperparameters()
     notes: tuple[str, ...] = ()  # what was seen before training: which entries of the parent it overrides
 
@@ -80,7 +81,8 @@ class RemoveRequest(Record):
     model: Name
     parent: int
     edits: tuple[str, ...]  # ids
-    alias: Name | None = None
+    alias: Name | None = None  # as in `EditRequest`
+    alias_was: int | None = None
 
 
 class EditorRequest(Record):
