@@ -67,4 +67,4 @@ def _pool(reference: Sequence[ReferenceSample], given: Sequence[Sample] | None) 
     """Candidates for pass samples, each with whether it is held out."""
     if given is not None:
         return [(sample, held_out(sample.content_hash)) for sample in given]
-    return [(item.sample, item.held_out) for item in reference if item.correct]
+    return [(item.sample, item.held_out) for item in reference if item.passes]

@@ -125,6 +125,12 @@ class ReferenceSample(Record):
     answer: str
     correct: bool
     held_out: bool
+    fits: bool = True  # whether the model's window holds it with its target, as training encodes it
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is one of the hosted model's pass samples."""
+        return self.correct and self.fits
 
 
 def held_out(content_hash: str, share: float = 0.4) -> bool:
