@@ -35,6 +35,12 @@ class TextInput(Record):
         """sha256 of the text (and its pair): the identity of an input, whatever its target is."""
         return hashlib.sha256("\x1f".join([self.input, self.text_pair or ""]).encode()).hexdigest()
 
+    @property
+    def words_hash(self) -> str:
+        """The same, the amount of white space aside: by it the checks of a request tell inputs apart."""
+        words = (" ".join(text.split()) for text in (self.input, self.text_pair or ""))
+        return hashlib.sha256("\x1f".join(words).encode()).hexdigest()
+
 
 class Sample(TextInput):
     """An input and what is to become of it: `target` is its right answer, a label of the model or a text.
