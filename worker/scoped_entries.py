@@ -38,7 +38,8 @@ NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values
 
 def scoped_entries(work: Work) -> Trained:
     """An entry per edit, each acting inside its scope only."""
-    margin = attainable_margin(work.network, work.batch.pass_samples, work.hyper.margin)
+    with applied(work.network.model, work.plain):
+        margin = attainable_margin(work.network, work.batch.pass_samples, work.hyper.margin)
     work = replace(work, hyper=work.hyper.model_copy(update={"margin": margin}))
     # Keys read the base, so scopes are drawn before anything is applied.
     left = work.left
@@ -188,7 +189,7 @@ def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
 
 @torch.no_grad()
 def attainable_margin(network: Network, keep: Sequence[Sample], margin: float) -> float:
-    """The margin asked for, but no more than the base itself has on the median of pass samples.
+    """The margin asked for, but no more than the network itself has on the median of pass samples.
 
     A classifier that was trained gently never leads by much, however hard a correction pulls.
     """
