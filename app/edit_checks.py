@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from app.drafts import DraftEdit, DraftSample
 from app.text_checks import (
     CountTokens,
+    check_answers,
     check_input,
     check_lengths,
     check_target,
@@ -45,6 +46,11 @@ class Place:
     paraphrase: bool = False
 
     @property
+    def answer_pointer(self) -> str:
+        """Of its answer, which is to be given or to be forgotten."""
+        return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
+
+    @property
     def key(self) -> tuple[str, str]:
         """Identity of the input: its words, and those of its pair."""
         return _words(self.sample.input, self.sample.text_pair)
@@ -67,6 +73,7 @@ def check_edit_request(
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
         found += check_target(f"/pass_samples/{index}/target", sample.target, model)
+    found += _check_answers(model, [*_places(edits, kept)], options.max_new_tokens, count_tokens)
     found += _check_layer(model, options.layer)
     found += _check_recipe(edits, options.recipe)
     faulty = {problem.pointer for problem in found}
@@ -131,6 +138,22 @@ def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator
         yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget")
 
 
+def _check_answers(
+    model: HostedModel, places: Sequence[Place], max_new_tokens: int, count_tokens: CountTokens
+) -> Iterator[Pointer]:
+    """Answers of edits and pass samples that are too long for a model that writes."""
+    if model.task.generates:
+        asked = [(place.answer_pointer, place.sample) for place in places if not place.paraphrase]
+        sound = [(pointer, sample) for pointer, sample in asked if not any(_blanks(sample))]
+        yield from check_answers(model, sound, max_new_tokens, count_tokens)
+
+
+def _blanks(sample: DraftSample | DraftEdit) -> Iterator[Pointer]:
+    """What is wrong with the texts of a sample before a token of it is counted."""
+    yield from check_input("", sample)
+    yield from check_text("", sample.answer)
+
+
 def _check_recipe(edits: Sequence[DraftEdit], recipe: Recipe) -> Iterator[Pointer]:
     forgetting = [edit for edit in edits if edit.forget is not None]
     if forgetting and not recipe.forgets:
@@ -182,9 +205,8 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
         what = "another paraphrase" if earlier.paraphrase else "the edit itself"
         yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
     elif not _same(earlier.sample.becomes, later.sample.becomes):
-        field = "target" if later.sample.becomes[0] else "forget"
         yield Pointer(
-            later.pointer if later.paraphrase else f"{later.pointer}/{field}",
+            later.pointer if later.paraphrase else later.answer_pointer,
             f"{text} is to be {wanted(later.sample.becomes)} here, but {wanted(earlier.sample.becomes)} at "
             f"{earlier.pointer}; keep one of them",
         )
