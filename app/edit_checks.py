@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from app.drafts import DraftEdit, DraftSample
 from app.text_checks import (
     CountTokens,
+    check_answers,
     check_input,
     check_lengths,
     check_target,
@@ -46,6 +47,11 @@ class Place:
     paraphrase: bool = False
 
     @property
+    def answer_pointer(self) -> str:
+        """Of its answer, which is to be given or to be forgotten."""
+        return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
+
+    @property
     def key(self) -> tuple[str, str]:
         """Identity of the input: its words, and those of its pair."""
         return _words(self.sample.input, self.sample.text_pair)
@@ -73,9 +79,10 @@ def check_edit_request(
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
         found += check_target(f"/pass_samples/{index}/target", sample.target, model)
+    places = [place for place in _places(edits, kept) if place.readable]
+    found += _check_answers(model, places, options.max_new_tokens, count_tokens)
     found += _check_layer(model, options.layer)
     found += _check_recipe(edits, options.recipe)
-    places = [place for place in _places(edits, kept) if place.readable]
     found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
     found += _check_agreement(places)
     return found
@@ -136,6 +143,15 @@ def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator
         yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget")
 
 
+def _check_answers(
+    model: HostedModel, places: Sequence[Place], max_new_tokens: int, count_tokens: CountTokens
+) -> Iterator[Pointer]:
+    """Answers of edits and pass samples that are too long for a model that writes."""
+    if model.task.generates:
+        asked = [(place.answer_pointer, place.sample) for place in places if not place.paraphrase]
+        yield from check_answers(model, asked, max_new_tokens, count_tokens)
+
+
 def _check_recipe(edits: Sequence[DraftEdit], recipe: Recipe) -> Iterator[Pointer]:
     forgetting = [edit for edit in edits if edit.forget is not None]
     if forgetting and not recipe.forgets:
@@ -187,9 +203,8 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
         what = "another paraphrase" if earlier.paraphrase else "the edit itself"
         yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
     elif not _same(earlier.sample.becomes, later.sample.becomes):
-        field = "target" if later.sample.becomes[0] else "forget"
         yield Pointer(
-            later.pointer if later.paraphrase else f"{later.pointer}/{field}",
+            later.pointer if later.paraphrase else later.answer_pointer,
             f"{text} is to be {wanted(later.sample.becomes)} here, but {wanted(earlier.sample.becomes)} at "
             f"{earlier.pointer}; keep one of them",
         )

@@ -26,6 +26,7 @@ def check_corpus(
     pass_samples: Sequence[DraftSample] | None,
     *,
     layer: str | None,
+    max_new_tokens: int,
     max_edits: int,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
@@ -42,7 +43,7 @@ def check_corpus(
         )
         found.append(Pointer("/edits", detail))
     limits = EditLimits(max_edits=max_edits, beyond="leave some out")
-    options = Hyperparameters(recipe=Recipe.MEND, layer=layer)
+    options = Hyperparameters(recipe=Recipe.MEND, layer=layer, max_new_tokens=max_new_tokens)
     found += check_edit_request(
         model, edits, pass_samples, options=options, limits=limits, count_tokens=count_tokens
     )

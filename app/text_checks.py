@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from app.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
 from salem.quoting import quoted
-from salem.records import HostedModel, Task, TextInput
+from salem.records import MOST_NEW_TOKENS, HostedModel, Task, TextInput
 
 CountTokens = Callable[[Sequence[TextInput]], list[int]]
 """Tokens of each input, special tokens included."""
@@ -74,6 +74,51 @@ def check_lengths(
             yield Pointer(pointer, f"{what} {num_tokens + end} tokens, {shorten}")
         elif num_tokens == 0:
             yield Pointer(pointer, f"nothing in {quoted(draft.input)} is a token of {model.name}; rewrite it")
+
+
+def check_answers(
+    model: HostedModel,
+    places: Sequence[tuple[str, DraftSample | DraftEdit]],
+    max_new_tokens: int,
+    count_tokens: CountTokens,
+) -> Iterator[Pointer]:
+    """Answers that a generating model cannot write to their end; `places` are (pointer of the answer, draft).
+
+    What is cut off is never the target, and always another answer than the one to be forgotten. Pass samples
+    have to fit the window, and may be longer than what is written: what the model answers now is kept.
+    """
+    limit = model.max_input_tokens if model.task is Task.TEXT2TEXT_GENERATION else None
+    asked = [place for place in places if limit is not None or isinstance(place[1], DraftEdit)]
+    counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
+    for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
+        answer = quoted(draft.answer)
+        # To go on after an answer is not to forget it: its end need not be written.
+        written = num_tokens - (draft.becomes[1] is not None)
+        if limit is not None and num_tokens > limit:
+            yield Pointer(
+                pointer, f"{answer} has {num_tokens} tokens, {model.name} takes {limit}; shorten it"
+            )
+        elif isinstance(draft, DraftEdit) and written > max_new_tokens:
+            yield Pointer(
+                pointer, f"{answer} takes {written} tokens to write, {_room(written, max_new_tokens)}"
+            )
+
+
+def _room(written: int, max_new_tokens: int) -> str:
+    if written > MOST_NEW_TOKENS:
+        return f"options.max_new_tokens is {MOST_NEW_TOKENS} at most; shorten it"
+    return f"at most {max_new_tokens} are written; raise options.max_new_tokens to {written}"
+
+
+def _count_answers(
+    task: Task, drafts: Sequence[DraftSample | DraftEdit], count_tokens: CountTokens
+) -> list[int]:
+    """Tokens of each answer with its end, as it is written."""
+    if task is Task.TEXT2TEXT_GENERATION:  # its tokenizer marks the end
+        return count_tokens([TextInput(input=draft.answer) for draft in drafts])
+    whole = count_tokens([_as_read(draft, task) for draft in drafts])
+    prompts = count_tokens([TextInput(input=draft.input, text_pair=draft.text_pair) for draft in drafts])
+    return [together - prompt + 1 for together, prompt in zip(whole, prompts, strict=True)]
 
 
 def _as_read(draft: DraftText, task: Task) -> TextInput:

@@ -5,13 +5,14 @@ Knows greedy decoding and labels. Does not know where versions are kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from salem.deltas import LayerDelta
-from salem.encoding import encode_inputs, in_buckets
+from salem.encoding import encode_inputs, in_buckets, prompt_lengths
 from salem.errors import InvalidRequest, Pointer
 from salem.gates import gated
 from salem.hosting import Network, count_tokens
@@ -40,7 +41,7 @@ def predict(
     _check_lengths(network, lengths)
     decoder = network.task is Task.TEXT_GENERATION
     answers: list[Prediction | None] = [None] * len(inputs)
-    for rows in in_buckets(lengths, batch_size):
+    for rows in _chunks(network, inputs, in_buckets(lengths, batch_size), max_new_tokens):
         chunk = [inputs[row] for row in rows]
         fields = encode_inputs(network, chunk, padding="left" if decoder else "right")
         with gated(network, chunk, fields, deltas):
@@ -73,6 +74,25 @@ def _check_lengths(network: Network, lengths: Sequence[int]) -> None:
     ]
     if too_long:
         raise InvalidRequest(f"{len(too_long)} inputs are longer than {most} tokens.", errors=too_long)
+
+
+def _chunks(
+    network: Network, inputs: Sequence[TextInput], batches: Iterable[list[int]], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Batches of rows, a decoder's in parts such that nobody's answer is cut short by who is asked beside it.
+
+    All prompts of a part are padded to the longest, and the answers have what that leaves of the window. So
+    prompts that leave less than an answer may take have company of their own length only.
+    """
+    roomy = network.max_input_tokens - max_new_tokens
+    for rows in batches:
+        if network.task is not Task.TEXT_GENERATION:
+            yield rows
+            continue
+        parts: defaultdict[int, list[int]] = defaultdict(list)
+        for row, length in zip(rows, prompt_lengths(network, [inputs[row] for row in rows]), strict=True):
+            parts[max(length, roomy)].append(row)
+        yield from parts.values()
 
 
 def _classify(network: Network, fields: dict[str, Tensor]) -> list[Prediction]:

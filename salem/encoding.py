@@ -17,6 +17,7 @@ from torch import Tensor
 
 from salem.errors import EditFailed
 from salem.hosting import Network, tokenize
+from salem.quoting import quoted
 from salem.records import Sample, Task, TextInput
 
 IGNORED = -100  # the target where no answer is asked
@@ -105,13 +106,38 @@ def encode(network: Network, samples: Sequence[Sample]) -> Batch:
         batch = _encode_translation(network, samples)
     else:
         batch = _encode_continuation(network, samples)
-    length = max(field.shape[1] for field in batch.inputs.values())
-    if length > network.max_input_tokens:
-        raise EditFailed(
-            f"A sample has {length} tokens with its target; the model takes {network.max_input_tokens}.",
-            remedy="Shorten the sample.",
-        )
+    if max(field.shape[1] for field in batch.inputs.values()) > network.max_input_tokens:
+        raise _too_long(network, samples)
     return _marked(network, batch, samples) if any(sample.forgets for sample in samples) else batch
+
+
+def _too_long(network: Network, samples: Sequence[Sample]) -> EditFailed:
+    length, sample = max(
+        zip(sample_lengths(network, samples), samples, strict=True), key=lambda pair: pair[0]
+    )
+    return EditFailed(
+        f"{quoted(sample.input)} has {length} tokens with its target; the model takes "
+        f"{network.max_input_tokens}.",
+        remedy="Shorten the sample, or leave it out.",
+    )
+
+
+def prompt_lengths(network: Network, inputs: Sequence[TextInput]) -> list[int]:
+    """Tokens of each input as the model is asked it: what `encode_inputs` makes of it."""
+    if not inputs:
+        return []
+    return [len(_prompt_ids(network, ids)) for ids in tokenize(network.tokenizer, inputs)["input_ids"]]
+
+
+def sample_lengths(network: Network, samples: Sequence[Sample]) -> list[int]:
+    """Tokens of the longest row that `encode` makes of each sample: what the model's window has to hold."""
+    if network.task is Task.TEXT_GENERATION:
+        return [len(prompt + answer) for prompt, answer in (continuation_ids(network, s) for s in samples)]
+    lengths = prompt_lengths(network, samples)
+    if not network.task.generates or not samples:
+        return lengths
+    answers = _written_ids(network, samples)
+    return [max(length, len(answer)) for length, answer in zip(lengths, answers, strict=True)]
 
 
 def _marked(network: Network, batch: Batch, samples: Sequence[Sample]) -> Batch:
@@ -160,13 +186,17 @@ def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
     return ids or [network.start_id]
 
 
-def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:
+def _written_ids(network: Network, samples: Sequence[Sample]) -> list[list[int]]:
+    """Token ids of each answer as an encoder-decoder writes it, its end included."""
     texts = network.tokenizer(text_target=[sample.answer for sample in samples], verbose=False)["input_ids"]
-    answers = [
+    return [
         list(sample.tokens) if isinstance(sample, Diverted) else _prompt_ids(network, list(ids))
         for sample, ids in zip(samples, texts, strict=True)
     ]
-    targets = _pad(answers, IGNORED, network, "right", bucket=8)
+
+
+def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:
+    targets = _pad(_written_ids(network, samples), IGNORED, network, "right", bucket=8)
     before = torch.cat([torch.full_like(targets[:, :1], network.start_id), targets[:, :-1]], dim=1)
     inputs = encode_inputs(network, samples)
     inputs["decoder_input_ids"] = before.masked_fill(before == IGNORED, network.pad_id)

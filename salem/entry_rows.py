@@ -10,7 +10,6 @@ their deltas, and what was removed since is told by `Delta.removed`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,12 +27,6 @@ class MadeEntries(NamedTuple):
 
     by_delta: Mapping[int, Sequence[tuple[int, Entry]]]  # by place in the chain; each with its edit's place
     metric: Sha256 | None = None  # for the hosted model's next job, where this one trained or refined it
-
-
-def text_hash(item: TextInput) -> str:
-    """Identity of an input, the amount of white space aside, as the checks of a request see it."""
-    words = (" ".join(text.split()) for text in (item.input, item.text_pair or ""))
-    return hashlib.sha256("\x1f".join(words).encode()).hexdigest()
 
 
 def append(connection: Connection, version: Version, made: MadeEntries) -> None:
@@ -62,7 +55,7 @@ def append(connection: Connection, version: Version, made: MadeEntries) -> None:
 def _hashes(entry: Entry) -> set[str]:
     """Of the edit's text and of its keys'; a paraphrase keeps the pair of its edit."""
     texts = [entry.input, *(key.text for key in entry.keys)]
-    return {text_hash(TextInput(input=text, text_pair=entry.text_pair)) for text in texts}
+    return {TextInput(input=text, text_pair=entry.text_pair).words_hash for text in texts}
 
 
 def list_page(
@@ -116,7 +109,7 @@ def _read(
 def find(connection: Connection, version: Version, inputs: Sequence[TextInput]) -> list[ListedEntry]:
     """The entries of a version that own one of these texts, newest first."""
     chain = {(delta.made_in, delta.version): delta for delta in version.deltas}
-    hashes = sorted({text_hash(item) for item in inputs})
+    hashes = sorted({item.words_hash for item in inputs})
     same = (
         (entry_texts.c.model == entries.c.model)
         & (entry_texts.c.made_in == entries.c.made_in)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from tiny_models import tiny_network
 
 from app.drafts import DraftEdit, DraftSample
 from app.edit_checks import EditLimits, check_edit_request, overridden
+from app.editor_checks import FEWEST_EDITS, check_corpus
+from app.text_checks import CountTokens
+from salem import hosting
+from salem.encoding import IGNORED, encode
 from salem.records import (
     EntryKey,
     FolderSource,
@@ -18,6 +24,7 @@ from salem.records import (
     ListedEntry,
     ModelState,
     Recipe,
+    Sample,
     Task,
     TextInput,
 )
@@ -263,6 +270,117 @@ def test_one_text_cannot_be_given_two_fates() -> None:
 def test_a_decoder_reads_what_it_forgets_in_the_same_window() -> None:
     found = check(forgetting("a b c d", "e f g"), task=Task.TEXT_GENERATION)
     assert found["/edits/0/input"].startswith("input, answer and its end have 8 tokens")
+
+
+def check_answers(
+    *edits: DraftEdit,
+    task: Task,
+    window: int | None = 10_000,
+    kept: Sequence[DraftSample] | None = None,
+    count: CountTokens = count_words,
+    **options: int,
+) -> dict[str, str]:
+    """What is wrong with answers, of a model with so large a window."""
+    found = check_edit_request(
+        hosted(task).model_copy(update={"max_input_tokens": window}),
+        edits,
+        kept,
+        options=Hyperparameters(recipe=Recipe.MEND, **options),
+        limits=LIMITS,
+        count_tokens=count,
+    )
+    return {problem.pointer: problem.detail for problem in found}
+
+
+def words(num: int) -> str:
+    return " ".join(["b"] * num)
+
+
+@pytest.mark.parametrize(("gives", "field", "end"), [(edit, "target", 1), (forgetting, "forget", 0)])
+def test_an_answer_that_cannot_be_written_to_its_end_is_refused(
+    gives: Callable[..., DraftEdit], field: str, end: int
+) -> None:
+    """Cut off, it would never count as the target, and always as forgotten."""
+    writes, most = Task.TEXT_GENERATION, 32 - end
+    assert check_answers(gives("a", words(most), "c"), gives("d", words(2)), task=writes) == {}
+    found = check_answers(gives("a", words(2)), gives("c d", words(most + 1), "e"), task=writes)
+    assert set(found) == {f"/edits/1/{field}"}
+    assert found[f"/edits/1/{field}"].startswith('"b b b')
+    assert found[f"/edits/1/{field}"].endswith(
+        "takes 33 tokens to write, at most 32 are written; raise options.max_new_tokens to 33"
+    )
+    assert check_answers(gives("c d", words(most + 1)), task=writes, max_new_tokens=33) == {}
+    long, longer = gives("a", words(512 - end)), gives("c", words(513 - end))
+    found = check_answers(long, longer, task=writes, max_new_tokens=40)
+    assert found[f"/edits/0/{field}"].endswith("raise options.max_new_tokens to 512")
+    assert found[f"/edits/1/{field}"].endswith("options.max_new_tokens is 512 at most; shorten it")
+    assert check_answers(long, task=writes, window=None, max_new_tokens=512) == {}
+
+
+def test_an_encoder_decoder_writes_its_answer_into_a_window_of_its_own() -> None:
+    """The words that its tokenizer counts hold the end already."""
+    reads = Task.TEXT2TEXT_GENERATION
+    kept = [DraftSample(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
+    assert check_answers(edit(words(40), words(32)), task=reads, window=40) == {}
+    found = check_answers(
+        edit("a", words(33)),
+        edit("c", words(41)),
+        forgetting("d", words(41)),
+        task=reads,
+        window=40,
+        kept=kept,
+    )
+    assert set(found) == {"/edits/0/target", "/edits/1/target", "/edits/2/forget", "/pass_samples/1/target"}
+    assert found["/edits/0/target"].endswith("raise options.max_new_tokens to 33")
+    for pointer in set(found) - {"/edits/0/target"}:
+        assert found[pointer].endswith("has 41 tokens, intents takes 40; shorten it")
+
+
+def test_labels_and_what_a_writer_keeps_are_not_measured() -> None:
+    assert check(edit("a", "refund"), pass_samples=[DraftSample(input="b", target="login")]) == {}
+    kept = [DraftSample(input="k", target=words(600))]
+    assert check_answers(edit("a", "c"), task=Task.TEXT_GENERATION, kept=kept) == {}
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", "half \ud83d"])
+def test_no_token_of_an_unreadable_answer_is_counted(text: str) -> None:
+    def counting(inputs: Sequence[TextInput]) -> list[int]:
+        return [len(item.input.strip("\x00 ").encode()) or pytest.fail("blank") for item in inputs]
+
+    found = check_answers(edit("a", text), task=Task.TEXT2TEXT_GENERATION, count=counting, window=None)
+    assert set(found) == {"/edits/0/target"}
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart", "gpt2", "opt", "llama", "gemma"])
+def test_an_answer_is_as_long_as_training_encodes_it(architecture: str) -> None:
+    network = replace(tiny_network(architecture), max_input_tokens=10_000)
+    for size in (8, 12, 16, 20, 24, 28, 32):
+        sample = Sample(input="where is", target=" ".join(["parcel", *["a"] * size]))
+        length = int((encode(network, [sample]).targets != IGNORED).sum())
+        found = check_answers(
+            edit("where is", sample.answer),
+            task=network.task,
+            count=lambda inputs: hosting.count_tokens(network.tokenizer, inputs),
+        )
+        assert bool(found) == (length > 32)
+        assert all(detail.endswith(f"to {length}") for detail in found.values())
+
+
+@pytest.mark.parametrize("max_new_tokens", [32, 40])
+def test_a_corpus_is_held_to_the_answers_of_its_own_options(max_new_tokens: int) -> None:
+    corpus = [edit(f"text {number}", words(35)) for number in range(FEWEST_EDITS)]
+    found = check_corpus(
+        hosted(Task.TEXT_GENERATION).model_copy(update={"max_input_tokens": None}),
+        "intents",
+        None,
+        corpus,
+        None,
+        layer=None,
+        max_new_tokens=max_new_tokens,
+        max_edits=FEWEST_EDITS,
+        count_tokens=count_words,
+    )
+    assert len(found) == (FEWEST_EDITS if max_new_tokens == 32 else 0)
 
 
 def test_an_entry_that_forgets_is_overridden_like_any_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,36 @@ def test_company_in_a_batch_changes_no_answer(architecture: str) -> None:
         assert [answer.output for answer in together] == [answer.output for answer in alone]
         for one, other in zip(together, alone, strict=True):
             assert (one.scores or {}) == pytest.approx(other.scores or {}, abs=2e-6)
+
+
+@pytest.mark.parametrize("architecture", WRITERS)
+def test_a_long_neighbour_takes_no_room_from_an_answer(architecture: str) -> None:
+    """Each may write until the window is full, whoever is asked beside it."""
+    network = tiny_network(architecture)
+    beside = [TextInput(input=" ".join(["order"] * size)) for size in (39, 40, 44, 46, 46)]
+    asked = [*INPUTS, *beside, TextInput(input=" ".join(["lamp"] * 40))]
+    alone = [predict(network, [text], max_new_tokens=20)[0] for text in asked]
+    assert outputs(network, asked, max_new_tokens=20) == [answer.output for answer in alone]
+    assert len(greedy_ids(network, INPUTS[0], 20)) > 2, "there is something to be cut short"
+
+
+def test_only_prompts_that_lack_room_are_asked_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("gpt2")
+    asked: list[int] = []
+    generate = network.model.generate
+
+    def counting(**fields: Any) -> Any:
+        asked.append(len(fields["input_ids"]))
+        return generate(**fields)
+
+    monkeypatch.setattr(network.model, "generate", counting)
+    texts = [TextInput(input=" ".join(["a"] * size)) for size in (47, 10, 43, 42, 47, 48, 44)]
+    assert count_tokens(network.tokenizer, texts) == [47, 10, 43, 42, 47, 48, 44]
+    predict(network, texts, max_new_tokens=4)
+    assert asked == [1, 2, 4], "48, both of 47, and all that have room for four tokens"
+    asked.clear()
+    predict(network, texts[1:4], max_new_tokens=4)
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("architecture", CLASSIFIERS)

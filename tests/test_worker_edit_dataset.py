@@ -82,6 +82,19 @@ def test_pass_samples_that_touch_an_edit_are_left_out_on_both_sides(as_reference
     assert left == set(PASS[20:])
 
 
+@pytest.mark.parametrize("as_reference", [True, False])
+def test_white_space_makes_no_other_sample_of_an_edit(as_reference: bool) -> None:
+    spaced = [f" question\t{number}\n" for number in range(20)]
+    edits = (
+        *(Edit(input=text, target="refund") for text in spaced[:10]),
+        Edit(input="x", target="refund", paraphrases=tuple(spaced[10:])),
+        Edit(input="question 20", text_pair=" ", target="refund"),
+        Edit(input="question", text_pair="21", target="refund"),
+    )
+    batch = build(edits=edits, known=None if as_reference else [], given=None if as_reference else PASS)
+    assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(PASS[21:])
+
+
 def test_a_pair_is_another_input_than_its_first_text() -> None:
     pair = Sample(input="none", text_pair="with a second text", target="login")
     batch = build(known=reference(pair))
@@ -113,6 +126,10 @@ def test_known_paraphrases_come_along_unless_held_out_or_touched_by_an_edit() ->
     ]
     touching = Edit(input="question 1", target="refund", paraphrases=("question 2 reworded 0", "question 3"))
     pairs = build(edits=(touching,), known=known).equivalents
+    spaced = touching.model_copy(
+        update={"input": "question  1", "paraphrases": ("question 2\nreworded 0", " question 3")}
+    )
+    assert build(edits=(spaced,), known=known).equivalents == pairs
     texts = {text.input for pair in pairs for text in pair}
     assert pairs and not texts & {"question 1", "question 2 reworded 0", "question 3"}
     assert all(second.input.startswith(f"{first.input} reworded") for first, second in pairs)

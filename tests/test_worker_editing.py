@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+import torch
+from test_salem_answers import with_changed_weight
 from test_worker_recipes import Case, case, hyper
 
 from benchmarks.baselines.product import Quiet
 from salem.answers import predict
+from salem.deltas import Dense, LayerDelta
 from salem.errors import EditFailed
-from salem.records import Recipe, Sample
-from worker.editing import make_edit
+from salem.hosting import Network
+from salem.records import LayerScore, Recipe, Sample
+from worker import scoped_entries
+from worker.editing import make_delta, make_edit
 
 IDLE = {"max_steps": 1, "entry_rank": 0, "trial_edits": 0, "max_new_tokens": 32}
 
@@ -44,3 +52,51 @@ def test_values_that_were_not_trained_are_not_to_be_trained_longer() -> None:
     with pytest.raises(EditFailed, match="by values that were not trained") as failed:
         make_edit(of.network, (), of.batch, untrained, Quiet())
     assert failed.value.remedy is not None and "max_steps" not in failed.value.remedy
+
+
+class Listening(Quiet):
+    """Keeps the scores that a job told."""
+
+    scores: Sequence[LayerScore] = ()
+
+    def saliency(self, scores: Sequence[LayerScore]) -> None:
+        self.scores = scores
+
+
+def changed(of: Case) -> tuple[LayerDelta, Network]:
+    """A plain delta that changes much, and the model with it really written into its weight."""
+    layer = of.network.layers[-1]
+    noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(3))
+    return LayerDelta(layer.path, (Dense(noise),)), with_changed_weight(of.network, layer, noise)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.MEND, Recipe.SCOPED])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_layer_is_chosen_on_top_of_the_parents_plain_deltas(architecture: str, recipe: Recipe) -> None:
+    of = case(architecture)
+    delta, written = changed(of)
+    options = hyper(recipe, candidates="all", trial_edits=3, max_steps=1)
+    below, beside, base = Listening(), Listening(), Listening()
+    made = make_delta(of.network, [delta], of.batch, options, below)
+    expected = make_delta(written, [], of.batch, options, beside)
+    make_delta(of.network, [], of.batch, options, base)
+    assert [s.layer for s in below.scores] == [s.layer for s in beside.scores]
+    found, wanted, otherwise = ([s.score for s in each.scores] for each in (below, beside, base))
+    assert found == pytest.approx(wanted, rel=1e-3) and found != pytest.approx(otherwise, rel=1e-1)
+    assert made.layer == expected.layer and made.reason == expected.reason
+
+
+def test_the_margin_is_what_the_parents_plain_deltas_attain(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, attained = case("bert"), []
+    own = scoped_entries.attainable_margin
+
+    def listening(*args: Any) -> float:
+        attained.append(own(*args))
+        return attained[-1]
+
+    monkeypatch.setattr(scoped_entries, "attainable_margin", listening)
+    delta, written = changed(of)
+    options = hyper(Recipe.SCOPED, trial_edits=0, max_steps=1, margin=1e9)
+    for network, parent in ((of.network, [delta]), (written, []), (of.network, [])):
+        make_delta(network, parent, of.batch, options, Quiet())
+    assert attained[0] == pytest.approx(attained[1], rel=1e-3) and attained[0] != attained[2]

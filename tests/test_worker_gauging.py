@@ -86,6 +86,6 @@ def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert measured([], APART[: FEWEST - 1]).extent == EVERYWHERE
-    monkeypatch.setattr(gauging, "reword_all", lambda samples, rng: list(samples))
+    monkeypatch.setattr(gauging, "reworded", lambda network, samples, rng, fit: list(samples))
     found = measured([], APART)
     assert found.extent == EVERYWHERE

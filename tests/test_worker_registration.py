@@ -7,9 +7,13 @@ from labelled_texts import TEXTS, other_label
 from tiny_models import MAX_TOKENS, tiny_network
 
 from salem.answers import predict
-from salem.errors import InvalidRequest
-from salem.records import Edit, TextInput, held_out
+from salem.encoding import encode
+from salem.errors import EditFailed, InvalidRequest
+from salem.hosting import count_tokens
+from salem.quoting import quoted
+from salem.records import Edit, ReferenceSample, TextInput, held_out
 from worker import registration
+from worker.edit_dataset import build_edit_batch
 from worker.registration import answer_reference
 
 
@@ -42,6 +46,35 @@ def test_generated_answers_are_compared_as_texts() -> None:
     wrong = samples[0].model_copy(update={"target": samples[0].target + " more"})
     answered = answer_reference(tiny_network("t5"), [wrong, *samples[1:]], lambda share: None)
     assert [item.correct for item in answered.reference] == [False] + [True] * (len(samples) - 1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_what_the_window_does_not_hold_with_its_target_is_no_pass_sample(architecture: str) -> None:
+    """The answer is cut off where the window ends, and is right as far as it goes."""
+    network = tiny_network(architecture)
+    found: list[ReferenceSample] = []
+    for size in range(1, MAX_TOKENS):
+        asked = TextInput(input=" ".join(["a"] * size))
+        if count_tokens(network.tokenizer, [asked])[0] > MAX_TOKENS:
+            continue
+        (answer,) = predict(network, [asked], max_new_tokens=3)
+        if answer.output:
+            sample = Edit(input=asked.input, target=answer.output)
+            answered = answer_reference(network, [sample], lambda share: None, max_new_tokens=3)
+            found += answered.reference
+            assert answered.accuracy is not None and answered.accuracy.value == 1
+            assert answered.num_pass_samples == answered.reference[0].passes
+    kept, unfit = ([item.sample for item in found if item.passes is passes] for passes in (True, False))
+    assert kept and unfit, "some fit and some do not"
+    assert len(encode(network, kept)) == len(kept)
+    for sample in unfit:
+        with pytest.raises(EditFailed, match="tokens with its target; the model takes") as refused:
+            encode(network, [kept[0], sample])
+        assert quoted(sample.input) in refused.value.message
+    batch = build_edit_batch(
+        [Edit(input="x", target="y")], found, None, max_pass_samples=100, max_held_out=100, seed=0
+    )
+    assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(kept)
 
 
 def test_progress_is_told_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from salem.answers import predict
 from salem.deltas import LayerDelta
-from salem.hosting import Network, count_tokens
+from salem.hosting import Network
 from salem.quoting import quoted
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample, TextInput
 from salem.wordings import NUMBERS, Wording, negates, numbers, split, word_rarity
+from worker.window import prompts_fit
 
 DRAWS = 20  # of a word to put in another's place, per neighbour
 FILLER = 0.1  # of what the exchanged word tells; what tells less takes the place of nothing
@@ -52,7 +54,8 @@ def with_neighbours(
     if not hyper.neighbours or hyper.recipe is Recipe.SCOPED:
         return batch, ()
     made = neighbours(batch, hyper.neighbours, random.Random(hyper.seed))
-    made = _that_fit(network, made, hyper.max_new_tokens + 1 if network.task.generates else 0)
+    spare = hyper.max_new_tokens + 1 if network.task.generates else 0
+    made = list(compress(made, prompts_fit(network, [each.text for each in made], spare)))
     answers = predict(network, [each.text for each in made], parent, max_new_tokens=hyper.max_new_tokens)
     kept = [(each, now.output) for each, now in zip(made, answers, strict=True) if now.output]
     if not kept:
@@ -64,16 +67,6 @@ def with_neighbours(
     )
     samples = (*batch.pass_samples, *(each.answered(answer) for each, answer in kept))
     return batch.model_copy(update={"pass_samples": samples}), (note,)
-
-
-def _that_fit(network: Network, made: Sequence[Neighbour], answer: int) -> list[Neighbour]:
-    """Those that leave room for an answer of so many tokens in the model's longest input."""
-    num_tokens = count_tokens(network.tokenizer, [each.text for each in made])
-    return [
-        each
-        for each, count in zip(made, num_tokens, strict=True)
-        if count + answer <= network.max_input_tokens
-    ]
 
 
 def neighbours(batch: EditBatch, num: int, rng: random.Random) -> list[Neighbour]:

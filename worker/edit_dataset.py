@@ -24,8 +24,8 @@ def build_edit_batch(
 
     Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by
     the client are split by content hash like the reference set; without them the reference set serves. A
-    pass sample whose input is also an edit's is left out on either side. Known paraphrases of reference
-    samples come along, of those that are not held out.
+    pass sample whose input is also an edit's, white space aside, is left out on either side. Known
+    paraphrases of reference samples come along, of those that are not held out.
     """
     rng = random.Random(seed)
     adapt: list[tuple[int, Sample]] = []
@@ -35,8 +35,8 @@ def build_edit_batch(
         if len(rewordings) >= 2:
             apart.append((index, rewordings.pop(rng.randrange(len(rewordings)))))
         adapt.extend((index, sample) for sample in rewordings)
-    touched = {sample.content_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
-    kept = [sample for sample in _pool(reference, pass_samples) if sample[0].content_hash not in touched]
+    touched = {sample.words_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
+    kept = [sample for sample in _pool(reference, pass_samples) if sample[0].words_hash not in touched]
     training = [sample for sample, apart_from_training in kept if not apart_from_training]
     # Drawn apart, so that jobs with other edits train on the same pass samples, whose trunks are kept.
     random.Random(seed).shuffle(training)
@@ -55,11 +55,11 @@ def _known_paraphrases(
 ) -> Iterator[tuple[TextInput, TextInput]]:
     """Each reference sample with each of its paraphrases; none of either that an edit touches."""
     for item in reference:
-        if item.held_out or item.sample.content_hash in touched:
+        if item.held_out or item.sample.words_hash in touched:
             continue
         for text in item.paraphrases:
             paraphrase = TextInput(input=text, text_pair=item.sample.text_pair)
-            if paraphrase.content_hash not in touched and not held_out(paraphrase.content_hash):
+            if paraphrase.words_hash not in touched and not held_out(paraphrase.content_hash):
                 yield item.sample, paraphrase
 
 
@@ -67,4 +67,4 @@ def _pool(reference: Sequence[ReferenceSample], given: Sequence[Sample] | None) 
     """Candidates for pass samples, each with whether it is held out."""
     if given is not None:
         return [(sample, held_out(sample.content_hash)) for sample in given]
-    return [(item.sample, item.held_out) for item in reference if item.correct]
+    return [(item.sample, item.held_out) for item in reference if item.passes]

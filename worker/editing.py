@@ -156,14 +156,16 @@ def make_delta(
     Args:
         left: what earlier jobs of the hosted model left.
     """
-    with applied(network.model, [delta for delta in parent if not delta.scoped]):
+    plain = [delta for delta in parent if not delta.scoped]
+    with applied(network.model, plain):
         batch = divert(network, batch)
     notes: tuple[str, ...] = ()
     editor = left.editor if left else None
     if editor is None:
         batch, notes = with_neighbours(network, parent, batch, hyper)
         observer.phase("saliency", 0.15)
-        layer, scores, reason = _choose_layer(network, batch, hyper)
+        with applied(network.model, plain):
+            layer, scores, reason = _choose_layer(network, batch, hyper)
         observer.saliency(scores)
         observer.phase("training", 0.2)
     else:

@@ -29,6 +29,7 @@ from worker.losses import kl_per_sample, nll_per_sample
 from worker.rewording import reword
 from worker.training import CHUNK
 from worker.trunk_sets import Chunk
+from worker.window import fitting
 
 RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the grid of first step sizes
 
@@ -163,6 +164,7 @@ def lessons(
         else edit.sample
         for index, edit in enumerate(corpus)
     ]
+    asked = fitting(network, edits, asked)
     made: list[Lesson] = []
     for rows in in_buckets(count_tokens(network.tokenizer, asked), CHUNK):
         batch = encode(network, [edits[row] for row in rows])

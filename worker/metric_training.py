@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -23,7 +24,8 @@ from salem.wordings import word_rarity, word_steadiness
 from worker.feature_memo import FeatureMemo
 from worker.gauging import Pairs, gauged
 from worker.metric import GENTLE, SHARP, Equivalents, coverage, new_metric, train_metric
-from worker.rewording import TYPING, reword_all
+from worker.rewording import TYPING
+from worker.window import prompts_fit, reworded
 
 STEPS = 120
 TRIAL_PAIRS = 400  # read at each depth, to choose one
@@ -98,7 +100,7 @@ def job_metric(
     if stored is not None and _knows(memo, batch, stored):
         return JobMetric(stored, is_new=False)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    texts = _texts(batch, learning, rng)
+    texts = _texts(memo.network, batch, learning, rng)
     steadiness = word_steadiness(texts.telling)
     if stored is not None:
         equivalents = texts.read(memo, stored.reading)
@@ -151,18 +153,20 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
     return coverage(*own, memo.points(batch.pass_samples, stored)) >= KNOWN
 
 
-def _texts(batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
+def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
+    # A metric reads prompts alone, so nothing has to leave room for an answer.
+    reword = partial(reworded, network, rng=rng, fit=prompts_fit)
     known = list(batch.equivalents)[:MOST_PAIRS]
-    pairs = [*known, *zip(learning, reword_all(learning, rng), strict=True)]
+    pairs = [*known, *zip(learning, reword(learning), strict=True)]
     rng.shuffle(pairs)
     return _Texts(
         own=batch.corrections,
-        own_reworded=tuple(s for _ in range(REWORDINGS) for s in reword_all(batch.corrections, rng)),
+        own_reworded=tuple(s for _ in range(REWORDINGS) for s in reword(batch.corrections)),
         owners=batch.owners,
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
         known=tuple(known),
-        typed=tuple(zip(learning, reword_all(learning, rng, TYPING), strict=True)),
+        typed=tuple(zip(learning, reword(learning, rules=TYPING), strict=True)),
         paraphrases=batch.paraphrases,
     )
 

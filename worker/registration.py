@@ -13,6 +13,7 @@ from salem.errors import InvalidRequest, Pointer
 from salem.hosting import Network, count_tokens
 from salem.records import Edit, Proportion, ReferenceSample, held_out
 from worker.intervals import proportion
+from worker.window import samples_fit
 
 SLICE = 512  # samples between two reports of progress
 ANSWER_TOKENS = 32  # most of an answer
@@ -37,6 +38,9 @@ def answer_reference(
 ) -> Registered:
     """Ask the base every reference sample; those answered rightly are its pool of pass samples.
 
+    An answer may be right that the window cuts off before its end. It counts towards the accuracy, but
+    nothing could be trained on its sample, which is no pass sample therefore.
+
     Raises:
         InvalidRequest: a label that the model does not have, or a sample longer than it takes.
     """
@@ -45,24 +49,26 @@ def answer_reference(
     for start in range(0, len(samples), SLICE):
         part = samples[start : start + SLICE]
         answers = predict(network, part, max_new_tokens=max_new_tokens)
-        reference += [_answered(sample, answer.output) for sample, answer in zip(part, answers, strict=True)]
+        rows = zip(part, answers, samples_fit(network, part), strict=True)
+        reference += [_answered(sample, answer.output, fits=fits) for sample, answer, fits in rows]
         progress((start + len(part)) / len(samples))
-    correct = [item for item in reference if item.correct]
+    kept = [item for item in reference if item.passes]
     return Registered(
         reference=tuple(reference),
         accuracy=proportion([item.correct for item in reference]),
-        num_pass_samples=len(correct),
-        num_held_out=sum(item.held_out for item in correct),
+        num_pass_samples=len(kept),
+        num_held_out=sum(item.held_out for item in kept),
     )
 
 
-def _answered(sample: Edit, answer: str) -> ReferenceSample:
+def _answered(sample: Edit, answer: str, *, fits: bool) -> ReferenceSample:
     return ReferenceSample(
         sample=sample.sample,
         paraphrases=sample.paraphrases,
         answer=answer,
         correct=is_right(answer, sample),
         held_out=held_out(sample.content_hash),
+        fits=fits,
     )
 
 

@@ -23,11 +23,11 @@ from salem.trunk import resume, sees_answer
 from worker.entry_values import DIRECTIONS, along
 from worker.learners import ScopedLearner, empty_entries
 from worker.losses import worst_margin_per_sample
-from worker.rewording import reword_all
 from worker.saliency import last_layers
 from worker.scoping import Scoping, draw_scopes
 from worker.training import CHUNK, Prepared, answers_under
 from worker.trunk_sets import TrunkSet, prepare, prepare_with_answers
+from worker.window import reworded
 from worker.work import Trained, Work
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
@@ -38,7 +38,8 @@ NEAR_SAMPLES = 192  # pass samples, nearest to the scopes, that train the values
 
 def scoped_entries(work: Work) -> Trained:
     """An entry per edit, each acting inside its scope only."""
-    margin = attainable_margin(work.network, work.batch.pass_samples, work.hyper.margin)
+    with applied(work.network.model, work.plain):
+        margin = attainable_margin(work.network, work.batch.pass_samples, work.hyper.margin)
     work = replace(work, hyper=work.hyper.model_copy(update={"margin": margin}))
     # Keys read the base, so scopes are drawn before anything is applied.
     left = work.left
@@ -124,9 +125,9 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     rng = random.Random(work.hyper.seed)
-    reworded = [sample for _ in range(work.hyper.rewordings) for sample in reword_all(own, rng)]
+    other_words = [s for _ in range(work.hyper.rewordings) for s in reworded(network, own, rng)]
     owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
-    corrections = prepare(network, [*own, *reworded, *standing_in], layer, chunk_size=CHUNK)
+    corrections = prepare(network, [*own, *other_words, *standing_in], layer, chunk_size=CHUNK)
     every = torch.arange(len(own), device=network.device).repeat(1 + work.hyper.rewordings)
     # The first corrections are the edits themselves, so an edit's number is a place among them.
     own_firing = scoping.corrections.rows(torch.cat([every, owners]))
@@ -136,7 +137,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
-        num_asked=len(own) + len(reworded),
+        num_asked=len(own) + len(other_words),
     )
     return prepared, _state_scale(network, corrections)
 
@@ -188,7 +189,7 @@ def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
 
 @torch.no_grad()
 def attainable_margin(network: Network, keep: Sequence[Sample], margin: float) -> float:
-    """The margin asked for, but no more than the base itself has on the median of pass samples.
+    """The margin asked for, but no more than the network itself has on the median of pass samples.
 
     A classifier that was trained gently never leads by much, however hard a correction pulls.
     """

@@ -26,10 +26,10 @@ from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.trunk import Trunk, beside_encoder, resume
 from worker.losses import next_choices, worst_margin_per_sample
-from worker.rewording import reword_all
 from worker.ridge import ridge_term
 from worker.training import CHUNK, Prepared
 from worker.trunk_sets import Chunk, TrunkSet, batches, token_mask
+from worker.window import reworded
 
 NUM_PASS = 100  # pass samples for the second moment of a layer's inputs
 NUM_VALIDATION = 150  # other pass samples, for what a trial breaks
@@ -87,11 +87,11 @@ def trial_edits(
         EditFailed: no token carries a gradient at one of the layers.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    reworded = reword_all(batch.edit_samples, rng)
+    other_words = reworded(network, batch.edit_samples, rng)
     keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
     parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
-    rewordings = prepare_layers(network, reworded, shortlist)
+    rewordings = prepare_layers(network, other_words, shortlist)
     trials = []
     for layer in shortlist:
         corrections, training, validation = (part[layer.path] for part in parts)

@@ -44,6 +44,7 @@ from salem.records.kept import (
     Version,
 )
 from salem.records.method import (
+    MOST_NEW_TOKENS,
     EditorOptions,
     Hyperparameters,
     Layer,
@@ -77,6 +78,7 @@ from salem.records.words import (
 __all__ = [
     "EDITOR_ID_PATTERN",
     "EDIT_ID_PATTERN",
+    "MOST_NEW_TOKENS",
     "NAME_PATTERN",
     "Alias",
     "Delta",

@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from salem.records.words import Record
 
+MOST_NEW_TOKENS = 512  # that an answer may be allowed to take
+
 
 class Layer(Record):
     """A candidate for editing: one weight matrix inside one block of one stack.
@@ -81,7 +83,7 @@ class Hyperparameters(Record):
     stand_ins: int = Field(default=4, ge=0, le=64)  # of each edit: what else may lie inside its scope
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
-    max_new_tokens: int = Field(default=32, ge=32, le=512)  # no fewer than registration asks with
+    max_new_tokens: int = Field(default=32, ge=32, le=MOST_NEW_TOKENS)  # no fewer than registration asks with
 
     @model_validator(mode="after")
     def _ranks_are_trained(self) -> Hyperparameters:
@@ -105,4 +107,4 @@ class EditorOptions(Record):
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     max_pass_samples: int = Field(default=1_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
-    max_new_tokens: int = Field(default=32, ge=32, le=512)
+    max_new_tokens: int = Field(default=32, ge=32, le=MOST_NEW_TOKENS)

@@ -35,6 +35,12 @@ class TextInput(Record):
         """sha256 of the text (and its pair): the identity of an input, whatever its target is."""
         return hashlib.sha256("\x1f".join([self.input, self.text_pair or ""]).encode()).hexdigest()
 
+    @property
+    def words_hash(self) -> str:
+        """The same, the amount of white space aside: by it the checks of a request tell inputs apart."""
+        words = (" ".join(text.split()) for text in (self.input, self.text_pair or ""))
+        return hashlib.sha256("\x1f".join(words).encode()).hexdigest()
+
 
 class Sample(TextInput):
     """An input and what is to become of it: `target` is its right answer, a label of the model or a text.
@@ -125,6 +131,12 @@ class ReferenceSample(Record):
     answer: str
     correct: bool
     held_out: bool
+    fits: bool = True  # whether the model's window holds it with its target, as training encodes it
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is one of the hosted model's pass samples."""
+        return self.correct and self.fits
 
 
 def held_out(content_hash: str, share: float = 0.4) -> bool:
