@@ -6,7 +6,7 @@ Knows greedy decoding and labels. Does not know where versions are kept.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def predict(
     _check_lengths(network, lengths)
     decoder = network.task is Task.TEXT_GENERATION
     answers: list[Prediction | None] = [None] * len(inputs)
-    for rows in _chunks(network, inputs, in_buckets(lengths, batch_size), max_new_tokens):
+    for rows in _chunks(network, inputs, lengths, batch_size, max_new_tokens):
         chunk = [inputs[row] for row in rows]
         fields = encode_inputs(network, chunk, padding="left" if decoder else "right")
         with gated(network, chunk, fields, deltas):
@@ -77,7 +77,11 @@ def _check_lengths(network: Network, lengths: Sequence[int]) -> None:
 
 
 def _chunks(
-    network: Network, inputs: Sequence[TextInput], batches: Iterable[list[int]], max_new_tokens: int
+    network: Network,
+    inputs: Sequence[TextInput],
+    lengths: Sequence[int],
+    batch_size: int,
+    max_new_tokens: int,
 ) -> Iterator[list[int]]:
     """Batches of rows, a decoder's in parts such that nobody's answer is cut short by who is asked beside it.
 
@@ -85,8 +89,8 @@ def _chunks(
     prompts that leave less than an answer may take have company of their own length only.
     """
     roomy = network.max_input_tokens - max_new_tokens
-    for rows in batches:
-        if network.task is not Task.TEXT_GENERATION:
+    for rows in in_buckets(lengths, batch_size):
+        if network.task is not Task.TEXT_GENERATION or max(lengths[row] for row in rows) <= roomy:
             yield rows
             continue
         parts: defaultdict[int, list[int]] = defaultdict(list)

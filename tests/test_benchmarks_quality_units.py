@@ -212,11 +212,18 @@ def test_expected_seconds_are_those_of_like_units() -> None:
     assert expected_seconds(replace(UNIT, num_edits=1), rows) is None
 
 
-def test_only_rows_of_the_weights_that_were_measured_last_are_compared() -> None:
+def test_only_rows_of_the_weights_measured_last_are_compared() -> None:
+    kinds = ["measure", "measure", "search", "measure", "search"]
     rows = [
-        {"dataset": "a", "model_sha256": "old", "seed": 0},
-        {"dataset": "b", "model_sha256": "one", "seed": 0},
-        {"dataset": "a", "model_sha256": "new", "seed": 0},
-        {"dataset": "a", "model_sha256": "new", "seed": 1},
+        {"key": number, "kind": kind, "dataset": dataset, "model_sha256": sha256}
+        for number, (kind, dataset, sha256) in enumerate(
+            zip(
+                kinds,
+                ["fever", "nli", "fever", "fever", "nli"],
+                ["old", "only", "new", "new", "next"],
+                strict=True,
+            )
+        )
     ]
-    assert of_newest_weights(rows) == rows[1:]
+    assert [row["key"] for row in of_newest_weights(rows)] == [1, 2, 3], "a search alone changes nothing"
+    assert [row["key"] for row in of_newest_weights([rows[4]])] == [4]
