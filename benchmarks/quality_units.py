@@ -101,8 +101,8 @@ def _overtaken(known: Row, row: Row) -> bool:
 def of_newest_weights(rows: Sequence[Row]) -> list[Row]:
     """The rows that may be compared: of each data set those of the weights that were measured last.
 
-    A base that the benchmark trains itself may come out otherwise on another machine; its rows begin anew, and
-    those of other weights give way with the first measurement, not while a search has only begun.
+    A base that the benchmark trains itself may come out otherwise on another machine; its rows begin anew,
+    and those of other weights give way with the first measurement, not while a search has only begun.
     """
     newest = {row["dataset"]: row["model_sha256"] for row in rows}
     newest |= {row["dataset"]: row["model_sha256"] for row in rows if row["kind"] == "measure"}
