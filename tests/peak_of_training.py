@@ -34,6 +34,7 @@ class Factors:
     """The factors of an update."""
 
     learning_rate = 1e-2
+    shared = True
 
     def __init__(self, layer: Layer) -> None:
         self.a = nn.Parameter(torch.ones(4, layer.d_in) / layer.d_in)

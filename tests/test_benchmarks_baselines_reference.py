@@ -114,7 +114,7 @@ def test_alphaedit_is_its_equation_and_spares_what_is_kept() -> None:
     earlier = drawn(2, 10, seed=4)
     update = null_space_update(found, projection, earlier.T @ earlier, 1e-2)
     k1, kp, p, r = found.keys.double().T, earlier.double().T, projection.double(), found.shifts.double().T
-    penalty = 1e-2 * (p @ k1).square().sum(0).mean() * torch.eye(10, dtype=torch.float64)
+    penalty = 1e-2 * k1.square().sum(0).mean() * torch.eye(10, dtype=torch.float64)
     expected = r @ k1.T @ p @ torch.linalg.inv(kp @ kp.T @ p + k1 @ k1.T @ p + penalty)
     assert torch.allclose(update, expected.float(), atol=1e-5)
     assert (kept_inputs @ update.T).abs().max() < 1e-4
