@@ -154,3 +154,17 @@ def test_what_is_measured_is_what_is_left_and_what_no_training_saw() -> None:
     assert alone.edit_samples == (sample("a"), sample("c"))
     assert alone.held_out_paraphrases == ((1, sample("c2")),)
     assert remaining_batch([]).edit_samples == ()
+
+
+def test_white_space_makes_no_other_question_where_what_is_left_is_measured() -> None:
+    first = EditBatch(
+        edit_samples=(sample("to  whom"),),
+        adapt_samples=(),
+        pass_samples=(),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(sample("to whom "), sample("p")),
+    )
+    second = first.model_copy(update={"edit_samples": (sample("to whom", "z"),)})
+    batch = remaining_batch([(first, (0,)), (second, (0,))])
+    assert batch.edit_samples == (sample("to whom", "z"),), "the later one prevails"
+    assert batch.held_out_pass_samples == (sample("p"),)

@@ -101,9 +101,10 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
         parts: of each delta, oldest first, the batch that it was trained on and the places in it of the edits
             that are left.
 
-    An edit whose input a later one answers differently is left out: the later one prevails.
+    An edit whose input (white space aside) a later one answers differently is left out: the later one
+    prevails.
     """
-    final = {s.content_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
+    final = {s.words_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
     edits: list[Sample] = []
     adapt: list[tuple[int, Sample]] = []
     apart: list[tuple[int, Sample]] = []
@@ -111,20 +112,18 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
         places: dict[int, int] = {}
         for index in sorted(left):
             sample = batch.edit_samples[index]
-            if final[sample.content_hash] == sample.becomes:
+            if final[sample.words_hash] == sample.becomes:
                 places[index] = len(edits)
                 edits.append(sample)
         for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, apart)):
-            target += [
-                (places[i], s) for i, s in source if i in places and final[s.content_hash] == s.becomes
-            ]
+            target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.becomes]
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
     return EditBatch(
         edit_samples=tuple(edits),
         adapt_samples=tuple(adapt),
         pass_samples=(),
         held_out_paraphrases=tuple(apart),
-        held_out_pass_samples=tuple(s for digest, s in held_out.items() if digest not in final),
+        held_out_pass_samples=tuple(s for s in held_out.values() if s.words_hash not in final),
     )
 
 
