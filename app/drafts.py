@@ -6,9 +6,26 @@ every bad place of a request together, with words about the sample.
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any
 
-from salem.records import Edit, Record, Sample, TextInput
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from salem.records import MOST_ITEMS, Edit, Record, Sample, TextInput
+
+
+def _read_whole(items: Any) -> Any:
+    if isinstance(items, list) and len(items) > MOST_ITEMS:
+        raise PydanticCustomError(
+            "too_many_items",
+            "a list of {found} items, {most} at most are read; give fewer",
+            {"found": len(items), "most": MOST_ITEMS},
+        )
+    return items
+
+
+BOUNDED = BeforeValidator(_read_whole)
+"""Of a list from a client: one beyond any limit is refused before its items are looked at."""
 
 
 class DraftText(Record):
@@ -43,7 +60,7 @@ class DraftSample(DraftText):
 class DraftReference(DraftSample):
     """A labelled input for a reference set, with the same in other words."""
 
-    paraphrases: tuple[str, ...] = ()
+    paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
 
     def checked(self) -> Edit:
         return Edit(**self.model_dump())
@@ -54,7 +71,7 @@ class DraftEdit(DraftText):
 
     target: str | None = Field(None, description="The right answer; null where one is to be forgotten")
     forget: str | None = Field(None, description="With no target: the answer to move away from")
-    paraphrases: tuple[str, ...] = ()
+    paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
 
     @property
     def answer(self) -> str:

@@ -73,7 +73,9 @@ def check_edit_request(
 ) -> list[Pointer]:
     """Everything that is wrong with a request, in the order of the request's parts."""
     kept = pass_samples or ()
-    found = list(_check_limits(edits, pass_samples, limits))
+    if beyond := list(_check_limits(edits, kept, limits)):
+        return beyond  # so much is not even read
+    found = list(_check_presence(edits, pass_samples))
     for index, edit in enumerate(edits):
         found += _check_edit(f"/edits/{index}", edit, model)
     for index, sample in enumerate(kept):
@@ -88,11 +90,18 @@ def check_edit_request(
     return found
 
 
-def _check_limits(
-    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None, limits: EditLimits
+def _check_presence(
+    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None
 ) -> Iterator[Pointer]:
     if not edits:
         yield Pointer("/edits", "there is no edit; give at least one corrected sample")
+    if pass_samples is not None and not pass_samples:
+        yield Pointer("/pass_samples", "the list is empty; leave it out to use the model's reference set")
+
+
+def _check_limits(
+    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample], limits: EditLimits
+) -> Iterator[Pointer]:
     if len(edits) > limits.max_edits:
         yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; {limits.beyond}")
     for index, edit in enumerate(edits):
@@ -101,12 +110,10 @@ def _check_limits(
                 f"/edits/{index}/paraphrases",
                 f"{len(edit.paraphrases)} paraphrases, the limit is {limits.max_paraphrases}; leave some out",
             )
-    if pass_samples is not None and not pass_samples:
-        yield Pointer("/pass_samples", "the list is empty; leave it out to use the model's reference set")
-    if len(pass_samples or ()) > limits.max_pass_samples:
+    if len(pass_samples) > limits.max_pass_samples:
         yield Pointer(
             "/pass_samples",
-            f"{len(pass_samples or ())} pass samples, the limit is {limits.max_pass_samples}; leave some out",
+            f"{len(pass_samples)} pass samples, the limit is {limits.max_pass_samples}; leave some out",
         )
 
 

@@ -50,6 +50,18 @@ class Resident:
     network: hosting.Network | None = None
 
 
+@dataclass(frozen=True)
+class Counter:
+    """A hosted model's tokenizer. The lock is held while it counts: two threads may not use it at once."""
+
+    tokenizer: PreTrainedTokenizerBase
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, inputs: Sequence[TextInput]) -> list[int]:
+        with self.lock:
+            return hosting.count_tokens(self.tokenizer, inputs)
+
+
 @dataclass
 class DeltaCache:
     """Unpacked deltas, on their model's device, least recently used out first."""
@@ -97,9 +109,8 @@ class Engine:
         self._max_resident_models = max_resident_models
         self._lock = threading.Lock()
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # by identity and task
-        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}  # by identity
+        self._counters: dict[str, Counter] = {}  # by identity
         self._described: dict[Name, str] = {}  # sha256 of the descriptions, when first asked for
-        self._counting = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
         self._deltas = DeltaCache()
         self._metrics: dict[str, Metric] = {}  # by the name of the blob
 
@@ -120,11 +131,16 @@ class Engine:
             DeltaRejected: a stored delta fails its checks.
         """
         resident = self._resident(model)
+        # Before the lock: what is slow to fetch for one version holds up no other.
+        fetched = [self._fetched(model, delta) for delta in version.deltas]
         with resident.lock:
             if resident.network is None:
                 resident.network = self._load(model)
             network = resident.network
-            deltas = [self._delta(model, delta, network) for delta in version.deltas]
+            deltas = [
+                self._placed(model, delta, unpacked, network)
+                for delta, unpacked in zip(version.deltas, fetched, strict=True)
+            ]
             predictions = answers.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
             if not explain:
                 return predictions
@@ -138,13 +154,12 @@ class Engine:
     def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
         """Tokens of each input as the model would see it; needs the tokenizer only, not the weights."""
         key = self._identity(model)
-        tokenizer = self._tokenizers.get(key)
-        if tokenizer is None:
-            tokenizer = hosting.load_tokenizer(hosting.locate(model.source, self._models_root))
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = Counter(hosting.load_tokenizer(hosting.locate(model.source, self._models_root)))
             with self._lock:
-                tokenizer = self._tokenizers.setdefault(key, tokenizer)
-        with self._counting:
-            return hosting.count_tokens(tokenizer, inputs)
+                counter = self._counters.setdefault(key, counter)
+        return counter.count(inputs)
 
     def check_source(self, source: Source) -> None:
         """Refuse a folder that is not there before a job is made of it; a hub is asked by the worker only.
@@ -159,7 +174,7 @@ class Engine:
         """Let go of every model."""
         with self._lock:
             self._residents.clear()
-            self._tokenizers.clear()
+            self._counters.clear()
             self._described.clear()
             self._metrics.clear()
 
@@ -177,34 +192,44 @@ class Engine:
             return resident
 
     def _load(self, model: HostedModel) -> hosting.Network:
+        """The weights that were registered, in memory of their own, whatever becomes of the folder later."""
         folder = hosting.locate(model.source, self._models_root)
-        if hosting.weights_sha256(folder) != model.sha256:
+        stamps = hosting.stamps(folder)
+        changed = hosting.weights_sha256(folder) != model.sha256
+        if not changed:
+            network = hosting.owned(hosting.load(folder, model.task, device=self._device))
+            changed = hosting.stamps(folder) != stamps
+        if changed:
             raise ModelNotReady(
                 f'the weights of "{model.name}" are not the ones that were registered',
                 remedy="Put the registered files back, or register the new ones under another name",
             )
-        return hosting.load(folder, model.task, device=self._device)
+        return network
 
-    def _delta(self, model: HostedModel, delta: Delta, network: hosting.Network) -> LayerDelta:
+    def _fetched(self, model: HostedModel, delta: Delta) -> LayerDelta:
+        """A delta as it is kept, or as it is stored."""
+        kept = self._deltas.get((self._identity(model), delta.blob))
+        if kept is not None:
+            return kept
+        data = self._blobs.get(delta.blob)
+        return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
+
+    def _placed(
+        self, model: HostedModel, delta: Delta, unpacked: LayerDelta, network: hosting.Network
+    ) -> LayerDelta:
+        """A delta where its model is and of its type, kept."""
         key = (self._identity(model), delta.blob)
-        unpacked = self._deltas.get(key)
-        if unpacked is None:
-            data = self._blobs.get(delta.blob)
-            unpacked = unpack(
-                data,
-                base_sha256=str(model.sha256),
-                layers=network.layers,
-                metric=lambda name: self._metric(name, network),
-            )
-            unpacked = unpacked.to(network.device, network.model.dtype)
-            self._deltas.put(key, delta.num_bytes, unpacked)
-        return unpacked
+        kept = self._deltas.get(key)
+        if kept is None:
+            kept = unpacked.to(network.device, network.model.dtype)
+            self._deltas.put(key, delta.num_bytes, kept)
+        return kept
 
-    def _metric(self, name: str, network: hosting.Network) -> Metric:
+    def _metric(self, name: str) -> Metric:
         """A scope metric, kept: all scoped deltas of a hosted model name the same few."""
         metric = self._metrics.get(name)
         if metric is None:
-            metric = unpack_metric(self._blobs.get(name)).to(network.device)
+            metric = unpack_metric(self._blobs.get(name)).to(hosting.resolve_device(self._device))
             with self._lock:
                 metric = self._metrics.setdefault(name, metric)
         return metric

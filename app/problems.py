@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from salem.errors import InvalidRequest, Pointer, SalemError, Unauthorized, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
+MOST_PLACES = 100  # that one answer names; the summary counts all
 
 HTTP_CODES = {
     400: ("malformed_body", "The request body cannot be read"),
@@ -114,12 +115,12 @@ def from_validation_error(error: RequestValidationError, content_type: str) -> R
             detail=f'the body is "{content_type[:80] or "unlabelled"}"; this path reads application/json',
             remedy="Send the header Content-Type: application/json",
         )
-    errors = [_place(entry, error.body) for entry in found]
+    errors = [_place(entry, error.body) for entry in found[:MOST_PLACES]]
     return problem(
         status=InvalidRequest.status,
         code=InvalidRequest.code,
         title=InvalidRequest.title,
-        detail=_summary(errors),
+        detail=_summary(errors, len(found)),
         errors=errors,
     )
 
@@ -144,7 +145,8 @@ def pointer_of(location: Sequence[str | int], body: Any) -> str:
 
 def invalid_request(places: Sequence[Pointer]) -> InvalidRequest:
     """The error of a request with these bad places, in the words of the first."""
-    return InvalidRequest(_summary([vars(place) for place in places]), errors=places)
+    named = places[:MOST_PLACES]
+    return InvalidRequest(_summary([vars(place) for place in named], len(places)), errors=named)
 
 
 def install(app: FastAPI) -> None:
@@ -191,11 +193,11 @@ def _place(entry: Mapping[str, Any], body: Any) -> dict[str, str]:
     return {"parameter": ".".join(str(part) for part in location), "in": str(where), "detail": detail}
 
 
-def _summary(errors: Sequence[Mapping[str, str]]) -> str:
-    """The first problem, with its place, and how many more there are."""
+def _summary(errors: Sequence[Mapping[str, str]], num_found: int) -> str:
+    """The first problem, with its place, and how many more of all that were found there are."""
     if not errors:
         return InvalidRequest.title
     first = errors[0]
     place = first.get("pointer") or first.get("parameter") or "the body"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    more = f" (and {num_found - 1} more)" if num_found > 1 else ""
     return f"{place}: {first['detail']}{more}"

@@ -31,7 +31,7 @@ class Reconciler:
         self._blobs = blobs
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._next_sweep = time.monotonic()
+        self._next_sweep = time.monotonic() + SWEEP_EVERY_S  # time to notice a wrong setting
 
     def start(self) -> None:
         self._thread.start()
@@ -55,8 +55,12 @@ class Reconciler:
         return num_requeued
 
     def sweep(self) -> int:
-        """Delete old blobs that no row names; returns how many."""
-        return self._blobs.sweep(self._registry.blobs_in_use(), ORPHAN_AGE_S)
+        """Delete old blobs that no row names; returns how many. A store of another's is left alone."""
+        in_use = self._registry.blobs_in_use()
+        if not self._blobs.claim(self._registry.installation(), in_use):
+            structlog.get_logger().warning("blobs are not swept: the store is another installation's")
+            return 0
+        return self._blobs.sweep(in_use, ORPHAN_AGE_S)
 
     def _run(self) -> None:
         while not self._stopping.wait(self._settings.reconcile_s):

@@ -85,10 +85,15 @@ def check_answers(
     """Answers that a generating model cannot write to their end; `places` are (pointer of the answer, draft).
 
     What is cut off is never the target, and always another answer than the one to be forgotten. Pass samples
-    have to fit the window, and may be longer than what is written: what the model answers now is kept.
+    have to fit the window, and may be longer than what is written: what the model answers now is kept. An
+    edit without any answer is told elsewhere.
     """
     limit = model.max_input_tokens if model.task is Task.TEXT2TEXT_GENERATION else None
-    asked = [place for place in places if limit is not None or isinstance(place[1], DraftEdit)]
+    asked = [
+        (pointer, draft)
+        for pointer, draft in places
+        if draft.answer and (limit is not None or isinstance(draft, DraftEdit))
+    ]
     counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
     for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
         answer = quoted(draft.answer)

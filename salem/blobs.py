@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from salem.errors import BlobCorrupted, Misconfigured, NotFound, SalemError, Una
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part")
+_OWNER = "installation"  # the file at the root that says whose the store is
 _MOMENT_FIELDS = ("LastModified", "mtime", "modified", "updated", "created")  # each store has its own
 
 
@@ -93,24 +94,57 @@ class BlobStore:
         """Every blob and when it was last written."""
         for path, modified_at in self._listing():
             name = path.rpartition("/")[2]
-            if _DIGEST.fullmatch(name):
+            if self._is_ours(path) and _DIGEST.fullmatch(name):
                 yield name, modified_at
 
-    def sweep(self, in_use: set[str], older_than_s: float) -> int:
+    def claim(self, owner: str, known: Set[str]) -> bool:
+        """Whether the store is the owner's, to be swept by what it knows.
+
+        A file at the root says whose it is. Where none says so, the store becomes the owner's if it is empty
+        or holds a blob that is `known`: another's blobs would all seem unneeded.
+        """
+        path = f"{self._root}/{_OWNER}"
+        with self._reaching(_OWNER):
+            if self._files.isfile(path):
+                return bool(self._files.cat_file(path).decode(errors="replace").strip() == owner)
+        here = {digest for digest, _ in self.digests()}
+        if here and not here & known:
+            return False
+        with self._reaching(_OWNER):
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(path, owner.encode())
+        return True
+
+    def sweep(self, in_use: Set[str], older_than_s: float) -> int:
         """Remove blobs that nobody needs, and remains of writes cut short; returns how many.
 
-        A blob is written before what needs it is recorded, so the young are spared.
+        A blob is written before what needs it is recorded, so the young are spared, also one that was written
+        again since the store was listed. Files that are not where blobs lie are none of ours.
         """
         oldest_kept = datetime.now(UTC) - timedelta(seconds=older_than_s)
         num_removed = 0
         for path, modified_at in self._listing():
             name = path.rpartition("/")[2]
             unneeded = _UNFINISHED.fullmatch(name) or (_DIGEST.fullmatch(name) and name not in in_use)
-            if unneeded and modified_at < oldest_kept:
-                with self._reaching(name):
-                    self._files.rm_file(path)
-                num_removed += 1
+            if unneeded and self._is_ours(path) and modified_at < oldest_kept:
+                num_removed += self._remove_if_old(path, oldest_kept)
         return num_removed
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether a file lies where a blob of its name, or an unfinished one, would."""
+        name = path.rpartition("/")[2]
+        return path == f"{self._root}/{name[:2]}/{name}"
+
+    def _remove_if_old(self, path: str, oldest_kept: datetime) -> bool:
+        with self._reaching(path.rpartition("/")[2]):
+            try:
+                self._files.invalidate_cache()
+                if _modified_at(self._files.info(path)) >= oldest_kept:
+                    return False
+                self._files.rm_file(path)
+            except FileNotFoundError:
+                return False  # another process sweeps, too
+        return True
 
     def _listing(self) -> list[tuple[str, datetime]]:
         with self._reaching(self._root):

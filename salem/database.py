@@ -23,6 +23,15 @@ from salem.errors import Conflict, Misconfigured, Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
 _CONNECT_TIMEOUT_S = 5
+_LOCK_TIMEOUT_MS = 15_000
+# A server that is gone without a word is noticed within seconds; TCP alone takes a quarter of an hour.
+_POSTGRESQL_OPTIONS = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # ms
+}
 _MIGRATION_LOCK = 0x5A1E3  # any number, as long as every process of Salem takes the same
 
 
@@ -103,6 +112,9 @@ class Database:
         config.set_main_option("script_location", "salem:migrations")
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
+                connection.execute(
+                    text("SET LOCAL lock_timeout = 0")
+                )  # another's migration may take its time
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             try:
@@ -112,6 +124,11 @@ class Database:
                     "the database was written by a newer version of Salem",
                     remedy="run that version, or a later one",
                 ) from error
+
+    def installation(self) -> str:
+        """The name that was drawn when the tables were made."""
+        with self.read() as connection:
+            return str(connection.execute(text("SELECT id FROM installation")).scalar_one())
 
     def ping(self) -> None:
         """Raise Unavailable unless the database answers."""
@@ -147,11 +164,11 @@ def _create_engine(url: URL) -> Engine:
 
 def _postgresql_engine(url: URL) -> Engine:
     try:
-        return create_engine(
+        engine = create_engine(
             url,
             hide_parameters=True,  # texts of users stay out of traces
             pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+            connect_args=_POSTGRESQL_OPTIONS,
         )
     except (ImportError, NoSuchModuleError) as error:
         raise Misconfigured(
@@ -160,6 +177,13 @@ def _postgresql_engine(url: URL) -> Engine:
         ) from error
     except SQLAlchemyError as error:
         raise Misconfigured("the database URL cannot be used") from error
+    event.listen(engine, "begin", _limit_waiting)
+    return engine
+
+
+def _limit_waiting(connection: Connection) -> None:
+    # for one transaction, not for the session: a pooler in between gives sessions to others
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
 
 
 def _sqlite_engine(url: URL) -> Engine:

@@ -28,7 +28,7 @@ from transformers import (
 
 from salem.errors import UnsupportedModel
 from salem.layers import find_layers
-from salem.model_folders import check_folder, descriptions_sha256, locate, weights_sha256
+from salem.model_folders import check_folder, descriptions_sha256, locate, stamps, weights_sha256
 from salem.records import Layer, Task, TextInput
 from salem.streaming import BlockWeights, outline, stream
 
@@ -42,7 +42,9 @@ __all__ = [
     "load",
     "load_tokenizer",
     "locate",
+    "owned",
     "resolve_device",
+    "stamps",
     "tokenize",
     "weights_sha256",
 ]
@@ -200,6 +202,17 @@ def load(
     weights = stream(outlined, place) if streamed else None
     network = as_network(model if streamed else model.to(place), load_tokenizer(folder), task)
     return replace(network, streamed=weights)
+
+
+def owned(network: Network) -> Network:
+    """The network with its weights in memory of its own: on a CPU they are the file, mapped, until then.
+
+    Who writes into a mapped file changes the weights, and who cuts it short ends the process.
+    """
+    if network.device.type == "cpu":
+        for tensor in (*network.model.parameters(), *network.model.buffers()):
+            tensor.data = tensor.data.clone()
+    return network
 
 
 def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> Network:

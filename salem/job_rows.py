@@ -18,6 +18,7 @@ from salem.records import Job, JobKind, JobState, Name
 from salem.schema import columns_of, jobs, row_values
 
 _JOB_COLUMNS = columns_of(jobs, Job)
+_BRIEF_COLUMNS = [column for column in _JOB_COLUMNS if column.name != "request"]  # which may be megabytes
 _MAX_KEY_LENGTH = 255
 
 
@@ -89,11 +90,13 @@ def list_page(
 ) -> tuple[list[Job], bool]:
     """At most `limit` jobs, newest first, from the one after `after` on; True where there are more.
 
+    Their requests are not read: each is empty.
+
     Raises:
         InvalidRequest: there is no such state.
         NotFound: there is no job `after`.
     """
-    query = select(*_JOB_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
+    query = select(*_BRIEF_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
     if model is not None:
         query = query.where(jobs.c.model == model)
     if state is not None:
@@ -102,15 +105,19 @@ def list_page(
         query = query.where(jobs.c.state == state)
     if after is not None:
         query = query.where(jobs.c.id < get(connection, after).id)
-    found = [_job(row) for row in connection.execute(query).mappings()]
+    found = [_brief(row) for row in connection.execute(query).mappings()]
     return found[:limit], len(found) > limit
 
 
 def list_queued(connection: Connection) -> list[Job]:
-    """Oldest first."""
-    query = select(*_JOB_COLUMNS).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.id)
-    return [_job(row) for row in connection.execute(query).mappings()]
+    """Oldest first, with empty requests."""
+    query = select(*_BRIEF_COLUMNS).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.id)
+    return [_brief(row) for row in connection.execute(query).mappings()]
 
 
 def _job(row: Any) -> Job:
     return Job.model_validate({name: row[name] for name in Job.model_fields})
+
+
+def _brief(row: Any) -> Job:
+    return _job({**row, "request": {}})

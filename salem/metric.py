@@ -57,6 +57,8 @@ class Metric:
         return self.place(features(network, inputs, self.reading))
 
     def to(self, device: torch.device) -> Metric:
+        if self.projection.device == device:
+            return self  # shared: all scopes of a model name the same few
         return replace(
             self,
             reading=replace(self.reading, rarity=self.reading.rarity.to(device)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from salem.errors import UnsupportedModel
 from salem.records import FolderSource, HubSource
@@ -44,7 +44,14 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
             remedy="Put the model's folder (config.json, tokenizer, *.safetensors) there, or set "
             "SALEM_MODELS_ROOT.",
         )
-    if not all(path.resolve().is_relative_to(root) for path in folder.iterdir()):
+    try:
+        within = all(path.resolve().is_relative_to(root) for path in folder.iterdir())
+    except OSError as error:
+        raise UnsupportedModel(
+            f'The folder "{source.path}" cannot be read.',
+            remedy="Let the user that Salem runs as read it and what it holds.",
+        ) from error
+    if not within:
         raise UnsupportedModel(f'The folder "{source.path}" holds a link that leaves the models root.')
     return folder
 
@@ -52,6 +59,10 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
 def _downloaded(source: HubSource) -> Path:
     try:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise UnsupportedModel(
+            f'"{source.id}" is not an id of the hub.', remedy="Write it as its page does: owner/name."
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnsupportedModel(
             f"The hub did not give {source.id} at revision {source.revision[:12]}.",
@@ -65,6 +76,12 @@ def weights_sha256(folder: Path) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, size and time of change of each file of weights: other ones tell of another file."""
+    found = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
 
 
 def descriptions_sha256(folder: Path) -> str:

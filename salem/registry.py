@@ -185,6 +185,12 @@ class Registry:
                 return made, False
             return job_rows.create(connection, key, model, request), True
 
+    def find_job(self, kind: JobKind, idempotency_key: str | None, body_sha256: str) -> Job | None:
+        """The job that a key has made already. Raises InvalidRequest (the key was used with another body)."""
+        with self._database.read() as connection:
+            key = job_rows.IdempotencyKey(kind, idempotency_key, body_sha256)
+            return job_rows.find_by_key(connection, key)
+
     def get_job(self, job_id: str) -> Job:
         """Read a job. Raises NotFound."""
         with self._database.read() as connection:
@@ -241,7 +247,7 @@ class Registry:
             return job
 
     def lost_jobs(self, max_attempts: int) -> list[Job]:
-        """The jobs that should be in the queue, oldest first.
+        """The jobs that should be in the queue, oldest first, without their requests.
 
         Running jobs whose lease expired are queued again, or failed once they have had `max_attempts`.
         """
@@ -250,6 +256,10 @@ class Registry:
                 model_rows.release_name(connection, job)
             job_leases.requeue_abandoned(connection)
             return job_rows.list_queued(connection)
+
+    def installation(self) -> str:
+        """The name of this installation, drawn when its tables were made."""
+        return self._database.installation()
 
     def blobs_in_use(self) -> set[str]:
         """Digests of the blobs that a model, a version or an editor needs."""

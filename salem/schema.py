@@ -63,6 +63,12 @@ metadata = MetaData(
 
 _Document = JSON(none_as_null=True)
 
+installation = Table(
+    "installation",  # of one row
+    metadata,
+    Column("id", String(32), primary_key=True),
+)
+
 models = Table(
     "models",
     metadata,

@@ -12,6 +12,8 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from salem.records import MOST_ITEMS
+
 _MAX_SOCKET_PATH_BYTES = 100
 
 
@@ -46,11 +48,11 @@ class Settings(BaseSettings):
     """Workers read blocks from the model's files as they run, and hold one: less memory, slower."""
     num_threads: int = Field(0, ge=0)
     """Torch threads per process; 0 leaves torch's own choice."""
-    max_edits: int = Field(1_000, ge=1)
+    max_edits: int = Field(1_000, ge=1, le=MOST_ITEMS)
     """Most edits in one request."""
     max_body_bytes: int = Field(32 * 2**20, ge=1_024)
     """Largest request body."""
-    max_predict_inputs: int = Field(256, ge=1)
+    max_predict_inputs: int = Field(256, ge=1, le=MOST_ITEMS)
     """Most inputs in one predict request."""
     max_resident_models: int = Field(4, ge=1)
     """Hosted models that the API keeps in memory; the least recently used one goes first."""

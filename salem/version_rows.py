@@ -170,14 +170,21 @@ def move_alias(connection: Connection, version: Version, name: Name, was: int | 
     somebody's way back. The caller holds the model's lock.
 
     Returns:
-        None, or a note that says where the alias was left, and what can be done.
+        None, or a note that says where the alias was left, or whose corrections it left behind, and what can
+        be done.
     """
     now = next((a.version for a in list_aliases(connection, version.model) if a.name == name), None)
     onward = now is not None and now > (-1 if was is None else was)
-    if now in (None, was) or (onward and now in _built_on(connection, version)):
+    there, built_on_it = f"{version.model}:{now}", now in (None, *_built_on(connection, version))
+    if now in (None, was) or (onward and built_on_it):
         set_alias(connection, version.model, name, version.number)
-        return None
-    there = f"{version.model}:{now}"
+        if built_on_it:
+            return None
+        return (
+            f'the alias "{name}" was moved from {there}, which {version.reference} is not built on, so that '
+            f"its corrections are answered no more: PUT /models/{version.model}/aliases/{name} with "
+            f'{{"version": {now}}} moves it back, and what is asked for on top of {there} keeps both'
+        )
     return (
         f'the alias "{name}" was left at {there}, where it was set while the job ran, and does not name '
         f"{version.reference}: PUT /models/{version.model}/aliases/{name} with "

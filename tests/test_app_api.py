@@ -10,14 +10,16 @@ from typing import Any
 import httpx
 import pytest
 from api_service import Stage, serving
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from tiny_models import LABELS, save_tiny
 
+from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
-from salem.errors import Misconfigured
+from app.problems import MOST_PLACES, invalid_request
+from salem.errors import Misconfigured, Pointer
 from salem.hosting import weights_sha256
 from salem.queue import JobQueue
-from salem.records import HostedModel, JobState, Task
+from salem.records import MOST_ITEMS, HostedModel, JobState, Record, Task
 from salem.registry import Registry
 from salem.settings import Settings
 
@@ -206,6 +208,43 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     stage.registry.set_alias("intents", "production", 2)
     response = client.post("/models/intents/versions/1/without", json=removal)
     assert response.status_code == 202 and response.json()["request"]["alias_was"] == 2
+
+
+def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
+    body = {"model": "intents", "alias": "production", "edits": [EDIT]}
+    headers = {"Idempotency-Key": "monday"}
+    made = client.post("/edits", json=body, headers=headers).json()
+    stage.publish(intents, job=stage.registry.get_job(made["id"]))
+    refusal = problem(client.post("/edits", json=body), 422, "invalid_request")
+    assert pointers(refusal) == {"/model"}
+    assert "write intents@production to keep them, intents:0 to leave them out" in refusal["detail"]
+    assert client.post("/edits", json=body, headers=headers).json()["id"] == made["id"], (
+        "sent again: the same"
+    )
+    for model, parent in (("intents@production", 1), ("intents:0", 0)):
+        asked = client.post("/edits", json={**body, "model": model}).json()["request"]
+        assert (asked["parent"], asked["alias_was"]) == (parent, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [(PredictIn, "inputs"), (EditsIn, "edits"), (EditsIn, "pass_samples"), (EditorIn, "edits")],
+)
+def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        shape.model_validate({"model": "intents", field: [1] * (MOST_ITEMS + 1)})
+    (found,) = (error for error in caught.value.errors() if error["loc"] == (field,))
+    assert found["msg"] == "a list of 100001 items, 100000 at most are read; give fewer"
+
+
+def test_an_answer_names_so_many_places_and_counts_the_rest(client: httpx.Client) -> None:
+    sent = {"model": "intents", "inputs": [1] * 150}
+    body = problem(client.post("/predict", json=sent), 422, "invalid_request")
+    assert len(body["errors"]) == MOST_PLACES and body["detail"].endswith("(and 149 more)")
+    error = invalid_request([Pointer(f"/inputs/{index}", "blank") for index in range(150)])
+    assert len(error.errors) == MOST_PLACES and error.message == "/inputs/0: blank (and 149 more)"
 
 
 def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> None:

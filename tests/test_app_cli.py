@@ -169,6 +169,22 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     assert state(check_address(Settings(host="0.0.0.0"))) == "missing"
 
 
+def test_the_worker_is_ours_whatever_lies_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "worker" / "main.py").write_text("print('a stranger')")
+    entry = Path(sys.executable).with_name("salem")
+    done = subprocess.run(
+        [entry, "worker"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "SALEM_HOME": str(tmp_path), "REDIS_URL": "redis://127.0.0.1:1/0"},
+        timeout=120,
+        check=False,
+    )
+    assert "a stranger" not in done.stdout and done.returncode != 0
+
+
 def test_migrate(tmp_path: Path) -> None:
     migrated = salem("migrate", SALEM_HOME=str(tmp_path))
     assert migrated.returncode == 0, migrated.stderr

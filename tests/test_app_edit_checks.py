@@ -202,6 +202,18 @@ def test_limits() -> None:
     assert set(check(pass_samples=[])) == {"/edits", "/pass_samples"}
 
 
+def test_what_is_beyond_a_limit_is_not_read() -> None:
+    def counting(_: Sequence[TextInput]) -> list[int]:
+        pytest.fail("counted")
+
+    request = [edit(text, "no label") for text in "abcd"]
+    limits = EditLimits(max_edits=3)
+    found = check_edit_request(
+        hosted(), request, None, options=Hyperparameters(), limits=limits, count_tokens=counting
+    )
+    assert [place.pointer for place in found] == ["/edits"]
+
+
 def test_an_unknown_layer_gets_a_suggestion() -> None:
     found = check(edit("a"), layer="bert.encoder.layer.2.output.dens")
     assert f'did you mean "{LAYER.path}"?' in found["/options/layer"]
@@ -340,6 +352,14 @@ def test_labels_and_what_a_writer_keeps_are_not_measured() -> None:
     assert check(edit("a", "refund"), pass_samples=[DraftSample(input="b", target="login")]) == {}
     kept = [DraftSample(input="k", target=words(600))]
     assert check_answers(edit("a", "c"), task=Task.TEXT_GENERATION, kept=kept) == {}
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_an_edit_without_any_answer_is_told_so(task: Task) -> None:
+    found = check_answers(DraftEdit(input="who?"), edit("a"), task=task) if task.generates else None
+    found = check(DraftEdit(input="who?"), edit("a")) if found is None else found
+    assert set(found) == {"/edits/0/target"}
+    assert "has no target" in found["/edits/0/target"]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x00", "half \ud83d"])

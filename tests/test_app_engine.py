@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +98,56 @@ def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: 
             assert answer.scores is not None and set(answer.scores) == set(labels)
     assert one.sha256 == two.sha256
     assert engine.count_tokens(one, INPUTS) != engine.count_tokens(two, INPUTS)
+
+
+def test_what_becomes_of_the_file_does_not_change_answers(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    engine, ours = engine_of(stage), base(stage, model)
+    answered = engine.predict(model, ours, INPUTS, max_new_tokens=1)
+    weights = stage.settings.effective_models_root / "m" / "model.safetensors"
+    header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    with weights.open("r+b") as file:  # in place, as `cp` does
+        file.seek(header)
+        file.write(bytes(weights.stat().st_size - header))
+        file.flush()
+        assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
+        file.truncate(header)  # whoever still reads behind it through a mapping dies
+    assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
+
+
+def test_weights_that_change_while_they_load_are_noticed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, load = stage.host("m", "bert"), hosting.load
+
+    def load_late(folder: Path, task: Task, **options: Any) -> hosting.Network:
+        network = load(folder, task, **options)
+        (folder / "model.safetensors").touch()
+        return network
+
+    monkeypatch.setattr(hosting, "load", load_late)
+    engine = engine_of(stage)
+    with pytest.raises(ModelNotReady, match="not the ones that were registered"):
+        engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+
+
+def test_a_slow_store_holds_up_no_other_version(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stage.host("m", "bert")
+    version, engine = stage.publish(model), engine_of(stage)
+    asked, go_on, get = threading.Event(), threading.Event(), stage.blobs.get
+
+    def slow(digest: str) -> bytes:
+        asked.set()
+        assert go_on.wait(30)
+        return get(digest)
+
+    monkeypatch.setattr(stage.blobs, "get", slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.predict, model, version, INPUTS, max_new_tokens=1)
+        assert asked.wait(30)
+        unedited = engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+        go_on.set()
+        assert waiting.result() != unedited
 
 
 def test_threads_do_not_see_each_others_deltas(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from api_service import Stage
@@ -64,6 +65,22 @@ def test_old_orphans_are_swept_and_named_blobs_stay(stage: Stage, queue: JobQueu
     assert reconciler_of(stage, queue).sweep() == 1
     assert not stage.blobs.exists(orphan)
     assert stage.blobs.exists(fresh) and stage.blobs.exists(version.deltas[0].blob)
+
+
+def test_another_installations_blobs_are_not_swept(stage: Stage, queue: JobQueue, tmp_path: Path) -> None:
+    """An API with the right store and a fresh, that is a wrong, database: it knows none of the blobs."""
+    blob = stage.publish(stage.host("m", "bert")).deltas[0].blob
+    for path in (stage.settings.home / "blobs").rglob("*"):
+        os.utime(path, (0, 0))
+    wrong = Registry.connect(f"sqlite:///{tmp_path}/wrong.db")
+    wrong.migrate()
+    reconcilers = [
+        Reconciler(stage.settings, registry, queue, stage.blobs) for registry in (wrong, stage.registry)
+    ]
+    assert [each.sweep() for each in reconcilers] == [0, 0]
+    assert stage.blobs.exists(blob)
+    assert wrong.installation() != stage.registry.installation()
+    wrong.close()
 
 
 def test_the_thread_goes_on_when_redis_is_away_and_stops_at_once(stage: Stage, queue: JobQueue) -> None:

@@ -118,6 +118,46 @@ def test_sweep_takes_away_writes_cut_short_and_nothing_else(in_folder: BlobStore
     assert foreign.exists() and not part.exists()
 
 
+def test_files_that_do_not_lie_where_blobs_do_are_none_of_ours(in_folder: BlobStore, folder: Path) -> None:
+    in_folder.put(DATA)
+    foreign = [folder / "lfs" / DIGEST[:2] / DIGEST, folder / DIGEST, folder / "00" / DIGEST]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DATA)
+        os.utime(path, (0, 0))
+    assert [digest for digest, _ in in_folder.digests()] == [DIGEST]
+    assert in_folder.sweep(set(), older_than_s=60) == 0
+    assert all(path.exists() for path in foreign)
+
+
+def test_a_blob_that_is_written_again_during_a_sweep_stays(
+    in_folder: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_folder.put(DATA)
+    path = str(folder / DIGEST[:2] / DIGEST)
+    listed = [(path, datetime.now(UTC) - timedelta(days=2))]  # as it was when the store was listed
+    monkeypatch.setattr(in_folder, "_listing", lambda: listed)
+    assert in_folder.sweep(set(), older_than_s=60) == 0
+    assert in_folder.exists(DIGEST)
+    os.utime(path, (0, 0))
+    assert in_folder.sweep(set(), older_than_s=60) == 1
+    assert in_folder.sweep(set(), older_than_s=60) == 0, "another process may have taken it away"
+
+
+def test_a_store_is_its_first_owners(store: BlobStore) -> None:
+    assert store.claim("ours", set())
+    store.put(DATA)
+    assert store.claim("ours", set()) and not store.claim("theirs", {DIGEST})
+    assert [digest for digest, _ in store.digests()] == [DIGEST]
+
+
+def test_a_store_without_a_name_is_taken_by_who_knows_its_blobs(store: BlobStore) -> None:
+    store.put(DATA)
+    assert not store.claim("stranger", {"0" * 64})
+    assert store.claim("ours", {"0" * 64, DIGEST})
+    assert not store.claim("stranger", {DIGEST})
+
+
 def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> None:
     data = os.urandom(1) * 2_000_000
     digest = hashlib.sha256(data).hexdigest()

@@ -16,6 +16,7 @@ from registry_records import (
 )
 from sqlalchemy import text
 
+from salem import database as database_module
 from salem.database import Database
 from salem.errors import (
     Misconfigured,
@@ -92,6 +93,24 @@ def test_readers_do_not_wait_for_a_writer(database_url: str, registry: Registry)
         assert registry.list_models() == []
         assert time.monotonic() - began_at < 2
     database.close()
+
+
+def test_who_waits_too_long_for_a_lock_is_told(
+    database_url: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_MS", 100)
+    first, second = Database.connect(database_url), Database.connect(database_url)
+    with first.write() as holding:
+        holding.execute(text("DELETE FROM aliases"))
+        if holding.dialect.name == "postgresql":
+            holding.execute(text("LOCK TABLE aliases"))
+        began_at = time.monotonic()
+        with pytest.raises(Unavailable), second.write() as waiting:
+            waiting.execute(text("DELETE FROM aliases"))
+        assert time.monotonic() - began_at < 5
+    first.close()
+    second.close()
 
 
 def test_a_forked_child_uses_connections_of_its_own(registry: Registry) -> None:

@@ -47,6 +47,21 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
+def test_a_folder_that_may_not_be_read_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbid)
+    with pytest.raises(UnsupportedModel, match="cannot be read"):
+        locate(FolderSource(path="intents"), root)
+
+
+@pytest.mark.parametrize("id_", ["org/a--b", "org/a.git", "org/x..y"])
+def test_an_id_that_the_hub_does_not_know_the_form_of_is_refused(root: Path, id_: str) -> None:
+    with pytest.raises(UnsupportedModel, match="not an id of the hub"):
+        locate(HubSource(id=id_, revision="0" * 40), root)
+
+
 @pytest.mark.parametrize("path", ["intents", "team/intents"])
 def test_a_folder_under_the_root_is_found(root: Path, path: str) -> None:
     assert locate(FolderSource(path=path), root) == root / path

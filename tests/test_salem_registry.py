@@ -250,7 +250,11 @@ def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
         'name intents:4: PUT /models/intents/aliases/production with {"version": 4} moves it, or ask again '
         f"on top of intents:{now}"
     )
-    assert result["notes"][1:] == ([] if moves else [left])
+    if moves and was == now == 3:
+        (note,) = result["notes"][1:]  # its corrections are in the new version no more
+        assert all(words in note for words in ("moved from intents:3", "intents:4 is not built on", "PUT "))
+    else:
+        assert result["notes"][1:] == ([] if moves else [left])
 
 
 def test_an_alias_moves_and_remembers(registry: Registry) -> None:

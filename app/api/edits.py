@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.references import alias_stands_at, parse, resolve
+from app.api.references import alias_stands_at, check_alias, parse, resolve
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
 from app.edit_checks import EditLimits, check_edit_request, entry_prevails, overridden
@@ -24,7 +24,12 @@ def post_edits(
     request: EditsIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """Correct a model's answers: a job makes a new version on top of the one named, and measures it."""
-    alias_was = alias_stands_at(machines, parse(request.model).model, request.alias)
+    body = body_sha256(request)
+    if made := machines.registry.find_job(JobKind.EDIT, idempotency_key, body):
+        return announce(made, machines, response)  # whatever has changed since
+    reference = parse(request.model)
+    alias_was = alias_stands_at(machines, reference.model, request.alias)
+    check_alias(reference, request.alias, alias_was)
     model, parent = resolve(machines, request.model)
     errors = check_edit_request(
         model,
@@ -60,6 +65,6 @@ def post_edits(
         model.name,
         work.model_dump(mode="json"),
         idempotency_key=idempotency_key,
-        body_sha256=body_sha256(request),
+        body_sha256=body,
     )
     return announce(job, machines, response)

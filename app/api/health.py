@@ -16,8 +16,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-def healthz() -> HealthOut:
-    """The process answers. Asks nothing else, and needs no key."""
+async def healthz() -> HealthOut:
+    """The process answers. Asks nothing else, needs no key and no free thread."""
     return HealthOut(status="alive", version=__version__)
 
 

@@ -31,6 +31,21 @@ def resolve(machines: Services, text: str) -> tuple[HostedModel, Version]:
     return machines.registry.get_model(reference.model), machines.registry.resolve(reference)
 
 
+def check_alias(reference: ModelReference, alias: Name | None, stands_at: int | None) -> None:
+    """Refuse to take an alias away from corrections that a bare name, the base, does not have.
+
+    Raises:
+        InvalidRequest: says how to keep them, and how to leave them out on purpose.
+    """
+    if stands_at and reference.number is None and reference.alias is None:
+        name = reference.model
+        detail = (
+            f'"{name}" is the model without corrections, and "{alias}" stands at {name}:{stands_at}, which '
+            f"has some; write {name}@{alias} to keep them, {name}:0 to leave them out"
+        )
+        raise InvalidRequest(f"/model: {detail}", errors=[Pointer("/model", detail)])
+
+
 def alias_stands_at(machines: Services, model: Name, alias: Name | None) -> int | None:
     """The version that an alias names now; None: there is no such alias, or none is to be moved.
 

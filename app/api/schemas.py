@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Header, Path
 from pydantic import BeforeValidator, Field
 
-from app.drafts import DraftEdit, DraftReference, DraftSample, DraftText
+from app.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
 from salem.records import (
     EDITOR_ID_PATTERN,
     NAME_PATTERN,
@@ -57,7 +57,7 @@ class ModelIn(Record):
     name: Name
     task: Task
     source: Source
-    reference: tuple[DraftReference, ...] | None = Field(
+    reference: Annotated[tuple[DraftReference, ...] | None, BOUNDED] = Field(
         None, description="Paraphrases, where they are known, teach the model's scope metric"
     )
     reference_sha256: Sha256 | None = Field(None, description="Of a JSONL file uploaded with PUT /references")
@@ -66,9 +66,9 @@ class ModelIn(Record):
 class EditsIn(Record):
     """Corrections, and answers to be forgotten, for a model, a version (`intents:3`) or an alias."""
 
-    model: str
-    edits: tuple[DraftEdit, ...]
-    pass_samples: tuple[DraftSample, ...] | None = Field(
+    model: str = Field(description="A bare name is the base; `intents@production` keeps what production has")
+    edits: Annotated[tuple[DraftEdit, ...], BOUNDED]
+    pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
         None, description="Samples to be kept; left out, they come from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
@@ -80,8 +80,10 @@ class EditorIn(Record):
 
     model: str = Field(description="Name of a hosted model; an editor is trained on the base")
     name: str | None = Field(None, min_length=1, max_length=64, description="What to call it")
-    edits: tuple[DraftEdit, ...] = Field(description="Edits like those to come, with paraphrases")
-    pass_samples: tuple[DraftSample, ...] | None = Field(
+    edits: Annotated[tuple[DraftEdit, ...], BOUNDED] = Field(
+        description="Edits like those to come, with paraphrases"
+    )
+    pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
         None, description="Samples to be kept; left out, they come from the model's reference set"
     )
     options: EditorOptions = EditorOptions()
@@ -91,7 +93,7 @@ class PredictIn(Record):
     """Inputs for a model, a version or an alias; a bare name is the base."""
 
     model: str
-    inputs: tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...]
+    inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...], BOUNDED]
     max_new_tokens: int = Field(32, ge=1, le=512)
     explain: bool = Field(False, description="Say for each answer which entry of the version fired")
 
@@ -99,7 +101,9 @@ class PredictIn(Record):
 class WithoutIn(Record):
     """Edits that a version is to be freed of."""
 
-    edits: tuple[str, ...] = Field(description='Ids: the version that brought an edit and its place, "3.0"')
+    edits: Annotated[tuple[str, ...], BOUNDED] = Field(
+        description='Ids: the version that brought an edit and its place, "3.0"'
+    )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
 
 

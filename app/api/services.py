@@ -68,7 +68,8 @@ class Services:
             structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.message)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """Asynchronous, for it waits for nothing: no thread is taken, and none is waited for."""
     services: Services = request.app.state.services
     return services
 

@@ -44,7 +44,8 @@ def serve(
 @commands.command()
 def worker() -> NoReturn:
     """Run one worker here, against REDIS_URL or the Redis of a `salem serve` with the same home."""
-    os.execv(sys.executable, [sys.executable, "-m", "worker.main"])
+    # -P: the folder that one stands in may hold another package named `worker`
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.main"])
 
 
 @commands.command()

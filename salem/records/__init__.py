@@ -69,6 +69,7 @@ from salem.records.samples import (
 from salem.records.words import (
     EDIT_ID_PATTERN,
     EDITOR_ID_PATTERN,
+    MOST_ITEMS,
     NAME_PATTERN,
     Name,
     Record,
@@ -78,6 +79,7 @@ from salem.records.words import (
 __all__ = [
     "EDITOR_ID_PATTERN",
     "EDIT_ID_PATTERN",
+    "MOST_ITEMS",
     "MOST_NEW_TOKENS",
     "NAME_PATTERN",
     "Alias",

@@ -11,6 +11,7 @@ EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
 EDITOR_ID_PATTERN = r"^editor-[0-9a-f]{20}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+MOST_ITEMS = 100_000  # of any list in a request, whatever its own limit is
 
 
 class Record(BaseModel):
