@@ -112,6 +112,15 @@ def test_given_pass_samples_replace_the_reference_set() -> None:
     assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(given)
 
 
+@pytest.mark.parametrize("as_reference", [False, True])
+def test_a_pass_sample_that_is_repeated_counts_once(as_reference: bool) -> None:
+    spaced = [sample.model_copy(update={"input": f"{sample.input}  "}) for sample in PASS]
+    often = (*PASS, *PASS, *spaced)
+    batch = build(known=reference(*often)) if as_reference else build(given=often)
+    kept = [*batch.pass_samples, *batch.held_out_pass_samples]
+    assert len(kept) == len(PASS) and set(kept) == set(PASS)
+
+
 def test_no_more_are_taken_than_asked_for() -> None:
     batch = build(most_pass=3, most_held_out=2)
     assert (len(batch.pass_samples), len(batch.held_out_pass_samples)) == (3, 2)

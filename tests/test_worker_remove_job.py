@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from salem.registry import Registry
 from salem.settings import Settings
 from salem.tensor_files import read_header
 from worker.attempts import Attempt
+from worker.edit_job import standing
 from worker.jobs import JobRun
 
 LAYER = "bert.encoder.layer.1.output.dense"
@@ -238,25 +239,53 @@ def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Ver
     assert any(each is not None and each.entry.startswith("1.") for each in fires)
 
 
+@pytest.fixture
+def fresh(settings: Settings, tmp_path: Path) -> Iterator[Stage]:
+    """Another home, with the same model and no job yet."""
+    elsewhere = Settings(**settings.model_dump() | {"home": tmp_path / "other", "device": "cpu"})
+    registry = Registry.connect(elsewhere.effective_database_url)
+    registry.migrate()
+    stage = Stage.of(elsewhere, registry)
+    stage.host("m", "bert")
+    yield stage
+    registry.close()
+
+
 def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
-    stage: Stage, model: HostedModel, settings: Settings, tmp_path: Path
+    stage: Stage, model: HostedModel, fresh: Stage
 ) -> None:
     whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
     assert stage.registry.get_model("m").scope_metric == whole.deltas[1].metric
     without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
     assert ids(stage, without) == ["2.0"]
     assert without.deltas[0].made_in == without.number
-    # another home, whose first job this is: the metric is trained without what was removed, too
-    elsewhere = Settings(**settings.model_dump() | {"home": tmp_path / "other", "device": "cpu"})
-    registry = Registry.connect(elsewhere.effective_database_url)
-    registry.migrate()
-    fresh = Stage.of(elsewhere, registry)
-    fresh.host("m", "bert")
+    # the first job of the other home: the metric is trained without what was removed, too
     direct = chain(fresh, (B[:1], Recipe.SCOPED))
-    registry.close()
     assert content(stage, without) == content(fresh, direct)
     assert without.deltas[0].metric == direct.deltas[0].metric != whole.deltas[1].metric
     assert stage.registry.get_model("m").scope_metric == without.deltas[0].metric
+
+
+def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
+    stage: Stage, model: HostedModel, fresh: Stage
+) -> None:
+    """The jobs above were given the metric of the first: it had learned from an edit that is gone."""
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED), (C, Recipe.SCOPED))
+    without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
+    direct = chain(fresh, (B[:1], Recipe.SCOPED), (C, Recipe.SCOPED))
+    assert content(stage, without) == content(fresh, direct)
+    assert [each.metric for each in without.deltas] == [each.metric for each in direct.deltas]
+    old = {delta.metric for delta in whole.deltas}
+    assert stage.registry.get_model("m").scope_metric == direct.deltas[1].metric not in old
+
+
+def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedModel) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
+    without, job = remove(stage, whole, "2.0")
+    attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
+    held = standing(attempt, without)
+    assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
+    assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
 
 
 def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:

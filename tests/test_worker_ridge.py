@@ -137,6 +137,14 @@ def test_edits_without_a_gradient_are_refused() -> None:
         ridge_rows(network, empty, 6.0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_states_that_overflow_are_told(value: float) -> None:
+    u = drawn(2, 8)
+    u[1, 3] = value
+    with pytest.raises(EditFailed, match="overflow on some of the samples"):
+        ridge_factor(u, torch.eye(8), 1.0)
+
+
 def test_a_moment_that_rounding_left_negative_is_solved_all_the_same() -> None:
     draw = torch.Generator().manual_seed(0)
     few = torch.randn(3, 200, generator=draw)

@@ -78,6 +78,19 @@ def test_only_what_does_not_fit_gives_way(architecture: str) -> None:
     assert rng.random() == same.random(), "what is drawn next is what it would have been"
 
 
+def test_no_rule_makes_again_what_is_held_out() -> None:
+    network = tiny_network("bert")
+    samples = [Sample(input="where is my order", target=LABELS[0])] * 300
+    freely = reworded(network, samples, random.Random(0))
+    apart = freely[0].model_copy(update={"input": freely[0].input.replace(" ", "  ")})
+    assert freely[0] != samples[0]
+    found = reworded(network, samples, random.Random(0), apart={apart.words_hash})
+    assert all(sample.words_hash != apart.words_hash for sample in found)
+    assert [a for a, b in zip(found, freely, strict=True) if b.words_hash != apart.words_hash] == [
+        sample for sample in freely if sample.words_hash != apart.words_hash
+    ]
+
+
 def test_a_rewording_that_is_only_read_needs_no_room_for_an_answer() -> None:
     network = tiny_network("gpt2")
     own = of_length(network, MAX_TOKENS, "Rome now and then", 0)

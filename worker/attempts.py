@@ -65,7 +65,7 @@ class Attempt:
         if not settings.trunk_cache_bytes:
             return None
         described = descriptions_sha256(self._folder(model))
-        arithmetic = (model.sha256, described, network.model.dtype, network.device, settings.num_threads)
+        arithmetic = (model.sha256, described, network.model.dtype, network.device)
         name = " ".join(map(str, arithmetic))
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
 

@@ -64,7 +64,12 @@ def _known_paraphrases(
 
 
 def _pool(reference: Sequence[ReferenceSample], given: Sequence[Sample] | None) -> list[tuple[Sample, bool]]:
-    """Candidates for pass samples, each with whether it is held out."""
+    """Candidates for pass samples, each with whether it is held out; one that is repeated counts once."""
     if given is not None:
-        return [(sample, held_out(sample.content_hash)) for sample in given]
-    return [(item.sample, item.held_out) for item in reference if item.passes]
+        pool = [(sample, held_out(sample.content_hash)) for sample in given]
+    else:
+        pool = [(item.sample, item.held_out) for item in reference if item.passes]
+    first: dict[str, tuple[Sample, bool]] = {}
+    for sample, is_held_out in pool:
+        first.setdefault(sample.words_hash, (sample, is_held_out))
+    return list(first.values())

@@ -18,6 +18,7 @@ from salem.metric_files import pack_metric
 from salem.records import (
     Delta,
     EditBatch,
+    EditId,
     EditRequest,
     HostedModel,
     Hyperparameters,
@@ -25,6 +26,7 @@ from salem.records import (
     Proportion,
     Recipe,
     ReferenceSample,
+    Sample,
     Sha256,
     Version,
 )
@@ -55,6 +57,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     needed = job_estimate(network, batch, request.hyperparameters)
     attempt.afford(needed, network)
     left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
+    left = replace(left, edits=standing(attempt, parent))
     if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
         left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
     measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
@@ -64,6 +67,19 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         "worker_seconds": round(time.monotonic() - began, 2),
     }
     publish(attempt, request, model, parent, measured, facts)
+
+
+def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:
+    """Every edit that a version holds, by its id, the newest first."""
+    numbers = [delta.version for delta in version.deltas if delta.version is not None]
+    requests = attempt.registry.entries.edit_requests(version.model, numbers)
+    return {
+        str(EditId(number, place)): edit.sample
+        for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
+        if number is not None and number in requests
+        for place, edit in enumerate(requests[number].edits)
+        if place not in removed
+    }
 
 
 def batch_of(request: EditRequest, reference: Sequence[ReferenceSample]) -> EditBatch:

@@ -6,7 +6,7 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -232,7 +232,32 @@ def _measure(
 ) -> Metrics:
     """The version against its parent; a base is taken at its registered word where only scopes can differ."""
     before = Version(network, parent, hyper.max_new_tokens)
-    after = on_top(before, made.delta, left.cache)
+    # As it is served: on a GPU a plain change takes the type of the model, which may be a narrow one.
+    after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    return evaluate(batch, before, after, generates=network.task.generates, notes=made.warnings)
+    notes = (*made.warnings, *_undone(before, after, left.edits, batch))
+    return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
+
+
+def _undone(
+    before: Version, after: Version | Overlaid, earlier: Mapping[str, Sample], batch: EditBatch
+) -> Iterator[str]:
+    """A note if edits of earlier jobs held and hold no more; what this job corrects anew does not count."""
+    anew = {sample.words_hash for sample in batch.corrections}
+    edits = [(name, edit) for name, edit in earlier.items() if edit.words_hash not in anew]
+    touched = after.may_differ([edit for _, edit in edits])
+    asked = [pair for pair, touches in zip(edits, touched, strict=True) if touches]
+    samples = [edit for _, edit in asked]
+    was, now = before.answers(samples), after.answers(samples)
+    lost = [
+        (name, edit)
+        for (name, edit), old, new in zip(asked, was, now, strict=True)
+        if is_right(old, edit) and not is_right(new, edit)
+    ]
+    if lost:
+        name, edit = lost[0]
+        yield (
+            f"{len(lost)} of {len(edits)} earlier corrections hold no more, the newest being {name}, "
+            f"{quoted(edit.input)}: correct it again on top of this version, or go back to the version before"
+        )

@@ -155,7 +155,7 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
 
 def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
     # A metric reads prompts alone, so nothing has to leave room for an answer.
-    reword = partial(reworded, network, rng=rng, fit=prompts_fit)
+    reword = partial(reworded, network, rng=rng, fit=prompts_fit, apart=batch.held_out_words)
     known = list(batch.equivalents)[:MOST_PAIRS]
     pairs = [*known, *zip(learning, reword(learning), strict=True)]
     rng.shuffle(pairs)

@@ -124,6 +124,7 @@ class Chain:
         # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
+        given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, known)

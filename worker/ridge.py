@@ -83,7 +83,17 @@ def ridge_factor(u: Tensor, moment: Tensor, strength: float) -> Tensor:
 
 
 def _cholesky(system: Tensor) -> Tensor:
-    """The factor of a system; adding up its moment in float32 may have left it slightly negative."""
+    """The factor of a system; adding up its moment in float32 may have left it slightly negative.
+
+    Raises:
+        EditFailed: a number in it is not finite, so that nothing makes it positive.
+    """
+    if not system.isfinite().all():
+        raise EditFailed(
+            "The model's states overflow on some of the samples.",
+            remedy="Host the weights in a wider type, such as bfloat16, or leave out samples that are unlike "
+            "what the model was trained on.",
+        )
     jitter = _JITTER * float(system.diagonal().mean()) + torch.finfo(torch.float64).tiny
     failed = 1
     while failed:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import structlog
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +31,7 @@ from salem.records import TextInput
 _SUFFIX = ".safetensors"
 _HEADER_BYTES = 4_096  # more than an entry's names and shapes take
 # Kernels of another release may round otherwise: its entries are not this one's.
-_RELEASE = f"1/{torch.__version__}"
+_RELEASE = f"1/{torch.__version__}/{transformers.__version__}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class SampleCache:
 
     def key(self, kind: str, samples: Sequence[TextInput], *more: str | int) -> str:
         """The name of an entry made from these samples; `more` is what else it depends on."""
-        digest = hashlib.sha256(json.dumps([_RELEASE, self.model, kind, *more]).encode())
+        threads = torch.get_num_threads()  # so are sums added up
+        digest = hashlib.sha256(json.dumps([_RELEASE, threads, self.model, kind, *more]).encode())
         for sample in samples:
             digest.update(sample.model_dump_json().encode() + b"\n")
         return digest.hexdigest()

@@ -125,7 +125,9 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     rng = random.Random(work.hyper.seed)
-    other_words = [s for _ in range(work.hyper.rewordings) for s in reworded(network, own, rng)]
+    apart = work.batch.held_out_words
+    drawn = [reworded(network, own, rng, apart=apart) for _ in range(work.hyper.rewordings)]
+    other_words = [sample for draw in drawn for sample in draw]
     owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
     corrections = prepare(network, [*own, *other_words, *standing_in], layer, chunk_size=CHUNK)
     every = torch.arange(len(own), device=network.device).repeat(1 + work.hyper.rewordings)

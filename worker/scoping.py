@@ -20,7 +20,7 @@ from salem.hosting import Network
 from salem.metric import Metric
 from salem.openings import openings, unheard
 from salem.quoting import quoted
-from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
+from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample, TextInput
 from salem.scopes import Firing, Scope
 from salem.wordings import Wording, packed
 from worker.feature_memo import FeatureMemo
@@ -224,8 +224,8 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
     }
     for edit, kept in close.items():
         yield (
-            f"the scope of {quoted(batch.edit_samples[edit].input)} cannot be told from the pass sample "
-            f"{quoted(batch.pass_samples[kept].input)}"
+            f"the scope of {_named(batch.edit_samples[edit])} cannot be told from the pass sample "
+            f"{_named(batch.pass_samples[kept])}"
         )
 
 
@@ -243,6 +243,19 @@ def _conflicts(scope: Scope, likeness: Tensor, batch: EditBatch) -> Iterator[str
         first, second = batch.edit_samples[one], batch.edit_samples[other]
         if first.becomes != second.becomes:
             yield (
-                f"{quoted(first.input)} and {quoted(second.input)} lie in one scope but have different "
-                "targets; the nearer one answers"
+                f"{_named(first)} and {_named(second)} lie in one scope but have different targets; what "
+                "both hold is answered by the one that it lies deeper in"
             )
+    deepest = scope.owners[(likeness - scope.radii).argmax(-1)]
+    for sample, owner, winner in zip(batch.corrections, scope.owners.tolist(), deepest.tolist(), strict=True):
+        own, other = batch.edit_samples[int(owner)], batch.edit_samples[int(winner)]
+        if own.becomes != other.becomes:
+            yield (
+                f"{_named(sample)} lies deeper in the scope of {_named(other)} than in its own and is "
+                "answered as that: correct it in a later job, whose entries prevail"
+            )
+
+
+def _named(sample: TextInput) -> str:
+    """A sample as a message quotes it, with its pair: others may have the same text."""
+    return quoted(sample.input) + (f" / {quoted(sample.text_pair)}" if sample.text_pair else "")

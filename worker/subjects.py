@@ -47,6 +47,10 @@ class Version:
         self.known.update((item.content_hash, answer.output) for item, answer in zip(new, found, strict=True))
         return [self.known[item.content_hash] for item in inputs]
 
+    def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
+        """Which inputs its newest delta may have changed the answer of: all, for a plain one acts on all."""
+        return [True] * len(inputs)
+
     @torch.inference_mode()
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
         """Of the answer of each sample, in order: its rank, and its probability.
@@ -78,14 +82,16 @@ class Overlaid:
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
-        held = self._near(inputs) if inputs else []
+        held = self.may_differ(inputs)
         outside = [item for item, near in zip(inputs, held, strict=True) if not near]
         inside = [item for item, near in zip(inputs, held, strict=True) if near]
         answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
         return [next(answers[near]) for near in held]
 
-    def _near(self, inputs: Sequence[TextInput]) -> list[bool]:
+    def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs the new scopes hold, or would but for a rounding: they prevail over all below."""
+        if not inputs:
+            return []
         network, scoped = self.below.network, self.entries.scoped
         assert scoped is not None, "entries fire or do not"
         parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]

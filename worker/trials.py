@@ -87,7 +87,7 @@ def trial_edits(
         EditFailed: no token carries a gradient at one of the layers.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    other_words = reworded(network, batch.edit_samples, rng)
+    other_words = reworded(network, batch.edit_samples, rng, apart=batch.held_out_words)
     keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
     parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
@@ -124,6 +124,7 @@ def prepare_layers(
     counts = dict.fromkeys(chunks, 0)
     for rows, batch in batches(network, samples, CHUNK):
         places = torch.tensor(rows)
+        before: Tensor | None = None
         for trunk, u, answers in _capture_layers(network, batch, layers):
             path = trunk.layer.path
             kept = u.reshape(-1, trunk.layer.d_in)[
@@ -132,7 +133,10 @@ def prepare_layers(
             moments[path].addmm_(kept.T, kept)
             counts[path] += len(kept)
             held = worst_margin_per_sample(answers) > 0
-            chunks[path].append(Chunk(trunk, places, next_choices(answers), held))
+            before = (
+                next_choices(answers) if before is None else before
+            )  # one forward: the same at every layer
+            chunks[path].append(Chunk(trunk, places, before, held))
     return {path: (TrunkSet(tuple(chunks[path])), moments[path] / max(counts[path], 1)) for path in chunks}
 
 

@@ -8,7 +8,7 @@ text. Does not know what texts, samples and rewordings are for.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from salem.encoding import prompt_lengths, sample_lengths
 from salem.hosting import Network
@@ -43,6 +43,12 @@ def reworded(
     rules: Sequence[Rule] | None = None,
     *,
     fit: Fit = samples_fit,
+    apart: Set[str] = frozenset(),
 ) -> list[Sample]:
-    """One rewording of each sample as `reword_all` draws it, where it fits; else the sample itself."""
-    return fitting(network, samples, reword_all(samples, rng, rules), fit)
+    """One rewording of each sample as `reword_all` draws it, where it fits; else the sample itself.
+
+    So, too, where it has the words (`words_hash`) of a sample that is held out, which rules may hit upon.
+    """
+    made = reword_all(samples, rng, rules)
+    seen = [one if other.words_hash in apart else other for one, other in zip(samples, made, strict=True)]
+    return fitting(network, samples, seen, fit)

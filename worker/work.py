@@ -13,7 +13,7 @@ import torch
 from salem.deltas import LayerDelta, Term
 from salem.hosting import Network
 from salem.metric import Metric
-from salem.records import EditBatch, Entry, Hyperparameters, Layer
+from salem.records import EditBatch, Entry, Hyperparameters, Layer, Sample
 from worker.editor_files import TrainedEditor
 from worker.sample_cache import SampleCache
 from worker.training import Learner, Prepared, Progress, prepare_dataset, train
@@ -37,6 +37,9 @@ class Left:
     editor: TrainedEditor | None = None  # to make this job's edits in one pass, instead of training
     cache: SampleCache | None = None  # of the base, without any delta
     answers: Mapping[str, str] = field(default_factory=dict)  # of the base, by content hash of the input
+    edits: Mapping[str, Sample] = field(
+        default_factory=dict
+    )  # that the parent version holds, by id, newest first
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ class EditBatch(Record):
         return (*self.edit_samples, *(sample for _, sample in self.adapt_samples))
 
     @property
+    def held_out_words(self) -> frozenset[str]:
+        """The words of the paraphrases held out: no rule may make them again for training."""
+        return frozenset(sample.words_hash for _, sample in self.held_out_paraphrases)
+
+    @property
     def owners(self) -> tuple[int, ...]:
         """The index of the edit that each of the corrections belongs to."""
         return (*range(len(self.edit_samples)), *(edit for edit, _ in self.adapt_samples))
