@@ -215,7 +215,7 @@ def test_the_command_line(
     status, job, _ = salem("editors", "train", str(file), *options)
     assert status == 0 and printed_json(job)["kind"] == "train_editor"
     (queued,) = [each for each in stage.registry.list_jobs()[0] if each.state == "queued"]
-    request = EditorRequest.model_validate(queued.request)
+    request = EditorRequest.model_validate(stage.registry.get_job(queued.id).request)
     assert (request.name, request.options.num_together, request.options.seed) == ("late", 3, 5)
     _, shown, _ = salem("editors", "list", "--model", "intents")
     assert all(word in shown for word in (editor.id, "refunds", editor.layer, "0.50"))
