@@ -9,18 +9,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
 from salem.records import MOST_ITEMS, Edit, Record, Sample, TextInput
 
 
 def _read_whole(items: Any) -> Any:
     if isinstance(items, list) and len(items) > MOST_ITEMS:
-        raise PydanticCustomError(
-            "too_many_items",
-            "a list of {found} items, {most} at most are read; give fewer",
-            {"found": len(items), "most": MOST_ITEMS},
-        )
+        raise ValueError(f"a list of {len(items)} items, {MOST_ITEMS} at most are read; give fewer")
     return items
 
 

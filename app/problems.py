@@ -187,7 +187,7 @@ def _malformed_json(text: str, position: int, reason: str) -> Response:
 def _place(entry: Mapping[str, Any], body: Any) -> dict[str, str]:
     """One entry of pydantic's list, without the input: a client's text may be large or secret."""
     where, *location = entry["loc"]
-    detail = str(entry["msg"])
+    detail = str(entry["msg"]).removeprefix("Value error, ")  # what our own checks say, in their words
     if where == "body":
         return {"pointer": pointer_of(location, body), "detail": detail}
     return {"parameter": ".".join(str(part) for part in location), "in": str(where), "detail": detail}

@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from api_service import Stage, serving
+from fastapi.exceptions import RequestValidationError
 from pydantic import SecretStr, ValidationError
 from tiny_models import LABELS, save_tiny
 
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
-from app.problems import MOST_PLACES, invalid_request
+from app.problems import MOST_PLACES, from_validation_error, invalid_request
 from salem.errors import Misconfigured, Pointer
 from salem.hosting import weights_sha256
 from salem.queue import JobQueue
@@ -236,7 +237,12 @@ def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) ->
     with pytest.raises(ValidationError) as caught:
         shape.model_validate({"model": "intents", field: [1] * (MOST_ITEMS + 1)})
     (found,) = (error for error in caught.value.errors() if error["loc"] == (field,))
-    assert found["msg"] == "a list of 100001 items, 100000 at most are read; give fewer"
+    assert found["msg"] == "Value error, a list of 100001 items, 100000 at most are read; give fewer"
+    body = {"body": {}, "errors": [{**found, "loc": ("body", field)}]}
+    answer = from_validation_error(RequestValidationError(**body), "application/json")
+    assert (
+        json.loads(bytes(answer.body))["detail"] == f"/{field}: {found['msg'].removeprefix('Value error, ')}"
+    )
 
 
 def test_an_answer_names_so_many_places_and_counts_the_rest(client: httpx.Client) -> None:
