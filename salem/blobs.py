@@ -57,10 +57,7 @@ class BlobStore:
         """
         digest = hashlib.sha256(data).hexdigest()
         with self._reaching(digest):
-            if isinstance(self._files, LocalFileSystem):
-                _write_by_rename(Path(self._path(digest)), data)
-            else:
-                self._files.pipe_file(self._path(digest), data)
+            self._write(self._path(digest), data)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -111,8 +108,7 @@ class BlobStore:
         if here and not here & known:
             return False
         with self._reaching(_OWNER):
-            self._files.makedirs(self._root, exist_ok=True)
-            self._files.pipe_file(path, owner.encode())
+            self._write(path, owner.encode())
         return True
 
     def sweep(self, in_use: Set[str], older_than_s: float) -> int:
@@ -129,6 +125,12 @@ class BlobStore:
             if unneeded and self._is_ours(path) and modified_at < oldest_kept:
                 num_removed += self._remove_if_old(path, oldest_kept)
         return num_removed
+
+    def _write(self, path: str, data: bytes) -> None:
+        if isinstance(self._files, LocalFileSystem):
+            _write_by_rename(Path(path), data)
+        else:
+            self._files.pipe_file(path, data)
 
     def _is_ours(self, path: str) -> bool:
         """Whether a file lies where a blob of its name, or an unfinished one, would."""
