@@ -57,8 +57,9 @@ class Metric:
         return self.place(features(network, inputs, self.reading))
 
     def to(self, device: torch.device) -> Metric:
+        """The metric on a device; itself where it is there, for all scopes of a model share the same few."""
         if self.projection.device == device:
-            return self  # shared: all scopes of a model name the same few
+            return self
         return replace(
             self,
             reading=replace(self.reading, rarity=self.reading.rarity.to(device)),
