@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from salem import entry_rows, version_rows
 from salem.database import Database
-from salem.records import EditId, EditRequest, ListedEntry, Name, TextInput, Version
+from salem.records import Edit, EditId, EditRequest, ListedEntry, Name, TextInput, Version
 
 
 class Entries:
@@ -39,3 +39,8 @@ class Entries:
         """The stored request behind each of these versions; one that no edit job made is left out."""
         with self._database.read() as connection:
             return version_rows.edit_requests(connection, model, numbers)
+
+    def edits(self, model: Name, numbers: Collection[int]) -> dict[int, tuple[Edit, ...]]:
+        """The edits that each of these versions brought; one that no edit job made is left out."""
+        with self._database.read() as connection:
+            return version_rows.edits(connection, model, numbers)

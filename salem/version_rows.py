@@ -16,6 +16,7 @@ from salem.errors import ModelNotReady, NotFound
 from salem.records import (
     Alias,
     Delta,
+    Edit,
     EditRequest,
     HostedModel,
     JobKind,
@@ -137,6 +138,17 @@ def edit_requests(connection: Connection, model: Name, numbers: Collection[int])
     )
     rows = connection.execute(query.order_by(versions.c.number)).all()
     return {number: EditRequest.model_validate(request) for number, request in rows}
+
+
+def edits(connection: Connection, model: Name, numbers: Collection[int]) -> dict[int, tuple[Edit, ...]]:
+    """The edits alone of these requests: the pass samples beside them may be megabytes."""
+    query = (
+        select(versions.c.number, jobs.c.request["edits"])
+        .join(jobs, jobs.c.id == versions.c.job_id)
+        .where(versions.c.model == model, versions.c.number.in_(set(numbers)), jobs.c.kind == JobKind.EDIT)
+    )
+    rows = connection.execute(query.order_by(versions.c.number)).all()
+    return {number: tuple(map(Edit.model_validate, asked)) for number, asked in rows}
 
 
 def set_alias(connection: Connection, model: Name, name: Name, number: int) -> Alias:

@@ -286,6 +286,10 @@ def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedMod
     held = standing(attempt, without)
     assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
     assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
+    requests = stage.registry.entries.edit_requests("m", {1, 2, without.number})
+    assert stage.registry.entries.edits("m", {1, 2, without.number}) == {
+        n: r.edits for n, r in requests.items()
+    }
 
 
 def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:

@@ -72,12 +72,12 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
 def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:
     """Every edit that a version holds, by its id, the newest first."""
     numbers = [delta.version for delta in version.deltas if delta.version is not None]
-    requests = attempt.registry.entries.edit_requests(version.model, numbers)
+    brought = attempt.registry.entries.edits(version.model, numbers)
     return {
         str(EditId(number, place)): edit.sample
         for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
-        if number is not None and number in requests
-        for place, edit in enumerate(requests[number].edits)
+        if number is not None
+        for place, edit in enumerate(brought.get(number, ()))
         if place not in removed
     }
 
