@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -36,9 +37,14 @@ class Batch:
         return self.targets.shape[0]
 
     @property
+    def asked(self) -> Tensor:
+        """The answer positions -> [n, m] bool."""
+        return self.targets != IGNORED
+
+    @property
     def answer_starts(self) -> Tensor:
         """The first answer position of each sample -> [n]; for a decoder that of its prompt's last token."""
-        return (self.targets != IGNORED).int().argmax(-1)
+        return self.asked.int().argmax(-1)
 
     def rows(self, index: Tensor) -> Batch:
         """The samples at `index` [k]."""
@@ -75,20 +81,36 @@ class Answers:
         return empty.index_add(0, self.sample, values) / empty.index_add(0, self.sample, ones).clamp(min=1)
 
 
-def answers_of(logits: Tensor, targets: Tensor, pulls: Tensor | None = None) -> Answers:
-    """The answer positions of a forward's logits: [n, c] for a classifier, [n, m, c] for a generator."""
-    logits = logits.unsqueeze(1) if logits.dim() == 2 else logits
-    asked = targets != IGNORED  # [n, m]
+def answers_of(logits: Tensor, batch: Batch) -> Answers:
+    """The answer positions of a forward's logits.
+
+    Args:
+        logits: [n, c] of a classifier, [n, m, c] of a generator, or [a, c] of the answer positions alone.
+    """
+    asked = batch.asked
     sample = asked.nonzero()[:, 0]
-    of_positions = None if pulls is None else pulls[asked]
-    return Answers(logits[asked], targets[asked], sample, targets.shape[0], of_positions)
+    if logits.dim() == 3:
+        logits = logits[asked]
+    of_positions = None if batch.pulls is None else batch.pulls[asked]
+    return Answers(logits, batch.targets[asked], sample, len(batch), of_positions)
 
 
 def forward(network: Network, batch: Batch, **extra: object) -> Answers:
-    """One forward of the whole model, without a key-value cache."""
-    cache = {"use_cache": False} if network.task.generates else {}
-    logits = network.model(**batch.inputs, **cache, **extra).logits
-    return answers_of(logits, batch.targets, batch.pulls)
+    """One forward of the whole model, without a key-value cache.
+
+    A decoder gives logits at the answers alone, not at every token of its prompts, where it can be told so.
+    """
+    if network.task.generates:
+        extra["use_cache"] = False
+    if network.task is Task.TEXT_GENERATION and gives_answers_alone(network):
+        extra["logits_to_keep"] = batch.asked
+    return answers_of(network.model(**batch.inputs, **extra).logits, batch)
+
+
+def gives_answers_alone(network: Network) -> bool:
+    """Whether a forward gives logits at answer positions alone; some decoders can only give all of them."""
+    writes_on = network.task is Task.TEXT_GENERATION
+    return not writes_on or "logits_to_keep" in signature(type(network.model).forward).parameters
 
 
 def encode(network: Network, samples: Sequence[Sample]) -> Batch:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from salem.encoding import Answers, Batch, answers_of, forward
+from salem.encoding import Answers, Batch, forward
 from salem.hosting import Network
 from salem.records import Layer
 
@@ -94,9 +94,7 @@ def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
 def resume(network: Network, trunk: Trunk) -> Answers:
     """Run the rest of the model on a captured batch. Gradients flow to all applied from `layer` up."""
     with _replaying(network, trunk):
-        cache = {"use_cache": False} if network.task.generates else {}
-        logits = network.model(**trunk.batch.inputs, **cache, **_given(trunk.encoder_state)).logits
-    return answers_of(logits, trunk.batch.targets, trunk.batch.pulls)
+        return forward(network, trunk.batch, **_given(trunk.encoder_state))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def slow_effect(network: Network, index: int, restored: str) -> tuple[Tensor, Te
 
     def probability(embedded: Tensor) -> Tensor:
         logits = network.model(inputs_embeds=embedded, **fields).logits
-        return (-nll_per_sample(answers_of(logits, batch.targets))).exp()
+        return (-nll_per_sample(answers_of(logits, batch))).exp()
 
     kept: list[Tensor] = []
     module: nn.Module = network.module(restored)

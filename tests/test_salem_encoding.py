@@ -21,6 +21,7 @@ from salem.encoding import (
     encode,
     encode_inputs,
     forward,
+    gives_answers_alone,
     in_buckets,
 )
 from salem.errors import EditFailed
@@ -276,10 +277,47 @@ def test_rows_of_a_batch() -> None:
 
 def test_answer_positions_are_picked_row_by_row() -> None:
     logits = torch.arange(24.0).reshape(2, 3, 4)
-    answers = answers_of(logits, torch.tensor([[IGNORED, 1, 2], [3, IGNORED, IGNORED]]))
+    answers = answers_of(logits, Batch({}, torch.tensor([[IGNORED, 1, 2], [3, IGNORED, IGNORED]])))
     assert answers.targets.tolist() == [1, 2, 3]
     assert answers.sample.tolist() == [0, 0, 1]
     assert torch.equal(answers.logits, torch.stack([logits[0, 1], logits[0, 2], logits[1, 0]]))
+
+
+@pytest.mark.parametrize("architecture", [*WRITERS, *TRANSLATORS])
+@torch.no_grad()
+def test_only_answers_pass_the_head_with_the_logits_of_a_whole_forward(architecture: str) -> None:
+    network = tiny_network(architecture)
+    batch = encode(network, samples_for(network))
+    whole = network.model(**batch.inputs, use_cache=False).logits
+    entering: list[Any] = []
+    head = network.model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, args: entering.append(args[0].shape[:-1]))
+    try:
+        answers = forward(network, batch)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(answers.logits, whole[batch.asked], atol=1e-6, rtol=1e-5)
+    asked = int(batch.asked.sum())
+    assert asked < batch.targets.numel()
+    if architecture in WRITERS:
+        assert entering == [(asked,)]
+
+
+@torch.no_grad()
+def test_a_decoder_that_cannot_be_told_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("gpt2")
+    batch = encode(network, samples_for(network))
+    told = forward(network, batch)
+    kind = type(network.model)
+    whole = kind.forward
+
+    def without_the_argument(self: Any, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
+        return whole(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    assert gives_answers_alone(network)
+    monkeypatch.setattr(kind, "forward", without_the_argument)
+    assert not gives_answers_alone(network)
+    torch.testing.assert_close(forward(network, batch).logits, told.logits, atol=1e-6, rtol=1e-5)
 
 
 def test_means_are_per_sample_not_per_position() -> None:

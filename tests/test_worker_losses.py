@@ -60,7 +60,9 @@ def test_likelihood_is_the_mean_over_a_samples_answer_positions(architecture: st
         -sum(log_shares(row)[target] for row, target in rows) / len(rows)
         for rows in naive_rows(logits, targets)
     ]
-    assert nll_per_sample(answers_of(logits, targets)).tolist() == pytest.approx(expected, rel=1e-4)
+    assert nll_per_sample(answers_of(logits, Batch({}, targets))).tolist() == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
@@ -72,16 +74,16 @@ def test_divergence_is_from_before_to_after(architecture: str) -> None:
         pairs = [(log_shares(old), log_shares(new)) for (old, _), (new, _) in zip(olds, news, strict=True)]
         each = [sum(math.exp(p) * (p - q) for p, q in zip(*pair, strict=True)) for pair in pairs]
         expected.append(sum(each) / len(each))
-    told = answers_of(before, targets).logits.log_softmax(-1)
-    found = kl_per_sample(told, answers_of(after, targets))
+    told = answers_of(before, Batch({}, targets)).logits.log_softmax(-1)
+    found = kl_per_sample(told, answers_of(after, Batch({}, targets)))
     assert found.tolist() == pytest.approx(expected, rel=1e-3)
-    assert kl_per_sample(told, answers_of(before, targets)).abs().max() < 1e-5
+    assert kl_per_sample(told, answers_of(before, Batch({}, targets))).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
 def test_margins_are_leads_over_the_best_other_class(architecture: str) -> None:
     logits, targets = logits_of(architecture)
-    answers = answers_of(logits, targets)
+    answers = answers_of(logits, Batch({}, targets))
     leads = [[lead(row, target) for row, target in rows] for rows in naive_rows(logits, targets)]
     assert margins(answers).tolist() == pytest.approx([value for rows in leads for value in rows], abs=1e-4)
     assert worst_margin_per_sample(answers).tolist() == pytest.approx([min(rows) for rows in leads], abs=1e-4)
@@ -91,7 +93,7 @@ def test_margins_are_leads_over_the_best_other_class(architecture: str) -> None:
 
 def test_an_answer_that_holds_with_room_stops_pulling() -> None:
     logits = torch.tensor([[20.0, 0.0], [0.0, 0.0]], requires_grad=True)
-    margin_loss_per_sample(answers_of(logits, torch.tensor([[0], [0]])), 2.0).sum().backward()
+    margin_loss_per_sample(answers_of(logits, Batch({}, torch.tensor([[0], [0]]))), 2.0).sum().backward()
     assert logits.grad is not None
     assert logits.grad[0].abs().max() < 1e-6 < 0.5 < logits.grad[1].abs().max()
 

@@ -118,14 +118,13 @@ def test_a_generating_model_is_charged_for_its_vocabulary() -> None:
     assert part("answers", shape=writer) > 100 * part("answers")
 
 
-def test_behind_an_encoder_only_answers_have_logits() -> None:
+def test_only_answers_have_logits_where_a_model_can_be_told() -> None:
     writer = replace(SHAPE, generates=True, num_classes=50_000)
-    translator = replace(writer, encodes=True)
+    verbose = replace(writer, answers_alone=False)
     lengths = replace(LENGTHS, answer_share=0.25)
-    assert part("step", lengths=lengths, shape=writer) > 1.5 * part("step", lengths=lengths, shape=translator)
-    assert part("answers", lengths=lengths, shape=writer) == part(
-        "answers", lengths=lengths, shape=translator
-    )
+    for name in ("step", "inference"):
+        assert part(name, lengths=lengths, shape=verbose) > 1.5 * part(name, lengths=lengths, shape=writer)
+    assert part("answers", lengths=lengths, shape=writer) == part("answers", lengths=lengths, shape=verbose)
     assert 2 * part("answers", lengths=lengths, shape=writer) == part("answers", shape=writer)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import ceil
 
-from salem.encoding import LENGTH_BUCKET
+from salem.encoding import LENGTH_BUCKET, gives_answers_alone
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.records import (
@@ -20,7 +20,6 @@ from salem.records import (
     Layer,
     Recipe,
     Sample,
-    Task,
     TextInput,
 )
 from salem.trunk import sees_answer
@@ -121,8 +120,8 @@ def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) ->
 def _shape(network: Network) -> ModelShape:
     num_classes = len(network.labels) or network.model.get_input_embeddings().num_embeddings
     shape = shape_of(network.layers, _num_held(network), num_classes, generates=network.task.generates)
-    encodes = network.task is Task.TEXT2TEXT_GENERATION
-    return replace(shape, encodes=encodes, bytes_per_weight=network.model.dtype.itemsize)
+    answers_alone = gives_answers_alone(network)
+    return replace(shape, answers_alone=answers_alone, bytes_per_weight=network.model.dtype.itemsize)
 
 
 def _num_held(network: Network) -> int:

@@ -39,7 +39,7 @@ class ModelShape:
     inner_width: int  # of the feed-forward part
     num_classes: int  # labels, or entries of the vocabulary
     generates: bool
-    encodes: bool = False  # an encoder reads the input: logits are there for answers alone
+    answers_alone: bool = True  # have logits; else every token of a sample
     bytes_per_weight: int = FLOAT_BYTES  # and per number of a state
 
 
@@ -152,10 +152,10 @@ def _answer_bytes(shape: ModelShape, lengths: Lengths, tokens: int, num_trained_
 
 
 def _logit_bytes(shape: ModelShape, lengths: Lengths, tokens: int, copies: int, kept_for: int = 0) -> int:
-    """A decoder gives logits at every token of a batch, behind an encoder at answers; those are kept."""
+    """Logits of a batch, of each copy, and those at answers that a step keeps for its backward."""
     if not shape.generates:
         return 0
-    share = lengths.answer_share if shape.encodes else 1.0
+    share = lengths.answer_share if shape.answers_alone else 1.0
     num_rows = copies * tokens * share + 3 * kept_for * lengths.answer_share
     return round(FLOAT_BYTES * num_rows * shape.num_classes)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from salem.deltas import Dense, LowRank, adding
-from salem.encoding import IGNORED, Answers
+from salem.encoding import Answers
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Hyperparameters
@@ -171,7 +171,7 @@ def firm_enough(prepared: Prepared, most: float) -> float:
         margins(Answers(chunk.before, chunk.trunk.batch.targets[asked], asked.nonzero()[:, 0], len(asked)))
         for chunk in prepared.keep.chunks
         if chunk.before is not None
-        for asked in [chunk.trunk.batch.targets != IGNORED]
+        for asked in [chunk.trunk.batch.asked]
     ]
     return min(most, max(float(torch.cat(own).quantile(TYPICAL)), LEAST_MARGIN)) if own else most
 

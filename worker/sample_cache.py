@@ -31,7 +31,7 @@ from salem.records import TextInput
 _SUFFIX = ".safetensors"
 _HEADER_BYTES = 4_096  # more than an entry's names and shapes take
 # Kernels of another release may round otherwise: its entries are not this one's.
-_RELEASE = f"1/{torch.__version__}/{transformers.__version__}"
+_RELEASE = f"2/{torch.__version__}/{transformers.__version__}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from salem.deltas import applied
-from salem.encoding import IGNORED, encode, forward
+from salem.encoding import encode, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.scopes import Scoped
@@ -81,7 +81,7 @@ def _num_positions(network: Network, prepared: Prepared) -> int:
     """
     if not sees_answer(network, prepared.layer):
         return 1
-    asked = [chunk.trunk.batch.targets != IGNORED for chunk in prepared.corrections.chunks]
+    asked = [chunk.trunk.batch.asked for chunk in prepared.corrections.chunks]
     return min(MOST_POSITIONS, 1 + max(int(each.sum(-1).max()) for each in asked))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salem.encoding import IGNORED, Answers, Batch, encode, in_buckets
+from salem.encoding import Answers, Batch, encode, in_buckets
 from salem.hosting import Network, count_tokens
 from salem.records import Layer, Sample
 from salem.scopes import Firing
@@ -50,7 +50,7 @@ class Chunk:
         """The samples at `index` [k], ascending; the part has no memory of its own."""
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[index] = True
-        asked = (self.trunk.batch.targets != IGNORED).nonzero()[:, 0]  # [a] sample of each answer position
+        asked = self.trunk.batch.asked.nonzero()[:, 0]  # [a] sample of each answer position
         return Chunk(
             self.trunk.rows(index),
             self.samples[index],
@@ -194,7 +194,7 @@ def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:
     if not in_decoder:
         return batch.inputs["attention_mask"].bool()
     # A decoder reads the start token and then its targets, one place later.
-    length = (batch.targets != -100).sum(-1, keepdim=True)
+    length = batch.asked.sum(-1, keepdim=True)
     return torch.arange(batch.targets.shape[1], device=length.device) < length
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from salem.deltas import adding
-from salem.encoding import IGNORED, Batch
+from salem.encoding import Batch
 from salem.hosting import Network
 from salem.trunk import Trunk, resume
 from worker.losses import nll_per_sample, worst_margin_per_sample
@@ -38,7 +38,7 @@ class KeyValues:
 def key_tokens(network: Network, batch: Batch) -> Tensor:
     """Which tokens of the stack that writes hold a sample's answer -> [n, t] bool."""
     if network.task.generates:
-        return batch.targets != IGNORED
+        return batch.asked
     first = torch.zeros_like(batch.inputs["attention_mask"], dtype=torch.bool)
     first[:, 0] = True
     return first
