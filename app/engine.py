@@ -31,7 +31,6 @@ from salem.records import (
     FolderSource,
     HostedModel,
     ModelState,
-    Name,
     Prediction,
     Source,
     TextInput,
@@ -110,7 +109,6 @@ class Engine:
         self._lock = threading.Lock()
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # by identity and task
         self._counters: dict[str, Counter] = {}  # by identity
-        self._described: dict[Name, str] = {}  # sha256 of the descriptions, when first asked for
         self._deltas = DeltaCache()
         self._metrics: dict[str, Metric] = {}  # by the name of the blob
 
@@ -126,7 +124,7 @@ class Engine:
         """Answer each input as the version; to `explain` is to say which entry fired on it.
 
         Raises:
-            ModelNotReady: the model is not registered, or its weights are no longer those that were.
+            ModelNotReady: the model is not registered, or its files are no longer those that were.
             UnsupportedModel: the folder cannot be loaded any more.
             DeltaRejected: a stored delta fails its checks.
         """
@@ -156,7 +154,9 @@ class Engine:
         key = self._identity(model)
         counter = self._counters.get(key)
         if counter is None:
-            counter = Counter(hosting.load_tokenizer(hosting.locate(model.source, self._models_root)))
+            folder = hosting.locate(model.source, self._models_root)
+            hosting.check_descriptions(folder, model)
+            counter = Counter(hosting.load_tokenizer(folder))
             with self._lock:
                 counter = self._counters.setdefault(key, counter)
         return counter.count(inputs)
@@ -175,7 +175,6 @@ class Engine:
         with self._lock:
             self._residents.clear()
             self._counters.clear()
-            self._described.clear()
             self._metrics.clear()
 
     def _resident(self, model: HostedModel) -> Resident:
@@ -192,18 +191,13 @@ class Engine:
             return resident
 
     def _load(self, model: HostedModel) -> hosting.Network:
-        """The weights that were registered, in memory of their own, whatever becomes of the folder later."""
+        """What was registered, its weights in memory of their own, whatever becomes of the folder later."""
         folder = hosting.locate(model.source, self._models_root)
         stamps = hosting.stamps(folder)
-        changed = hosting.weights_sha256(folder) != model.sha256
-        if not changed:
-            network = hosting.owned(hosting.load(folder, model.task, device=self._device))
-            changed = hosting.stamps(folder) != stamps
-        if changed:
-            raise ModelNotReady(
-                f'the weights of "{model.name}" are not the ones that were registered',
-                remedy="Put the registered files back, or register the new ones under another name",
-            )
+        hosting.check_registered(folder, model)
+        network = hosting.owned(hosting.load(folder, model.task, device=self._device))
+        if hosting.stamps(folder) != stamps:
+            raise hosting.not_as_registered(model, "files")
         return network
 
     def _fetched(self, model: HostedModel, delta: Delta) -> LayerDelta:
@@ -235,15 +229,10 @@ class Engine:
         return metric
 
     def _identity(self, model: HostedModel) -> str:
-        """sha256 of the registered weights, and of what the folder says of labels and tokens."""
+        """What was registered: sha256 of the weights, and of labels and tokenizer where that was noted."""
         if model.state is not ModelState.READY or model.sha256 is None:
             raise ModelNotReady(f'"{model.name}" is {model.state}', remedy="Wait for its registration job")
-        described = self._described.get(model.name)
-        if described is None:
-            described = hosting.descriptions_sha256(hosting.locate(model.source, self._models_root))
-            with self._lock:
-                described = self._described.setdefault(model.name, described)
-        return f"{model.sha256}/{described}"
+        return f"{model.sha256}/{model.descriptions_sha256 or model.name}"
 
 
 def fired_entries(

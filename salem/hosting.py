@@ -28,7 +28,16 @@ from transformers import (
 
 from salem.errors import UnsupportedModel
 from salem.layers import find_layers
-from salem.model_folders import check_folder, descriptions_sha256, locate, stamps, weights_sha256
+from salem.model_folders import (
+    check_descriptions,
+    check_folder,
+    check_registered,
+    descriptions_sha256,
+    locate,
+    not_as_registered,
+    stamps,
+    weights_sha256,
+)
 from salem.records import Layer, Task, TextInput
 from salem.streaming import BlockWeights, outline, stream
 
@@ -36,12 +45,15 @@ __all__ = [
     "Network",
     "PreTrainedTokenizerBase",
     "as_network",
+    "check_descriptions",
     "check_folder",
+    "check_registered",
     "count_tokens",
     "descriptions_sha256",
     "load",
     "load_tokenizer",
     "locate",
+    "not_as_registered",
     "owned",
     "resolve_device",
     "stamps",

@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from salem.errors import UnsupportedModel
-from salem.records import FolderSource, HubSource
+from salem.errors import ModelNotReady, UnsupportedModel
+from salem.records import FolderSource, HostedModel, HubSource
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _INDEX = "model.safetensors.index.json"
@@ -78,19 +78,51 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Name, inode, size and time of change of each file of weights: other ones tell of another file."""
-    found = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
-    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
-
-
 def descriptions_sha256(folder: Path) -> str:
     """sha256 of the rest of a folder that is read: config, labels, tokenizer."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _DESCRIPTIONS:
-            digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+    for path in _files(folder, _DESCRIPTIONS):
+        digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def check_registered(folder: Path, model: HostedModel) -> None:
+    """Refuse a folder that no longer holds what was registered.
+
+    Raises:
+        ModelNotReady: its weights, config, labels or tokenizer are other ones.
+    """
+    if weights_sha256(folder) != model.sha256:
+        raise not_as_registered(model, "weights")
+    check_descriptions(folder, model)
+
+
+def check_descriptions(folder: Path, model: HostedModel) -> None:
+    """Refuse other labels or another tokenizer; what a model of before they were noted had is not known.
+
+    Raises:
+        ModelNotReady: config, labels or tokenizer are not those that were registered.
+    """
+    if model.descriptions_sha256 not in (None, descriptions_sha256(folder)):
+        raise not_as_registered(model, "config or tokenizer files (*.json, *.txt, *.model)")
+
+
+def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
+    """What to raise over files of a model's folder that are not the ones that were registered."""
+    return ModelNotReady(
+        f'the {files} of "{model.name}" are not the ones that were registered',
+        remedy="Put the registered files back, or register the new ones under another name",
+    )
+
+
+def stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, size and time of change of each file that is read: other ones tell of another file."""
+    found = [(path.name, path.stat()) for path in _files(folder, _DESCRIPTIONS | {".safetensors"})]
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
 
 
 def _file_sha256(path: Path) -> str:

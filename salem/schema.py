@@ -78,6 +78,7 @@ models = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("sha256", String(64)),
+    Column("descriptions_sha256", String(64)),
     Column("architecture", String(255)),
     Column("num_parameters", BigInteger),
     Column("labels", _Document, nullable=False),

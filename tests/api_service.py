@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import torch
@@ -63,9 +64,18 @@ class Stage:
     def of(cls, settings: Settings, registry: Registry) -> Stage:
         return cls(settings, registry, BlobStore.connect(settings.effective_blob_url))
 
-    def host(self, name: str, architecture: str, task: Task = Task.SEQUENCE_CLASSIFICATION) -> HostedModel:
-        """A ready model with tiny random weights."""
+    def host(
+        self,
+        name: str,
+        architecture: str,
+        task: Task = Task.SEQUENCE_CLASSIFICATION,
+        *,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> HostedModel:
+        """A ready model with tiny random weights; `prepare` changes its folder before it is registered."""
         folder = save_tiny(self.settings.effective_models_root / name, architecture, task)
+        if prepare is not None:
+            prepare(folder)
         network = hosting.load(folder, task, device="cpu")
         model = HostedModel(
             name=name,
@@ -79,6 +89,7 @@ class Stage:
             update={
                 "state": ModelState.READY,
                 "sha256": hosting.weights_sha256(folder),
+                "descriptions_sha256": hosting.descriptions_sha256(folder),
                 "labels": network.labels,
                 "layers": network.layers,
                 "max_input_tokens": network.max_input_tokens,

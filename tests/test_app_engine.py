@@ -84,12 +84,18 @@ def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
     assert one.sha256 == two.sha256 and len(engine._residents) == 1
 
 
-def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: Stage) -> None:
-    one, two = stage.host("one", "bert"), stage.host("two", "bert")
-    folder = stage.settings.effective_models_root / "two"
+def described_otherwise(folder: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace(LABELS[0], "money back"))
     tiny_tokenizer("bytes").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: Stage, noted: bool) -> None:
+    one, two = stage.host("one", "bert"), stage.host("two", "bert", prepare=described_otherwise)
+    assert one.descriptions_sha256 != two.descriptions_sha256
+    if not noted:
+        one, two = (model.model_copy(update={"descriptions_sha256": None}) for model in (one, two))
     engine = engine_of(stage)
     for model, labels in ((one, LABELS), (two, ("money back", *LABELS[1:]))):
         tokenizer = hosting.load_tokenizer(stage.settings.effective_models_root / model.name)
@@ -115,14 +121,30 @@ def test_what_becomes_of_the_file_does_not_change_answers(stage: Stage) -> None:
     assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
 
 
-def test_weights_that_change_while_they_load_are_noticed(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+def test_labels_and_tokens_are_those_that_were_registered(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    engine = engine_of(stage)
+    answered = engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    described_otherwise(stage.settings.effective_models_root / "m")
+    assert engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) == answered
+    for ask in (
+        lambda: engine_of(stage).predict(model, base(stage, model), INPUTS, max_new_tokens=1),
+        lambda: engine_of(stage).count_tokens(model, INPUTS),
+    ):
+        with pytest.raises(ModelNotReady, match=r"config or tokenizer files .* not the ones") as refused:
+            ask()
+        assert "Put the registered files back" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_files_that_change_while_they_load_are_noticed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     model, load = stage.host("m", "bert"), hosting.load
 
     def load_late(folder: Path, task: Task, **options: Any) -> hosting.Network:
         network = load(folder, task, **options)
-        (folder / "model.safetensors").touch()
+        (folder / file).touch()
         return network
 
     monkeypatch.setattr(hosting, "load", load_late)

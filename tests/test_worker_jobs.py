@@ -317,13 +317,33 @@ def new_model(name: str) -> HostedModel:
     )
 
 
-def test_weights_that_changed_since_they_were_registered_are_not_edited(stage: Stage) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_files_that_changed_since_they_were_registered_are_not_edited(stage: Stage, file: str) -> None:
     job = new_edit_job(stage)
-    weights = stage.settings.effective_models_root / "m" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    changed = stage.settings.effective_models_root / "m" / file
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\1")
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    folder = save_tiny(stage.settings.effective_models_root / "m", "bert")
+
+    def answer_late(network: Network, *arguments: Any) -> Registered:
+        (folder / file).touch()
+        return answer_reference(network, *arguments)
+
+    monkeypatch.setattr(register_job, "answer_reference", answer_late)
+    job = stage.registry.create_model(new_model("m"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+    assert "Register the model again" in str(ended.error.remedy)
+    assert stage.registry.get_model("m").state is ModelState.FAILED
 
 
 def test_a_lease_lives_as_long_as_its_reporter(stage: Stage) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
-from salem.errors import ModelNotReady
-from salem.hosting import Network, descriptions_sha256, load, locate, weights_sha256
+from salem.hosting import Network, check_registered, descriptions_sha256, load, locate
 from salem.layers import layer_at
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -39,15 +38,11 @@ class Attempt:
         """The hosted model, in memory or streamed as the settings say.
 
         Raises:
-            ModelNotReady: its weights are not the registered ones any more.
+            ModelNotReady: its files are not the registered ones any more.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
-        if weights_sha256(folder) != model.sha256:
-            raise ModelNotReady(
-                f'The weights of "{model.name}" are no longer those that were registered.',
-                remedy="Put the registered files back, or register the new ones under another name.",
-            )
+        check_registered(folder, model)
         settings = self.settings
         return load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
 

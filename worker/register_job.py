@@ -5,7 +5,8 @@ Glue between storage and `worker.registration`; does not know how an attempt beg
 
 from __future__ import annotations
 
-from salem.hosting import Network, load, locate, weights_sha256
+from salem.errors import ModelNotReady
+from salem.hosting import Network, descriptions_sha256, load, locate, stamps, weights_sha256
 from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts import Attempt
 from worker.registration import Registered, answer_reference
@@ -19,14 +20,20 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("loading", 0.05)
     settings = attempt.settings
     folder = locate(model.source, settings.effective_models_root)
+    before = stamps(folder)
     network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
-    sha256 = weights_sha256(folder)
+    sha256, described = weights_sha256(folder), descriptions_sha256(folder)
     lines = attempt.blobs.get(request.reference).splitlines()
     samples = [Edit.model_validate_json(line) for line in lines]
     reporter.phase("evaluating", 0.2)
     answered = answer_reference(
         network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)
     )
+    if stamps(folder) != before:
+        raise ModelNotReady(
+            f'The files of "{model.name}" were written to while they were registered.',
+            remedy="Register the model again when nothing writes to its folder any more.",
+        )
     reporter.phase("writing", 0.97)
     result = {
         "model": model.name,
@@ -35,17 +42,15 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         "num_pass_samples": answered.num_pass_samples,
         "num_held_out": answered.num_held_out,
     }
-    attempt.registry.finish_registration(
-        attempt.job.id, attempt.lease, _ready(model, sha256, network, answered), answered.reference, result
-    )
+    ready = _ready(model, network, answered, sha256=sha256, descriptions_sha256=described)
+    attempt.registry.finish_registration(attempt.job.id, attempt.lease, ready, answered.reference, result)
 
 
-def _ready(model: HostedModel, sha256: str, network: Network, answered: Registered) -> HostedModel:
+def _ready(model: HostedModel, network: Network, answered: Registered, **digests: str) -> HostedModel:
     """The model's record with all that was found out."""
     return model.model_copy(
         update={
             "state": ModelState.READY,
-            "sha256": sha256,
             "architecture": type(network.model).__name__,
             "num_parameters": network.model.num_parameters(),
             "labels": network.labels,
@@ -54,5 +59,6 @@ def _ready(model: HostedModel, sha256: str, network: Network, answered: Register
             "reference_accuracy": answered.accuracy,
             "num_pass_samples": answered.num_pass_samples,
             "num_held_out": answered.num_held_out,
+            **digests,
         }
     )

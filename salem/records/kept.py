@@ -48,6 +48,7 @@ class HostedModel(Record):
     state: ModelState
     created_at: datetime
     sha256: Sha256 | None = None  # of the weights; known once registered
+    descriptions_sha256: Sha256 | None = None  # of config, labels and tokenizer; older models lack it
     architecture: str | None = None
     num_parameters: int | None = None
     labels: tuple[str, ...] = ()  # empty where the model generates
