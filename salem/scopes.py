@@ -36,7 +36,7 @@ PAIRS = 1_024  # of an input and a key that are compared at a time
 class Firing:
     """Which entry acts on each of n inputs, and how strongly."""
 
-    entry: Tensor  # [n] int64
+    entry: Tensor  # [n] int64; means nothing where no scope holds the input
     inside: Tensor  # [n] likeness to the nearest key minus its radius; positive inside the scope
     strength: Tensor  # [n] in [0, 1]
     starts: Tensor | None = None  # [n] first answer position, where a batch holds prompts with their answers
@@ -96,14 +96,17 @@ class Scope:
         Exact where it is above the key's radius, and elsewhere no less than it is: tolls and doubts only take
         away, so nobody outside needs to be asked.
         """
-        found = points @ self.keys.T
+        return self._priced(points @ self.keys.T, torch.arange(len(points), device=points.device), ask)
+
+    def _priced(self, found: Tensor, inputs: Tensor, ask: Ask) -> Tensor:
+        """Cosines [r, k] of the inputs at these places [r], less what they pay where they lie inside."""
         rows, keys = (found > self.radii).nonzero(as_tuple=True)
         for prices, differ in ((self.tolls, self._exchanged), (self.doubts, self._begun_otherwise)):
             held = found[rows, keys] > self.radii[keys]  # whom one price has shut out is not asked again
             rows, keys = rows[held], keys[held]
             dear = prices[keys] > 0
             for some, those in _some_at_a_time(rows[dear], keys[dear]):
-                found[some, those] -= prices[those] * differ(ask, some, those)
+                found[some, those] -= prices[those] * differ(ask, inputs[some], those)
         return found
 
     def _exchanged(self, ask: Ask, rows: Tensor, keys: Tensor) -> Tensor:
@@ -120,8 +123,16 @@ class Scope:
         return ask.openings(asked).rows(place).differ(self.openings.rows(keys))
 
     def fire_at(self, points: Tensor, ask: Ask) -> Firing:
-        """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in."""
-        deepest, nearest = (self.likeness(points, ask) - self.radii).max(dim=-1)
+        """Which entry acts at these points [n, m]: that of the key whose radius they are deepest in.
+
+        Most inputs lie outside every scope by their cosines alone: for them one product decides.
+        """
+        found = points @ self.keys.T
+        deepest, nearest = (found - self.radii).amax(-1), torch.zeros_like(points[:, 0], dtype=torch.int64)
+        held = (deepest > 0).nonzero()[:, 0]
+        if len(held):
+            inside = self._priced(found[held], held, ask) - self.radii
+            deepest[held], nearest[held] = inside.max(-1)
         return Firing(entry=self.owners[nearest].long(), inside=deepest, strength=(deepest > 0).float())
 
 
