@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from salem.deltas import LayerDelta
-from salem.encoding import encode_inputs, in_buckets, prompt_lengths
+from salem.encoding import encode_inputs, in_buckets
 from salem.errors import InvalidRequest, Pointer
 from salem.gates import gated
 from salem.hosting import Network, count_tokens
 from salem.records import Prediction, Sample, Task, TextInput
+from salem.token_ids import prompt_lengths
 from salem.writing import greedy
 
 

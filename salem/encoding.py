@@ -4,7 +4,7 @@ The unifying idea is the *answer position*: a place in the model's logits where 
 classifier has one per sample, a generator one per target token (end of sequence included). Losses, gradients
 and divergences are functions of the logits at answer positions and never ask which task it is.
 
-Knows tokenizers and padding. Does not know losses, layers or deltas.
+Knows padding and answer positions. Does not know losses, layers or deltas.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from salem.errors import EditFailed
 from salem.hosting import Network, tokenize
 from salem.quoting import quoted
 from salem.records import Sample, Task, TextInput
+from salem.token_ids import Diverted, continuation_ids, prompt_ids, sample_lengths, written_ids
 
 IGNORED = -100  # the target where no answer is asked
 LENGTH_BUCKET = 16  # tokens; few distinct shapes keep kernels warm
@@ -50,18 +51,6 @@ class Batch:
         """The samples at `index` [k]."""
         pulls = None if self.pulls is None else self.pulls[index]
         return Batch({key: value[index] for key, value in self.inputs.items()}, self.targets[index], pulls)
-
-
-class Diverted(Sample):
-    """A sample that is to forget, with the way that a generating model takes when it cannot give the answer.
-
-    The way is bound to the model's own: the token at which the two part is to be lost there, and every other
-    token of it is to stay as likely as it is.
-    """
-
-    tokens: tuple[int, ...]  # of the other way: ids, from the first of the answer on
-    place: int  # among them: where the ways part
-    forgotten: int  # the token that the answer has there
 
 
 @dataclass(frozen=True)
@@ -144,24 +133,6 @@ def _too_long(network: Network, samples: Sequence[Sample]) -> EditFailed:
     )
 
 
-def prompt_lengths(network: Network, inputs: Sequence[TextInput]) -> list[int]:
-    """Tokens of each input as the model is asked it: what `encode_inputs` makes of it."""
-    if not inputs:
-        return []
-    return [len(_prompt_ids(network, ids)) for ids in tokenize(network.tokenizer, inputs)["input_ids"]]
-
-
-def sample_lengths(network: Network, samples: Sequence[Sample]) -> list[int]:
-    """Tokens of the longest row that `encode` makes of each sample: what the model's window has to hold."""
-    if network.task is Task.TEXT_GENERATION:
-        return [len(prompt + answer) for prompt, answer in (continuation_ids(network, s) for s in samples)]
-    lengths = prompt_lengths(network, samples)
-    if not network.task.generates or not samples:
-        return lengths
-    answers = _written_ids(network, samples)
-    return [max(length, len(answer)) for length, answer in zip(lengths, answers, strict=True)]
-
-
 def _marked(network: Network, batch: Batch, samples: Sequence[Sample]) -> Batch:
     """The batch with what its forgetting samples pull away from, and what of them is to stay."""
     targets, pulls = batch.targets.clone(), torch.ones_like(batch.targets)
@@ -183,7 +154,7 @@ def encode_inputs(
 ) -> dict[str, Tensor]:
     """Inputs without targets, as the model is asked them; decoders generate from left-padded prompts."""
     tokens = tokenize(network.tokenizer, inputs)
-    rows = [_prompt_ids(network, ids) for ids in tokens["input_ids"]]
+    rows = [prompt_ids(network, ids) for ids in tokens["input_ids"]]
     fields = {"input_ids": _pad(rows, network.pad_id, network, padding)}
     fields["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, network, padding)
     if "token_type_ids" in tokens and network.task is Task.SEQUENCE_CLASSIFICATION:
@@ -197,28 +168,8 @@ def _label_index(network: Network, sample: Sample) -> int:
     return network.labels.index(sample.answer)
 
 
-def _prompt_ids(network: Network, ids: list[int]) -> list[int]:
-    """An encoder-decoder reads its input with the end marked; a decoder goes on writing after its prompt."""
-    eos = network.eos_id
-    if network.task is Task.TEXT2TEXT_GENERATION and eos is not None and ids[-1:] != [eos]:
-        return [*ids, eos]
-    if network.task is Task.TEXT_GENERATION and len(ids) > 1 and ids[-1] == eos:
-        return ids[:-1]
-    # A tokenizer may drop all of a text, and nothing can be written after nothing.
-    return ids or [network.start_id]
-
-
-def _written_ids(network: Network, samples: Sequence[Sample]) -> list[list[int]]:
-    """Token ids of each answer as an encoder-decoder writes it, its end included."""
-    texts = network.tokenizer(text_target=[sample.answer for sample in samples], verbose=False)["input_ids"]
-    return [
-        list(sample.tokens) if isinstance(sample, Diverted) else _prompt_ids(network, list(ids))
-        for sample, ids in zip(samples, texts, strict=True)
-    ]
-
-
 def _encode_translation(network: Network, samples: Sequence[Sample]) -> Batch:
-    targets = _pad(_written_ids(network, samples), IGNORED, network, "right", bucket=8)
+    targets = _pad(written_ids(network, samples), IGNORED, network, "right", bucket=8)
     before = torch.cat([torch.full_like(targets[:, :1], network.start_id), targets[:, :-1]], dim=1)
     inputs = encode_inputs(network, samples)
     inputs["decoder_input_ids"] = before.masked_fill(before == IGNORED, network.pad_id)
@@ -235,39 +186,6 @@ def _encode_continuation(network: Network, samples: Sequence[Sample]) -> Batch:
         "attention_mask": _pad([[1] * len(row) for row in rows], 0, network, "right"),
     }
     return Batch(inputs, _pad(targets, IGNORED, network, "right"))
-
-
-def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of its answer with the end of sequence, as the model would write them.
-
-    The two are tokenised together and cut where the prompt ends, because some tokenizers (SentencePiece) mark
-    the start of a text; where the cut does not fall between tokens, the answer is tokenised alone.
-    """
-    last = sample.text_pair or sample.input  # the text that the answer goes on from
-    space = "" if sample.answer[:1].isspace() or last[-1:].isspace() else " "
-    written = last + space + sample.answer
-    together = (
-        TextInput(input=sample.input, text_pair=written) if sample.text_pair else TextInput(input=written)
-    )
-    prompt = _prompt_ids(network, tokenize(network.tokenizer, [sample])["input_ids"][0])
-    whole = _prompt_ids(network, tokenize(network.tokenizer, [together])["input_ids"][0])
-    cuts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-    if isinstance(sample, Diverted):
-        return prompt, list(sample.tokens)
-    answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.answer)
-    return prompt, [*answer, *([network.eos_id] if network.eos_id is not None else [])]
-
-
-def _ids_alone(network: Network, prompt: list[int], space: str, target: str) -> list[int]:
-    """Token ids of an answer tokenised apart from its prompt: with the space between them, or without it
-    where the tokenizer puts one there itself.
-    """
-    tokenizer = network.tokenizer
-    expected = tokenizer.decode(prompt) + space + target
-    texts = [space + target, target]
-    with_space, without = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    found: list[int] = without if tokenizer.decode(prompt + without) == expected else with_space
-    return found
 
 
 def _pad(

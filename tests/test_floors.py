@@ -53,8 +53,8 @@ FLOORS_FROM_THE_TOP = (
     # 2 tensors
     {
         *under("salem", "answers asking delta_files deltas encoding features gates hosting layers metric"),
-        *under("salem", "metric_files model_folders openings scopes streaming tensor_files trunk wordings"),
-        *under("salem", "writing"),
+        *under("salem", "metric_files model_folders openings scopes streaming tensor_files token_ids trunk"),
+        *under("salem", "wordings writing"),
     },
     # 1 words
     {

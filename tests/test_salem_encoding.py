@@ -17,7 +17,6 @@ from salem.encoding import (
     Answers,
     Batch,
     answers_of,
-    continuation_ids,
     encode,
     encode_inputs,
     forward,
@@ -27,6 +26,7 @@ from salem.encoding import (
 from salem.errors import EditFailed
 from salem.hosting import Network, as_network
 from salem.records import Sample, Task, TextInput
+from salem.token_ids import continuation_ids
 
 PROMPTS = (
     "The capital of France is",

@@ -9,9 +9,10 @@ from tiny_models import MAX_TOKENS, tiny_network
 from torch import Tensor
 
 from salem.answers import predict
-from salem.encoding import IGNORED, Diverted, encode, forward
+from salem.encoding import IGNORED, encode, forward
 from salem.hosting import Network
 from salem.records import EditBatch, Sample, TextInput
+from salem.token_ids import Diverted
 from worker import diversion
 from worker.diversion import LONGEST, divert
 

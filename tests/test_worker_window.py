@@ -11,10 +11,11 @@ from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, tiny_network
 
 from benchmarks.baselines.product import Quiet
 from salem.answers import predict
-from salem.encoding import encode, encode_inputs, sample_lengths
+from salem.encoding import encode, encode_inputs
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
+from salem.token_ids import sample_lengths
 from worker.editing import make_edit
 from worker.editor_training import lessons
 from worker.rewording import TYPING, reword_all

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from salem.answers import same_answer
-from salem.encoding import IGNORED, Diverted, encode, forward
+from salem.encoding import IGNORED, encode, forward
 from salem.hosting import Network, count_tokens
 from salem.records import EditBatch, Sample, Task, TextInput
+from salem.token_ids import Diverted
 
 LONGEST = 12  # tokens of the other way, from where it parts on
 OTHERS = 4  # questions that say what comes anyway

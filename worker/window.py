@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence, Set
 
-from salem.encoding import prompt_lengths, sample_lengths
 from salem.hosting import Network
 from salem.records import Sample, TextInput
+from salem.token_ids import prompt_lengths, sample_lengths
 from worker.rewording import Rule, reword_all
 
 Fit = Callable[[Network, Sequence[Sample]], list[bool]]
