@@ -100,7 +100,10 @@ class Network:
 
     @property
     def pad_id(self) -> int:
+        """A classifier's own: some read the label off the last token that is not this one."""
         configured = getattr(self.model.config, "pad_token_id", None)
+        if not self.task.generates and isinstance(configured, int):
+            return configured
         for candidate in (self.tokenizer.pad_token_id, configured, self.eos_id):
             if isinstance(candidate, int):
                 return candidate
@@ -237,7 +240,12 @@ def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
     if task.generates:
         # What a checkpoint asks for (sampling, beams, banned words) would fill gaps in a request's config.
         model.generation_config = GenerationConfig()
-    return Network(
+    elif model.config.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"{type(model).__name__} reads a label off a decoder that is given the text once more.",
+            remedy="Host a classifier that is an encoder or a decoder alone.",
+        )
+    network = Network(
         model=model,
         tokenizer=tokenizer,
         task=task,
@@ -245,6 +253,16 @@ def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
         layers=find_layers(model),
         max_input_tokens=_max_input_tokens(model, tokenizer),
     )
+    if not task.generates:
+        model.config.pad_token_id = _known(network.pad_id, model, tokenizer)
+    return network
+
+
+def _known(pad_id: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding that a classifier is to have: its config's, if that is a token that it knows."""
+    num_tokens = model.get_input_embeddings().num_embeddings
+    candidates = (pad_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if isinstance(token, int) and 0 <= token < num_tokens)
 
 
 def _labels(model: PreTrainedModel) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 def find_layers(model: nn.Module) -> tuple[Layer, ...]:
     """The candidates for editing: the feed-forward output matrix of every block, stack by stack.
 
-    That matrix is the last one that a block registers; it writes to the residual stream, so its `d_out` is
-    the same in all blocks of a stack (checked).
+    That matrix is the last one that a block registers whose output is as wide as what enters its first: it
+    writes to the residual stream, so its `d_out` is the same in all blocks of a stack (checked).
 
     Raises:
         UnsupportedModel: no stack, or the last matrices of a stack differ in shape.
@@ -85,7 +85,9 @@ def find_matrices(model: nn.Module) -> tuple[Layer, ...]:
 
 
 def _output_layer(stack: str, index: int, block: nn.Module) -> Layer:
-    return _as_layer(stack, index, *list(_matrices(block))[-1])
+    layers = [_as_layer(stack, index, matrix, module) for matrix, module in _matrices(block)]
+    width = layers[0].d_in  # a gate that is registered behind the feed-forward part is narrower
+    return next((layer for layer in reversed(layers) if layer.d_out == width), layers[-1])
 
 
 def _as_layer(stack: str, index: int, matrix: str, module: Matrix) -> Layer:

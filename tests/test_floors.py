@@ -47,7 +47,8 @@ FLOORS_FROM_THE_TOP = (
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
         *under("worker", "block_replay compression counterfactuals diversion memory metric micro_batches"),
         *under("worker", "editor_corpus editor_files registration rewording synonyms"),
-        *under("worker", "metric_training feature_memo gauging removal sample_cache scoping"),
+        *under("worker", "metric_training feature_memo gauging removal sample_cache scope_warnings"),
+        *under("worker", "probing scoping"),
         *under("worker", "stored_trunks subjects trunk_sets window"),
     },
     # 2 tensors

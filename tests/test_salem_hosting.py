@@ -243,6 +243,30 @@ def test_a_wrong_task_is_refused(architecture: str, task: Task, saved: Callable[
     assert error.remedy is not None
 
 
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "m", architecture, Task.SEQUENCE_CLASSIFICATION)
+    error = refused(folder, "reads a label off a decoder that is given the text once more")
+    assert "encoder or a decoder alone" in str(error.remedy)
+
+
+@pytest.mark.parametrize("pad", [0, 2, None, 5_000])
+def test_a_decoder_that_classifies_reads_the_last_token_of_the_text(pad: int | None) -> None:
+    """Whatever its config, or its tokenizer, says of padding."""
+    model = tiny_model("llama", Task.SEQUENCE_CLASSIFICATION)
+    model.config.pad_token_id = pad
+    network = as_network(model, tiny_tokenizer("metaspace-bos"), Task.SEQUENCE_CLASSIFICATION)
+    texts = ("where is my order", "i want my money back for the broken lamp please", "log in", "refund")
+    expected = []
+    for text in texts:
+        ids = torch.tensor([network.tokenizer(text)["input_ids"]])
+        expected.append(LABELS[int(model(input_ids=ids).logits.argmax())])
+    asked = [TextInput(input=text) for text in texts]
+    assert [answer.output for answer in predict(network, asked)] == expected
+    assert [predict(network, [one])[0].output for one in asked] == expected
+    assert len(set(expected)) > 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -115,3 +115,34 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
         raise MemoryError
     assert memory.num_bytes == 0
     assert all("forward" not in vars(module) for module in network.model.modules())
+
+
+def test_a_block_that_writes_into_what_its_modules_returned_remembers_nothing() -> None:
+    """Falcon adds attention to the feed-forward part in place."""
+    network = tiny_network("falcon")
+    batch = encode(network, some_samples(network))
+    for layer in places(network):
+        trunk = capture(network, batch, layer)
+        with torch.no_grad():
+            expected = resume(network, trunk).logits
+            memory = BlockMemory(Room(PLENTY))
+            for _ in range(3):
+                with memory.passing(network, layer):
+                    assert torch.equal(resume(network, trunk).logits, expected)
+            assert memory.num_bytes == 0
+
+
+def test_what_is_written_into_later_is_remembered_no_longer() -> None:
+    """With an addition of another's hook the sum is written into; when it rests, what is remembered."""
+    network = tiny_network("falcon")
+    layer, batch = network.layers[1], encode(network, some_samples(network))
+    trunk, memory = capture(network, batch, layer), BlockMemory(Room(PLENTY))
+    with torch.no_grad():
+        expected = resume(network, trunk).logits
+        with adding(network.module(layer.path), Dense(matrix(layer, 3))), memory.passing(network, layer):
+            resume(network, trunk)
+        assert memory.num_bytes > 0
+        for _ in range(3):
+            with memory.passing(network, layer):
+                assert torch.equal(resume(network, trunk).logits, expected)
+        assert memory.num_bytes == 0

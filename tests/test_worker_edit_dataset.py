@@ -51,11 +51,19 @@ def test_one_paraphrase_is_held_out_of_every_edit_with_two_or_more() -> None:
         assert all(s.target == item.target for s in found)
 
 
-def test_the_split_is_fixed_by_the_seed() -> None:
+def test_the_seed_draws_pass_samples() -> None:
     assert build(seed=3) == build(seed=3)
-    choices = {build(seed=seed).held_out_paraphrases[1][1].input for seed in range(30)}
-    assert len(choices) > 2
     assert len({build(seed=seed, most_pass=5).pass_samples for seed in range(5)}) > 1
+
+
+def test_what_was_held_out_once_is_held_out_again() -> None:
+    """Whatever edits are beside it, in whatever order, and by any seed: else its text has been trained on."""
+    first = {sample.input for _, sample in build().held_out_paraphrases}
+    assert len(first) == 2
+    for edits, seed in ((EDITS, 7), (EDITS[::-1], 0), (EDITS[3:], 0), (EDITS[2:], 3)):
+        assert {sample.input for _, sample in build(edits=edits, seed=seed).held_out_paraphrases} <= first
+    mixed = EDITS[3].model_copy(update={"paraphrases": EDITS[3].paraphrases[::-1]})
+    assert build(edits=(mixed,)).held_out_paraphrases[0][1].input in first
 
 
 @pytest.mark.parametrize("given", [None, PASS])

@@ -46,6 +46,8 @@ def test_where_nothing_holds_the_remedy_is_one_that_helps(forgets: bool) -> None
     else:
         assert "None of the 3 edits holds" in failed.value.message
         assert "kl_weight" in failed.value.remedy
+    again = make_edit(of.network, (), of.batch, idle, Quiet(), again=True)
+    assert again.metrics.edit_accuracy.value == 0, "what is left of an older delta need not hold"
 
 
 def test_values_that_were_not_trained_are_not_to_be_trained_longer() -> None:

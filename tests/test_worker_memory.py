@@ -135,7 +135,9 @@ def test_the_recipe_decides_what_preparation_takes() -> None:
         estimate(wide, LENGTHS, hyper, lowest_block=2, num_trained_on=100).preparation
         for hyper in (HYPER, plain)
     )
-    assert scoped == 4 * 100 * 5 * 768 * 5
+    num_own = len(LENGTHS.corrections)
+    tables = 100 * num_own + (3 * num_own + 2 * 100) ** 2
+    assert scoped == 4 * ((100 + num_own) * 5 * 768 * 5 + 6 * tables)
     assert mend > 3_072**2 * 8
 
 

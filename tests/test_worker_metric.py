@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from salem.features import Reading
 from salem.metric import Metric
+from worker import metric as metrics
 from worker.metric import (
+    MOST_ALWAYS,
     SHARP,
     TOLERATED,
     Equivalents,
@@ -152,3 +154,33 @@ def test_coverage_is_the_share_of_pairs_closer_than_all_but_a_few_others(num_oth
 def test_without_pairs_or_others_nothing_is_uncovered() -> None:
     some = torch.ones(2, 3)
     assert coverage(some[:0], some[:0], some) == coverage(some, some, some[:0]) == 1.0
+
+
+def test_of_more_texts_than_a_step_takes_whole_groups_are_drawn() -> None:
+    generator, seen = draw(3), torch.zeros(900, dtype=torch.bool)
+    groups = torch.arange(2_700) % 900
+    for _ in range(12):
+        rows = metrics._drawn(groups, generator)
+        assert MOST_ALWAYS - 3 <= len(rows) <= MOST_ALWAYS
+        assert (torch.bincount(groups[rows], minlength=900) % 3 == 0).all()
+        seen[groups[rows]] = True
+    assert seen.float().mean() > 0.95
+    assert torch.equal(metrics._drawn(groups[:1_000], generator), torch.arange(1_000))
+    assert len(metrics._drawn(torch.zeros(2_000, dtype=torch.int64), generator)) == 2_000, "one at least"
+
+
+def test_a_step_that_draws_groups_still_learns() -> None:
+    texts = torch.randn(400, FEATURES, generator=draw(0))
+    noise = torch.randn(1_200, FEATURES, generator=draw(1))
+    always = texts.repeat(3, 1) + torch.cat([noise[:, :8] * 3, noise[:, 8:] * 0.1], dim=1)
+    groups = torch.arange(400).repeat(3)
+    nothing = torch.zeros(0, FEATURES)
+    equivalents = Equivalents(always, groups, nothing, nothing)
+    start = new_metric(READING, equivalents, width=8, generator=draw(2))
+    trained = train_metric(start, equivalents, steps=STEPS, generator=draw(2))
+
+    def covered(metric: Metric) -> float:
+        points = metric.place(always)
+        return coverage(points[:400], points[400:800], points[800:])
+
+    assert covered(trained) > covered(start) + 0.2

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from salem.deltas import LowRank
+from salem.errors import EditFailed
 from worker.null_space import null_space
 
 D_IN, D_OUT = 12, 5
@@ -60,3 +61,14 @@ def test_directions_that_no_input_has_are_not_removed() -> None:
     term = LowRank(drawn(2, D_IN), drawn(D_OUT, 2))
     assert torch.equal(null_space(torch.zeros(D_IN, D_IN), 8).project(term).a, term.a)
     assert len(null_space(moment(drawn(40, 3) @ drawn(3, D_IN, seed=1)), 8).directions) == 3
+
+
+def test_no_directions_are_found_without_looking_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    assert null_space(moment(drawn(40, D_IN)), 0).directions.shape == (0, D_IN)
+
+
+def test_a_moment_without_end_is_refused() -> None:
+    with pytest.raises(EditFailed, match="too large") as failed:
+        null_space(torch.full((D_IN, D_IN), float("inf")), 3)
+    assert "null_space_rank" in str(failed.value.remedy)

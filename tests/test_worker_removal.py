@@ -156,6 +156,21 @@ def test_what_is_measured_is_what_is_left_and_what_no_training_saw() -> None:
     assert remaining_batch([]).edit_samples == ()
 
 
+def test_what_another_delta_was_trained_on_measures_nothing() -> None:
+    nothing = EditBatch(
+        edit_samples=(sample("a"),),
+        adapt_samples=(),
+        pass_samples=(),
+        held_out_paraphrases=((0, sample("a1")), (0, sample("a2"))),
+        held_out_pass_samples=(),
+    )
+    again = nothing.model_copy(
+        update={"adapt_samples": ((0, sample("a1")),), "held_out_paraphrases": ((0, sample("a3")),)}
+    )
+    batch = remaining_batch([(nothing, (0,)), (again, ())])
+    assert batch.held_out_paraphrases == ((0, sample("a2")),), "though its edit is gone, a1 has been seen"
+
+
 def test_white_space_makes_no_other_question_where_what_is_left_is_measured() -> None:
     first = EditBatch(
         edit_samples=(sample("to  whom"),),

@@ -25,6 +25,7 @@ from salem.records import (
     Job,
     JobKind,
     JobState,
+    Metrics,
     Recipe,
     RemoveRequest,
     Sample,
@@ -34,6 +35,7 @@ from salem.records import (
 from salem.registry import Registry
 from salem.settings import Settings
 from salem.tensor_files import read_header
+from worker import editing
 from worker.attempts import Attempt
 from worker.edit_job import standing
 from worker.jobs import JobRun
@@ -42,7 +44,7 @@ LAYER = "bert.encoder.layer.1.output.dense"
 OPTIONS = {
     Recipe.SCOPED: Hyperparameters(layer=LAYER, max_steps=30, kl_weight=0),
     Recipe.MEND: Hyperparameters(
-        recipe=Recipe.MEND, layer=LAYER, max_steps=10, null_space_rank=4, learning_rate=0.05, kl_weight=0.1
+        recipe=Recipe.MEND, layer=LAYER, max_steps=20, null_space_rank=4, learning_rate=0.05, kl_weight=0.1
     ),
 }
 NUM_KEPT = 40
@@ -122,6 +124,23 @@ def applied(stage: Stage, model: HostedModel, version: Version) -> list[LayerDel
 
 def ids(stage: Stage, version: Version) -> list[str]:
     return [entry.id for entry in stage.registry.entries.list_page(version)[0]]
+
+
+def test_what_is_left_is_made_again_though_nothing_of_it_holds(
+    stage: Stage, model: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, measure = chain(stage, (A, Recipe.MEND)), editing._measure
+
+    def failing(*arguments: Any) -> Metrics:
+        found = measure(*arguments)
+        lost = found.edit_accuracy.model_copy(update={"value": 0.0})
+        return found.model_copy(update={"edit_accuracy": lost})
+
+    monkeypatch.setattr(editing, "_measure", failing)
+    left, _ = remove(stage, whole, "1.0")
+    assert [delta.removed for delta in left.deltas] == [(0,)]
+    refused = run(stage, JobKind.EDIT, corrected(B, Recipe.MEND, whole.number))
+    assert refused.error is not None and refused.error.code == "edit_failed"
 
 
 def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel) -> None:

@@ -185,20 +185,6 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
     assert (scoping.corrections.strength > 0.5).all()
 
 
-def test_an_edit_that_lies_deeper_in_the_scope_of_another_is_named() -> None:
-    scope = replace(
-        drawn(batch_of(0)).scope, owners=torch.tensor([0.0, 1.0]), radii=torch.tensor([0.85, 0.5])
-    )
-    batch = batch_of(0, (EDITS[1], Edit(input="x", text_pair="y", target=LABELS[0])))
-    likeness = torch.tensor([[1.0, 0.9], [0.4, 1.0]])
-    both, deeper = scoping._conflicts(scope, likeness, batch)
-    assert both.startswith('"log in to France with Peru" and "x" / "y" lie in one scope')
-    assert deeper.startswith(
-        '"log in to France with Peru" lies deeper in the scope of "x" / "y" than in its own'
-    )
-    assert list(scoping._conflicts(scope, torch.eye(2), batch)) == []
-
-
 def test_the_same_seed_draws_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
     assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256

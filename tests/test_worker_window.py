@@ -16,6 +16,8 @@ from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.token_ids import sample_lengths
+from salem.wordings import Wording
+from worker import editor_training
 from worker.editing import make_edit
 from worker.editor_training import lessons
 from worker.rewording import TYPING, reword_all
@@ -133,6 +135,14 @@ def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> Non
         drawn = torch.Generator().manual_seed(seed)
         tried = trial_edits(network, full(architecture), network.layers[:2], Hyperparameters(), drawn)
         assert len(tried.trials) == 2
+
+
+def test_an_editor_learns_no_answer_to_what_is_negated_otherwise() -> None:
+    edit = Edit(input="my card is not working in the shop today", target=LABELS[0])
+    own, rng = Wording.of(edit), random.Random(0)
+    found = [editor_training._in_other_words(edit, rng) for _ in range(300)]
+    assert len({sample.input for sample in found}) > 50
+    assert not any(Wording.of(sample).turned(own) for sample in found)
 
 
 def test_an_editors_corpus_may_fill_the_window() -> None:

@@ -22,17 +22,23 @@ from transformers import (
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    FalconConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    LongformerConfig,
+    MixtralConfig,
     ModernBertConfig,
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
     Qwen3Config,
     RobertaConfig,
+    SwitchTransformersConfig,
     T5Config,
+    XLNetConfig,
 )
 
 from salem.hosting import Network, as_network
@@ -128,6 +134,38 @@ def _grouped(**more: Any) -> dict[str, Any]:
     return _sizes(num_key_value_heads=2, head_dim=4, **more)
 
 
+def _experts(**more: Any) -> dict[str, Any]:
+    return _sizes(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **more)
+
+
+_SHARED_EXPERT = {
+    "num_experts": 4,
+    "moe_intermediate_size": _INNER,
+    "shared_expert_intermediate_size": _INNER,
+}
+
+
+def _falcon() -> PretrainedConfig:
+    return FalconConfig(
+        vocab_size=200, hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=_HEADS,
+        pad_token_id=_PAD_ID, bos_token_id=_EOS_ID, eos_token_id=_EOS_ID,
+    )  # fmt: skip
+
+
+def _switch() -> PretrainedConfig:
+    return SwitchTransformersConfig(
+        vocab_size=200, d_model=_WIDTH, d_kv=4, d_ff=_INNER, num_layers=2, num_decoder_layers=2,
+        num_heads=_HEADS, num_experts=4, num_sparse_encoder_layers=2, num_sparse_decoder_layers=2,
+        pad_token_id=_PAD_ID, eos_token_id=_EOS_ID, decoder_start_token_id=_PAD_ID,
+    )  # fmt: skip
+
+
+def _xlnet() -> PretrainedConfig:
+    return XLNetConfig(
+        vocab_size=200, d_model=_WIDTH, n_layer=_BLOCKS, n_head=_HEADS, d_inner=_INNER, pad_token_id=_PAD_ID
+    )
+
+
 _CLASSIFIER, _TRANSLATOR, _WRITER = (
     Task.SEQUENCE_CLASSIFICATION,
     Task.TEXT2TEXT_GENERATION,
@@ -152,6 +190,17 @@ _ARCHITECTURES = {
     "gemma": _Architecture(lambda: GemmaConfig(**_grouped()), _WRITER, "metaspace-bos"),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
+# Built like the others, but each for what is peculiar to it; not all of them can be edited.
+_ARCHITECTURES |= {
+    "falcon": _Architecture(_falcon, _WRITER, "bytes"),
+    "longformer": _Architecture(
+        lambda: LongformerConfig(**_sizes(attention_window=[32] * _BLOCKS)), _CLASSIFIER, "pairs-untyped"
+    ),
+    "mixtral": _Architecture(lambda: MixtralConfig(**_experts()), _WRITER, "bytes"),
+    "qwen2-moe": _Architecture(lambda: Qwen2MoeConfig(**_experts(**_SHARED_EXPERT)), _WRITER, "bytes"),
+    "switch": _Architecture(_switch, _TRANSLATOR, "metaspace-eos"),
+    "xlnet": _Architecture(_xlnet, _CLASSIFIER, "pairs"),
+}
 _LOADERS: dict[Task, Any] = {
     _CLASSIFIER: AutoModelForSequenceClassification,
     _TRANSLATOR: AutoModelForSeq2SeqLM,

@@ -4,7 +4,7 @@ The trunk stops at the block. Within it, attention, the first feed-forward matri
 own product with its input do not depend on what is trained. A `BlockMemory` keeps what these modules returned
 when a batch first passed, and lets them return it again whenever the same batch passes later: a step then
 runs only what lies behind the edited matrix. Hooks act as they always do: an addition to a remembered matrix
-still sees its input.
+still sees its input. Some blocks add to such a tensor in place; then nothing is remembered.
 
 Knows a block's module tree and the order in which its modules ran, and no architecture. Does not know
 samples, objectives or what is added.
@@ -23,6 +23,9 @@ from salem.hosting import Network
 from salem.records import Layer
 
 Forward = Callable[..., Any]
+_Returned = tuple[
+    str, Any, int
+]  # path of a module, what it returned, and how often that had been written into
 
 
 class Room:
@@ -44,12 +47,13 @@ class BlockMemory:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._outputs: dict[str, Any] = {}  # path in the block -> a tensor, or a tuple with tensors
+        self._writes = 0  # that there had been into these tensors when they were returned
 
     @contextmanager
     def passing(self, network: Network, layer: Layer) -> Iterator[None]:
         """Around one forward of the batch: the first is remembered, later ones are spared the same work."""
         block = network.module(f"{layer.stack}.{layer.block}")
-        done: list[tuple[str, Any]] = []
+        done: list[_Returned] = []
         with ExitStack() as stack:
             for path, module in _inner(block):
                 if path in self._outputs:
@@ -60,9 +64,13 @@ class BlockMemory:
                     continue
                 stack.enter_context(_forwarding(module, forward))
             yield
+        if self._outputs and _num_writes(self._outputs) != self._writes:
+            self.forget()
         if done and done[-1][0] == layer.matrix:
             outputs = _outermost(done)
-            if self._room.take(_num_bytes(outputs)):
+            writes = {path: count for path, _, count in done}
+            self._writes = sum(writes[path] for path in outputs)
+            if self._writes == _num_writes(outputs) and self._room.take(_num_bytes(outputs)):
                 self._outputs = outputs
 
     @property
@@ -75,13 +83,13 @@ class BlockMemory:
         self._room = Room(0)
 
 
-def _noting(path: str, forward: Forward, done: list[tuple[str, Any]], last: str) -> Forward:
+def _noting(path: str, forward: Forward, done: list[_Returned], last: str) -> Forward:
     """Note in `done` what a module returns, until the module at `last` has returned."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         if not done or done[-1][0] != last:
-            done.append((path, output))
+            done.append((path, output, _num_writes(output)))
         return output
 
     return noted
@@ -117,10 +125,10 @@ def _inner(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _outermost(done: list[tuple[str, Any]]) -> dict[str, Any]:
+def _outermost(done: list[_Returned]) -> dict[str, Any]:
     """Of modules that ran once, those that lie in no other of them; a second run would get the first's."""
-    runs = Counter(path for path, _ in done)
-    once = {path: output for path, output in done if runs[path] == 1}
+    runs = Counter(path for path, _, _ in done)
+    once = {path: output for path, output, _ in done if runs[path] == 1}
     return {
         path: output
         for path, output in once.items()
@@ -129,12 +137,17 @@ def _outermost(done: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _num_bytes(outputs: dict[str, Any]) -> int:
-    return sum(tensor.nbytes for output in outputs.values() for tensor in _tensors(output))
+    return sum(tensor.nbytes for tensor in _tensors(outputs))
+
+
+def _num_writes(output: Any) -> int:
+    """How often the tensors of an output were written into, as torch counts."""
+    return sum(tensor._version for tensor in _tensors(output))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, tuple):
-        for part in output:
+    elif isinstance(output, tuple | dict):
+        for part in output.values() if isinstance(output, dict) else output:
             yield from _tensors(part)

@@ -22,18 +22,21 @@ def build_edit_batch(
 ) -> EditBatch:
     """Split a request into the parts that training sees and those that it never sees.
 
-    Of every edit with two paraphrases or more, one (chosen by `seed`) is held out. Pass samples given by
-    the client are split by content hash like the reference set; without them the reference set serves. A
+    Of every edit with two paraphrases or more, one is held out: that whose content hash is the smallest, so
+    that a job which comes again, with other edits beside it or another seed, does not train on what was held
+    out before. Pass samples given by the client are split by content hash like the reference set; without
+    them the reference set serves. A
     pass sample whose input is also an edit's, white space aside, is left out on either side. Known
     paraphrases of reference samples come along, of those that are not held out.
     """
-    rng = random.Random(seed)
     adapt: list[tuple[int, Sample]] = []
     apart: list[tuple[int, Sample]] = []
     for index, edit in enumerate(edits):
         rewordings = list(edit.paraphrase_samples)
         if len(rewordings) >= 2:
-            apart.append((index, rewordings.pop(rng.randrange(len(rewordings)))))
+            held = min(rewordings, key=lambda sample: sample.words_hash)
+            apart.append((index, held))
+            rewordings = [sample for sample in rewordings if sample is not held]
         adapt.extend((index, sample) for sample in rewordings)
     touched = {sample.words_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
     kept = [sample for sample in _pool(reference, pass_samples) if sample[0].words_hash not in touched]

@@ -21,12 +21,12 @@ from torch import Tensor
 from salem.deltas import Dense, LayerDelta, adding
 from salem.encoding import encode, in_buckets
 from salem.hosting import Network, count_tokens
-from salem.records import Edit, Layer
+from salem.records import Edit, Layer, Sample
 from salem.trunk import Trunk, capture, resume
 from worker.editor import Factors, MendEditor
 from worker.gradients import TokenGradients, token_gradients
 from worker.losses import kl_per_sample, nll_per_sample
-from worker.rewording import reword
+from worker.rewording import TYPING, reword_all
 from worker.training import CHUNK
 from worker.trunk_sets import Chunk
 from worker.window import fitting
@@ -158,12 +158,7 @@ def lessons(
 ) -> list[Lesson]:
     """Every edit once, asked in its own words or, every second one, in others; in buckets of length."""
     edits = [edit.sample for edit in corpus]
-    asked = [
-        (rng.choice(edit.paraphrase_samples) if edit.paraphrases else reword(edit.sample, rng))
-        if index % 2
-        else edit.sample
-        for index, edit in enumerate(corpus)
-    ]
+    asked = [_in_other_words(edit, rng) if index % 2 else edit.sample for index, edit in enumerate(corpus)]
     asked = fitting(network, edits, asked)
     made: list[Lesson] = []
     for rows in in_buckets(count_tokens(network.tokenizer, asked), CHUNK):
@@ -171,6 +166,10 @@ def lessons(
         trunk = capture(network, encode(network, [asked[row] for row in rows]), layers[0])
         made.append(Lesson(trunk, token_gradients(network, batch, layers)))
     return made
+
+
+def _in_other_words(edit: Edit, rng: random.Random) -> Sample:
+    return rng.choice(edit.paraphrase_samples or reword_all([edit.sample], rng, TYPING))
 
 
 def shuffled(lesson: Lesson, generator: torch.Generator) -> Lesson:

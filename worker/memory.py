@@ -19,11 +19,14 @@ from salem.encoding import LENGTH_BUCKET
 from salem.errors import OverBudget
 from salem.records import Hyperparameters, Layer, Recipe
 from worker import saliency
+from worker.metric import BATCH_GROUPS, MOST_ALWAYS
 from worker.trunk_sets import BLOCK_BYTES
 
 FLOAT_BYTES = 4
 _FEATURE_POOLS = 5  # widths of a sample's features, in states
 _FEATURE_COPIES = 5  # plain and reworded, standardised, and what the metric's step holds
+_METRIC_COPIES = 3  # of a correction in a step of the metric: plain, and two rewordings
+_TABLES = 6  # of likenesses at a time: of pass samples and keys, or of all texts of a step of the metric
 _INFERENCE_BATCH = 64
 _HELD_BY_ALLOCATOR = 1.15  # bytes taken from the system per byte asked for, as measured on encoders
 _STEP_SAMPLES = 32  # pass samples of one step, as the training loop cuts them; corrections all take part
@@ -130,7 +133,7 @@ def estimate(
         + _logit_bytes(shape, lengths, largest, copies=2, kept_for=in_step),
         inference=size * measured * (6 * shape.width + 2 * shape.inner_width)
         + _logit_bytes(shape, lengths, measured, copies=1),
-        preparation=_preparation_bytes(shape, len(lengths.pass_samples), hyper),
+        preparation=_preparation_bytes(shape, lengths, hyper),
     )
 
 
@@ -160,9 +163,12 @@ def _logit_bytes(shape: ModelShape, lengths: Lengths, tokens: int, copies: int, 
     return round(FLOAT_BYTES * num_rows * shape.num_classes)
 
 
-def _preparation_bytes(shape: ModelShape, num_pass: int, hyper: Hyperparameters) -> int:
+def _preparation_bytes(shape: ModelShape, lengths: Lengths, hyper: Hyperparameters) -> int:
     if hyper.recipe is Recipe.SCOPED:
-        return FLOAT_BYTES * num_pass * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
+        num_pass, num_own = len(lengths.pass_samples), len(lengths.corrections)
+        read = (num_pass + num_own) * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
+        step = min(_METRIC_COPIES * num_own, MOST_ALWAYS) + 2 * min(num_pass, BATCH_GROUPS)
+        return FLOAT_BYTES * (read + _TABLES * (num_pass * num_own + step**2))
     editor = 4 * FLOAT_BYTES * 4 * hyper.editor_rank * (shape.width + shape.inner_width)
     if hyper.editor is not None:
         return editor

@@ -19,6 +19,7 @@ from salem.wordings import NUMBERS
 
 SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
 BATCH_GROUPS = 384  # pairs per step
+MOST_ALWAYS = 1_024  # texts of a job's own per step; of more than these every step draws some groups
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
 TOLERATED = 0.005  # share of other texts that may be as close as an equivalent, when a metric is judged
@@ -29,7 +30,7 @@ _SMALLEST_SPREAD = 1e-6  # of a dimension in which all features are equal
 class Equivalents:
     """What a metric learns from, as features."""
 
-    always: Tensor  # [a, f] take part in every step: a job's edits, paraphrases and their rewordings
+    always: Tensor  # [a, f] a job's edits, paraphrases and their rewordings: all, or many, in every step
     groups: Tensor  # [a] int64; equivalents share a number
     first: Tensor  # [p, f] one text of each known pair
     second: Tensor  # [p, f] the other
@@ -62,12 +63,24 @@ def train_metric(
     offset = int(equivalents.groups.max()) + 1 if len(equivalents.groups) else 0
     for _ in range(steps):
         rows = torch.randperm(len(first), generator=generator)[:BATCH_GROUPS].to(device)
-        groups = torch.cat([equivalents.groups, rows + offset, rows + offset])
-        points = F.normalize(torch.cat([fixed, first[rows], second[rows]]) @ projection.T, dim=-1)
+        own = _drawn(equivalents.groups, generator)
+        groups = torch.cat([equivalents.groups[own], rows + offset, rows + offset])
+        points = F.normalize(torch.cat([fixed[own], first[rows], second[rows]]) @ projection.T, dim=-1)
         optimizer.zero_grad(set_to_none=True)
         contrastive_loss(points, groups, equivalents.temperature).backward()
         optimizer.step()
     return replace(metric, projection=projection.detach(), sha256="")
+
+
+def _drawn(groups: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows of whole groups, as many as a step takes -> [r] int64; the loss compares each with each."""
+    if len(groups) <= MOST_ALWAYS:
+        return torch.arange(len(groups), device=groups.device)
+    order = torch.randperm(int(groups.max()) + 1, generator=generator).to(groups.device)
+    sizes = torch.bincount(groups, minlength=len(order))[order]
+    chosen = torch.zeros(len(order), dtype=torch.bool, device=groups.device)
+    chosen[order] = (sizes.cumsum(0) <= MOST_ALWAYS) | (sizes.cumsum(0) == sizes)  # one group at least
+    return chosen[groups].nonzero()[:, 0]
 
 
 def coverage(first: Tensor, second: Tensor, others: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from salem.deltas import LowRank
+from salem.errors import EditFailed
 
 _NEGLIGIBLE = 1e-6  # of the largest eigenvalue: what float32 leaves of a direction that no input has
 
@@ -31,7 +32,17 @@ def null_space(second_moment: Tensor, rank: int) -> NullSpace:
     """The complement of the `rank` leading eigenvectors of the inputs' second moment [d_in, d_in].
 
     Directions that no input has are never removed: there is nothing to protect, and an edit may need them.
+
+    Raises:
+        EditFailed: the moment is not finite.
     """
+    if not rank:
+        return NullSpace(second_moment.new_zeros(0, len(second_moment), dtype=torch.float32))
+    if not second_moment.isfinite().all():
+        raise EditFailed(
+            "What enters the layer on pass samples is too large for numbers of 32 bits.",
+            remedy="Name another layer in options.layer, or set options.null_space_rank to 0.",
+        )
     spent, vectors = torch.linalg.eigh(second_moment.double())  # ascending eigenvalues
     present = int((spent > _NEGLIGIBLE * spent[-1]).sum())
     rank = min(rank, present, second_moment.shape[0] - 1)

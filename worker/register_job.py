@@ -9,6 +9,7 @@ from salem.errors import ModelNotReady
 from salem.hosting import Network, descriptions_sha256, load, locate, stamps, weights_sha256
 from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts import Attempt
+from worker.probing import check_editable
 from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
 
@@ -22,6 +23,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     folder = locate(model.source, settings.effective_models_root)
     before = stamps(folder)
     network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+    check_editable(network)
     sha256, described = weights_sha256(folder), descriptions_sha256(folder)
     lines = attempt.blobs.get(request.reference).splitlines()
     samples = [Edit.model_validate_json(line) for line in lines]

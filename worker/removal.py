@@ -102,7 +102,7 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
             that are left.
 
     An edit whose input (white space aside) a later one answers differently is left out: the later one
-    prevails.
+    prevails. What one delta held out another may have been trained on: it measures nothing.
     """
     final = {s.words_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
     edits: list[Sample] = []
@@ -117,12 +117,13 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
                 edits.append(sample)
         for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, apart)):
             target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.becomes]
+    trained = {s.words_hash for batch, _ in parts for s in batch.corrections}
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
     return EditBatch(
         edit_samples=tuple(edits),
         adapt_samples=tuple(adapt),
         pass_samples=(),
-        held_out_paraphrases=tuple(apart),
+        held_out_paraphrases=tuple((i, s) for i, s in apart if s.words_hash not in trained),
         held_out_pass_samples=tuple(s for s in held_out.values() if s.words_hash not in final),
     )
 

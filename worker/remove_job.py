@@ -127,7 +127,8 @@ class Chain:
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
-        measured = make_edit(self.network, applied_below, batch, request.hyperparameters, observer, known)
+        hyper = request.hyperparameters
+        measured = make_edit(self.network, applied_below, batch, hyper, observer, known, again=True)
         below = [link.delta for link in self.links]
         stored = store(self.attempt, measured, self.model, request, below=below, given=given)
         delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})

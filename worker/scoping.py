@@ -8,30 +8,29 @@ Knows samples and points; does not know what an entry does when it fires.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from salem.asking import Ask, Asking, Known
+from salem.asking import Ask, Asking
 from salem.deltas import LayerDelta
 from salem.hosting import Network
 from salem.metric import Metric
 from salem.openings import openings, unheard
-from salem.quoting import quoted
-from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample, TextInput
+from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scopes import Firing, Scope
 from salem.wordings import Wording, packed
 from worker.feature_memo import FeatureMemo
 from worker.gauging import exchange_of_job
 from worker.metric_training import job_metric
 from worker.sample_cache import SampleCache
+from worker.scope_warnings import INDISTINCT, meet, scope_warnings
 
 CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
 WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a likeness
 UNGUARDED = 0.9  # radius where there are no pass samples to tell
-INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
 ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
 NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
 REACH = 0.95  # of the way to them, at most: what lies beyond, no pass sample speaks for
@@ -85,15 +84,15 @@ def draw_scopes(
     budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
     radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
-    own = scope.likeness(keys, Known([Wording.of(sample) for sample in batch.corrections], scope.openings))
+    meeting = meet(scope, batch.corrections)
     return Scoping(
         scope=scope,
         is_new=found.is_new,
-        corrections=Firing(owners, (own - radii).amax(-1), torch.ones_like(radii)),
+        corrections=Firing(owners, meeting.inside, torch.ones_like(radii)),
         kept=scope.fire_at(points, ask),
         calibration=apart,
         entries=_entries(scope, likeness, batch),
-        warnings=(*_indistinct(likeness, owners, batch), *_conflicts(scope, own, batch)),
+        warnings=scope_warnings(likeness, meeting, owners, batch),
     )
 
 
@@ -210,52 +209,3 @@ def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, .
         )
         for sample, own in zip(batch.edit_samples, keys, strict=True)
     )
-
-
-def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[str]:
-    """One warning per edit that the metric cannot tell from a pass sample."""
-    if not len(likeness):
-        return
-    nearest, which = likeness.max(0)  # [k]
-    close = {
-        int(owner): int(place)
-        for owner, place, closest in zip(owners, which, nearest, strict=True)
-        if closest > INDISTINCT
-    }
-    for edit, kept in close.items():
-        yield (
-            f"the scope of {_named(batch.edit_samples[edit])} cannot be told from the pass sample "
-            f"{_named(batch.pass_samples[kept])}"
-        )
-
-
-def _conflicts(scope: Scope, likeness: Tensor, batch: EditBatch) -> Iterator[str]:
-    """One warning per pair of edits of which one lies in the other's scope and wants another answer.
-
-    `likeness` is that of every key to every key [k, k].
-    """
-    holds = likeness > scope.radii  # [k, k]: the key of the column, that of the row
-    pairs = {
-        tuple(sorted((int(scope.owners[row]), int(scope.owners[column]))))
-        for row, column in holds.nonzero().tolist()
-    }
-    for one, other in sorted(pairs):
-        first, second = batch.edit_samples[one], batch.edit_samples[other]
-        if first.becomes != second.becomes:
-            yield (
-                f"{_named(first)} and {_named(second)} lie in one scope but have different targets; what "
-                "both hold is answered by the one that it lies deeper in"
-            )
-    deepest = scope.owners[(likeness - scope.radii).argmax(-1)]
-    for sample, owner, winner in zip(batch.corrections, scope.owners.tolist(), deepest.tolist(), strict=True):
-        own, other = batch.edit_samples[int(owner)], batch.edit_samples[int(winner)]
-        if own.becomes != other.becomes:
-            yield (
-                f"{_named(sample)} lies deeper in the scope of {_named(other)} than in its own and is "
-                "answered as that: correct it in a later job, whose entries prevail"
-            )
-
-
-def _named(sample: TextInput) -> str:
-    """A sample as a message quotes it, with its pair: others may have the same text."""
-    return quoted(sample.input) + (f" / {quoted(sample.text_pair)}" if sample.text_pair else "")
