@@ -137,7 +137,8 @@ def test_what_is_left_is_made_again_though_nothing_of_it_holds(
         return found.model_copy(update={"edit_accuracy": lost})
 
     monkeypatch.setattr(editing, "_measure", failing)
-    left, _ = remove(stage, whole, "1.0")
+    left, job = remove(stage, whole, "1.0")
+    assert job.result is not None and not any("no pass samples" in note for note in job.result["notes"])
     assert [delta.removed for delta in left.deltas] == [(0,)]
     refused = run(stage, JobKind.EDIT, corrected(B, Recipe.MEND, whole.number))
     assert refused.error is not None and refused.error.code == "edit_failed"

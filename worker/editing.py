@@ -242,8 +242,13 @@ def _measure(
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    notes = (*made.warnings, *_undone(before, after, left.edits, batch))
+    notes = (*made.warnings, *_unheld(batch), *_undone(before, after, left.edits, batch))
     return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
+
+
+def _unheld(batch: EditBatch) -> Iterator[str]:
+    if not batch.pass_samples:
+        yield "nothing held the other answers in place: there were no pass samples to train on"
 
 
 def _undone(

@@ -151,7 +151,7 @@ class Chain:
         return batch_of(request, [] if request.pass_samples is not None else self.reference)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
-        """What was removed already when the delta was trained: it chose the paraphrases to hold out."""
+        """What was removed already when the delta was trained: it was no part of its batch."""
         if delta.made_in is None or delta.made_in == delta.version:
             return ()
         made = self.attempt.version(self.model, delta.made_in).deltas
