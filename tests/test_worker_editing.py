@@ -50,6 +50,15 @@ def test_where_nothing_holds_the_remedy_is_one_that_helps(forgets: bool) -> None
     assert again.metrics.edit_accuracy.value == 0, "what is left of an older delta need not hold"
 
 
+def test_a_job_without_pass_samples_says_that_nothing_held_other_answers() -> None:
+    of = case("bert")
+    bare = of.batch.model_copy(update={"pass_samples": ()})
+    quick = hyper(Recipe.SCOPED, trial_edits=0)
+    told = [make_edit(of.network, (), batch, quick, Quiet()).metrics.notes for batch in (bare, of.batch)]
+    found = [any(note.startswith("nothing held the other answers") for note in notes) for notes in told]
+    assert found == [True, False]
+
+
 def test_values_that_were_not_trained_are_not_to_be_trained_longer() -> None:
     of = case("gpt2")
     untrained = hyper(Recipe.SCOPED, trial_edits=0, entry_values="closed_form")

@@ -136,4 +136,4 @@ def test_what_could_not_be_measured_is_none_and_said_so() -> None:
     assert metrics.adapt_accuracy is metrics.generalisation is metrics.drawdown is metrics.consistency is None
     assert metrics.flips == ()
     assert [note.split(" was")[0] for note in metrics.notes[:2]] == ["generalisation", "drawdown"]
-    assert len(metrics.notes) == 4 and metrics.notes[-1] == "a warning"
+    assert len(metrics.notes) == 3 and metrics.notes[-1] == "a warning"
