@@ -240,11 +240,6 @@ def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
     if task.generates:
         # What a checkpoint asks for (sampling, beams, banned words) would fill gaps in a request's config.
         model.generation_config = GenerationConfig()
-    elif model.config.is_encoder_decoder:
-        raise UnsupportedModel(
-            f"{type(model).__name__} reads a label off a decoder that is given the text once more.",
-            remedy="Host a classifier that is an encoder or a decoder alone.",
-        )
     network = Network(
         model=model,
         tokenizer=tokenizer,
@@ -260,7 +255,7 @@ def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
 
 def _known(pad_id: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding that a classifier is to have: its config's, if that is a token that it knows."""
-    num_tokens = model.get_input_embeddings().num_embeddings
+    num_tokens = getattr(model.config, "vocab_size", None) or pad_id + 1  # CANINE reads characters
     candidates = (pad_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if isinstance(token, int) and 0 <= token < num_tokens)
 

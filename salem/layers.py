@@ -40,6 +40,8 @@ def find_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 def _is_stack(blocks: nn.ModuleList) -> bool:
     kinds = {type(block) for block in blocks}
+    if any(isinstance(block, Matrix) for block in blocks):
+        return False  # a row of matrices, as of Gemma 3n's, is no stack of blocks
     return len(kinds) == 1 and all(any(True for _ in _matrices(block)) for block in blocks)
 
 

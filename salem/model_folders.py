@@ -18,10 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from salem.errors import ModelNotReady, UnsupportedModel
 from salem.records import FolderSource, HostedModel, HubSource
 
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _INDEX = "model.safetensors.index.json"
 # Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
-_DESCRIPTIONS = frozenset({".json", ".model", ".txt"})
+_DESCRIPTIONS = frozenset({".bpe", ".codes", ".json", ".model", ".spm", ".tiktoken", ".txt", ".vocab"})
+_HUB_FILES = sorted(f"*{suffix}" for suffix in _DESCRIPTIONS | {".safetensors"})
 
 
 def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
@@ -104,7 +104,8 @@ def check_descriptions(folder: Path, model: HostedModel) -> None:
         ModelNotReady: config, labels or tokenizer are not those that were registered.
     """
     if model.descriptions_sha256 not in (None, descriptions_sha256(folder)):
-        raise not_as_registered(model, "config or tokenizer files (*.json, *.txt, *.model)")
+        kinds = ", ".join(f"*{suffix}" for suffix in sorted(_DESCRIPTIONS))
+        raise not_as_registered(model, f"config or tokenizer files ({kinds})")
 
 
 def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:

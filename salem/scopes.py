@@ -36,7 +36,7 @@ PAIRS = 1_024  # of an input and a key that are compared at a time
 class Firing:
     """Which entry acts on each of n inputs, and how strongly."""
 
-    entry: Tensor  # [n] int64; means nothing where no scope holds the input
+    entry: Tensor  # [n] int64; where no scope holds the input, that of the key whose scope is the least far
     inside: Tensor  # [n] likeness to the nearest key minus its radius; positive inside the scope
     strength: Tensor  # [n] in [0, 1]
     starts: Tensor | None = None  # [n] first answer position, where a batch holds prompts with their answers
@@ -128,7 +128,7 @@ class Scope:
         Most inputs lie outside every scope by their cosines alone: for them one product decides.
         """
         found = points @ self.keys.T
-        deepest, nearest = (found - self.radii).amax(-1), torch.zeros_like(points[:, 0], dtype=torch.int64)
+        deepest, nearest = (found - self.radii).max(-1)
         held = (deepest > 0).nonzero()[:, 0]
         if len(held):
             inside = self._priced(found[held], held, ask) - self.radii

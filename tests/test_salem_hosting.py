@@ -243,13 +243,6 @@ def test_a_wrong_task_is_refused(architecture: str, task: Task, saved: Callable[
     assert error.remedy is not None
 
 
-@pytest.mark.parametrize("architecture", ["bart", "t5"])
-def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "m", architecture, Task.SEQUENCE_CLASSIFICATION)
-    error = refused(folder, "reads a label off a decoder that is given the text once more")
-    assert "encoder or a decoder alone" in str(error.remedy)
-
-
 @pytest.mark.parametrize("pad", [0, 2, None, 5_000])
 def test_a_decoder_that_classifies_reads_the_last_token_of_the_text(pad: int | None) -> None:
     """Whatever its config, or its tokenizer, says of padding."""

@@ -114,7 +114,7 @@ def test_a_model_without_the_pattern_is_told_what_was_looked_for(build: object) 
 
 
 def test_blocks_of_different_output_width_are_refused() -> None:
-    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 5)])})
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Sequential(nn.Linear(4, size)) for size in (4, 5)])})
     with pytest.raises(UnsupportedModel, match="feed-forward output matrix as the last Linear or Conv1D"):
         find_layers(model)
 

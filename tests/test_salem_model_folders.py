@@ -203,7 +203,7 @@ def test_the_sha256_of_shards_covers_each_and_its_name(tmp_path: Path) -> None:
     assert len({before, changed, weights_sha256(folder)}) == 3
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "vocab.txt", "source.spm", "bpe.codes"])
 def test_the_sha256_of_the_descriptions_changes_with_any_of_them_only(copied: Path, file: str) -> None:
     before = descriptions_sha256(copied)
     assert before == descriptions_sha256(Path(shutil.copytree(copied, copied.parent / "twin")))

@@ -116,6 +116,13 @@ def test_the_key_farthest_inside_its_radius_decides() -> None:
     assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
     assert firing.strength[:3].tolist() == [1.0, 1.0, 1.0]
     assert firing.inside[3] < 0 and firing.strength[3] == 0, "far outside, the base itself answers"
+    angles = torch.linspace(0, 6.28, 200)
+    around = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    depth = around @ scope.keys.T - scope.radii
+    outside, depth = around[depth.amax(-1) < 0], depth[depth.amax(-1) < 0]
+    found = scope.fire_at(outside, nobody)
+    assert not found.strength.any() and len(set(found.entry.tolist())) > 1
+    assert torch.equal(found.entry, scope.owners[depth.argmax(-1)].long()), "training pulls those nearby"
     picked = firing.rows(torch.tensor([2, 1]))
     assert picked.entry.tolist() == [0, 1] and torch.equal(picked.inside, firing.inside[[2, 1]])
 

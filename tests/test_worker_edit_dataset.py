@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from salem.records import Edit, EditBatch, ReferenceSample, Sample, held_out
-from worker.edit_dataset import build_edit_batch
+from worker.edit_dataset import build_edit_batch, unseen
 
 
 def edit(name: str, num_paraphrases: int) -> Edit:
@@ -54,6 +54,18 @@ def test_one_paraphrase_is_held_out_of_every_edit_with_two_or_more() -> None:
 def test_the_seed_draws_pass_samples() -> None:
     assert build(seed=3) == build(seed=3)
     assert len({build(seed=seed, most_pass=5).pass_samples for seed in range(5)}) > 1
+
+
+def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
+    batch, edit = build(), EDITS[3]
+    held = next(sample for index, sample in batch.held_out_paraphrases if index == 3)
+    assert unseen(batch, EDITS) == batch, "the same edits have held out the same"
+    alone = edit.model_copy(update={"paraphrases": (held.input,)})  # one paraphrase is trained on
+    left = unseen(batch, [alone])
+    assert left.held_out_paraphrases == tuple(p for p in batch.held_out_paraphrases if p[0] != 3)
+    assert left.adapt_samples == batch.adapt_samples
+    others = edit.model_copy(update={"paraphrases": tuple(p for p in edit.paraphrases if p != held.input)})
+    assert unseen(batch, [others]) == batch
 
 
 def test_what_was_held_out_once_is_held_out_again() -> None:

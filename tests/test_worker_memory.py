@@ -121,7 +121,7 @@ def test_a_generating_model_is_charged_for_its_vocabulary() -> None:
 def test_only_answers_have_logits_where_a_model_can_be_told() -> None:
     writer = replace(SHAPE, generates=True, num_classes=50_000)
     verbose = replace(writer, answers_alone=False)
-    lengths = replace(LENGTHS, answer_share=0.25)
+    lengths = replace(LENGTHS, answer_share=0.25, longest_answer=4)
     for name in ("step", "inference"):
         assert part(name, lengths=lengths, shape=verbose) > 1.5 * part(name, lengths=lengths, shape=writer)
     assert part("answers", lengths=lengths, shape=writer) == part("answers", lengths=lengths, shape=verbose)

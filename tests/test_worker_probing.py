@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import ARCHITECTURES, first_task, tiny_network
+from tiny_models import ARCHITECTURES, build_network, first_task, tiny_network
 
 from salem.errors import UnsupportedModel
 from salem.records import Task
@@ -12,7 +12,7 @@ from worker.probing import check_editable
 WRITERS = [name for name in ARCHITECTURES if first_task(name) is Task.TEXT_GENERATION]
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "falcon", "mixtral", "qwen2-moe"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "albert", "falcon", "mixtral", "qwen2-moe"])
 def test_ordinary_layers_can_be_edited(architecture: str) -> None:
     check_editable(tiny_network(architecture))
 
@@ -20,6 +20,30 @@ def test_ordinary_layers_can_be_edited(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_so_can_decoders_that_read_labels(architecture: str) -> None:
     check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str) -> None:
+    with pytest.raises(UnsupportedModel, match="reads a label off a decoder that is given") as refused:
+        check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
+    assert "encoder or a decoder alone" in str(refused.value.remedy)
+
+
+def test_blocks_that_are_no_chain_are_refused() -> None:
+    """XLM lists attentions and feed-forward parts side by side."""
+    with pytest.raises(UnsupportedModel, match="do not follow one another"):
+        check_editable(tiny_network("xlm"))
+
+
+def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("bert")
+
+    def failing(*arguments: object, **more: object) -> None:
+        raise ValueError("whatever it is")
+
+    monkeypatch.setattr(network.model, "forward", failing)
+    with pytest.raises(UnsupportedModel, match="does not run on two short texts"):
+        check_editable(network)
 
 
 @pytest.mark.parametrize("architecture", ["longformer", "switch", "xlnet"])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AlbertConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -38,6 +39,7 @@ from transformers import (
     RobertaConfig,
     SwitchTransformersConfig,
     T5Config,
+    XLMConfig,
     XLNetConfig,
 )
 
@@ -160,6 +162,13 @@ def _switch() -> PretrainedConfig:
     )  # fmt: skip
 
 
+def _xlm() -> PretrainedConfig:
+    return XLMConfig(
+        vocab_size=200, emb_dim=_WIDTH, n_layers=_BLOCKS, n_heads=_HEADS, max_position_embeddings=MAX_TOKENS,
+        pad_index=_PAD_ID, pad_token_id=_PAD_ID, n_langs=1,
+    )  # fmt: skip
+
+
 def _xlnet() -> PretrainedConfig:
     return XLNetConfig(
         vocab_size=200, d_model=_WIDTH, n_layer=_BLOCKS, n_head=_HEADS, d_inner=_INNER, pad_token_id=_PAD_ID
@@ -192,6 +201,7 @@ _ARCHITECTURES = {
 ARCHITECTURES = tuple(_ARCHITECTURES)
 # Built like the others, but each for what is peculiar to it; not all of them can be edited.
 _ARCHITECTURES |= {
+    "albert": _Architecture(lambda: AlbertConfig(**_sizes(embedding_size=8)), _CLASSIFIER, "pairs"),
     "falcon": _Architecture(_falcon, _WRITER, "bytes"),
     "longformer": _Architecture(
         lambda: LongformerConfig(**_sizes(attention_window=[32] * _BLOCKS)), _CLASSIFIER, "pairs-untyped"
@@ -199,6 +209,7 @@ _ARCHITECTURES |= {
     "mixtral": _Architecture(lambda: MixtralConfig(**_experts()), _WRITER, "bytes"),
     "qwen2-moe": _Architecture(lambda: Qwen2MoeConfig(**_experts(**_SHARED_EXPERT)), _WRITER, "bytes"),
     "switch": _Architecture(_switch, _TRANSLATOR, "metaspace-eos"),
+    "xlm": _Architecture(_xlm, _CLASSIFIER, "pairs"),
     "xlnet": _Architecture(_xlnet, _CLASSIFIER, "pairs"),
 }
 _LOADERS: dict[Task, Any] = {

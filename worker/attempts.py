@@ -5,7 +5,7 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salem.blobs import BlobStore
@@ -44,7 +44,9 @@ class Attempt:
         folder = self._folder(model)
         check_registered(folder, model)
         settings = self.settings
-        return load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+        network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+        # Another release may find other layers; deltas are read by those that were registered.
+        return replace(network, layers=model.layers)
 
     def afford(self, needed: Estimate, network: Network) -> None:
         """Refuse before it starts what would take more memory than the job may.

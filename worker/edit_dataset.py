@@ -6,7 +6,7 @@ Pure functions on samples. Knows the rules of splitting; does not know models, t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from salem.records import Edit, EditBatch, ReferenceSample, Sample, TextInput, held_out
 
@@ -22,19 +22,18 @@ def build_edit_batch(
 ) -> EditBatch:
     """Split a request into the parts that training sees and those that it never sees.
 
-    Of every edit with two paraphrases or more, one is held out: that whose content hash is the smallest, so
-    that a job which comes again, with other edits beside it or another seed, does not train on what was held
-    out before. Pass samples given by the client are split by content hash like the reference set; without
-    them the reference set serves. A
-    pass sample whose input is also an edit's, white space aside, is left out on either side. Known
-    paraphrases of reference samples come along, of those that are not held out.
+    Of every edit with two paraphrases or more, one is held out: that whose hash is the smallest, so that the
+    same edit holds out the same one, whatever is beside it and by any seed. Pass samples given by the client
+    are split by content hash like the reference set; without them the reference set serves. A pass sample
+    whose input is also an edit's, white space aside, is left out on either side. Known paraphrases of
+    reference samples come along, of those that are not held out.
     """
     adapt: list[tuple[int, Sample]] = []
     apart: list[tuple[int, Sample]] = []
     for index, edit in enumerate(edits):
         rewordings = list(edit.paraphrase_samples)
         if len(rewordings) >= 2:
-            held = min(rewordings, key=lambda sample: sample.words_hash)
+            held = _held_out_of(rewordings)
             apart.append((index, held))
             rewordings = [sample for sample in rewordings if sample is not held]
         adapt.extend((index, sample) for sample in rewordings)
@@ -51,6 +50,21 @@ def build_edit_batch(
         held_out_pass_samples=tuple(sample for sample, is_held_out in kept if is_held_out)[:max_held_out],
         equivalents=tuple(_known_paraphrases(reference, touched)),
     )
+
+
+def unseen(batch: EditBatch, earlier: Iterable[Edit]) -> EditBatch:
+    """The batch without those held-out paraphrases that jobs with these edits were trained on."""
+    seen: set[str] = set()
+    for edit in earlier:
+        rewordings = list(edit.paraphrase_samples)
+        held = _held_out_of(rewordings) if len(rewordings) >= 2 else None
+        seen |= {sample.words_hash for sample in (edit.sample, *rewordings) if sample is not held}
+    left = tuple((i, sample) for i, sample in batch.held_out_paraphrases if sample.words_hash not in seen)
+    return batch.model_copy(update={"held_out_paraphrases": left})
+
+
+def _held_out_of(rewordings: Sequence[Sample]) -> Sample:
+    return min(rewordings, key=lambda sample: sample.words_hash)
 
 
 def _known_paraphrases(

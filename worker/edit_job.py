@@ -17,6 +17,7 @@ from salem.entry_rows import MadeEntries
 from salem.metric_files import pack_metric
 from salem.records import (
     Delta,
+    Edit,
     EditBatch,
     EditId,
     EditRequest,
@@ -32,7 +33,7 @@ from salem.records import (
 )
 from salem.scopes import Scoped
 from worker.attempts import Attempt
-from worker.edit_dataset import build_edit_batch
+from worker.edit_dataset import build_edit_batch, unseen
 from worker.editing import MeasuredDelta, make_edit
 from worker.job_memory import job_estimate
 from worker.registration import ANSWER_TOKENS
@@ -53,7 +54,8 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     network = attempt.load(model)
     deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
     reference = [] if request.pass_samples is not None else attempt.reference(model)
-    batch = batch_of(request, reference)
+    earlier = [edit for edits in _brought(attempt, parent).values() for edit in edits]
+    batch = unseen(batch_of(request, reference), earlier)
     needed = job_estimate(network, batch, request.hyperparameters)
     attempt.afford(needed, network)
     left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
@@ -71,8 +73,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
 
 def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:
     """Every edit that a version holds, by its id, the newest first."""
-    numbers = [delta.version for delta in version.deltas if delta.version is not None]
-    brought = attempt.registry.entries.edits(version.model, numbers)
+    brought = _brought(attempt, version)
     return {
         str(EditId(number, place)): edit.sample
         for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
@@ -80,6 +81,12 @@ def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:
         for place, edit in enumerate(brought.get(number, ()))
         if place not in removed
     }
+
+
+def _brought(attempt: Attempt, version: Version) -> dict[int, tuple[Edit, ...]]:
+    """The edits that each version of a chain has brought."""
+    numbers = [delta.version for delta in version.deltas if delta.version is not None]
+    return attempt.registry.entries.edits(version.model, numbers)
 
 
 def batch_of(request: EditRequest, reference: Sequence[ReferenceSample]) -> EditBatch:

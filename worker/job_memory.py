@@ -7,7 +7,7 @@ what becomes of a job that takes too much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 
 from salem.encoding import LENGTH_BUCKET, gives_answers_alone
@@ -155,8 +155,8 @@ def _candidates(network: Network, hyper: Hyperparameters) -> Sequence[Layer]:
 
 def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Lengths:
     """Tokens of the samples; a rewording is taken to be as long as what it rewords."""
-    corrections, own_share = _tokens(network, batch.corrections)
-    pass_samples, pass_share = _tokens(network, batch.pass_samples)
+    corrections, own_answers = _tokens(network, batch.corrections)
+    pass_samples, pass_answers = _tokens(network, batch.pass_samples)
     asked = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
     written = hyper.max_new_tokens if network.task.generates else 0
     copies = 1 + hyper.rewordings if hyper.recipe is Recipe.SCOPED else 1
@@ -164,7 +164,8 @@ def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Leng
         corrections=corrections * copies + _stand_ins(network, batch, hyper, pass_samples),
         pass_samples=pass_samples,
         held_out=[min(n + written, network.max_input_tokens) for n in count_tokens(network.tokenizer, asked)],
-        answer_share=max(own_share, pass_share),
+        answer_share=max(own_answers.share, pass_answers.share),
+        longest_answer=max(own_answers.longest, pass_answers.longest, 1),
     )
 
 
@@ -180,18 +181,27 @@ def _stand_ins(
     return [longest[place % len(longest)] for place in range(number)]
 
 
-def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], float]:
-    """Tokens of each sample with the answer that a generating model writes, and the share of answers in all.
+@dataclass(frozen=True)
+class _Written:
+    """Answers of a generating model."""
+
+    share: float = 0.0  # of all tokens
+    longest: int = 0  # in tokens
+
+
+def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], _Written]:
+    """Tokens of each sample with the answer that a generating model writes, and those of answers alone.
 
     A sample that is longer than the model takes has its own error later on.
     """
     most = network.max_input_tokens
     prompts = count_tokens(network.tokenizer, samples)
     if not network.task.generates or not samples:
-        return [min(length, most) for length in prompts], 0.0
+        return [min(length, most) for length in prompts], _Written()
     written = [TextInput(input=sample.answer) for sample in samples]
     ends = [1 + (LONGEST if sample.forgets else 0) for sample in samples]  # and what is said instead
     lengths = count_tokens(network.tokenizer, written)
     answers = [length + end for length, end in zip(lengths, ends, strict=True)]
     totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    return [min(length, most) for length in totals], sum(answers) / sum(totals)
+    written_tokens = _Written(sum(answers) / sum(totals), min(max(answers), most))
+    return [min(length, most) for length in totals], written_tokens

@@ -54,6 +54,7 @@ class Lengths:
     pass_samples: Sequence[int]
     held_out: Sequence[int]
     answer_share: float = 0.5  # of the tokens of a generating model, those of answers
+    longest_answer: int = 16  # in tokens
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def estimate(
         answers=_answer_bytes(shape, lengths, tokens, num_trained_on),
         block=min(BLOCK_BYTES, size * tokens * per_token),
         step=size * max(in_step * above, selecting * shape.num_blocks * per_block)
-        + _logit_bytes(shape, lengths, largest, copies=2, kept_for=in_step),
+        + _logit_bytes(shape, lengths, (_STEP_SAMPLES, largest), copies=2, kept_for=in_step),
         inference=size * measured * (6 * shape.width + 2 * shape.inner_width)
-        + _logit_bytes(shape, lengths, measured, copies=1),
+        + _logit_bytes(shape, lengths, (_INFERENCE_BATCH, measured), copies=1),
         preparation=_preparation_bytes(shape, lengths, hyper),
     )
 
@@ -154,12 +155,15 @@ def _answer_bytes(shape: ModelShape, lengths: Lengths, tokens: int, num_trained_
     return round(FLOAT_BYTES * shape.num_classes * num_answers)
 
 
-def _logit_bytes(shape: ModelShape, lengths: Lengths, tokens: int, copies: int, kept_for: int = 0) -> int:
-    """Logits of a batch, of each copy, and those at answers that a step keeps for its backward."""
+def _logit_bytes(
+    shape: ModelShape, lengths: Lengths, batch: tuple[int, int], copies: int, kept_for: int = 0
+) -> int:
+    """Logits of a batch of so many samples and tokens, of each copy, and those that a step keeps."""
     if not shape.generates:
         return 0
-    share = lengths.answer_share if shape.answers_alone else 1.0
-    num_rows = copies * tokens * share + 3 * kept_for * lengths.answer_share
+    num_samples, tokens = batch
+    at_once = min(tokens, num_samples * lengths.longest_answer) if shape.answers_alone else tokens
+    num_rows = copies * at_once + 3 * kept_for * lengths.answer_share
     return round(FLOAT_BYTES * num_rows * shape.num_classes)
 
 
