@@ -327,6 +327,14 @@ def test_files_that_changed_since_they_were_registered_are_not_edited(stage: Sta
     assert ended.error is not None and ended.error.code == "model_not_ready"
 
 
+def test_a_model_is_edited_at_the_layers_that_were_registered(stage: Stage) -> None:
+    """Another release may find other ones; what it made there, nobody could read."""
+    model = stage.host("m", "bert")
+    older = model.model_copy(update={"layers": model.layers[:2]})
+    of = attempt(stage, ask(stage, model, QUICK)).attempt
+    assert of.load(older).layers == model.layers[:2] != of.load(model).layers
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
