@@ -256,8 +256,8 @@ def as_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task:
 def _known(pad_id: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding that a classifier is to have: its config's, if that is a token that it knows."""
     num_tokens = getattr(model.config, "vocab_size", None) or pad_id + 1  # CANINE reads characters
-    candidates = (pad_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in candidates if isinstance(token, int) and 0 <= token < num_tokens)
+    candidates = (pad_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in candidates if isinstance(token, int) and 0 <= token < num_tokens), 0)
 
 
 def _labels(model: PreTrainedModel) -> tuple[str, ...]:

@@ -23,9 +23,8 @@ from salem.hosting import Network
 from salem.records import Layer
 
 Forward = Callable[..., Any]
-_Returned = tuple[
-    str, Any, int
-]  # path of a module, what it returned, and how often that had been written into
+# path of a module, what it returned, and how often that had been written into by then
+_Returned = tuple[str, Any, int]
 
 
 class Room:
