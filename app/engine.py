@@ -193,12 +193,9 @@ class Engine:
     def _load(self, model: HostedModel) -> hosting.Network:
         """What was registered, its weights in memory of their own, whatever becomes of the folder later."""
         folder = hosting.locate(model.source, self._models_root)
-        stamps = hosting.stamps(folder)
-        hosting.check_registered(folder, model)
-        network = hosting.owned(hosting.load(folder, model.task, device=self._device))
-        if hosting.stamps(folder) != stamps:
-            raise hosting.not_as_registered(model, "files")
-        return network
+        with hosting.unwritten(folder, model.name):
+            hosting.check_registered(folder, model)
+            return hosting.owned(hosting.load(folder, model.task, device=self._device))
 
     def _fetched(self, model: HostedModel, delta: Delta) -> LayerDelta:
         """A delta as it is kept, or as it is stored."""

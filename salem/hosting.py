@@ -34,8 +34,7 @@ from salem.model_folders import (
     check_registered,
     descriptions_sha256,
     locate,
-    not_as_registered,
-    stamps,
+    unwritten,
     weights_sha256,
 )
 from salem.records import Layer, Task, TextInput
@@ -53,11 +52,10 @@ __all__ = [
     "load",
     "load_tokenizer",
     "locate",
-    "not_as_registered",
     "owned",
     "resolve_device",
-    "stamps",
     "tokenize",
+    "unwritten",
     "weights_sha256",
 ]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,24 @@ def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
     )
 
 
-def stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+@contextmanager
+def unwritten(folder: Path, name: str) -> Iterator[None]:
+    """Stand over work that reads a model's folder, weights mapped from its files included.
+
+    Raises:
+        ModelNotReady: when the work is done, a file is not the one that it was before: what came of it is of
+            neither.
+    """
+    before = _stamps(folder)
+    yield
+    if not folder.is_dir() or _stamps(folder) != before:
+        raise ModelNotReady(
+            f'the files of "{name}" were written to while they were read',
+            remedy="Send the request again when nothing writes to the model's folder any more",
+        )
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Name, inode, size and time of change of each file that is read: other ones tell of another file."""
     found = [(path.name, path.stat()) for path in _files(folder, _DESCRIPTIONS | {".safetensors"})]
     return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)

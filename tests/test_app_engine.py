@@ -149,7 +149,7 @@ def test_files_that_change_while_they_load_are_noticed(
 
     monkeypatch.setattr(hosting, "load", load_late)
     engine = engine_of(stage)
-    with pytest.raises(ModelNotReady, match="not the ones that were registered"):
+    with pytest.raises(ModelNotReady, match="were written to while they were read"):
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
 
 

@@ -5,13 +5,15 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
-from salem.hosting import Network, check_registered, descriptions_sha256, load, locate
+from salem.hosting import Network, check_registered, descriptions_sha256, load, locate, unwritten
 from salem.layers import layer_at
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -34,19 +36,21 @@ class Attempt:
     job: Job
     lease: str
 
-    def load(self, model: HostedModel) -> Network:
-        """The hosted model, in memory or streamed as the settings say.
+    @contextmanager
+    def loaded(self, model: HostedModel) -> Iterator[Network]:
+        """The hosted model, in memory or streamed as the settings say; what is made of it is kept afterwards.
 
         Raises:
-            ModelNotReady: its files are not the registered ones any more.
+            ModelNotReady: its files are not the registered ones any more, or, at the end, were written to.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
-        check_registered(folder, model)
-        settings = self.settings
-        network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
-        # Another release may find other layers; deltas are read by those that were registered.
-        return replace(network, layers=model.layers)
+        with unwritten(folder, model.name):
+            check_registered(folder, model)
+            settings = self.settings
+            network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+            # Another release may find other layers; deltas are read by those that were registered.
+            yield replace(network, layers=model.layers)
 
     def afford(self, needed: Estimate, network: Network) -> None:
         """Refuse before it starts what would take more memory than the job may.

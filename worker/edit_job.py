@@ -51,18 +51,18 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     model = attempt.registry.get_model(request.model)
     parent = attempt.version(model, request.parent)
     reporter.phase("loading", 0.02)
-    network = attempt.load(model)
-    deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
-    reference = [] if request.pass_samples is not None else attempt.reference(model)
-    earlier = [edit for edits in _brought(attempt, parent).values() for edit in edits]
-    batch = unseen(batch_of(request, reference), earlier)
-    needed = job_estimate(network, batch, request.hyperparameters)
-    attempt.afford(needed, network)
-    left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
-    left = replace(left, edits=standing(attempt, parent))
-    if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
-        left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
-    measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
+    with attempt.loaded(model) as network:
+        deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
+        reference = [] if request.pass_samples is not None else attempt.reference(model)
+        earlier = [edit for edits in _brought(attempt, parent).values() for edit in edits]
+        batch = unseen(batch_of(request, reference), earlier)
+        needed = job_estimate(network, batch, request.hyperparameters)
+        attempt.afford(needed, network)
+        left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
+        left = replace(left, edits=standing(attempt, parent))
+        if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
+            left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
+        measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)
     facts = {
         "estimated_peak_bytes": needed.num_bytes,

@@ -176,14 +176,15 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         gone.setdefault(edit.version, set()).add(edit.place)
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
-    chain = Chain(attempt, model, attempt.load(model), requests, attempt.reference(model))
-    peaks = chain.needed(steps)
-    for peak in peaks:
-        attempt.afford(peak, chain.network)
-    for place, step in enumerate(steps):
-        chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
-    reporter.phase("evaluating", 0.82)
-    metrics = _measure(chain, parent)
+    with attempt.loaded(model) as network:
+        chain = Chain(attempt, model, network, requests, attempt.reference(model))
+        peaks = chain.needed(steps)
+        for peak in peaks:
+            attempt.afford(peak, chain.network)
+        for place, step in enumerate(steps):
+            chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
+        reporter.phase("evaluating", 0.82)
+        metrics = _measure(chain, parent)
     reporter.phase("writing", 0.97)
     facts: dict[str, Any] = {"replayed": len(peaks)}
     if peaks:
