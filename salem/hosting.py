@@ -34,6 +34,7 @@ from salem.model_folders import (
     check_registered,
     descriptions_sha256,
     locate,
+    registered_folder,
     unwritten,
     weights_sha256,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "owned",
+    "registered_folder",
     "resolve_device",
     "tokenize",
     "unwritten",
@@ -76,6 +78,7 @@ _LOADING_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
+_COUNTED_TOGETHER = 64  # texts: a tokenizer returns thirty bytes and more for each byte that it reads
 _UNLIMITED_TOKENS = 4_096  # for position-free models (T5) whose tokenizer names no limit either
 
 
@@ -148,9 +151,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> list[int]:
     """Tokens of each input as the model would see it, special tokens included."""
-    if not inputs:
-        return []
-    return [len(ids) for ids in tokenize(tokenizer, inputs)["input_ids"]]
+    starts = range(0, len(inputs), _COUNTED_TOGETHER)
+    parts = (inputs[start : start + _COUNTED_TOGETHER] for start in starts)
+    return [len(ids) for part in parts for ids in tokenize(tokenizer, part)["input_ids"]]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> dict[str, list[list[int]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
-from salem.hosting import Network, check_registered, descriptions_sha256, load, locate, unwritten
+from salem.hosting import Network, check_registered, descriptions_sha256, load, registered_folder, unwritten
 from salem.layers import layer_at
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -21,7 +21,8 @@ from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSamp
 from salem.registry import Registry
 from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
-from worker.memory import Estimate, check_budget, reachable_bytes
+from worker.machine_memory import reachable_bytes
+from worker.memory import Estimate, check_budget
 from worker.sample_cache import SampleCache
 from worker.work import Left
 
@@ -41,7 +42,8 @@ class Attempt:
         """The hosted model, in memory or streamed as the settings say; what is made of it is kept afterwards.
 
         Raises:
-            ModelNotReady: its files are not the registered ones any more, or, at the end, were written to.
+            ModelNotReady: its files are gone or not the registered ones any more, or, at the end, were
+                written to.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
@@ -71,7 +73,7 @@ class Attempt:
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
 
     def _folder(self, model: HostedModel) -> Path:
-        return locate(model.source, self.settings.effective_models_root)
+        return registered_folder(model, self.settings.effective_models_root)
 
     def version(self, model: HostedModel, number: int) -> Version:
         return self.registry.resolve(ModelReference(model=model.name, number=number))
