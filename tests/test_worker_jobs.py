@@ -46,7 +46,7 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, memory, register_job
+from worker import edit_job, machine_memory, register_job
 from worker.attempts import Attempt
 from worker.editing import MeasuredDelta, make_edit
 from worker.jobs import JobRun
@@ -203,6 +203,7 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
     [
         (RuntimeError(SECRET), "internal"),
         (MemoryError(SECRET), "out_of_memory"),
+        (RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {SECRET}"), "out_of_memory"),
         (JobTimeoutException(SECRET), "timed_out"),
         (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
     ],
@@ -525,8 +526,8 @@ def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
 def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, available: int | None, state: JobState
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: available)
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 1_000)
+    monkeypatch.setattr(machine_memory, "available_bytes", lambda: available)
+    monkeypatch.setattr(machine_memory, "resident_bytes", lambda: 1_000)
     job = new_edit_job(stage)
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)

@@ -34,7 +34,7 @@ from salem.records import (
 from salem.tensor_files import read_header
 from worker import subjects
 from worker.attempts import Attempt
-from worker.edit_job import batch_of, store, summary
+from worker.edit_job import batch_of, fresh, store, summary
 from worker.editing import make_edit
 from worker.evaluation import evaluate
 from worker.job_memory import job_estimate
@@ -120,11 +120,13 @@ class Chain:
 
     def _replay(self, step: Step, observer: Share) -> Link:
         request = self._request(step.delta, step.removed)
-        batch = self._batch(request)
         # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
+        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
+        own, before = self._batch(request), step.delta.version
+        batch = fresh(self.attempt, self.model, request, own, chain, given, before)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         hyper = request.hyperparameters
