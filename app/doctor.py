@@ -94,9 +94,8 @@ def check_tensors(_: Settings) -> Finding:
 def check_redis(settings: Settings) -> Finding:
     """A Redis that is configured has to answer; a private one has to be there to be started."""
     if settings.redis_url is not None:
-        return _attempt(
-            "redis", "REDIS_URL answers", JobQueue.connect(settings.redis_url, settings.queue).ping
-        )
+        url = settings.redis_url
+        return _attempt("redis", "REDIS_URL answers", lambda: JobQueue.connect(url, settings.queue).ping())
     try:
         return Finding("redis", "ok", f"private server: {find_program()}")
     except SalemError as error:

@@ -17,11 +17,12 @@ from app.text_checks import (
     check_lengths,
     check_target,
     check_text,
+    countable,
     did_you_mean,
     readable,
     wanted,
 )
-from salem.errors import Pointer
+from salem.errors import MOST_PLACES, Pointer
 from salem.quoting import quoted
 from salem.records import Edit, HostedModel, Hyperparameters, ListedEntry, Recipe
 
@@ -77,16 +78,17 @@ def check_edit_request(
         return beyond  # so much is not even read
     found = list(_check_presence(edits, pass_samples))
     for index, edit in enumerate(edits):
-        found += _check_edit(f"/edits/{index}", edit, model)
+        found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MOST_PLACES)
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
-        found += check_target(f"/pass_samples/{index}/target", sample.target, model)
+        at = f"/pass_samples/{index}/target"
+        found += check_target(at, sample.target, model, hint=len(found) < MOST_PLACES)
     places = [place for place in _places(edits, kept) if place.readable]
     found += _check_answers(model, places, options.max_new_tokens, count_tokens)
     found += _check_layer(model, options.layer)
     found += _check_recipe(edits, options.recipe)
     found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
-    found += _check_agreement(places)
+    found += _check_agreement([place for place in places if countable(model, place.sample)])
     return found
 
 
@@ -117,15 +119,15 @@ def _check_limits(
         )
 
 
-def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator[Pointer]:
+def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
     yield from check_input(pointer, edit)
-    yield from _check_answer(pointer, edit, model)
+    yield from _check_answer(pointer, edit, model, hint=hint)
     for index, text in enumerate(edit.paraphrases):
         yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
 
 
-def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator[Pointer]:
-    """At most one problem: no answer or two of them, one that the model does not have, or no other one."""
+def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+    """At most one problem: no answer or two of them, or one that the model does not have."""
     text = quoted(edit.input)
     if edit.target is None and edit.forget is None:
         yield Pointer(
@@ -133,21 +135,15 @@ def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel) -> Iterator
             f"{text} has no target; give its right answer, or in `forget` the answer to move away from",
         )
     elif edit.forget is None:
-        yield from check_target(f"{pointer}/target", edit.answer, model)
+        yield from check_target(f"{pointer}/target", edit.answer, model, hint=hint)
     elif edit.target is not None:
         yield Pointer(
             f"{pointer}/forget",
             f"{text} has a target and an answer to forget; leave `forget` out to correct it, or set `target` "
             "to null to forget",
         )
-    elif model.labels == (edit.forget,):
-        yield Pointer(
-            f"{pointer}/forget",
-            f"{quoted(edit.forget)} is the only label of {model.name}, so nothing can take its place; leave "
-            f"{text} out",
-        )
     else:
-        yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget")
+        yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget", hint=hint)
 
 
 def _check_answers(

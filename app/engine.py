@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from app.residents import Residents
 from salem import answers, gates, hosting
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
@@ -39,14 +40,6 @@ from salem.records import (
 from salem.scopes import Firing
 
 DELTA_CACHE_BYTES = 256 * 2**20
-
-
-@dataclass
-class Resident:
-    """A hosted model's place in memory. The lock is held while it loads and while it answers."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    network: hosting.Network | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +98,8 @@ class Engine:
         self._blobs = blobs
         self._models_root = models_root
         self._device = device
-        self._max_resident_models = max_resident_models
+        self._residents = Residents(max_resident_models)  # by identity and task
         self._lock = threading.Lock()
-        self._residents: OrderedDict[str, Resident] = OrderedDict()  # by identity and task
         self._counters: dict[str, Counter] = {}  # by identity
         self._deltas = DeltaCache()
         self._metrics: dict[str, Metric] = {}  # by the name of the blob
@@ -128,13 +120,14 @@ class Engine:
             UnsupportedModel: the folder cannot be loaded any more.
             DeltaRejected: a stored delta fails its checks.
         """
-        resident = self._resident(model)
+        place = f"{self._identity(model)}/{model.task}"
         # Before the lock: what is slow to fetch for one version holds up no other.
         fetched = [self._fetched(model, delta) for delta in version.deltas]
-        with resident.lock:
+        with self._residents.held(place) as resident, resident.lock:
             if resident.network is None:
                 resident.network = self._load(model)
-            network = resident.network
+            # Another release may find other layers; deltas are read by those that were registered.
+            network = replace(resident.network, layers=model.layers)
             deltas = [
                 self._placed(model, delta, unpacked, network)
                 for delta, unpacked in zip(version.deltas, fetched, strict=True)
@@ -154,7 +147,7 @@ class Engine:
         key = self._identity(model)
         counter = self._counters.get(key)
         if counter is None:
-            folder = hosting.locate(model.source, self._models_root)
+            folder = hosting.registered_folder(model, self._models_root)
             hosting.check_descriptions(folder, model)
             counter = Counter(hosting.load_tokenizer(folder))
             with self._lock:
@@ -172,33 +165,17 @@ class Engine:
 
     def close(self) -> None:
         """Let go of every model."""
+        self._residents.clear()
         with self._lock:
-            self._residents.clear()
             self._counters.clear()
             self._metrics.clear()
 
-    def _resident(self, model: HostedModel) -> Resident:
-        """The model's place, made the most recently used; above the limit the least recently used one goes.
-
-        One that still answers lives until it is done: its thread holds it.
-        """
-        key = f"{self._identity(model)}/{model.task}"
-        with self._lock:
-            resident = self._residents.setdefault(key, Resident())
-            self._residents.move_to_end(key)
-            while len(self._residents) > self._max_resident_models:
-                self._residents.popitem(last=False)
-            return resident
-
     def _load(self, model: HostedModel) -> hosting.Network:
         """What was registered, its weights in memory of their own, whatever becomes of the folder later."""
-        folder = hosting.locate(model.source, self._models_root)
-        stamps = hosting.stamps(folder)
-        hosting.check_registered(folder, model)
-        network = hosting.owned(hosting.load(folder, model.task, device=self._device))
-        if hosting.stamps(folder) != stamps:
-            raise hosting.not_as_registered(model, "files")
-        return network
+        folder = hosting.registered_folder(model, self._models_root)
+        with hosting.unwritten(folder, model.name):
+            hosting.check_registered(folder, model)
+            return hosting.owned(hosting.load(folder, model.task, device=self._device))
 
     def _fetched(self, model: HostedModel, delta: Delta) -> LayerDelta:
         """A delta as it is kept, or as it is stored."""

@@ -22,10 +22,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from salem.errors import InvalidRequest, Pointer, SalemError, Unauthorized, Unavailable
+from salem.errors import MOST_PLACES, InvalidRequest, Pointer, SalemError, Unauthorized, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
-MOST_PLACES = 100  # that one answer names; the summary counts all
 
 HTTP_CODES = {
     400: ("malformed_body", "The request body cannot be read"),

@@ -6,17 +6,33 @@ Knows drafts and JSON. Does not know HTTP, where blobs are kept, or the model: i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from app.drafts import DraftReference
 from app.text_checks import check_input, check_text
-from salem.errors import InvalidRequest, Pointer
+from salem.errors import MOST_PLACES, InvalidRequest, Pointer
 from salem.quoting import quoted
 
-MAX_SHOWN = 100  # bad lines named in one answer
+
+class BadSamples:
+    """The first bad samples of a set, and how many there are: in a file of the wrong kind, every line."""
+
+    def __init__(self, found: Iterable[Pointer] = ()) -> None:
+        self.count = 0
+        self.first: list[Pointer] = []
+        for place in found:
+            self.add(place)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def add(self, place: Pointer) -> None:
+        self.count += 1
+        if len(self.first) < MOST_PLACES:
+            self.first.append(place)
 
 
 def parse_jsonl(data: bytes) -> list[DraftReference]:
@@ -32,16 +48,15 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
     samples: list[DraftReference] = []
-    errors: list[Pointer] = []
+    bad = BadSamples()
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 samples.append(DraftReference.model_validate(json.loads(line)))
             except (ValueError, RecursionError) as error:
-                index = len(samples) + len(errors)
-                errors.append(Pointer(f"/{index}", f"line {number}: {_reason(error)}"))
-    if errors:
-        raise invalid_reference(errors)
+                bad.add(Pointer(f"/{len(samples) + bad.count}", f"line {number}: {_reason(error)}"))
+    if bad:
+        raise invalid_reference(bad)
     return samples
 
 
@@ -75,14 +90,14 @@ def count_samples(data: bytes) -> int:
     return data.count(b"\n")
 
 
-def invalid_reference(errors: Sequence[Pointer]) -> InvalidRequest:
-    """The first bad samples of a set; a file of the wrong kind has one per line, so not all are named."""
-    first = errors[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+def invalid_reference(bad: BadSamples) -> InvalidRequest:
+    """The error of a set with these samples, in the words of the first."""
+    first = bad.first[0]
+    more = f" (and {bad.count - 1} more)" if bad.count > 1 else ""
     return InvalidRequest(
         f"{first.pointer or 'the set'}: {first.detail}{more}",
         remedy='One sample is {"input": "...", "text_pair": null, "target": "...", "paraphrases": []}',
-        errors=errors[:MAX_SHOWN],
+        errors=bad.first,
     )
 
 

@@ -41,7 +41,9 @@ def check_removal(
     for place, text in enumerate(edits):
         found += _check_id(f"/edits/{place}", version, text, num_edits)
         if first.setdefault(text, place) != place:
-            found.append(Pointer(f"/edits/{place}", f"{text} is already given at /edits/{first[text]}"))
+            found.append(
+                Pointer(f"/edits/{place}", f"{quoted(text)} is already given at /edits/{first[text]}")
+            )
     return found
 
 

@@ -6,17 +6,22 @@ Knows the hosted model's row. Does not know HTTP, SQL or the tokenizer: a functi
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from app.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
-from salem.quoting import quoted
+from salem.quoting import MOST_QUOTED, quoted
 from salem.records import MOST_NEW_TOKENS, HostedModel, Task, TextInput
 
 CountTokens = Callable[[Sequence[TextInput]], list[int]]
 """Tokens of each input, special tokens included."""
 
 MAX_LABELS_SHOWN = 12
+CHARACTERS_PER_TOKEN = 64
+"""More than any text that people write has: one that is longer than this allows is refused uncounted."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]:
@@ -25,7 +30,7 @@ def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]
         yield Pointer(pointer, f"the {what} is empty; write it or leave the sample out")
     elif "\x00" in text:
         yield Pointer(pointer, f"the {what} holds a NUL character; remove it")
-    elif any("\ud800" <= character <= "\udfff" for character in text):
+    elif _SURROGATE.search(text):
         yield Pointer(pointer, f"the {what} holds half of a surrogate pair; write the whole character")
 
 
@@ -47,12 +52,32 @@ def wanted(becomes: tuple[str | None, str | None]) -> str:
     return quoted(target or "") if forget is None else f"anything but {quoted(forget)}"
 
 
-def check_target(pointer: str, target: str, model: HostedModel, what: str = "target") -> Iterator[Pointer]:
-    """At most one problem: a blank target, or one that is not a label of a classifier."""
+def check_target(
+    pointer: str, target: str, model: HostedModel, what: str = "target", *, hint: bool = True
+) -> Iterator[Pointer]:
+    """At most one problem: a blank target, or one that is not a label of a classifier.
+
+    To look for the label that was meant (`hint`) takes a comparison with each of them.
+    """
     problems = list(check_text(pointer, target, what))
     if not problems and not model.task.generates and target not in model.labels:
-        problems.append(Pointer(pointer, _unknown_label(target, model)))
+        problems.append(Pointer(pointer, _unknown_label(target, model, hint=hint)))
     yield from problems
+
+
+def countable(model: HostedModel, draft: DraftText) -> bool:
+    """Whether a text is short enough to be split into tokens; `check_lengths` tells of one that is not."""
+    return _num_characters(draft) <= _most_characters(model)
+
+
+def _num_characters(draft: DraftText) -> int:
+    answer = draft.answer if isinstance(draft, DraftSample | DraftEdit) else ""
+    return len(draft.input) + len(draft.text_pair or "") + len(answer)
+
+
+def _most_characters(model: HostedModel) -> float:
+    limit = model.max_input_tokens
+    return math.inf if limit is None else CHARACTERS_PER_TOKEN * limit
 
 
 def check_lengths(
@@ -65,8 +90,13 @@ def check_lengths(
     limit = model.max_input_tokens
     if limit is None:
         return
-    counts = count_tokens([_as_read(draft, model.task) for _, draft in places])
-    for (pointer, draft), num_tokens in zip(places, counts, strict=True):
+    counted = [(pointer, draft) for pointer, draft in places if countable(model, draft)]
+    for pointer, draft in places:
+        if not countable(model, draft):
+            found = f"{_num_characters(draft)} characters, {model.name} takes {limit} tokens"
+            yield Pointer(pointer, f"the text has {found}; shorten {quoted(draft.input)}")
+    counts = count_tokens([_as_read(draft, model.task) for _, draft in counted])
+    for (pointer, draft), num_tokens in zip(counted, counts, strict=True):
         written = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
         what, end = ("input, answer and its end have", 1) if written else ("the text has", 0)
         if num_tokens + end > limit:
@@ -92,7 +122,7 @@ def check_answers(
     asked = [
         (pointer, draft)
         for pointer, draft in places
-        if draft.answer and (limit is not None or isinstance(draft, DraftEdit))
+        if draft.answer and (limit is not None or isinstance(draft, DraftEdit)) and countable(model, draft)
     ]
     counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
     for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
@@ -139,10 +169,10 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f'; did you mean "{folded[near[0]]}"?' if near else ""
 
 
-def _unknown_label(target: str, model: HostedModel) -> str:
-    hint = did_you_mean(target, model.labels)
-    if not hint and len(model.labels) <= MAX_LABELS_SHOWN:
-        hint = ": " + ", ".join(model.labels)
-    elif not hint:
-        hint = f"; GET /models/{model.name} lists them"
-    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{hint}"
+def _unknown_label(target: str, model: HostedModel, *, hint: bool) -> str:
+    meant = did_you_mean(target[:MOST_QUOTED], model.labels) if hint else ""
+    if not meant and len(model.labels) <= MAX_LABELS_SHOWN:
+        meant = ": " + ", ".join(model.labels)
+    elif not meant:
+        meant = f"; GET /models/{model.name} lists them"
+    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{meant}"

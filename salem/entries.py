@@ -40,7 +40,7 @@ class Entries:
         with self._database.read() as connection:
             return version_rows.edit_requests(connection, model, numbers)
 
-    def edits(self, model: Name, numbers: Collection[int]) -> dict[int, tuple[Edit, ...]]:
-        """The edits that each of these versions brought; one that no edit job made is left out."""
+    def edits(self, model: Name, numbers: Collection[int] | None = None) -> dict[int, tuple[Edit, ...]]:
+        """The edits that each of these versions, or of all, brought; those of edit jobs only."""
         with self._database.read() as connection:
             return version_rows.edits(connection, model, numbers)

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 from salem.records import JobError
 
+MOST_PLACES = 100  # that one error names; its message counts all
+
 
 @dataclass(frozen=True)
 class Pointer:

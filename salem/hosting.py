@@ -34,8 +34,8 @@ from salem.model_folders import (
     check_registered,
     descriptions_sha256,
     locate,
-    not_as_registered,
-    stamps,
+    registered_folder,
+    unwritten,
     weights_sha256,
 )
 from salem.records import Layer, Task, TextInput
@@ -53,11 +53,11 @@ __all__ = [
     "load",
     "load_tokenizer",
     "locate",
-    "not_as_registered",
     "owned",
+    "registered_folder",
     "resolve_device",
-    "stamps",
     "tokenize",
+    "unwritten",
     "weights_sha256",
 ]
 
@@ -78,6 +78,7 @@ _LOADING_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
+_COUNTED_TOGETHER = 64  # texts: a tokenizer returns thirty bytes and more for each byte that it reads
 _UNLIMITED_TOKENS = 4_096  # for position-free models (T5) whose tokenizer names no limit either
 
 
@@ -150,9 +151,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> list[int]:
     """Tokens of each input as the model would see it, special tokens included."""
-    if not inputs:
-        return []
-    return [len(ids) for ids in tokenize(tokenizer, inputs)["input_ids"]]
+    starts = range(0, len(inputs), _COUNTED_TOGETHER)
+    parts = (inputs[start : start + _COUNTED_TOGETHER] for start in starts)
+    return [len(ids) for part in parts for ids in tokenize(tokenizer, part)["input_ids"]]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> dict[str, list[list[int]]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def _downloaded(source: HubSource) -> Path:
 
 def weights_sha256(folder: Path) -> str:
     """sha256 of a folder's weights: of its one safetensors file, or of all names and digests in order."""
-    digests = {path.name: _file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = {path.name: _file_sha256(path) for path in _files(folder, frozenset({".safetensors"}))}
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
@@ -84,6 +86,18 @@ def descriptions_sha256(folder: Path) -> str:
     for path in _files(folder, _DESCRIPTIONS):
         digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def registered_folder(model: HostedModel, models_root: Path) -> Path:
+    """The local folder of a model that was registered.
+
+    Raises:
+        ModelNotReady: it is not there any more, or cannot be read.
+    """
+    try:
+        return locate(model.source, models_root)
+    except UnsupportedModel as error:
+        raise ModelNotReady(error.message, remedy=error.remedy) from error
 
 
 def check_registered(folder: Path, model: HostedModel) -> None:
@@ -116,19 +130,43 @@ def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
     )
 
 
-def stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+@contextmanager
+def unwritten(folder: Path, name: str) -> Iterator[None]:
+    """Stand over work that reads a model's folder, weights mapped from its files included.
+
+    Raises:
+        ModelNotReady: when the work is done, a file is not the one that it was before: what came of it is of
+            neither.
+    """
+    before = _stamps(folder)
+    yield
+    if not folder.is_dir() or _stamps(folder) != before:
+        raise ModelNotReady(
+            f'the files of "{name}" were written to while they were read',
+            remedy="Send the request again when nothing writes to the model's folder any more",
+        )
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Name, inode, size and time of change of each file that is read: other ones tell of another file."""
     found = [(path.name, path.stat()) for path in _files(folder, _DESCRIPTIONS | {".safetensors"})]
     return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
+    return [path for path in sorted(folder.iterdir()) if path.suffix in suffixes and path.is_file()]
 
 
 def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raises ModelNotReady: the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelNotReady(
+            f"{path.name} of the model's folder cannot be read",
+            remedy="Let the user that Salem runs as read every file of the folder",
+        ) from error
 
 
 def check_folder(folder: Path) -> None:

@@ -140,16 +140,20 @@ def edit_requests(connection: Connection, model: Name, numbers: Collection[int])
     return {number: EditRequest.model_validate(request) for number, request in rows}
 
 
-def edits(connection: Connection, model: Name, numbers: Collection[int]) -> dict[int, tuple[Edit, ...]]:
-    """The edits alone of these requests: the pass samples beside them may be megabytes.
+def edits(
+    connection: Connection, model: Name, numbers: Collection[int] | None = None
+) -> dict[int, tuple[Edit, ...]]:
+    """The edits alone of these requests, or of all: the pass samples beside them may be megabytes.
 
     PostgreSQL takes no part out of a document that holds U+0000; the checks of a request let none in.
     """
     query = (
         select(versions.c.number, jobs.c.request["edits"])
         .join(jobs, jobs.c.id == versions.c.job_id)
-        .where(versions.c.model == model, versions.c.number.in_(set(numbers)), jobs.c.kind == JobKind.EDIT)
+        .where(versions.c.model == model, jobs.c.kind == JobKind.EDIT)
     )
+    if numbers is not None:
+        query = query.where(versions.c.number.in_(set(numbers)))
     rows = connection.execute(query.order_by(versions.c.number)).all()
     return {number: tuple(map(Edit.model_validate, asked)) for number, asked in rows}
 
@@ -227,7 +231,10 @@ def _get_alias(connection: Connection, model: Name, name: Name) -> Alias:
     what_exists = (
         "its aliases are " + ", ".join(f'"{alias.name}"' for alias in known) if known else "it has none yet"
     )
-    raise NotFound(f'there is no alias "{name}" of "{model}"; {what_exists}')
+    raise NotFound(
+        f'there is no alias "{name}" of "{model}"; {what_exists}',
+        remedy=f"PUT /models/{model}/aliases/{name} makes it",
+    )
 
 
 def list_aliases(connection: Connection, model: Name) -> list[Alias]:

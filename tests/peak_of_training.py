@@ -23,7 +23,8 @@ from salem.answers import predict
 from salem.deltas import LowRank
 from salem.hosting import Network, as_network, count_tokens, load
 from salem.records import Hyperparameters, Layer, Sample, Task
-from worker.memory import Lengths, estimate, resident_bytes, shape_of
+from worker.machine_memory import resident_bytes
+from worker.memory import Lengths, estimate, shape_of
 from worker.training import prepare_dataset, train
 
 WORDS = ("where", "is", "my", "order", "and", "when", "will", "the", "parcel", "arrive", "at", "door")

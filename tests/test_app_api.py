@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from tiny_models import LABELS, save_tiny
 
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
-from app.problems import MOST_PLACES, from_validation_error, invalid_request
-from salem.errors import Misconfigured, Pointer
+from app.problems import from_validation_error, invalid_request
+from salem.errors import MOST_PLACES, Misconfigured, Pointer
 from salem.hosting import weights_sha256
 from salem.queue import JobQueue
 from salem.records import MOST_ITEMS, HostedModel, JobState, Record, Task
@@ -138,6 +139,14 @@ def test_bad_reference_sets(client: httpx.Client) -> None:
     }
 
 
+def test_a_file_of_the_wrong_kind_is_refused_by_its_first_lines(client: httpx.Client) -> None:
+    broken = problem(client.put("/references", content=b"0\n" * 500), 422, "invalid_request")
+    blank = b'{"input": " ", "target": "a"}\n' * 500
+    unsound = problem(client.put("/references", content=blank), 422, "invalid_request")
+    for body in (broken, unsound):
+        assert len(body["errors"]) == MOST_PLACES and body["detail"].endswith("(and 499 more)")
+
+
 def test_a_missing_folder_and_a_path_that_leaves_the_root(client: httpx.Client) -> None:
     for path in ("nowhere", "../secrets", "/etc"):
         source = {"kind": "folder", "path": path}
@@ -165,7 +174,8 @@ def test_models_versions_and_aliases(client: httpx.Client, stage: Stage, intents
     assert [alias["version"] for alias in client.get("/models/intents/aliases").json()["data"]] == [0]
     history = client.get("/models/intents/aliases/production").json()["data"]
     assert [alias["version"] for alias in history] == [0, 1]
-    problem(client.get("/models/intents/aliases/staging"), 404, "not_found")
+    absent = problem(client.get("/models/intents/aliases/staging"), 404, "not_found")
+    assert absent["remedy"] == "PUT /models/intents/aliases/staging makes it"
     problem(client.put("/models/intents/aliases/production", json={"version": 9}), 404, "not_found")
 
 
@@ -314,6 +324,27 @@ def test_the_same_key_gives_the_same_job(client: httpx.Client, intents: HostedMo
         "invalid_request",
     )
     assert len(client.get("/jobs", params={"model": "intents", "state": "queued"}).json()["data"]) == 1
+
+
+def test_a_key_gives_its_job_whatever_became_of_the_folder(client: httpx.Client, small: Settings) -> None:
+    folder = save_tiny(small.effective_models_root / "new", "bert")
+    body = {
+        "name": "new",
+        "task": "sequence-classification",
+        "source": {"kind": "folder", "path": "new"},
+        "reference": REFERENCE,
+    }
+    made = client.post("/models", json=body, headers={"Idempotency-Key": "k"}).json()
+    shutil.rmtree(folder)
+    again = client.post("/models", json=body, headers={"Idempotency-Key": "k"})
+    assert again.status_code == 202 and again.json()["id"] == made["id"]
+
+
+def test_a_long_reference_is_not_repeated_whole(client: httpx.Client) -> None:
+    body = problem(
+        client.post("/predict", json={"model": "é" * 5_000, "inputs": ["a"]}), 422, "invalid_request"
+    )
+    assert len(json.dumps(body)) < 2_000
 
 
 # jobs

@@ -158,6 +158,7 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
 
     assert state(check_python(Settings(home=tmp_path))) == "ok"
     assert state(check_redis(Settings(home=tmp_path, redis_url="redis://127.0.0.1:9/0"))) == "missing"
+    assert state(check_redis(Settings(home=tmp_path, redis_url="foo"))) == "missing"
     assert state(check_redis(Settings(home=tmp_path))) == "ok"
     (tmp_path / "salem.db").write_bytes(b"")
     assert state(check_database(Settings(home=tmp_path))) == "missing"

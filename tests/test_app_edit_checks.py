@@ -15,6 +15,7 @@ from app.editor_checks import FEWEST_EDITS, check_corpus
 from app.text_checks import CountTokens
 from salem import hosting
 from salem.encoding import IGNORED, encode
+from salem.errors import MOST_PLACES
 from salem.records import (
     EntryKey,
     FolderSource,
@@ -92,6 +93,36 @@ def test_an_unknown_label_gets_a_suggestion() -> None:
 def test_case_is_a_near_miss_and_a_far_label_lists_all() -> None:
     assert 'did you mean "refund"?' in check(edit("a", "REFUND"))["/edits/0/target"]
     assert "refund, delivery, login" in check(edit("a", "zzz"))["/edits/0/target"]
+
+
+def test_a_text_beyond_any_number_of_tokens_is_refused_uncounted() -> None:
+    counted: list[TextInput] = []
+
+    def count(inputs: Sequence[TextInput]) -> list[int]:
+        counted.extend(inputs)
+        return count_words(inputs)
+
+    long = "a" * (6 * 64)
+    asked = [edit("a", pair=long), edit("b", "refund", long), edit("c", "refund", "d")]
+    found = check_edit_request(
+        hosted(), asked, None, options=Hyperparameters(), limits=LIMITS, count_tokens=count
+    )
+    assert [problem.pointer for problem in found] == ["/edits/0/input", "/edits/1/paraphrases/0"]
+    assert found[0].detail == 'the text has 391 characters, intents takes 6 tokens; shorten "a"'
+    assert {item.input for item in counted} == {"b", "c", "d"}
+    for task in (Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION):
+        assert list(check(edit("a", long), task=task)) == ["/edits/0/input"]
+
+
+def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
+    limits = EditLimits(max_edits=200, max_pass_samples=200)
+    asked = [edit(f"text {index}", "refnud") for index in range(60)]
+    kept = [DraftSample(input=f"kept {index}", target="refnud") for index in range(60)]
+    found = check_edit_request(
+        hosted(), asked, kept, options=Hyperparameters(), limits=limits, count_tokens=count_words
+    )
+    assert len(found) == 120 and all("not one of the model's 3 labels" in each.detail for each in found)
+    assert ["did you mean" in each.detail for each in found] == [True] * MOST_PLACES + [False] * 20
 
 
 def test_generated_targets_are_free_but_not_empty() -> None:
@@ -250,16 +281,6 @@ def test_an_edit_gives_an_answer_or_takes_one() -> None:
     assert '"b" has a target and an answer to forget' in found["/edits/1/forget"]
     assert 'did you mean "refund"?' in found["/edits/2/forget"]
     assert "the answer to forget is empty" in check(forgetting("d", " "))["/edits/0/forget"]
-
-
-def test_a_model_of_one_label_cannot_forget_it() -> None:
-    alone = hosted().model_copy(update={"labels": ("refund",)})
-    options = Hyperparameters()
-    (found,) = check_edit_request(
-        alone, [forgetting("a")], None, options=options, limits=LIMITS, count_tokens=count_words
-    )
-    assert found.pointer == "/edits/0/forget"
-    assert '"refund" is the only label of intents' in found.detail and 'leave "a" out' in found.detail
 
 
 @pytest.mark.parametrize("recipe", [Recipe.RIDGE, Recipe.PAPER])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_a_corpus_becomes_a_job(client: httpx.Client, settings: Settings) -> Non
     assert (request.name, len(request.edits), request.options.num_together) == ("late orders", 32, 4)
     assert request.edits[1].paraphrases == ("order 1 is late",) and request.pass_samples is None
     assert JobQueue.connect(settings.effective_redis_url, settings.queue).holds(job["id"])
+    shutil.rmtree(settings.effective_models_root / "intents")
     again = client.post("/editors", json=body, headers={"Idempotency-Key": "k"})
     assert again.json()["id"] == job["id"]
 

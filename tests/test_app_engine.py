@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,17 @@ from salem import answers, hosting
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta, LowRank
 from salem.errors import DeltaRejected, ModelNotReady
-from salem.records import HostedModel, ModelReference, ModelState, Task, TextInput, Version
+from salem.layers import find_layers
+from salem.records import (
+    HostedModel,
+    Layer,
+    ModelReference,
+    ModelState,
+    Prediction,
+    Task,
+    TextInput,
+    Version,
+)
 from salem.registry import Registry
 from salem.settings import Settings
 
@@ -74,6 +87,67 @@ def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
     first = [engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) for model in models]
     assert len(engine._residents) == 2
     assert [engine.predict(m, base(stage, m), INPUTS, max_new_tokens=1) for m in models] == first
+
+
+def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_limit(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [stage.host("m0", "bert"), stage.host("m1", "roberta")]
+    engine, load = engine_of(stage, max_resident_models=1), hosting.load
+    there: set[int] = set()  # of the models: which of their networks somebody still holds
+    most = 0
+
+    def counted(folder: Path, *arguments: Any, **options: Any) -> hosting.Network:
+        nonlocal most
+        network = load(folder, *arguments, **options)
+        there.add(name := id(network.model))
+        weakref.finalize(network.model, there.discard, name)
+        gc.collect()
+        most = max(most, len(there))
+        return network
+
+    monkeypatch.setattr(hosting, "load", counted)
+    monkeypatch.setattr(hosting, "owned", lambda network: network)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(engine.predict, m, base(stage, m), INPUTS, max_new_tokens=1) for m in models * 8]
+        given = [future.result(60) for future in asked]
+    assert given == given[:2] * 8 and given[0] != given[1]
+    assert most == 1 and len(engine._residents) == 1
+
+
+def test_a_model_is_served_at_the_layers_that_were_registered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may find other ones."""
+    model = stage.host("m", "bert")
+    version = stage.publish(model)
+    given = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1)
+    layers: list[tuple[Layer, ...]] = []
+
+    def seen(network: hosting.Network, *arguments: Any, **options: Any) -> list[Prediction]:
+        layers.append(network.layers)
+        return predict(network, *arguments, **options)
+
+    predict = answers.predict
+    monkeypatch.setattr(answers, "predict", seen)
+    monkeypatch.setattr(hosting, "find_layers", lambda loaded: find_layers(loaded)[:1])
+    assert engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1) == given
+    assert layers == [model.layers]
+
+
+def test_a_model_whose_folder_went_or_cannot_be_read_is_not_ready(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    folder = stage.settings.effective_models_root / "m"
+    (folder / "notes.txt").mkdir()  # named as a file that is read
+    engine = engine_of(stage)
+    engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    shutil.rmtree(folder)
+    for ask in (
+        lambda: engine_of(stage).predict(model, base(stage, model), INPUTS, max_new_tokens=1),
+        lambda: engine_of(stage).count_tokens(model, INPUTS),
+    ):
+        with pytest.raises(ModelNotReady, match="There is no folder"):
+            ask()
 
 
 def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
@@ -149,7 +223,7 @@ def test_files_that_change_while_they_load_are_noticed(
 
     monkeypatch.setattr(hosting, "load", load_late)
     engine = engine_of(stage)
-    with pytest.raises(ModelNotReady, match="not the ones that were registered"):
+    with pytest.raises(ModelNotReady, match="were written to while they were read"):
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
 
 

@@ -267,7 +267,7 @@ def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: Host
         "/edits/2": "version 1 brought no edit 1.3; its last is 1.2",
         "/edits/3": "no edit of intents:2 came with version 2; its edits are those of 1",
         "/edits/4": "1.1 was removed from intents:2 before",
-        "/edits/5": "1.0 is already given at /edits/0",
+        "/edits/5": '"1.0" is already given at /edits/0',
     }
     for number in (1, 2):
         empty = client.post(f"/models/intents/versions/{number}/without", json={"edits": []})

@@ -40,12 +40,15 @@ FLOORS_FROM_THE_TOP = (
         *under("worker", "editing editor_training job_memory learners one_pass recipes ridge teaching"),
         *under("worker", "entry_values scoped_entries work"),
         *under("worker", "training trials"),
-        *under("app", "engine processes"),
+        *under("app", "engine processes residents"),
     },
     # 3 method
     {
         *under("worker", "edit_dataset editor evaluation gradients intervals losses null_space saliency"),
-        *under("worker", "block_replay compression counterfactuals diversion memory metric micro_batches"),
+        *under(
+            "worker",
+            "block_replay compression counterfactuals diversion machine_memory memory metric micro_batches",
+        ),
         *under("worker", "editor_corpus editor_files registration rewording synonyms"),
         *under("worker", "metric_training feature_memo gauging removal sample_cache scope_warnings"),
         *under("worker", "probing scoping"),

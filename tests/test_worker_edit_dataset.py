@@ -66,6 +66,23 @@ def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
     assert left.adapt_samples == batch.adapt_samples
     others = edit.model_copy(update={"paraphrases": tuple(p for p in edit.paraphrases if p != held.input)})
     assert unseen(batch, [others]) == batch
+    assert left.num_seen == 1
+
+
+def test_paraphrases_that_came_with_the_reference_set_measure_nothing_where_they_were_taught() -> None:
+    edits = tuple(edit(f"text {number}", 2) for number in range(12))
+    batch = build(edits=edits)
+    asked = next(each for each in reference(*PASS) if not each.held_out)
+    taught = asked.model_copy(
+        update={"paraphrases": tuple(text for each in edits for text in each.paraphrases)}
+    )
+    left = unseen(batch, [], [taught])
+    # of a reference sample's paraphrases, too, some are held out and teach nothing
+    assert left.held_out_paraphrases == tuple(
+        (index, sample) for index, sample in batch.held_out_paraphrases if held_out(sample.content_hash)
+    )
+    assert 0 < left.num_seen == len(edits) - len(left.held_out_paraphrases) < len(edits)
+    assert unseen(batch, [], [taught.model_copy(update={"held_out": True})]) == batch
 
 
 def test_what_was_held_out_once_is_held_out_again() -> None:

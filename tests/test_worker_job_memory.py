@@ -14,6 +14,7 @@ from salem.records import EditBatch, Hyperparameters, Recipe, Sample
 from worker.job_memory import VALUE_COPIES, _deepest, _lengths, _value_bytes, job_estimate
 from worker.scoped_entries import NEAR_SAMPLES
 from worker.training import CHUNK, prepare_dataset
+from worker.trials import NUM_PASS, NUM_VALIDATION
 
 SCOPED = Hyperparameters()
 MEND = Hyperparameters(recipe=Recipe.MEND)
@@ -111,6 +112,21 @@ def test_the_lowest_candidate_counts() -> None:
     assert step() == middle and step(candidates="all") == step(recipe="paper") == lowest
     with pytest.raises(UnsupportedModel):
         step(layer="bert.encoder.layer.9.output.dense")
+
+
+def test_trial_edits_are_counted_where_they_choose_the_layer() -> None:
+    network = tiny_network("gpt2")
+    edited = batch(network, 300)
+
+    def trials(**more: object) -> int:
+        return job_estimate(
+            network, edited, Hyperparameters.model_validate({"candidates": "all", **more})
+        ).trials
+
+    vocabulary = network.model.get_input_embeddings().num_embeddings
+    assert trials() > 4 * vocabulary * 4 * (NUM_PASS + NUM_VALIDATION)
+    assert trials() == trials(recipe="mend") > trials(trial_edits=2) > 0
+    assert trials(trial_edits=1) == trials(layer=network.layers[0].path) == trials(recipe="paper") == 0
 
 
 def test_behind_an_encoder_the_decoder_runs_for_answers() -> None:

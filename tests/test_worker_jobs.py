@@ -46,8 +46,9 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, memory, register_job
+from worker import edit_job, machine_memory, register_job
 from worker.attempts import Attempt
+from worker.editing import MeasuredDelta, make_edit
 from worker.jobs import JobRun
 from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
@@ -202,6 +203,7 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
     [
         (RuntimeError(SECRET), "internal"),
         (MemoryError(SECRET), "out_of_memory"),
+        (RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {SECRET}"), "out_of_memory"),
         (JobTimeoutException(SECRET), "timed_out"),
         (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
     ],
@@ -332,7 +334,30 @@ def test_a_model_is_edited_at_the_layers_that_were_registered(stage: Stage) -> N
     model = stage.host("m", "bert")
     older = model.model_copy(update={"layers": model.layers[:2]})
     of = attempt(stage, ask(stage, model, QUICK)).attempt
-    assert of.load(older).layers == model.layers[:2] != of.load(model).layers
+    with of.loaded(older) as network, of.loaded(model) as now:
+        assert network.layers == model.layers[:2] != now.layers
+
+
+@pytest.mark.parametrize("what", ["written to", "removed"])
+def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder, job = stage.settings.effective_models_root / "m", new_edit_job(stage)
+
+    def edit_late(*arguments: Any) -> MeasuredDelta:
+        measured = make_edit(*arguments)
+        if what == "removed":
+            shutil.rmtree(folder)
+        else:
+            (folder / "model.safetensors").touch()
+        return measured
+
+    monkeypatch.setattr(edit_job, "make_edit", edit_late)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+    assert "were written to while they were read" in ended.error.message
+    assert not stage.registry.list_versions("m")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -350,7 +375,7 @@ def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
-    assert "Register the model again" in str(ended.error.remedy)
+    assert "nothing writes to the model's folder" in str(ended.error.remedy)
     assert stage.registry.get_model("m").state is ModelState.FAILED
 
 
@@ -416,7 +441,8 @@ def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stag
     bare = with_settings(stage, trunk_cache_bytes=0)
     whole = edited(bare, model, "my lamp is broken")
     streamed = with_settings(bare, stream_weights=True)
-    assert attempt(streamed, ask(stage, model, KEEPING)).attempt.load(model).streamed is not None
+    with attempt(streamed, ask(stage, model, KEEPING)).attempt.loaded(model) as network:
+        assert network.streamed is not None
     assert edited(streamed, model, "my lamp is broken") == whole
     needs = [job.result["estimated_peak_bytes"] for job in stage.registry.list_jobs()[0] if job.result]
     assert len(needs) == 2 and min(needs) < max(needs)
@@ -500,8 +526,8 @@ def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
 def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, available: int | None, state: JobState
 ) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: available)
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 1_000)
+    monkeypatch.setattr(machine_memory, "available_bytes", lambda: available)
+    monkeypatch.setattr(machine_memory, "resident_bytes", lambda: 1_000)
     job = new_edit_job(stage)
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)

@@ -10,24 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import tiny_network
 
 from salem.errors import OverBudget
 from salem.records import Hyperparameters, Recipe
-from worker import memory
-from worker.memory import (
-    Estimate,
-    Lengths,
-    ModelShape,
-    _cgroup_bytes,
-    available_bytes,
-    check_budget,
-    estimate,
-    reachable_bytes,
-    resident_bytes,
-    shape_of,
-)
+from worker.memory import Estimate, Lengths, ModelShape, check_budget, estimate, shape_of, trial_bytes
 from worker.saliency import BATCH
 
 TESTS = Path(__file__).resolve().parent
@@ -118,6 +105,26 @@ def test_a_generating_model_is_charged_for_its_vocabulary() -> None:
     assert part("answers", shape=writer) > 100 * part("answers")
 
 
+def test_a_model_that_writes_keeps_keys_and_values_of_every_block() -> None:
+    """Of whatever size a vocabulary is: an answer is as long as its sample here."""
+    verbose = replace(SHAPE, generates=True, answers_alone=False)
+    cached = part("inference", shape=verbose) - part("inference") - 4 * 3 * 64 * 32
+    assert cached == 4 * 64 * 32 * 2 * 4 * 8
+    halved = replace(verbose, num_blocks=2)
+    assert part("inference", shape=verbose) - part("inference", shape=halved) == cached / 2
+
+
+def test_trial_edits_keep_answers_and_a_trunk_at_every_layer() -> None:
+    few, more = (trial_bytes(SHAPE, LENGTHS, num_layers=number) for number in (2, 3))
+    trunks = 4 * 8 * (2 * 4 * 16 + 100 * 32)
+    assert more - few == trunks + 4 * 32 * 32 * 32 + 4 * 4 * 32**2  # inputs of one batch; a moment per part
+    assert trial_bytes(replace(SHAPE, num_classes=4), LENGTHS, num_layers=2) - few == 4 * 108
+    writer = replace(SHAPE, generates=True, num_classes=50_000)
+    assert trial_bytes(writer, LENGTHS, num_layers=2) > few + 4 * 50_000 * 100
+    found = estimate(SHAPE, LENGTHS, HYPER, lowest_block=2, num_trained_on=100)
+    assert replace(found, trials=1).num_bytes == found.num_bytes < replace(found, trials=10**9).num_bytes
+
+
 def test_only_answers_have_logits_where_a_model_can_be_told() -> None:
     writer = replace(SHAPE, generates=True, num_classes=50_000)
     verbose = replace(writer, answers_alone=False)
@@ -179,41 +186,3 @@ def test_every_part_has_its_advice(name: str) -> None:
     with pytest.raises(OverBudget) as refused:
         check_budget(Estimate(**parts), 1)
     assert refused.value.remedy
-
-
-def test_a_groups_limit_is_seen(tmp_path: Path) -> None:
-    assert _cgroup_bytes(tmp_path) is None
-    (tmp_path / "memory.current").write_text("300\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 0\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _cgroup_bytes(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert _cgroup_bytes(tmp_path) == 700
-    # A group that has read many files looks full, but they make room.
-    (tmp_path / "memory.stat").write_text("anon 100\nactive_file 150\ninactive_file 50\nshmem 9\n")
-    assert _cgroup_bytes(tmp_path) == 900
-    (tmp_path / "memory.stat").write_text("anon 300\n")
-    (tmp_path / "memory.max").write_text("200\n")
-    assert _cgroup_bytes(tmp_path) == 0
-
-
-def test_where_nothing_is_left_nothing_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_cgroup_bytes", lambda folder: 0)
-    assert available_bytes() == 0
-
-
-def test_a_budget_that_is_unknown_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    assert reachable_bytes(torch.device("cpu")) is None
-    check_budget(Estimate(10**15, 0, 0, 0, 0, 0, 0), None)
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="asks Linux")
-def test_what_a_process_holds_counts_as_within_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 10**6)
-    assert (reachable_bytes(torch.device("cpu")) or 0) > 10**6 + 2**20
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="asks Linux")
-def test_this_host_says_what_it_has() -> None:
-    assert (available_bytes() or 0) > 2**20 and resident_bytes() > 2**20

@@ -213,9 +213,7 @@ def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
     assert without.metrics.edit_accuracy.count == 4 and without.metrics.drawdown.count > 10
 
 
-def test_one_entry_goes_and_the_others_answer_as_if_it_had_never_been(
-    stage: Stage, model: HostedModel
-) -> None:
+def test_one_entry_goes_and_the_others_answer_as_before(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, Recipe.SCOPED), (B, Recipe.SCOPED))
     listed = stage.registry.entries.list_page(whole)[0]
     assert [entry.id for entry in listed] == ["1.0", "1.1", "2.0", "2.1"]
@@ -257,6 +255,50 @@ def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Ver
         assert now is None or now.entry != removed
         assert now is not None or after[row] == base[row] != before[row]
     assert any(each is not None and each.entry.startswith("1.") for each in fires)
+
+
+def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it(
+    stage: Stage, model: HostedModel
+) -> None:
+    """Else its figures, and with them its file, were others than those of the direct chain."""
+    both = corrected(B, Recipe.MEND, 0)
+    first = both.edits[0]
+    held = min(first.paraphrase_samples, key=lambda sample: sample.words_hash).input
+    alone = both.model_copy(update={"edits": (first.model_copy(update={"paraphrases": (held,)}),)})
+
+    def onto(parent: int) -> Version:
+        for request in (alone, both):
+            asked = request.model_copy(update={"parent": parent})
+            version = made_by(stage, run(stage, JobKind.EDIT, asked))
+            parent = version.number
+        assert version.metrics is not None and version.metrics.generalisation is not None
+        assert version.metrics.generalisation.count == 1
+        return version
+
+    whole = onto(chain(stage, (A, Recipe.MEND)).number)
+    without, _ = remove(stage, whole, "1.0", "1.1")
+    assert [delta.blob for delta in without.deltas] == [delta.blob for delta in onto(0).deltas]
+
+
+def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, model: HostedModel) -> None:
+    """The jobs stand side by side: neither is in the other's chain."""
+    first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, Recipe.SCOPED, 0)))
+    assert first.metrics is not None and first.metrics.generalisation is not None
+    request = corrected(A, Recipe.SCOPED, 0)
+    trained_on = [
+        max(edit.paraphrase_samples, key=lambda sample: sample.words_hash).input for edit in request.edits
+    ]
+    other = tuple(
+        edit.model_copy(update={"paraphrases": (text, ("zz " * number) + text)})
+        for number, (edit, text) in enumerate(zip(request.edits, trained_on, strict=True), start=1)
+    )
+    seen = [min(e.paraphrase_samples, key=lambda s: s.words_hash).input in trained_on for e in other]
+    again = made_by(stage, run(stage, JobKind.EDIT, request.model_copy(update={"edits": other})))
+    assert any(seen) and again.metrics is not None
+    count = again.metrics.generalisation.count if again.metrics.generalisation else 0
+    assert count == seen.count(False)
+    if not count:
+        assert any("earlier jobs have trained on all 2" in note for note in again.metrics.notes)
 
 
 @pytest.fixture

@@ -14,7 +14,16 @@ from salem.deltas import LayerDelta, LowRank, applied
 from salem.encoding import encode, forward
 from salem.records import Hyperparameters, Sample
 from worker.losses import Where, kl_per_sample, nll_per_sample, worst_margin_per_sample
-from worker.training import CHECK_EVERY, Prepared, _Pulling, edit_loss, prepare_dataset, standing, train
+from worker.training import (
+    CHECK_EVERY,
+    Prepared,
+    _Pulling,
+    _step,
+    edit_loss,
+    prepare_dataset,
+    standing,
+    train,
+)
 from worker.trunk_sets import TrunkSet
 
 HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
@@ -250,6 +259,20 @@ def test_without_a_margin_or_its_extent_no_correction_rests(option: dict[str, ob
     pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update=option))
     pulling.rest(holding(torch.full((ready.corrections.num_samples,), 1e6)))
     assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_nothing_pulls_at_is_not_carried_on_by_momentum(shared: bool) -> None:
+    values = nn.Parameter(torch.zeros(2, 3, 4))
+    optimizer = torch.optim.Adam([values], lr=0.1)
+    both, second = torch.ones(2, 3, 4), torch.ones(2, 3, 4)
+    second[0] = 0.0
+    _step(optimizer, [values], [both], shared=shared)
+    then = values.detach().clone()
+    assert (then < 0).all()
+    _step(optimizer, [values], [second], shared=shared)
+    assert (values[1] < then[1]).all()
+    assert torch.equal(values[0], then[0]) == (not shared)
 
 
 def test_training_ends_once_all_hold_and_nothing_is_to_be_kept() -> None:

@@ -5,13 +5,15 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
-from salem.hosting import Network, check_registered, descriptions_sha256, load, locate
+from salem.hosting import Network, check_registered, descriptions_sha256, load, registered_folder, unwritten
 from salem.layers import layer_at
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -19,7 +21,8 @@ from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSamp
 from salem.registry import Registry
 from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
-from worker.memory import Estimate, check_budget, reachable_bytes
+from worker.machine_memory import reachable_bytes
+from worker.memory import Estimate, check_budget
 from worker.sample_cache import SampleCache
 from worker.work import Left
 
@@ -34,19 +37,22 @@ class Attempt:
     job: Job
     lease: str
 
-    def load(self, model: HostedModel) -> Network:
-        """The hosted model, in memory or streamed as the settings say.
+    @contextmanager
+    def loaded(self, model: HostedModel) -> Iterator[Network]:
+        """The hosted model, in memory or streamed as the settings say; what is made of it is kept afterwards.
 
         Raises:
-            ModelNotReady: its files are not the registered ones any more.
+            ModelNotReady: its files are gone or not the registered ones any more, or, at the end, were
+                written to.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
-        check_registered(folder, model)
-        settings = self.settings
-        network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
-        # Another release may find other layers; deltas are read by those that were registered.
-        return replace(network, layers=model.layers)
+        with unwritten(folder, model.name):
+            check_registered(folder, model)
+            settings = self.settings
+            network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+            # Another release may find other layers; deltas are read by those that were registered.
+            yield replace(network, layers=model.layers)
 
     def afford(self, needed: Estimate, network: Network) -> None:
         """Refuse before it starts what would take more memory than the job may.
@@ -67,7 +73,7 @@ class Attempt:
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
 
     def _folder(self, model: HostedModel) -> Path:
-        return locate(model.source, self.settings.effective_models_root)
+        return registered_folder(model, self.settings.effective_models_root)
 
     def version(self, model: HostedModel, number: int) -> Version:
         return self.registry.resolve(ModelReference(model=model.name, number=number))

@@ -45,18 +45,22 @@ class Neighbour:
 
 
 def with_neighbours(
-    network: Network, parent: Sequence[LayerDelta], batch: EditBatch, hyper: Hyperparameters
+    network: Network, plain: Sequence[LayerDelta], batch: EditBatch, hyper: Hyperparameters
 ) -> tuple[EditBatch, tuple[str, ...]]:
     """The batch with neighbours of its edits among its pass samples, answered as they are now; a note.
 
     Entries need none: their scopes mind exchanged words themselves, and are calibrated on what clients ask.
+
+    Args:
+        plain: the parent's deltas but those of entries, which prevail whatever is changed below them, and may
+            be removed while it stays.
     """
     if not hyper.neighbours or hyper.recipe is Recipe.SCOPED:
         return batch, ()
     made = neighbours(batch, hyper.neighbours, random.Random(hyper.seed))
     spare = hyper.max_new_tokens + 1 if network.task.generates else 0
     made = list(compress(made, prompts_fit(network, [each.text for each in made], spare)))
-    answers = predict(network, [each.text for each in made], parent, max_new_tokens=hyper.max_new_tokens)
+    answers = predict(network, [each.text for each in made], plain, max_new_tokens=hyper.max_new_tokens)
     kept = [(each, now.output) for each, now in zip(made, answers, strict=True) if now.output]
     if not kept:
         return batch, ("no counterfactual neighbour of the edits could be made",)

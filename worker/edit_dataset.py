@@ -52,15 +52,21 @@ def build_edit_batch(
     )
 
 
-def unseen(batch: EditBatch, earlier: Iterable[Edit]) -> EditBatch:
-    """The batch without those held-out paraphrases that jobs with these edits were trained on."""
-    seen: set[str] = set()
+def unseen(batch: EditBatch, earlier: Iterable[Edit], taught: Sequence[ReferenceSample] = ()) -> EditBatch:
+    """The batch without those held-out paraphrases that earlier jobs were trained on.
+
+    Args:
+        earlier: the edits of these jobs.
+        taught: the reference set, where its known paraphrases were trained on.
+    """
+    seen = {text.words_hash for pair in _known_paraphrases(taught, frozenset()) for text in pair}
     for edit in earlier:
         rewordings = list(edit.paraphrase_samples)
         held = _held_out_of(rewordings) if len(rewordings) >= 2 else None
         seen |= {sample.words_hash for sample in (edit.sample, *rewordings) if sample is not held}
     left = tuple((i, sample) for i, sample in batch.held_out_paraphrases if sample.words_hash not in seen)
-    return batch.model_copy(update={"held_out_paraphrases": left})
+    num_seen = len(batch.held_out_paraphrases) - len(left)
+    return batch.model_copy(update={"held_out_paraphrases": left, "num_seen": num_seen})
 
 
 def _held_out_of(rewordings: Sequence[Sample]) -> Sample:

@@ -51,24 +51,48 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     model = attempt.registry.get_model(request.model)
     parent = attempt.version(model, request.parent)
     reporter.phase("loading", 0.02)
-    network = attempt.load(model)
-    deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
-    reference = [] if request.pass_samples is not None else attempt.reference(model)
-    earlier = [edit for edits in _brought(attempt, parent).values() for edit in edits]
-    batch = unseen(batch_of(request, reference), earlier)
-    needed = job_estimate(network, batch, request.hyperparameters)
-    attempt.afford(needed, network)
-    left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
-    left = replace(left, edits=standing(attempt, parent))
-    if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
-        left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
-    measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
+    with attempt.loaded(model) as network:
+        deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
+        reference = [] if request.pass_samples is not None else attempt.reference(model)
+        chain = [edit for edits in _brought(attempt, parent).values() for edit in edits]
+        batch = fresh(attempt, model, request, batch_of(request, reference), chain, model.scope_metric)
+        needed = job_estimate(network, batch, request.hyperparameters)
+        attempt.afford(needed, network)
+        left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
+        left = replace(left, edits=standing(attempt, parent))
+        if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
+            left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
+        measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)
     facts = {
         "estimated_peak_bytes": needed.num_bytes,
         "worker_seconds": round(time.monotonic() - began, 2),
     }
     publish(attempt, request, model, parent, measured, facts)
+
+
+def fresh(
+    attempt: Attempt,
+    model: HostedModel,
+    request: EditRequest,
+    batch: EditBatch,
+    chain: Sequence[Edit],
+    metric: Sha256 | None,
+    before: int | None = None,
+) -> EditBatch:
+    """A job's batch without held-out paraphrases that were trained on before it.
+
+    Args:
+        chain: the edits of the deltas below.
+        metric: that the job is given. It may have learned from any job of the model, and from the paraphrases
+            that came with the reference set.
+        before: the number of the version that the job made, where it is made again.
+    """
+    if request.hyperparameters.recipe is not Recipe.SCOPED or metric is None:
+        return unseen(batch, chain)
+    every = attempt.registry.entries.edits(model.name)
+    others = [edit for number, edits in every.items() if before is None or number < before for edit in edits]
+    return unseen(batch, [*chain, *others], attempt.reference(model))
 
 
 def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:

@@ -121,9 +121,12 @@ def _failed(made: MadeDelta, edits: Sequence[Sample], hyper: Hyperparameters) ->
             "instead.",
         )
     if made.editor is None:
+        usual = hyper.kl_weight is None and hyper.recipe in (Recipe.MEND, Recipe.PAPER)
+        held_back = usual or (hyper.kl_weight and hyper.recipe is not Recipe.RIDGE)
+        pull = "lower kl_weight, " if held_back else ""
         return EditFailed(
             f"None of the {num_edits} edits holds after training at {made.layer.path}.",
-            remedy="Raise max_steps, lower kl_weight, or name another layer in options.",
+            remedy=f"Raise max_steps, {pull}or name another layer in options.",
         )
     return EditFailed(
         f"None of the {num_edits} edits holds after the one pass of {hyper.editor} at {made.layer.path}; "
@@ -168,7 +171,7 @@ def make_delta(
     notes: tuple[str, ...] = ()
     editor = left.editor if left else None
     if editor is None:
-        batch, notes = with_neighbours(network, parent, batch, hyper)
+        batch, notes = with_neighbours(network, plain, batch, hyper)
         observer.phase("saliency", 0.15)
         with applied(network.model, plain):
             layer, scores, reason = _choose_layer(network, batch, hyper)

@@ -31,13 +31,13 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     request = EditorRequest.model_validate(attempt.job.request)
     model = attempt.registry.get_model(request.model)
     reporter.phase("loading", 0.02)
-    network = attempt.load(model)
-    reporter.phase("classing", 0.05)
-    corpus = split(network, request.edits, _pools(attempt, request, model), request.options)
-    needed = editor_estimate(network, corpus, request.options)
-    attempt.afford(needed, network)
-    cache = attempt.sample_cache(model, network)
-    measured = make_editor(network, corpus, request.options, reporter, cache)
+    with attempt.loaded(model) as network:
+        reporter.phase("classing", 0.05)
+        corpus = split(network, request.edits, _pools(attempt, request, model), request.options)
+        needed = editor_estimate(network, corpus, request.options)
+        attempt.afford(needed, network)
+        cache = attempt.sample_cache(model, network)
+        measured = make_editor(network, corpus, request.options, reporter, cache)
     reporter.phase("writing", 0.97)
     facts = {
         "estimated_peak_bytes": needed.num_bytes,

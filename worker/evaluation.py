@@ -157,7 +157,12 @@ def _drawdown(
 
 def _missing_figures(batch: EditBatch) -> list[str]:
     notes: list[str] = []
-    if not batch.held_out_paraphrases:
+    if not batch.held_out_paraphrases and batch.num_seen:
+        notes.append(
+            f"generalisation was not measured: earlier jobs have trained on all {batch.num_seen} paraphrases "
+            "that would be held out"
+        )
+    elif not batch.held_out_paraphrases:
         notes.append("generalisation was not measured: no edit has two paraphrases or more")
     if not batch.held_out_pass_samples:
         notes.append("drawdown was not measured: there are no held-out pass samples")

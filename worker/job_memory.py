@@ -25,10 +25,11 @@ from salem.records import (
 from salem.trunk import sees_answer
 from worker.diversion import LONGEST
 from worker.editor_corpus import Corpus
-from worker.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of
+from worker.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of, trial_bytes
 from worker.saliency import candidate_layers
 from worker.scoped_entries import MOST_POSITIONS, num_near, num_stand_ins
 from worker.training import CHUNK
+from worker.trials import NUM_PASS, NUM_VALIDATION
 
 VALUE_COPIES = 6  # trained, scaled, gradient, two moments, the best so far
 
@@ -52,7 +53,11 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
         num_trained_on=_num_trained_on(batch, hyper),
         cuts_steps=network.device.type == "cuda",
     )
-    found = replace(found, step=found.step + _value_bytes(network, batch, hyper, layer))
+    found = replace(
+        found,
+        step=found.step + _value_bytes(network, batch, hyper, layer),
+        trials=_trial_bytes(network, batch, hyper),
+    )
     if hyper.recipe is Recipe.SCOPED and hyper.entry_values == "editor":
         changes = {"recipe": Recipe.MEND, "entry_values": "trained", "neighbours": 0}
         beside = hyper.model_copy(update=changes)  # the batch has the neighbours already
@@ -63,7 +68,24 @@ def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
 def _together(one: Estimate, other: Estimate) -> Estimate:
     """The peak of two trainings one of which keeps what the other has prepared; the model is there once."""
     sums = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(Estimate)}
-    return replace(Estimate(**sums), weights=one.weights)
+    return replace(Estimate(**sums), weights=one.weights, trials=max(one.trials, other.trials))
+
+
+def _trial_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters) -> int:
+    """What trial edits take, where the layer is chosen by them."""
+    num_layers = min(hyper.trial_edits, len(_candidates(network, hyper)))
+    if num_layers < 2 or hyper.recipe is Recipe.PAPER or hyper.editor is not None:
+        return 0
+    corrections, own_answers = _tokens(network, batch.corrections)
+    pass_samples, pass_answers = _tokens(network, batch.pass_samples)
+    lengths = Lengths(
+        corrections=corrections,
+        pass_samples=sorted(pass_samples)[-(NUM_PASS + NUM_VALIDATION) :],
+        held_out=(),
+        answer_share=max(own_answers.share, pass_answers.share),
+        longest_answer=max(own_answers.longest, pass_answers.longest, 1),
+    )
+    return trial_bytes(_shape(network), lengths, num_layers=num_layers)
 
 
 def _value_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters, layer: Layer) -> int:

@@ -26,6 +26,7 @@ from salem.registry import Registry
 from salem.settings import Settings
 from worker import edit_job, editor_job, register_job, remove_job
 from worker.attempts import Attempt
+from worker.micro_batches import ran_out
 from worker.reporting import JobReporter
 
 _INTERNAL = JobError(
@@ -85,16 +86,14 @@ class JobRun:
         except SalemError as error:
             self.log.warning("job failed", code=error.code, reason=error.message)
             self._fail(error.as_job_error())
-        except (MemoryError, torch.OutOfMemoryError):
-            self.log.exception("job ran out of memory")
-            self._fail(_OUT_OF_MEMORY)
         except JobTimeoutException:
             self.log.warning("job timed out", seconds=round(time.monotonic() - began, 2))
             self._fail(_TIMED_OUT)
-        except Exception:
+        except Exception as error:
             # The end of every road: whatever went wrong, the job must not stay running for ever.
-            self.log.exception("job failed unexpectedly")
-            self._fail(_INTERNAL)
+            no_memory = ran_out(error)
+            self.log.exception("job ran out of memory" if no_memory else "job failed unexpectedly")
+            self._fail(_OUT_OF_MEMORY if no_memory else _INTERNAL)
 
     def work(self, reporter: JobReporter) -> None:
         """What the job's kind asks for."""

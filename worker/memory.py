@@ -8,12 +8,8 @@ kept. Does not know models in memory or how samples are split.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-
-import torch
 
 from salem.encoding import LENGTH_BUCKET
 from salem.errors import OverBudget
@@ -59,7 +55,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak, by what takes them. Of step, inference and preparation, one is there at a time."""
+    """Bytes at the peak, by what takes them. Of step, inference and preparation, one is there at a time.
+
+    Trials are over, and nothing of them is left, before any of the other parts is there, but the weights.
+    """
 
     weights: int
     trunks: int  # what enters the edited block, of all samples trained on
@@ -68,11 +67,13 @@ class Estimate:
     step: int  # kept by the largest pass of a step for its backward, with the logits
     inference: int  # one batch of measuring
     preparation: int  # features and metric, or second moment, null space and editor
+    trials: int = 0  # trunks and answers at every layer that is tried, moments and factors
 
     @property
     def num_bytes(self) -> int:
-        lasting = self.weights + self.trunks + self.answers + self.block
-        return round(_HELD_BY_ALLOCATOR * (lasting + max(self.step, self.inference, self.preparation)))
+        lasting = self.trunks + self.answers + self.block
+        trained = lasting + max(self.step, self.inference, self.preparation)
+        return round(_HELD_BY_ALLOCATOR * (self.weights + max(trained, self.trials)))
 
     @property
     def largest(self) -> str:
@@ -132,9 +133,35 @@ def estimate(
         block=min(BLOCK_BYTES, size * tokens * per_token),
         step=size * max(in_step * above, selecting * shape.num_blocks * per_block)
         + _logit_bytes(shape, lengths, (_STEP_SAMPLES, largest), copies=2, kept_for=in_step),
-        inference=size * measured * (6 * shape.width + 2 * shape.inner_width)
+        inference=size * measured * (6 * shape.width + 2 * shape.inner_width + _cached_width(shape))
         + _logit_bytes(shape, lengths, (_INFERENCE_BATCH, measured), copies=1),
         preparation=_preparation_bytes(shape, lengths, hyper),
+    )
+
+
+def _cached_width(shape: ModelShape) -> int:
+    """Numbers of a token that stay while an answer is written: keys and values of every block."""
+    return 2 * shape.num_blocks * shape.width if shape.generates else 0
+
+
+def trial_bytes(shape: ModelShape, lengths: Lengths, *, num_layers: int) -> int:
+    """What trial edits at so many layers take together; `lengths` are those of the samples tried on."""
+    # Of edits also rewordings; of paraphrases none, and the difference is small beside the pass samples.
+    parts = [*_chunks(lengths.corrections) * 2, *_chunks(lengths.pass_samples)]
+    tokens = sum(parts)
+    num_samples = 2 * len(lengths.corrections) + len(lengths.pass_samples)
+    written = min(tokens * lengths.answer_share, num_samples * lengths.longest_answer)
+    num_answers = written if shape.generates else num_samples
+    batch = max(parts, default=0)
+    capture = shape.bytes_per_weight * batch * (num_layers * shape.inner_width + 6 * shape.width)
+    # a moment for each part of the samples, and in float64 what one layer's is factored into
+    squares = shape.inner_width**2 * (4 * FLOAT_BYTES * num_layers + 3 * 8)
+    return (
+        shape.bytes_per_weight * num_layers * tokens * shape.width
+        + round(FLOAT_BYTES * shape.num_classes * num_answers)
+        + capture
+        + _logit_bytes(shape, lengths, (_STEP_SAMPLES, batch), copies=2)
+        + squares
     )
 
 
@@ -210,6 +237,10 @@ _PARTS = {
         "Send fewer edits, shorten the longest samples, or name a layer of a higher block in options.layer.",
     ),
     "inference": ("a batch of answers", "Shorten the longest samples, those of the reference set included."),
+    "trials": (
+        "a trial edit at each of the most salient layers",
+        "Name a layer in options.layer, lower options.trial_edits, or shorten the longest samples.",
+    ),
     "preparation": (
         "what the recipe prepares",
         "Lower options.max_pass_samples (scoped) or options.editor_rank (mend, paper).",
@@ -219,46 +250,3 @@ _PARTS = {
 
 def _megabytes(num_bytes: int) -> str:
     return f"{max(1, round(num_bytes / 2**20)):,} MiB"
-
-
-def reachable_bytes(device: torch.device) -> int | None:
-    """Memory of a device that this process holds or can still get; None where unknown."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + int(torch.cuda.memory_reserved(device))
-    left = available_bytes()
-    return None if left is None else left + resident_bytes()
-
-
-def available_bytes() -> int | None:
-    """Memory that this process can still get: the host's, or what its cgroup leaves; None where unknown."""
-    found = (_host_bytes(), _cgroup_bytes(Path("/sys/fs/cgroup")))
-    return min((bytes_left for bytes_left in found if bytes_left is not None), default=None)
-
-
-def _host_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return int(kilobytes) * 1024 if kilobytes else None
-
-
-def _cgroup_bytes(folder: Path) -> int | None:
-    """What a version 2 group's limit leaves, file caches not counted as taken; None without a limit."""
-    try:
-        names = ("memory.max", "memory.current", "memory.stat")
-        limit, current, stat = ((folder / name).read_text().strip() for name in names)
-    except OSError:
-        return None
-    if not limit.isdigit():
-        return None
-    counts = dict(line.split() for line in stat.splitlines())
-    cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
-    return max(0, int(limit) - int(current) + cached)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

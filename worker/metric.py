@@ -53,7 +53,10 @@ def new_metric(
 def train_metric(
     metric: Metric, equivalents: Equivalents, *, steps: int, generator: torch.Generator
 ) -> Metric:
-    """Train the projection further; where a metric was trained before, this refines it."""
+    """Train the projection further; where a metric was trained before, this refines it.
+
+    A text that is in several pairs is an equivalent inside each; between them it counts as another text.
+    """
     device = metric.centre.device
     projection = metric.projection.clone().requires_grad_()
     fixed, first, second = (

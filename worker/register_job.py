@@ -5,8 +5,7 @@ Glue between storage and `worker.registration`; does not know how an attempt beg
 
 from __future__ import annotations
 
-from salem.errors import ModelNotReady
-from salem.hosting import Network, descriptions_sha256, load, locate, stamps, weights_sha256
+from salem.hosting import Network, descriptions_sha256, load, locate, unwritten, weights_sha256
 from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts import Attempt
 from worker.probing import check_editable
@@ -21,20 +20,15 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("loading", 0.05)
     settings = attempt.settings
     folder = locate(model.source, settings.effective_models_root)
-    before = stamps(folder)
-    network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
-    check_editable(network)
-    sha256, described = weights_sha256(folder), descriptions_sha256(folder)
-    lines = attempt.blobs.get(request.reference).splitlines()
-    samples = [Edit.model_validate_json(line) for line in lines]
-    reporter.phase("evaluating", 0.2)
-    answered = answer_reference(
-        network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)
-    )
-    if stamps(folder) != before:
-        raise ModelNotReady(
-            f'The files of "{model.name}" were written to while they were registered.',
-            remedy="Register the model again when nothing writes to its folder any more.",
+    with unwritten(folder, model.name):
+        network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+        check_editable(network)
+        sha256, described = weights_sha256(folder), descriptions_sha256(folder)
+        lines = attempt.blobs.get(request.reference).splitlines()
+        samples = [Edit.model_validate_json(line) for line in lines]
+        reporter.phase("evaluating", 0.2)
+        answered = answer_reference(
+            network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)
         )
     reporter.phase("writing", 0.97)
     result = {

@@ -1,10 +1,10 @@
-"""Takes edits out of a chain of deltas, as if they had never been made.
+"""Takes edits out of a chain of deltas.
 
 Entries of a scoped delta act alone, so dropping one changes nothing about the others: what is left of its
-tensors stays bit for bit. A plain delta is one change made for all its edits together, and whatever was
-trained above stands on it: from the first plain delta that loses an edit, the chain is made again, job by
-job, which is unlearning in the strict sense of Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021),
-section III.
+tensors stays bit for bit, as it came of a job that had the dropped edits beside it. A plain delta is one
+change made for all its edits together, and whatever was trained above stands on it: from the first plain
+delta that loses an edit, the chain is made again, job by job, which is unlearning in the strict sense of
+Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021), section III.
 
 Pure functions on records and tensors. Does not know how a delta is trained, nor where anything is stored.
 """
@@ -119,11 +119,13 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
             target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.becomes]
     trained = {s.words_hash for batch, _ in parts for s in batch.corrections}
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
+    held_out_paraphrases = tuple((i, s) for i, s in apart if s.words_hash not in trained)
     return EditBatch(
         edit_samples=tuple(edits),
         adapt_samples=tuple(adapt),
         pass_samples=(),
-        held_out_paraphrases=tuple((i, s) for i, s in apart if s.words_hash not in trained),
+        held_out_paraphrases=held_out_paraphrases,
+        num_seen=len(apart) - len(held_out_paraphrases) + sum(batch.num_seen for batch, _ in parts),
         held_out_pass_samples=tuple(s for s in held_out.values() if s.words_hash not in final),
     )
 

@@ -34,7 +34,7 @@ from salem.records import (
 from salem.tensor_files import read_header
 from worker import subjects
 from worker.attempts import Attempt
-from worker.edit_job import batch_of, store, summary
+from worker.edit_job import batch_of, fresh, store, summary
 from worker.editing import make_edit
 from worker.evaluation import evaluate
 from worker.job_memory import job_estimate
@@ -120,11 +120,13 @@ class Chain:
 
     def _replay(self, step: Step, observer: Share) -> Link:
         request = self._request(step.delta, step.removed)
-        batch = self._batch(request)
         # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
+        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
+        own, before = self._batch(request), step.delta.version
+        batch = fresh(self.attempt, self.model, request, own, chain, given, before)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         hyper = request.hyperparameters
@@ -176,14 +178,15 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         gone.setdefault(edit.version, set()).add(edit.place)
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
-    chain = Chain(attempt, model, attempt.load(model), requests, attempt.reference(model))
-    peaks = chain.needed(steps)
-    for peak in peaks:
-        attempt.afford(peak, chain.network)
-    for place, step in enumerate(steps):
-        chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
-    reporter.phase("evaluating", 0.82)
-    metrics = _measure(chain, parent)
+    with attempt.loaded(model) as network:
+        chain = Chain(attempt, model, network, requests, attempt.reference(model))
+        peaks = chain.needed(steps)
+        for peak in peaks:
+            attempt.afford(peak, chain.network)
+        for place, step in enumerate(steps):
+            chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
+        reporter.phase("evaluating", 0.82)
+        metrics = _measure(chain, parent)
     reporter.phase("writing", 0.97)
     facts: dict[str, Any] = {"replayed": len(peaks)}
     if peaks:

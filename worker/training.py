@@ -119,7 +119,8 @@ def train(
             if prepared.keep.chunks and hold > 0:
                 shares.append(Share(next(keeps), hold, partial(_keep_loss, network)))
             if shares:
-                _step(optimizer, parameters, micro_batches.gradients(shares, learner.term, parameters))
+                gradients = micro_batches.gradients(shares, learner.term, parameters)
+                _step(optimizer, parameters, gradients, shared=learner.shared)
                 stepped = True
         schedule.step()
         if round_ % CHECK_EVERY == 0 or round_ == hyper.max_steps or not stepped:
@@ -139,10 +140,20 @@ def train(
     return best_term, best
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+def _step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[Tensor], *, shared: bool
+) -> None:
+    """Take a step. Of parameters that are each edit's own, rows that nothing pulls at stay where they are:
+    Adam's momentum would carry them on.
+    """
+    before = None if shared else [parameter.detach().clone() for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
+    if before is not None:
+        for parameter, gradient, old in zip(parameters, gradients, before, strict=True):
+            resting = ~gradient.flatten(1).any(1)  # [e]
+            parameter.data[resting] = old[resting]
 
 
 @torch.no_grad()

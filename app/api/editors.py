@@ -25,6 +25,9 @@ def post_editors(
     request: EditorIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """Train an editor on a corpus of edits: new edits like these then take one pass (`options.editor`)."""
+    body = body_sha256(request)
+    if made := machines.registry.find_job(JobKind.TRAIN_EDITOR, idempotency_key, body):
+        return announce(made, machines, response)  # whatever has changed since
     model, _ = resolve(machines, request.model)
     errors = check_corpus(
         model,
@@ -52,7 +55,7 @@ def post_editors(
         model.name,
         work.model_dump(mode="json"),
         idempotency_key=idempotency_key,
-        body_sha256=body_sha256(request),
+        body_sha256=body,
     )
     return announce(job, machines, response)
 

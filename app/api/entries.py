@@ -50,7 +50,12 @@ def post_without(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Remove edits, exactly: a job makes the version that there would be had they never been made."""
+    """Remove edits: a job drops their entries, and makes plain deltas again without them."""
+    work = RemoveRequest(model=name, parent=number, edits=request.edits, alias=request.alias)
+    # the same body under another version is another request, and one sent again is not
+    body = body_sha256(work)
+    if made := machines.registry.find_job(JobKind.REMOVE, idempotency_key, body):
+        return announce(made, machines, response)  # whatever has changed since
     alias_was = alias_stands_at(machines, name, request.alias)
     version = _version(machines, name, number)
     if not version.number:
@@ -58,19 +63,18 @@ def post_without(
             f"{version.reference} is the base: there is no edit in it to remove",
             remedy=f"GET /models/{name}/versions lists the versions",
         )
-    named = {edit.version for edit in edit_ids(request.edits)}
-    requests = machines.registry.entries.edit_requests(name, named)
-    num_edits = {brought_by: len(asked.edits) for brought_by, asked in requests.items()}
+    in_it = {delta.version for delta in version.deltas if delta.version is not None}
+    named = in_it & {edit.version for edit in edit_ids(request.edits)}
+    brought = machines.registry.entries.edits(name, named)
+    num_edits = {brought_by: len(edits) for brought_by, edits in brought.items()}
     if errors := check_removal(version, request.edits, num_edits, max_edits=MAX_REMOVED):
         raise invalid_request(errors)
-    work = RemoveRequest(model=name, parent=number, edits=request.edits, alias=request.alias)
     job, _ = machines.registry.create_job(
         JobKind.REMOVE,
         name,
         work.model_copy(update={"alias_was": alias_was}).model_dump(mode="json"),
         idempotency_key=idempotency_key,
-        # the same body under another version is another request, and one sent again is not
-        body_sha256=body_sha256(work),
+        body_sha256=body,
     )
     return announce(job, machines, response)
 

@@ -22,14 +22,23 @@ from app.api.schemas import (
     VersionNumber,
 )
 from app.api.services import Machines, Services
-from app.reference_set import as_jsonl, check_reference, count_samples, invalid_reference, parse_jsonl
+from app.reference_set import (
+    BadSamples,
+    as_jsonl,
+    check_reference,
+    count_samples,
+    invalid_reference,
+    parse_jsonl,
+)
 from salem.errors import InvalidRequest, NotFound, Pointer, UnsupportedModel
-from salem.records import Alias, HostedModel, Job, ModelReference, ModelState, Sha256, Version
+from salem.records import Alias, HostedModel, Job, JobKind, ModelReference, ModelState, Sha256, Version
 
 router = APIRouter(tags=["models"])
 
 REFERENCE_MISSING = "give either `reference`, a list of labelled samples, or `reference_sha256` of an upload"
 
+
+BY_SAMPLE = {"outcomes", "flips"}  # of metrics: as long as a version's edits and held-out samples
 
 JSONL_BODY = {
     "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
@@ -45,8 +54,8 @@ async def raw_body(request: Request) -> bytes:
 def upload_reference(machines: Machines, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
     """Upload a reference set, one sample per line (`curl -T file`); `POST /models` names it by its sha256."""
     drafts = parse_jsonl(body)
-    if errors := list(check_reference(drafts)):
-        raise invalid_reference(errors)
+    if bad := BadSamples(check_reference(drafts)):
+        raise invalid_reference(bad)
     data = as_jsonl(drafts)
     return ReferenceOut(sha256=machines.blobs.put(data), num_samples=count_samples(data))
 
@@ -56,6 +65,9 @@ def add_model(
     request: ModelIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """Host a model: a job loads it once, checks it and measures it on the reference set."""
+    body = body_sha256(request)
+    if made := machines.registry.find_job(JobKind.REGISTER, idempotency_key, body):
+        return announce(made, machines, response)  # whatever has changed since
     reference = _reference_blob(request, machines)
     try:
         machines.engine.check_source(request.source)
@@ -69,9 +81,7 @@ def add_model(
         state=ModelState.REGISTERING,
         created_at=datetime.now(UTC),
     )
-    job = machines.registry.create_model(
-        model, reference, idempotency_key=idempotency_key, body_sha256=body_sha256(request)
-    )
+    job = machines.registry.create_model(model, reference, idempotency_key=idempotency_key, body_sha256=body)
     return announce(job, machines, response)
 
 
@@ -87,9 +97,9 @@ def show_model(name: ModelName, machines: Machines) -> HostedModel:
     return machines.registry.get_model(name)
 
 
-@router.get("/models/{name}/versions")
+@router.get("/models/{name}/versions", response_model_exclude={"data": {"__all__": {"metrics": BY_SAMPLE}}})
 def list_versions(name: ModelName, machines: Machines) -> Page[Version]:
-    """Every version of a model, newest first; the base, version 0, is not listed."""
+    """Every version of a model, newest first, without what became of each sample; version 0 is not listed."""
     return Page(data=tuple(machines.registry.list_versions(name)))
 
 
@@ -108,12 +118,7 @@ def list_aliases(name: ModelName, machines: Machines) -> Page[Alias]:
 @router.get("/models/{name}/aliases/{alias}")
 def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Page[Alias]:
     """Where an alias has pointed, newest first."""
-    history = machines.registry.alias_history(name, alias)
-    if not history:
-        raise NotFound(
-            f'"{name}" has no alias "{alias}"', remedy=f"PUT /models/{name}/aliases/{alias} makes it"
-        )
-    return Page(data=tuple(history))
+    return Page(data=tuple(machines.registry.alias_history(name, alias)))
 
 
 @router.put("/models/{name}/aliases/{alias}")
@@ -128,8 +133,8 @@ def _reference_blob(request: ModelIn, machines: Machines) -> str:
         place = Pointer("/reference", REFERENCE_MISSING)
         raise InvalidRequest(f"/reference: {REFERENCE_MISSING}", errors=[place])
     if request.reference is not None:
-        if errors := list(check_reference(request.reference, "/reference")):
-            raise invalid_reference(errors)
+        if bad := BadSamples(check_reference(request.reference, "/reference")):
+            raise invalid_reference(bad)
         return machines.blobs.put(as_jsonl(request.reference))
     assert request.reference_sha256 is not None
     # put again: an upload that is about to be swept as an orphan counts as new
@@ -140,8 +145,8 @@ def _uploaded(sha256: Sha256, machines: Services) -> bytes:
     """A stored reference set. The store holds deltas and editors, too: a name alone says nothing."""
     try:
         drafts = parse_jsonl(machines.blobs.get(sha256))
-        if errors := list(check_reference(drafts)):
-            raise invalid_reference(errors)
+        if bad := BadSamples(check_reference(drafts)):
+            raise invalid_reference(bad)
         return as_jsonl(drafts)
     except (NotFound, InvalidRequest) as error:
         absent = "no file with this sha256 was uploaded, or it was too long ago"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.api.services import Services
 from salem.errors import InvalidRequest, Pointer
+from salem.quoting import quoted
 from salem.records import HostedModel, ModelReference, Name, Version
 
 
@@ -16,7 +17,8 @@ def parse(text: str) -> ModelReference:
     try:
         return ModelReference.parse(text)
     except ValueError as error:
-        raise InvalidRequest(f"/model: {error}", errors=[Pointer("/model", str(error))]) from error
+        place = Pointer("/model", f"{quoted(text)} is {error}")
+        raise InvalidRequest(f"/model: {place.detail}", errors=[place]) from error
 
 
 def resolve(machines: Services, text: str) -> tuple[HostedModel, Version]:

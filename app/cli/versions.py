@@ -46,7 +46,7 @@ def without(
     wait: Wait = False,
     url: Url = None,
 ) -> None:
-    """Remove edits from a version, exactly: a new one is made as if they had never been."""
+    """Remove edits from a version: a new one is made without them, all others kept as they are."""
     body = {"edits": edits, "alias": alias}
     headers = {"Idempotency-Key": key} if key else None
     with client_for(url) as client:

@@ -76,7 +76,7 @@ class EditRequest(Record):
 
 
 class RemoveRequest(Record):
-    """What a removal job is to do: a version without some edits of its parent, as if they had never been."""
+    """What a removal job is to do: a version without some edits of its parent."""
 
     model: Name
     parent: int

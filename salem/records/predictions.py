@@ -43,11 +43,11 @@ class ModelReference(Record):
         """Split a reference.
 
         Raises:
-            ValueError: the text is none of the three forms; the message shows them.
+            ValueError: the text is none of the three forms; the message shows them, not the text.
         """
         match = re.fullmatch(r"([^:@]+)(?::([0-9]{1,9})|@([^:@]+))?", text)
         parts = match.groups() if match else ()
         names = [part for part in (parts[0], parts[2]) if part] if parts else []
         if not names or not all(re.fullmatch(NAME_PATTERN, name) for name in names):
-            raise ValueError(f'"{text}" is not a model reference: write "name", "name:3" or "name@alias"')
+            raise ValueError('not a model reference: write "name", "name:3" or "name@alias"')
         return cls(model=parts[0], number=int(parts[1]) if parts[1] else None, alias=parts[2])

@@ -106,6 +106,7 @@ class EditBatch(Record):
     held_out_paraphrases: tuple[tuple[int, Sample], ...]
     held_out_pass_samples: tuple[Sample, ...]
     equivalents: tuple[tuple[TextInput, TextInput], ...] = ()  # other texts that ask the same, in pairs
+    num_seen: int = 0  # paraphrases that would be held out, had no earlier job been trained on them
 
     @property
     def corrections(self) -> tuple[Sample, ...]:
