@@ -1,4 +1,4 @@
-"""The worker process: a stock RQ worker that forks a work-horse per job.
+"""The worker process: an RQ worker that forks a work-horse per job.
 
 The parent imports everything heavy once and runs no tensor operation, so that a fork is cheap and safe; the
 work-horse loads the model, does the job and exits. What goes wrong with memory, CUDA or time stays in there.
@@ -13,13 +13,14 @@ import sys
 import structlog
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from rq import Queue, Worker
+from rq import Queue
 from rq.serializers import JSONSerializer
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from salem.logs import configure_logging
 from salem.settings import Settings
 from worker import jobs
+from worker.queue_worker import QueueWorker, endure
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
 WORKER_TTL_S = 60  # a worker that is silent so long is taken for dead
@@ -36,8 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging(settings)
     structlog.get_logger().info("worker starts", queue=settings.queue, entry_point=jobs.run_job.__qualname__)
     connection = connect(settings.effective_redis_url)
+    endure(connection)
     queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
-    worker = Worker(
+    worker = QueueWorker(
         [queue],
         connection=connection,
         serializer=JSONSerializer,
