@@ -70,7 +70,7 @@ class Reconciler:
                     self._next_sweep = time.monotonic() + SWEEP_EVERY_S
                     self.sweep()
             except SalemError as error:
-                structlog.get_logger().warning("reconciling failed", code=error.code, reason=error.message)
+                structlog.get_logger().warning("reconciling failed", code=error.code, reason=error.reason)
             except Exception:
                 # the thread outlives any one bad look: without it lost jobs would wait for ever
                 structlog.get_logger().exception("reconciling failed")

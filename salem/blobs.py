@@ -6,6 +6,7 @@ Does not know what a blob means or who needs it: `sweep` is told. A forked child
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from salem.errors import BlobCorrupted, Misconfigured, NotFound, SalemError, Unavailable
+from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part")
@@ -64,7 +65,8 @@ class BlobStore:
         """Read a blob.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: no blob can have that name.
+            BlobMissing: there is none of that name.
             BlobCorrupted: what is stored there is something else.
         """
         with self._reaching(digest):
@@ -166,9 +168,23 @@ class BlobStore:
         except SalemError:
             raise
         except FileNotFoundError as error:
-            raise NotFound(f"there is no stored file {name[:12]}…") from error
+            raise BlobMissing(
+                f"the stored file {name[:12]}… is gone",
+                remedy="restore it from a backup, or see whether the blob store is the right one and mounted",
+            ) from error
         except Exception as error:  # each driver of fsspec raises what its own library raises
-            raise Unavailable("the blob store does not answer", remedy="try again shortly") from error
+            raise _trouble(error) from error
+
+
+def _trouble(error: Exception) -> SalemError:
+    """What keeps a store from answering: what time heals, and what only a person can."""
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return Misconfigured(
+            "the blob store may not be used", remedy="let this process read and write there, or set BLOB_URL"
+        )
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable("the blob store is full", remedy="free some space there")
+    return Unavailable("the blob store does not answer", remedy="try again shortly")
 
 
 def _write_by_rename(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@
     ├── ModelNotReady                409 model_not_ready
     ├── DeltaRejected                500 delta_rejected        a delta file that must not be applied
     ├── BlobCorrupted                500 blob_corrupted        stored bytes that are not what their name says
+    ├── BlobMissing                  500 blob_missing          stored bytes that are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
     ├── OverBudget                   422 over_budget           a job that needs more memory than it may take
     ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
@@ -51,6 +52,14 @@ class SalemError(Exception):
         self.remedy = remedy
         self.errors = tuple(errors)
 
+    @property
+    def reason(self) -> str:
+        """For the log alone: the message, and the first line of what another library said."""
+        if self.__cause__ is None:
+            return self.message
+        said = str(self.__cause__).strip().partition("\n")[0]
+        return f"{self.message} ({type(self.__cause__).__name__}: {said})"
+
     def as_job_error(self) -> JobError:
         return JobError(code=self.code, message=self.message, remedy=self.remedy)
 
@@ -89,6 +98,10 @@ class DeltaRejected(SalemError):
 
 class BlobCorrupted(SalemError):
     code, title = "blob_corrupted", "A stored file is damaged"
+
+
+class BlobMissing(SalemError):
+    code, title = "blob_missing", "A stored file is gone"
 
 
 class EditFailed(SalemError):

@@ -257,6 +257,10 @@ class Registry:
             job_leases.requeue_abandoned(connection)
             return job_rows.list_queued(connection)
 
+    def check_tables(self) -> None:
+        """Refuse tables of another version of Salem. Raises Misconfigured."""
+        self._database.check_tables()
+
     def installation(self) -> str:
         """The name of this installation, drawn when its tables were made."""
         return self._database.installation()

@@ -53,6 +53,14 @@ from worker.jobs import JobRun
 from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
 
+
+def in_the_middle_of_a_call(error: Exception) -> Unavailable:
+    """What a store makes of any error that reaches one of its calls."""
+    unavailable = Unavailable("the blob store does not answer")
+    unavailable.__cause__ = error
+    return unavailable
+
+
 LEASE_S = 30.0
 SECRET = "a customer's words in /srv/private"
 QUICK = Hyperparameters(
@@ -205,6 +213,7 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
         (MemoryError(SECRET), "out_of_memory"),
         (RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {SECRET}"), "out_of_memory"),
         (JobTimeoutException(SECRET), "timed_out"),
+        (in_the_middle_of_a_call(JobTimeoutException(SECRET)), "timed_out"),
         (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A worker and its Redis: forgotten by an emptied one, without one for a while in mid-job, and known again."""
+"""A worker and its Redis: forgotten by an emptied one, without one in mid-job, and known again."""
 
 from __future__ import annotations
 

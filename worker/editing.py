@@ -15,10 +15,11 @@ import torch
 from salem.answers import is_right, predict
 from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
-from salem.hosting import Network
+from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
 from salem.quoting import quoted
 from salem.records import (
+    MOST_NEW_TOKENS,
     EditBatch,
     Entry,
     Hyperparameters,
@@ -27,6 +28,7 @@ from salem.records import (
     Metrics,
     Recipe,
     Sample,
+    TextInput,
 )
 from worker.counterfactuals import with_neighbours
 from worker.diversion import divert
@@ -245,8 +247,18 @@ def _measure(
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    notes = (*made.warnings, *_unheld(batch), *_undone(before, after, left.edits, batch))
+    room = _room(network, list(left.edits.values()), hyper.max_new_tokens)
+    undone = _undone(before.writing(room), after.writing(room), left.edits, batch)
+    notes = (*made.warnings, *_unheld(batch), *undone)
     return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
+
+
+def _room(network: Network, earlier: Sequence[Sample], max_new_tokens: int) -> int:
+    """New tokens to ask for, so that no earlier edit's answer is cut off: what is cut off is never right."""
+    if not network.task.generates or not earlier:
+        return max_new_tokens
+    longest = max(count_tokens(network.tokenizer, [TextInput(input=edit.answer) for edit in earlier]))
+    return min(MOST_NEW_TOKENS, max(max_new_tokens, longest + 2))  # its end, and its first word's space
 
 
 def _unheld(batch: EditBatch) -> Iterator[str]:

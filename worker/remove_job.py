@@ -116,7 +116,15 @@ class Chain:
         there = [place for place in everything if place not in before]
         left = tuple(row for row, place in enumerate(there) if place not in delta.removed)
         applied = self.attempt.unpacked(delta, self.model, self.network)
-        return Link(delta, applied, self._batch(self._request(delta, before)), left)
+        request = self._request(delta, before)
+        header = read_header(self.attempt.blobs.get(delta.blob))
+        batch = self._fresh(request, json.loads(header["given_metric"]), delta.version)
+        return Link(delta, applied, batch, left)
+
+    def _fresh(self, request: EditRequest, metric: Sha256 | None, version: int | None) -> EditBatch:
+        """A link's batch without what was trained on before it, `metric` being what its job was given."""
+        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
+        return fresh(self.attempt, self.model, request, self._batch(request), chain, metric, version)
 
     def _replay(self, step: Step, observer: Share) -> Link:
         request = self._request(step.delta, step.removed)
@@ -124,9 +132,7 @@ class Chain:
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
-        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
-        own, before = self._batch(request), step.delta.version
-        batch = fresh(self.attempt, self.model, request, own, chain, given, before)
+        batch = self._fresh(request, given, step.delta.version)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         hyper = request.hyperparameters

@@ -90,4 +90,4 @@ class JobReporter:
 
     def _missed(self, error: SalemError) -> None:
         """The work goes on: if the lease was lost meanwhile, a later report says so."""
-        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.message)
+        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.reason)

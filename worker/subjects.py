@@ -7,7 +7,7 @@ once. Knows a network and deltas. Does not know what is made of the answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -46,6 +46,12 @@ class Version:
         found = predict(self.network, new, self.deltas, max_new_tokens=self.max_new_tokens)
         self.known.update((item.content_hash, answer.output) for item, answer in zip(new, found, strict=True))
         return [self.known[item.content_hash] for item in inputs]
+
+    def writing(self, max_new_tokens: int) -> Version:
+        """The same version with room for longer answers."""
+        if max_new_tokens == self.max_new_tokens:
+            return self
+        return replace(self, max_new_tokens=max_new_tokens, known={})
 
     def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs its newest delta may have changed the answer of: all, for a plain one acts on all."""
@@ -87,6 +93,10 @@ class Overlaid:
         inside = [item for item, near in zip(inputs, held, strict=True) if near]
         answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
         return [next(answers[near]) for near in held]
+
+    def writing(self, max_new_tokens: int) -> Overlaid:
+        """The same version with room for longer answers."""
+        return replace(self, below=self.below.writing(max_new_tokens))
 
     def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs the new scopes hold, or would but for a rounding: they prevail over all below."""

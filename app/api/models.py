@@ -30,7 +30,7 @@ from app.reference_set import (
     invalid_reference,
     parse_jsonl,
 )
-from salem.errors import InvalidRequest, NotFound, Pointer, UnsupportedModel
+from salem.errors import BlobMissing, InvalidRequest, Pointer, UnsupportedModel
 from salem.records import Alias, HostedModel, Job, JobKind, ModelReference, ModelState, Sha256, Version
 
 router = APIRouter(tags=["models"])
@@ -148,10 +148,10 @@ def _uploaded(sha256: Sha256, machines: Services) -> bytes:
         if bad := BadSamples(check_reference(drafts)):
             raise invalid_reference(bad)
         return as_jsonl(drafts)
-    except (NotFound, InvalidRequest) as error:
+    except (BlobMissing, InvalidRequest) as error:
         absent = "no file with this sha256 was uploaded, or it was too long ago"
         another = f"the file with this sha256 is not a reference set: {error.message}"
-        place = Pointer("/reference_sha256", absent if isinstance(error, NotFound) else another)
+        place = Pointer("/reference_sha256", absent if isinstance(error, BlobMissing) else another)
         raise InvalidRequest(
             f"{place.pointer}: {place.detail}", remedy="PUT /references uploads one", errors=[place]
         ) from error

@@ -65,7 +65,7 @@ class Services:
         try:
             self.queue.enqueue(job.id, self.settings.job_timeout_s)
         except Unavailable as error:
-            structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.message)
+            structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.reason)
 
 
 async def services_of(request: Request) -> Services:
