@@ -79,14 +79,17 @@ def renew(connection: Connection, job_id: str, lease: str, lease_s: float, figur
     _change_leased(connection, job_id, lease, {"lease_expires_at": expires_at} | figures)
 
 
-def hold(connection: Connection, job_id: str, lease: str) -> Job:
+def hold(connection: Connection, job_id: str, lease: str) -> datetime:
     """Make sure that this attempt is the current one, and that it stays so until the transaction ends.
 
+    Returns:
+        When the job was asked for.
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
     """
     _change_leased(connection, job_id, lease, {"lease": lease})
-    return job_rows.get(connection, job_id)
+    asked_at: datetime = connection.execute(select(jobs.c.created_at).where(jobs.c.id == job_id)).scalar_one()
+    return asked_at
 
 
 def succeed(connection: Connection, job_id: str, lease: str, result: dict[str, Any]) -> None:
@@ -133,7 +136,8 @@ def give_up(connection: Connection, max_attempts: int) -> list[Job]:
     error = JobError(
         code="attempts_exhausted",
         message="every attempt was cut short, and the job was given up",
-        remedy="the worker's log says how each ended: short memory, mostly, or a database out of reach",
+        remedy="the worker's log says how each ended: short memory, mostly, a store out of reach, or hosts "
+        "whose clocks are far apart; then ask again, under a new Idempotency-Key where there was one",
     )
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(_failed(error)))
     return [job_rows.get(connection, job_id) for job_id in ids]

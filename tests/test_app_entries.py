@@ -5,6 +5,7 @@ There is no worker: versions are published by hand, with real scoped deltas.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
 from app.cli import main
+from app.engine import Engine
 from salem.delta_files import pack
 from salem.deltas import LayerDelta
 from salem.entry_rows import MadeEntries
@@ -318,3 +320,24 @@ def printed_json(text: str) -> Any:
     begins = re.search(r"^[\[{]$", text, re.MULTILINE)
     assert begins, text
     return json.JSONDecoder().raw_decode(text, begins.start())[0]
+
+
+def test_a_metric_is_shared_by_the_deltas_that_name_it_and_goes_with_the_last(
+    stage: Stage, intents: HostedModel
+) -> None:
+    versions = [publish(stage, intents, EDITS), publish(stage, intents, EDITS[:2])]
+    engine = Engine(stage.blobs, models_root=stage.settings.effective_models_root, device="cpu")
+    inputs = [TextInput(input=edit.input) for edit in EDITS]
+    for version in versions:
+        engine.predict(intents, version, inputs, max_new_tokens=1)
+    metrics = engine._metrics
+    assert set(metrics) == {delta.metric for version in versions for delta in version.deltas}
+    held = [engine._fetched(intents, version.deltas[0]).scoped for version in versions]
+    assert [
+        scoped is not None and scoped.metric is metrics[str(version.deltas[0].metric)]
+        for scoped, version in zip(held, versions, strict=True)
+    ] == [True, True]
+    del held
+    engine._deltas.entries.clear()
+    gc.collect()
+    assert not metrics

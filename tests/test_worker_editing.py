@@ -153,3 +153,19 @@ def test_earlier_corrections_that_hold_no_more_are_told(monkeypatch: pytest.Monk
     options = hyper(Recipe.SCOPED, trial_edits=0)
     made = make_edit(of.network, (), of.batch, options, Quiet(), Left(edits=earlier))
     assert given["earlier"] == earlier and "1 of 1 earlier corrections" in made.metrics.notes
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words", "room"), [("gpt2", 60, 62), ("gpt2", 3, 32), ("bert", 60, 32)]
+)
+def test_an_earlier_answer_is_asked_for_with_room_for_it(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, words: int, room: int
+) -> None:
+    """An answer that is cut off is never right, and what never held cannot be told to be lost."""
+    of = case(architecture)
+    asked: list[Any] = []
+    monkeypatch.setattr(editing, "_undone", lambda *arguments: asked.extend(arguments[:2]) or [])
+    earlier = {"1.0": Sample(input="a", target=" ".join(["refund"] * words))}
+    make_edit(of.network, (), of.batch, hyper(Recipe.MEND, trial_edits=0), Quiet(), Left(edits=earlier))
+    assert [subject.max_new_tokens >= room for subject in asked] == [True, True]
+    assert all(subject.max_new_tokens <= max(room, 32 + 3 * words) for subject in asked)

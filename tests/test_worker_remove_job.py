@@ -299,6 +299,8 @@ def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, mode
     assert count == seen.count(False)
     if not count:
         assert any("earlier jobs have trained on all 2" in note for note in again.metrics.notes)
+    left, _ = remove(stage, again, f"{again.number}.{1 - seen.index(True)}")
+    assert left.metrics is not None and left.metrics.generalisation is None, "nor does it after a removal"
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ _OUT_OF_MEMORY = JobError(
     message="The job needed more memory than there is.",
     remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
 )
+_AGAIN = "Ask again when it does, under a new Idempotency-Key where there was one."
 _TIMED_OUT = JobError(
     code="timed_out",
     message="The job took longer than a job may take.",
@@ -111,7 +112,7 @@ class JobRun:
             return
         self.log.warning("job failed", code=error.code, reason=error.reason)
         message = f"{error.message}, in the last of {attempt} attempts"
-        self._fail(JobError(code=error.code, message=message, remedy="Send the request again when it does."))
+        self._fail(JobError(code=error.code, message=message, remedy=_AGAIN))
 
     def _fail(self, error: JobError) -> None:
         try:
