@@ -13,6 +13,9 @@
     ├── BlobMissing                  500 blob_missing          stored bytes that are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
     ├── OverBudget                   422 over_budget           a job that needs more memory than it may take
+    ├── OutOfMemory                  500 out_of_memory         a job that took more memory than there was
+    ├── TimedOut                     500 timed_out             a job that took longer than a job may
+    ├── AttemptsExhausted            500 attempts_exhausted    a job whose every attempt was cut short
     ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
     └── Misconfigured                500 misconfigured         settings that cannot work together
 
@@ -110,6 +113,18 @@ class EditFailed(SalemError):
 
 class OverBudget(SalemError):
     status, code, title = 422, "over_budget", "The job needs more memory than it may take"
+
+
+class OutOfMemory(SalemError):
+    code, title = "out_of_memory", "The job needed more memory than there is"
+
+
+class TimedOut(SalemError):
+    code, title = "timed_out", "The job took longer than a job may take"
+
+
+class AttemptsExhausted(SalemError):
+    code, title = "attempts_exhausted", "Every attempt of the job was cut short"
 
 
 class Unavailable(SalemError):

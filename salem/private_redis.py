@@ -102,7 +102,8 @@ class PrivateRedis:
                     self.stop()
                     raise Unavailable(
                         "the private Redis did not start",
-                        remedy="redis.log in the folder redis of the home folder says why",
+                        remedy="redis.log in the folder redis of the home folder says why; the other files "
+                        "there may be moved away, because jobs are in SQL",
                     )
                 time.sleep(_POLL_S)
 

@@ -231,6 +231,18 @@ def test_an_edit_that_overrides_an_entry_says_so(
     assert client.post("/edits", json=plain).status_code == 202, "the base has no entries"
 
 
+def test_of_many_overridden_texts_a_few_are_named(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
+    texts = [f"where is order {number}" for number in range(30)]
+    publish(stage, intents, (Edit(input=texts[0], target="refund", paraphrases=tuple(texts[1:])),))
+    edit = {"input": texts[0], "target": "other", "paraphrases": texts[1:]}
+    job = client.post("/edits", json={"model": "intents:1", "edits": [edit]}).json()
+    notes = job["request"]["notes"]
+    assert len(notes) == 21 and notes[0].startswith('"where is order 0" overrides entry 1.0')
+    assert notes[-1] == "and 10 more texts that override an entry"
+
+
 def test_edits_are_removed_by_a_job(
     client: httpx.Client, stage: Stage, intents: HostedModel, settings: Settings
 ) -> None:

@@ -40,10 +40,12 @@ from source_modules import ROOT
 
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 SERVICE_KEYS = {
-    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
+    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "env_file", "environment"),
     *(
+        "healthcheck",
         "image",
         "init",
+        "logging",
         "ports",
         "read_only",
         "restart",

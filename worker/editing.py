@@ -17,7 +17,7 @@ from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
 from salem.hosting import Network, count_tokens
 from salem.layers import layer_at
-from salem.quoting import quoted
+from salem.quoting import a_few, quoted
 from salem.records import (
     MOST_NEW_TOKENS,
     EditBatch,
@@ -97,7 +97,8 @@ def make_edit(
     answers = predict(network, batch.edit_samples, parent, max_new_tokens=hyper.max_new_tokens)
     asked = [(answer.output, sample) for answer, sample in zip(answers, batch.edit_samples, strict=True)]
     made = make_delta(network, parent, batch, hyper, observer, left)
-    made = replace(made, warnings=(*made.warnings, *_nothing_to_forget(asked)))
+    not_given = a_few(_nothing_to_forget(asked), "answers that are to be forgotten and are not given")
+    made = replace(made, warnings=(*made.warnings, *not_given))
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper, left or Left())
     if metrics.edit_accuracy.value == 0 and not again:

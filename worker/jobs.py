@@ -20,8 +20,8 @@ from rq.timeouts import JobTimeoutException
 
 from salem import lifeline
 from salem.blobs import BlobStore
-from salem.errors import LeaseLost, SalemError, Unavailable
-from salem.records import Job, JobError, JobKind
+from salem.errors import LeaseLost, OutOfMemory, SalemError, TimedOut, Unavailable
+from salem.records import Job, JobKind
 from salem.registry import Registry
 from salem.settings import Settings
 from worker import edit_job, editor_job, register_job, remove_job
@@ -29,20 +29,17 @@ from worker.attempts import Attempt
 from worker.micro_batches import ran_out
 from worker.reporting import JobReporter
 
-_INTERNAL = JobError(
-    code="internal",
-    message="The job failed for a reason that is not the request's.",
+_INTERNAL = SalemError(
+    "The job failed for a reason that is not the request's.",
     remedy="The worker's log holds the trace under this job's id.",
 )
-_OUT_OF_MEMORY = JobError(
-    code="out_of_memory",
-    message="The job needed more memory than there is.",
+_OUT_OF_MEMORY = OutOfMemory(
+    "The job needed more memory than there is.",
     remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
 )
 _AGAIN = "Ask again when it does, under a new Idempotency-Key where there was one."
-_TIMED_OUT = JobError(
-    code="timed_out",
-    message="The job took longer than a job may take.",
+_TIMED_OUT = TimedOut(
+    "The job took longer than a job may take.",
     remedy="Send fewer edits per job, lower options.max_steps or options.max_pass_samples.",
 )
 
@@ -93,7 +90,7 @@ class JobRun:
                 self._give_back(error)
             else:
                 self.log.warning("job failed", code=error.code, reason=error.reason)
-                self._fail(error.as_job_error())
+                self._fail(error)
         except Exception as error:
             # The end of every road: whatever went wrong, the job must not stay running for ever.
             no_memory = ran_out(error)
@@ -112,11 +109,11 @@ class JobRun:
             return
         self.log.warning("job failed", code=error.code, reason=error.reason)
         message = f"{error.message}, in the last of {attempt} attempts"
-        self._fail(JobError(code=error.code, message=message, remedy=_AGAIN))
+        self._fail(Unavailable(message, remedy=_AGAIN))
 
-    def _fail(self, error: JobError) -> None:
+    def _fail(self, error: SalemError) -> None:
         try:
-            self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error)
+            self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error.as_job_error())
         except LeaseLost:
             self.log.info("failure not recorded: the job was cancelled or taken over")
         except SalemError as unreachable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
@@ -124,7 +125,9 @@ def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Page[Al
 @router.put("/models/{name}/aliases/{alias}")
 def set_alias(name: ModelName, alias: AliasName, request: AliasIn, machines: Machines) -> Alias:
     """Make an alias, or move it to another version."""
-    return machines.registry.set_alias(name, alias, request.version)
+    moved = machines.registry.set_alias(name, alias, request.version)
+    structlog.get_logger().info("alias set", model=name, alias=alias, version=moved.version)
+    return moved
 
 
 def _reference_blob(request: ModelIn, machines: Machines) -> str:
