@@ -80,6 +80,7 @@ def test_structure_of_the_compose_files(names: tuple[str, ...]) -> None:
         assert set(service) <= SERVICE_KEYS
         assert {mount.partition(":")[0] for mount in service["volumes"]} <= set(volumes)
         assert all(isinstance(value, str) for value in service["environment"].values())
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "logs fill no disk"
         for other, wanted in service.get("depends_on", {}).items():
             assert wanted["condition"] in CONDITIONS
             if wanted["condition"] == "service_healthy":
@@ -105,6 +106,7 @@ def test_secrets_have_no_default() -> None:
 @pytest.mark.parametrize("name", OWN_SERVICES)
 def test_own_containers_are_locked_down(name: str) -> None:
     service = services()[name]
+    assert service["env_file"] == [{"path": ".env", "required": False}]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert last(service["build"]["target"], "USER") == "10001:10001"

@@ -28,7 +28,7 @@ from worker import jobs
 from worker.queue_worker import QueueWorker, endure
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
-WORKER_TTL_S = 60  # a worker that is silent so long is taken for dead
+WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
 CONNECT_WITHIN_S = 60
 RESULT_TTL_S = 30
 MOST_OFF_S = 5.0
