@@ -46,7 +46,7 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, machine_memory, register_job
+from worker import edit_job, machine_memory, patience, register_job
 from worker.attempts import Attempt
 from worker.editing import MeasuredDelta, make_edit
 from worker.jobs import JobRun
@@ -249,9 +249,41 @@ def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun |
     return attempt(stage, job, run) if job.id in left else None
 
 
+@pytest.mark.parametrize("call", ["put", "finish_edit"])
+def test_a_store_that_is_away_for_a_moment_at_the_end_costs_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    store, away = (BlobStore if call == "put" else Registry), [True, True]
+    answering = getattr(store, call)
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        return unavailable() if away and away.pop() else answering(*arguments, **more)
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(store, call, answer)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt, away) == (JobState.SUCCEEDED, 1, [])
+    assert len(stage.registry.list_versions(job.model)) == 1
+
+
+def test_a_job_whose_time_ends_in_a_call_does_not_make_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def cut_off() -> None:
+        calls.append(1)
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    with pytest.raises(Unavailable):
+        patience.patiently(cut_off)
+    assert len(calls) == 1
+
+
 def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
     with monkeypatch.context() as outage:
         outage.setattr(BlobStore, "put", unavailable)

@@ -164,9 +164,8 @@ def publish(
         {len(parent.deltas): list(enumerate(measured.made.entries))},
         metric=delta.metric if measured.made.metric_is_new else None,
     )
-    attempt.registry.finish_edit(
-        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
-    )
+    finish, alias_was = attempt.registry.finish_edit, request.alias_was
+    attempt.end(finish, version, request.alias, result, made, alias_was=alias_was)
 
 
 def store(
@@ -197,7 +196,7 @@ def store(
     )
     return Delta(
         layer=measured.made.layer.path,
-        blob=attempt.blobs.put(data),
+        blob=attempt.keep(data),
         num_bytes=len(data),
         kind=term.kind,
         rank=term.rank,
@@ -208,7 +207,7 @@ def store(
 def _stored_metric(attempt: Attempt, measured: MeasuredDelta, scoped: Scoped) -> str:
     """The file of a delta's metric, written where this job has made it."""
     if measured.made.metric_is_new:
-        return attempt.blobs.put(pack_metric(scoped.metric))
+        return attempt.keep(pack_metric(scoped.metric))
     return scoped.metric.sha256
 
 

@@ -27,6 +27,7 @@ from salem.settings import Settings
 from worker import edit_job, editor_job, register_job, remove_job
 from worker.attempts import Attempt
 from worker.micro_batches import ran_out
+from worker.patience import timed_out
 from worker.reporting import JobReporter
 
 _INTERNAL = SalemError(
@@ -118,11 +119,6 @@ class JobRun:
             self.log.info("failure not recorded: the job was cancelled or taken over")
         except SalemError as unreachable:
             self.log.warning("failure not recorded: the lease will run out", reason=unreachable.reason)
-
-
-def timed_out(error: BaseException) -> bool:
-    """Whether the job's time ended: it may have ended in the middle of a call to a store, which says so."""
-    return isinstance(error, JobTimeoutException) or isinstance(error.__cause__, JobTimeoutException)
 
 
 _WORK: dict[JobKind, Callable[[Attempt, JobReporter], None]] = {

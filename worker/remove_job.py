@@ -106,7 +106,7 @@ class Chain:
         # What the file was measured at was measured with the entries that are gone.
         header |= {"metrics": None, "removed": list(step.removed)}
         smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **header)
-        kept = {"blob": self.attempt.blobs.put(smaller), "num_bytes": len(smaller), "removed": step.removed}
+        kept = {"blob": self.attempt.keep(smaller), "num_bytes": len(smaller), "removed": step.removed}
         return self._link(step.delta.model_copy(update=kept))
 
     def _link(self, delta: Delta) -> Link:
@@ -249,7 +249,6 @@ def _publish(
             None,
         ),
     )
-    attempt = chain.attempt
-    attempt.registry.finish_edit(
-        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
-    )
+    attempt, alias_was = chain.attempt, request.alias_was
+    finish = attempt.registry.finish_edit
+    attempt.end(finish, version, request.alias, result, made, alias_was=alias_was)
