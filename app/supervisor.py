@@ -132,10 +132,11 @@ class Supervisor:
             return
         self._say("the private Redis ended; starting it again")
         try:
-            self._redis = PrivateRedis.start(self._settings)
-        except SalemError as error:
+            self._redis = PrivateRedis.start(self._settings, until=lambda: self._num_signals > 0)
+        except (SalemError, OSError) as error:
+            why = f"{error.message} ({error.remedy})" if isinstance(error, SalemError) else str(error)
             self._next_redis_at = time.monotonic() + REDIS_DELAY_S
-            self._say(f"{error.message} ({error.remedy}); trying again in {REDIS_DELAY_S:.0f} s")
+            self._say(f"{why}; trying again in {REDIS_DELAY_S:.0f} s")
 
     def _stop(self, api: Child, workers: list[Child]) -> None:
         """End all within 10 s: API and workers first, Redis last, because workers sign off there."""

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, Sa
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part")
 _OWNER = "installation"  # the file at the root that says whose the store is
+# S3's codes for what is renewed by itself, though its driver speaks of permission
+_PASSING = ("ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed")
 _MOMENT_FIELDS = ("LastModified", "mtime", "modified", "updated", "created")  # each store has its own
 
 
@@ -70,7 +72,13 @@ class BlobStore:
             BlobCorrupted: what is stored there is something else.
         """
         with self._reaching(digest):
-            data: bytes = self._files.cat_file(self._path(digest))
+            try:
+                data: bytes = self._files.cat_file(self._path(digest))
+            except FileNotFoundError as error:
+                raise BlobMissing(
+                    f"the stored file {digest[:12]}… is gone",
+                    remedy="restore it from a backup, or see whether the blob store is the right one",
+                ) from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise BlobCorrupted(
                 f"the stored file {digest[:12]}… is damaged and was not used",
@@ -86,8 +94,9 @@ class BlobStore:
         """Remove a blob; one that is not there is removed already."""
         with self._reaching(digest):
             path = self._path(digest)
-            if self._files.isfile(path):
-                self._files.rm_file(path)
+            with suppress(FileNotFoundError):  # another process removes it, too
+                if self._files.isfile(path):
+                    self._files.rm_file(path)
 
     def digests(self) -> Iterator[tuple[str, datetime]]:
         """Every blob and when it was last written."""
@@ -167,17 +176,17 @@ class BlobStore:
             yield
         except SalemError:
             raise
-        except FileNotFoundError as error:
-            raise BlobMissing(
-                f"the stored file {name[:12]}… is gone",
-                remedy="restore it from a backup, or see whether the blob store is the right one and mounted",
-            ) from error
         except Exception as error:  # each driver of fsspec raises what its own library raises
             raise _trouble(error) from error
 
 
 def _trouble(error: Exception) -> SalemError:
     """What keeps a store from answering: what time heals, and what only a person can."""
+    said = getattr(error.__cause__, "response", None) or {}
+    if said.get("Error", {}).get("Code") in _PASSING:
+        return Unavailable("the blob store does not answer", remedy="try again shortly")
+    if isinstance(error, FileNotFoundError):
+        return Misconfigured("the blob store is not there", remedy="make it, or set BLOB_URL")
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return Misconfigured(
             "the blob store may not be used", remedy="let this process read and write there, or set BLOB_URL"

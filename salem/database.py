@@ -47,6 +47,9 @@ _POSTGRESQL_OPTIONS = {
 _NO_SUCH_THING = ("42P01", "42703")  # table, column
 _NOTHING_THERE = re.compile(r"no such (table|column)|has no column named")
 _DISK_FULL = "53100"
+# no right to it, a wrong password or user, no such database; SQLite's words for the like
+_NO_ENTRY = ("42501", "28P01", "28000", "3D000")
+_NOT_OURS = re.compile("attempt to write a readonly database|unable to open database file")
 _MIGRATION_LOCK = 0x5A1E3  # any number, as long as every process of Salem takes the same
 
 
@@ -191,6 +194,11 @@ def _trouble(error: DBAPIError | PoolTimeout) -> SalemError:
         return _old_tables()
     if code == _DISK_FULL or "database or disk is full" in said:
         return Unavailable("the database has no room left", remedy="free some space on its disk")
+    if code in _NO_ENTRY or _NOT_OURS.search(said):
+        return Misconfigured(
+            "the database may not be used as it has to be",
+            remedy="see that DATABASE_URL names a user who may read and write, and a database that is there",
+        )
     if isinstance(error, DataError | ProgrammingError):
         return SalemError("the database refused what it was asked")
     return Unavailable("the database did not answer in time", remedy="try again in a moment")

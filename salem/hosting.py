@@ -177,7 +177,8 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         Misconfigured: torch sees no such GPU.
     """
-    num_gpus = torch.cuda.device_count()
+    # A driver may count GPUs that torch cannot use.
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         device = "cuda" if num_gpus else "cpu"
     place = torch.device(device)

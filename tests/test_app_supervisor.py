@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -157,14 +158,15 @@ def test_a_private_redis_that_does_not_come_back_ends_nothing_else(
 ) -> None:
     said: list[str] = []
     supervisor = Supervisor(Settings(home=home), num_workers=0, say=said.append)
-    outcomes: list[Redis | Unavailable] = [
+    outcomes: list[Redis | Exception] = [
         Unavailable("it did not start", remedy="look"),
+        OSError(errno.ENOSPC, "No space left on device"),
         Redis(running=True),
     ]
 
-    def start(_: Settings) -> Redis:
+    def start(_: Settings, until: Callable[[], bool]) -> Redis:
         outcome = outcomes.pop(0)
-        if isinstance(outcome, Unavailable):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -172,11 +174,14 @@ def test_a_private_redis_that_does_not_come_back_ends_nothing_else(
     monkeypatch.setattr(supervisor, "_redis", Redis(running=False))
     supervisor._keep_redis()
     supervisor._keep_redis()  # within the pause
-    assert len(outcomes) == 1 and said[-1] == "it did not start (look); trying again in 30 s"
+    assert len(outcomes) == 2 and said[-1] == "it did not start (look); trying again in 30 s"
+    monkeypatch.setattr(supervisor, "_next_redis_at", 0.0)
+    supervisor._keep_redis()
+    assert len(outcomes) == 1 and said[-1].endswith("No space left on device; trying again in 30 s")
     monkeypatch.setattr(supervisor, "_next_redis_at", 0.0)
     for _ in range(2):
         supervisor._keep_redis()
-    assert not outcomes and len(said) == 3
+    assert not outcomes and len(said) == 5
 
 
 def test_an_open_address_is_refused_with_the_reason(serve: Callable[..., Serve]) -> None:

@@ -106,7 +106,8 @@ def test_secrets_have_no_default() -> None:
 @pytest.mark.parametrize("name", OWN_SERVICES)
 def test_own_containers_are_locked_down(name: str) -> None:
     service = services()[name]
-    assert service["env_file"] == [{"path": ".env", "required": False}]
+    assert service["env_file"] == [{"path": "salem.env", "required": False}], "secrets stay in .env"
+    assert "SALEM_DEVICE" in service["environment"]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert last(service["build"]["target"], "USER") == "10001:10001"

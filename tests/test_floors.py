@@ -52,7 +52,7 @@ FLOORS_FROM_THE_TOP = (
         ),
         *under("worker", "editor_corpus editor_files registration rewording synonyms"),
         *under("worker", "metric_training feature_memo gauging removal sample_cache scope_warnings"),
-        *under("worker", "probing scoping"),
+        *under("worker", "earlier_edits probing scoping"),
         *under("worker", "stored_trunks subjects trunk_sets window"),
     },
     # 2 tensors

@@ -18,6 +18,16 @@ from salem.blobs import BlobStore
 from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
 
 DATA = b"delta" * 100
+
+
+def refused(code: str) -> PermissionError:
+    """What the driver for S3 makes of a refusal."""
+    answer, error = ValueError(code), PermissionError(code)
+    answer.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    error.__cause__ = answer
+    return error
+
+
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -185,6 +195,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), Unavailable, "is full"),
         (OSError(errno.EROFS, "Read-only file system"), Misconfigured, "may not be used"),
         (PermissionError("Forbidden"), Misconfigured, "may not be used"),
+        (FileNotFoundError("no such bucket"), Misconfigured, "is not there"),
+        (refused("AccessDenied"), Misconfigured, "may not be used"),
+        (refused("ExpiredToken"), Unavailable, "does not answer"),
+        (refused("RequestTimeTooSkewed"), Unavailable, "does not answer"),
         (OSError(errno.EIO, "Input/output error"), Unavailable, "does not answer"),
         (RuntimeError("of a driver"), Unavailable, "does not answer"),
     ],

@@ -94,6 +94,19 @@ def test_a_database_without_room_says_so(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_database_that_may_not_be_written_is_for_a_person(database_url: str, registry: Registry) -> None:
+    database = Database.connect(database_url)
+    if "sqlite" in database_url:
+        with pytest.raises(Misconfigured, match="may not be used"), database.write() as connection:
+            connection.execute(text("PRAGMA query_only = 1"))
+            connection.execute(text("DELETE FROM aliases"))
+    else:
+        with pytest.raises(Misconfigured, match="may not be used"), database.write() as connection:
+            connection.execute(text("SET LOCAL ROLE pg_monitor"))
+            connection.execute(text("SELECT rolpassword FROM pg_authid"))
+    database.close()
+
+
 def test_what_a_database_refuses_is_no_outage(database_url: str) -> None:
     database = Database.connect(database_url)
     with pytest.raises(SalemError) as caught, database.read() as connection:

@@ -192,14 +192,19 @@ def test_a_tokenizer_saved_with_truncation_truncates_nothing(copied: Path) -> No
         (2, "cuda:1", "cuda:1"),
         (2, "cuda:2", None),
         (0, "cuda", None),
+        (-1, "auto", "cpu"),  # the driver counts one, and torch cannot use it
+        (-1, "cuda", None),
     ],
 )
 def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, place: str | None) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: abs(num_gpus))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     if place is not None:
         assert resolve_device(device) == torch.device(place)
         return
-    with pytest.raises(Misconfigured, match=f"is to be {device}, and torch sees {num_gpus or 'no'} GPUs"):
+    with pytest.raises(
+        Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
+    ):
         resolve_device(device)
 
 

@@ -55,10 +55,16 @@ from worker.reporting import JobReporter
 
 
 def in_the_middle_of_a_call(error: Exception) -> Unavailable:
-    """What a store makes of any error that reaches one of its calls."""
-    unavailable = Unavailable("the blob store does not answer")
-    unavailable.__cause__ = error
-    return unavailable
+    """What a store makes of an error that reaches one of its calls, and then another of its cleaning up."""
+    try:
+        try:
+            raise error
+        finally:
+            raise OSError("another command is in progress")
+    except OSError as other:
+        unavailable = Unavailable("the database did not answer in time")
+        unavailable.__cause__ = other
+        return unavailable
 
 
 LEASE_S = 30.0
@@ -332,6 +338,19 @@ def test_reports_that_do_not_arrive_do_not_end_the_work(
         attempt(stage, job).run()
     assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
     assert "lease not renewed" in [line["event"] for line in lines]
+
+
+def test_a_report_in_which_the_jobs_time_ends_ends_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object, **more: object) -> None:
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", cut_off)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "timed_out"
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])

@@ -6,7 +6,7 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,11 +15,10 @@ import torch
 from salem.answers import is_right, predict
 from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
-from salem.hosting import Network, count_tokens
+from salem.hosting import Network
 from salem.layers import layer_at
 from salem.quoting import a_few, quoted
 from salem.records import (
-    MOST_NEW_TOKENS,
     EditBatch,
     Entry,
     Hyperparameters,
@@ -28,10 +27,10 @@ from salem.records import (
     Metrics,
     Recipe,
     Sample,
-    TextInput,
 )
 from worker.counterfactuals import with_neighbours
 from worker.diversion import divert
+from worker.earlier_edits import lost_edits
 from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
 from worker.recipes import train_term
@@ -248,43 +247,11 @@ def _measure(
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    room = _room(network, list(left.edits.values()), hyper.max_new_tokens)
-    undone = _undone(before.writing(room), after.writing(room), left.edits, batch)
+    undone = lost_edits(network, before, after, left.edits, batch)
     notes = (*made.warnings, *_unheld(batch), *undone)
     return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
-
-
-def _room(network: Network, earlier: Sequence[Sample], max_new_tokens: int) -> int:
-    """New tokens to ask for, so that no earlier edit's answer is cut off: what is cut off is never right."""
-    if not network.task.generates or not earlier:
-        return max_new_tokens
-    longest = max(count_tokens(network.tokenizer, [TextInput(input=edit.answer) for edit in earlier]))
-    return min(MOST_NEW_TOKENS, max(max_new_tokens, longest + 2))  # its end, and its first word's space
 
 
 def _unheld(batch: EditBatch) -> Iterator[str]:
     if not batch.pass_samples:
         yield "nothing held the other answers in place: there were no pass samples to train on"
-
-
-def _undone(
-    before: Version, after: Version | Overlaid, earlier: Mapping[str, Sample], batch: EditBatch
-) -> Iterator[str]:
-    """A note if edits of earlier jobs held and hold no more; what this job corrects anew does not count."""
-    anew = {sample.words_hash for sample in batch.corrections}
-    edits = [(name, edit) for name, edit in earlier.items() if edit.words_hash not in anew]
-    touched = after.may_differ([edit for _, edit in edits])
-    asked = [pair for pair, touches in zip(edits, touched, strict=True) if touches]
-    samples = [edit for _, edit in asked]
-    was, now = before.answers(samples), after.answers(samples)
-    lost = [
-        (name, edit)
-        for (name, edit), old, new in zip(asked, was, now, strict=True)
-        if is_right(old, edit) and not is_right(new, edit)
-    ]
-    if lost:
-        name, edit = lost[0]
-        yield (
-            f"{len(lost)} of {len(edits)} earlier corrections hold no more, the newest being {name}, "
-            f"{quoted(edit.input)}: correct it again on top of this version, or go back to the version before"
-        )

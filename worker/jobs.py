@@ -38,7 +38,7 @@ _OUT_OF_MEMORY = OutOfMemory(
     "The job needed more memory than there is.",
     remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
 )
-_AGAIN = "Ask again when it does, under a new Idempotency-Key where there was one."
+_AGAIN = "then ask again, under a new Idempotency-Key where there was one"
 _TIMED_OUT = TimedOut(
     "The job took longer than a job may take.",
     remedy="Send fewer edits per job, lower options.max_steps or options.max_pass_samples.",
@@ -110,7 +110,7 @@ class JobRun:
             return
         self.log.warning("job failed", code=error.code, reason=error.reason)
         message = f"{error.message}, in the last of {attempt} attempts"
-        self._fail(Unavailable(message, remedy=_AGAIN))
+        self._fail(Unavailable(message, remedy=f"{error.remedy}; {_AGAIN}" if error.remedy else _AGAIN))
 
     def _fail(self, error: SalemError) -> None:
         try:

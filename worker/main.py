@@ -25,7 +25,7 @@ from salem.logs import configure_logging
 from salem.registry import Registry
 from salem.settings import Settings
 from worker import jobs
-from worker.queue_worker import QueueWorker, endure
+from worker.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, endure
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
 WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
@@ -97,7 +97,7 @@ def check_stores(settings: Settings) -> None:
 @_patiently.wraps
 def connect(url: str) -> Redis:
     """A connection that answers."""
-    connection = Redis.from_url(url)
+    connection = Redis.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S)
     connection.ping()
     return connection
 

@@ -16,7 +16,7 @@ from salem.errors import Unavailable
 
 PATIENCE_S = 60.0
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 1.0  # the lease may have run out meanwhile: be there before the reconciler looks
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -38,5 +38,10 @@ def patiently(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether the job's time ended: it may have ended in the middle of a call to a store, which says so."""
-    return isinstance(error, BaseTimeoutException) or isinstance(error.__cause__, BaseTimeoutException)
+    """Whether the job's time ended: if in the middle of a call to a store, another error may stand for it."""
+    while not isinstance(error, BaseTimeoutException):
+        before = error.__cause__ or error.__context__
+        if before is None:
+            return False
+        error = before
+    return True

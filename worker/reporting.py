@@ -17,6 +17,7 @@ import structlog
 from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.registry import Registry
+from worker.patience import timed_out
 
 
 class JobReporter:
@@ -70,6 +71,8 @@ class JobReporter:
                 metrics=metrics,
             )
         except Unavailable as error:
+            if timed_out(error):
+                raise
             self._missed(error)
 
     def _time_left_s(self, progress: float | None) -> float | None:
