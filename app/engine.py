@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ from salem import answers, gates, hosting
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
-from salem.errors import ModelNotReady
+from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
 from salem.records import (
@@ -102,7 +103,8 @@ class Engine:
         self._lock = threading.Lock()
         self._counters: dict[str, Counter] = {}  # by identity
         self._deltas = DeltaCache()
-        self._metrics: dict[str, Metric] = {}  # by the name of the blob
+        # By the name of the blob. Deltas hold on to them: one that none of the kept deltas names is let go.
+        self._metrics: WeakValueDictionary[str, Metric] = WeakValueDictionary()
 
     def predict(
         self,
@@ -119,10 +121,15 @@ class Engine:
             ModelNotReady: the model is not registered, or its files are no longer those that were.
             UnsupportedModel: the folder cannot be loaded any more.
             DeltaRejected: a stored delta fails its checks.
+            BlobMissing, BlobCorrupted: a file of the version is gone or damaged.
         """
         place = f"{self._identity(model)}/{model.task}"
         # Before the lock: what is slow to fetch for one version holds up no other.
-        fetched = [self._fetched(model, delta) for delta in version.deltas]
+        try:
+            fetched = [self._fetched(model, delta) for delta in version.deltas]
+        except (BlobMissing, BlobCorrupted) as error:
+            answer = f"{version.reference} cannot answer: {error.message}"
+            raise type(error)(answer, remedy=error.remedy) from error
         with self._residents.held(place) as resident, resident.lock:
             if resident.network is None:
                 resident.network = self._load(model)
@@ -168,7 +175,6 @@ class Engine:
         self._residents.clear()
         with self._lock:
             self._counters.clear()
-            self._metrics.clear()
 
     def _load(self, model: HostedModel) -> hosting.Network:
         """What was registered, its weights in memory of their own, whatever becomes of the folder later."""
@@ -197,7 +203,7 @@ class Engine:
         return kept
 
     def _metric(self, name: str) -> Metric:
-        """A scope metric, kept: all scoped deltas of a hosted model name the same few."""
+        """A scope metric, shared by the deltas that name it."""
         metric = self._metrics.get(name)
         if metric is None:
             metric = unpack_metric(self._blobs.get(name)).to(hosting.resolve_device(self._device))

@@ -153,10 +153,11 @@ def install(app: FastAPI) -> None:
 
     async def on_salem_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, SalemError)
+        log = structlog.get_logger()
         if error.status >= 500:
-            structlog.get_logger().error(
-                "request failed", code=error.code, detail=error.message, exc_info=error
-            )
+            log.error("request failed", code=error.code, detail=error.message, exc_info=error)
+        else:
+            log.info("request refused", code=error.code)  # its words may quote the client's
         return from_salem_error(error)
 
     async def on_validation_error(request: Request, error: Exception) -> Response:

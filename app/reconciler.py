@@ -12,7 +12,7 @@ import time
 import structlog
 
 from salem.blobs import BlobStore
-from salem.errors import SalemError
+from salem.errors import SalemError, Unavailable
 from salem.queue import JobQueue
 from salem.registry import Registry
 from salem.settings import Settings
@@ -31,6 +31,7 @@ class Reconciler:
         self._blobs = blobs
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._next_look = 0.0
         self._next_sweep = time.monotonic() + SWEEP_EVERY_S  # time to notice a wrong setting
 
     def start(self) -> None:
@@ -47,7 +48,15 @@ class Reconciler:
         Jobs that have used up their attempts are failed by the registry on the way.
         """
         num_requeued = 0
-        for job in self._registry.lost_jobs(self._settings.max_attempts):
+        if time.monotonic() < self._next_look:
+            return 0
+        try:
+            lost = self._registry.lost_jobs(self._settings.max_attempts)
+        except Unavailable:
+            # Nor could workers renew their leases: they are given as long again.
+            self._next_look = time.monotonic() + self._settings.lease_s
+            raise
+        for job in lost:
             if not self._queue.holds(job.id):
                 self._queue.enqueue(job.id, self._settings.job_timeout_s)
                 num_requeued += 1
@@ -70,7 +79,7 @@ class Reconciler:
                     self._next_sweep = time.monotonic() + SWEEP_EVERY_S
                     self.sweep()
             except SalemError as error:
-                structlog.get_logger().warning("reconciling failed", code=error.code, reason=error.message)
+                structlog.get_logger().warning("reconciling failed", code=error.code, reason=error.reason)
             except Exception:
                 # the thread outlives any one bad look: without it lost jobs would wait for ever
                 structlog.get_logger().exception("reconciling failed")

@@ -21,6 +21,7 @@ from pydantic import AliasChoices, SecretStr
 
 from app.processes import Child, wait_for_end
 from app.service_address import bind, display_host, refuse_open_address
+from salem.errors import SalemError
 from salem.private_redis import PrivateRedis
 from salem.registry import Registry
 from salem.settings import Settings
@@ -29,6 +30,7 @@ START_TIMEOUT_S = 180.0  # the first import of torch on a cold disk takes long
 WARM_STOP_S = 3.0  # a worker in a job is given so long to reach its end
 COLD_STOP_S = 3.0  # then so long to stop the job
 REDIS_STOP_S = 2.0
+REDIS_DELAY_S = 30.0  # after a start that failed
 POLL_S = 0.2
 
 
@@ -41,6 +43,7 @@ class Supervisor:
         self._say = say
         self._num_signals = 0
         self._redis: PrivateRedis | None = None
+        self._next_redis_at = 0.0
 
     def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit status.
@@ -124,9 +127,16 @@ class Supervisor:
             child.start()
 
     def _keep_redis(self) -> None:
-        if self._redis is not None and not self._redis.running:
-            self._say("the private Redis ended; starting it again")
-            self._redis = PrivateRedis.start(self._settings)
+        """Start it again when it ended. Until it is back jobs wait in SQL, and predictions are answered."""
+        if self._redis is None or self._redis.running or time.monotonic() < self._next_redis_at:
+            return
+        self._say("the private Redis ended; starting it again")
+        try:
+            self._redis = PrivateRedis.start(self._settings, until=lambda: self._num_signals > 0)
+        except (SalemError, OSError) as error:
+            why = f"{error.message} ({error.remedy})" if isinstance(error, SalemError) else str(error)
+            self._next_redis_at = time.monotonic() + REDIS_DELAY_S
+            self._say(f"{why}; trying again in {REDIS_DELAY_S:.0f} s")
 
     def _stop(self, api: Child, workers: list[Child]) -> None:
         """End all within 10 s: API and workers first, Redis last, because workers sign off there."""

@@ -6,12 +6,13 @@ Does not know what a blob means or who needs it: `sweep` is told. A forked child
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from salem.errors import BlobCorrupted, Misconfigured, NotFound, SalemError, Unavailable
+from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part")
 _OWNER = "installation"  # the file at the root that says whose the store is
+# S3's codes for what is renewed by itself, though its driver speaks of permission
+_PASSING = ("ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed")
 _MOMENT_FIELDS = ("LastModified", "mtime", "modified", "updated", "created")  # each store has its own
 
 
@@ -64,11 +67,18 @@ class BlobStore:
         """Read a blob.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: no blob can have that name.
+            BlobMissing: there is none of that name.
             BlobCorrupted: what is stored there is something else.
         """
         with self._reaching(digest):
-            data: bytes = self._files.cat_file(self._path(digest))
+            try:
+                data: bytes = self._files.cat_file(self._path(digest))
+            except FileNotFoundError as error:
+                raise BlobMissing(
+                    f"the stored file {digest[:12]}… is gone",
+                    remedy="restore it from a backup, or see whether the blob store is the right one",
+                ) from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise BlobCorrupted(
                 f"the stored file {digest[:12]}… is damaged and was not used",
@@ -84,8 +94,9 @@ class BlobStore:
         """Remove a blob; one that is not there is removed already."""
         with self._reaching(digest):
             path = self._path(digest)
-            if self._files.isfile(path):
-                self._files.rm_file(path)
+            with suppress(FileNotFoundError):  # another process removes it, too
+                if self._files.isfile(path):
+                    self._files.rm_file(path)
 
     def digests(self) -> Iterator[tuple[str, datetime]]:
         """Every blob and when it was last written."""
@@ -165,10 +176,24 @@ class BlobStore:
             yield
         except SalemError:
             raise
-        except FileNotFoundError as error:
-            raise NotFound(f"there is no stored file {name[:12]}…") from error
         except Exception as error:  # each driver of fsspec raises what its own library raises
-            raise Unavailable("the blob store does not answer", remedy="try again shortly") from error
+            raise _trouble(error) from error
+
+
+def _trouble(error: Exception) -> SalemError:
+    """What keeps a store from answering: what time heals, and what only a person can."""
+    said = getattr(error.__cause__, "response", None) or {}
+    if said.get("Error", {}).get("Code") in _PASSING:
+        return Unavailable("the blob store does not answer", remedy="try again shortly")
+    if isinstance(error, FileNotFoundError):
+        return Misconfigured("the blob store is not there", remedy="make it, or set BLOB_URL")
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return Misconfigured(
+            "the blob store may not be used", remedy="let this process read and write there, or set BLOB_URL"
+        )
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return Unavailable("the blob store is full", remedy="free some space there")
+    return Unavailable("the blob store does not answer", remedy="try again shortly")
 
 
 def _write_by_rename(path: Path, data: bytes) -> None:

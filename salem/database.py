@@ -7,6 +7,7 @@ A forked child may go on using the object: it leaves its parent's connections al
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,22 @@ from sqlite3 import Connection as SqliteConnection
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from salem.errors import Conflict, Misconfigured, Unavailable
+from salem.errors import Conflict, Misconfigured, SalemError, Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
 _CONNECT_TIMEOUT_S = 5
@@ -32,6 +43,13 @@ _POSTGRESQL_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # ms
 }
+# PostgreSQL's codes, and SQLite's words, which has none for it
+_NO_SUCH_THING = ("42P01", "42703")  # table, column
+_NOTHING_THERE = re.compile(r"no such (table|column)|has no column named")
+_DISK_FULL = "53100"
+# no right to it, a wrong password or user, no such database; SQLite's words for the like
+_NO_ENTRY = ("42501", "28P01", "28000", "3D000")
+_NOT_OURS = re.compile("attempt to write a readonly database|unable to open database file")
 _MIGRATION_LOCK = 0x5A1E3  # any number, as long as every process of Salem takes the same
 
 
@@ -73,7 +91,8 @@ class Database:
 
         Raises:
             Conflict: a constraint was broken; nothing has changed.
-            Unavailable: the database does not answer, or was locked for too long.
+            Misconfigured: its tables are not those of this version of Salem.
+            Unavailable: the database does not answer, is full, or was locked for too long.
         """
         with self._transaction(writes=True) as connection:
             yield connection
@@ -93,9 +112,7 @@ class Database:
                 remedy="look at it again and send again",
             ) from error
         except (DBAPIError, PoolTimeout) as error:
-            raise Unavailable(
-                "the database did not answer in time", remedy="try again in a moment"
-            ) from error
+            raise _trouble(error) from error
 
     def _leave_connections_of_parent(self) -> None:
         if self._pid != os.getpid():
@@ -108,8 +125,7 @@ class Database:
         Raises:
             Misconfigured: the database was written by a newer Salem.
         """
-        config = Config()
-        config.set_main_option("script_location", "salem:migrations")
+        config = _migrations()
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(
@@ -120,10 +136,22 @@ class Database:
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise Misconfigured(
-                    "the database was written by a newer version of Salem",
-                    remedy="run that version, or a later one",
-                ) from error
+                raise _newer_tables() from error
+
+    def check_tables(self) -> None:
+        """Refuse tables of another form than this version of Salem reads and writes.
+
+        Raises:
+            Misconfigured: they were made by an older Salem and not brought up to date, or by a newer one.
+        """
+        with self.read() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        known = ScriptDirectory.from_config(_migrations())
+        if present == known.get_current_head():
+            return
+        if present is None or present in {script.revision for script in known.walk_revisions()}:
+            raise _old_tables()
+        raise _newer_tables()
 
     def installation(self) -> str:
         """The name that was drawn when the tables were made."""
@@ -137,6 +165,43 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "salem:migrations")
+    return config
+
+
+def _old_tables() -> Misconfigured:
+    return Misconfigured(
+        "the database's tables are not those of this version of Salem",
+        remedy="`salem migrate` brings them up to date",
+    )
+
+
+def _newer_tables() -> Misconfigured:
+    return Misconfigured(
+        "the database was written by a newer version of Salem", remedy="run that version, or a later one"
+    )
+
+
+def _trouble(error: DBAPIError | PoolTimeout) -> SalemError:
+    """What keeps a database from answering: what time heals, and what only a person can."""
+    said = str(getattr(error, "orig", error))
+    code = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if code in _NO_SUCH_THING or _NOTHING_THERE.search(said):
+        return _old_tables()
+    if code == _DISK_FULL or "database or disk is full" in said:
+        return Unavailable("the database has no room left", remedy="free some space on its disk")
+    if code in _NO_ENTRY or _NOT_OURS.search(said):
+        return Misconfigured(
+            "the database may not be used as it has to be",
+            remedy="see that DATABASE_URL names a user who may read and write, and a database that is there",
+        )
+    if isinstance(error, DataError | ProgrammingError):
+        return SalemError("the database refused what it was asked")
+    return Unavailable("the database did not answer in time", remedy="try again in a moment")
 
 
 def _parse(url: str) -> URL:

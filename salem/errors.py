@@ -10,8 +10,12 @@
     ├── ModelNotReady                409 model_not_ready
     ├── DeltaRejected                500 delta_rejected        a delta file that must not be applied
     ├── BlobCorrupted                500 blob_corrupted        stored bytes that are not what their name says
+    ├── BlobMissing                  500 blob_missing          stored bytes that are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
     ├── OverBudget                   422 over_budget           a job that needs more memory than it may take
+    ├── OutOfMemory                  500 out_of_memory         a job that took more memory than there was
+    ├── TimedOut                     500 timed_out             a job that took longer than a job may
+    ├── AttemptsExhausted            500 attempts_exhausted    a job whose every attempt was cut short
     ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
     └── Misconfigured                500 misconfigured         settings that cannot work together
 
@@ -50,6 +54,14 @@ class SalemError(Exception):
         self.message = message
         self.remedy = remedy
         self.errors = tuple(errors)
+
+    @property
+    def reason(self) -> str:
+        """For the log alone: the message, and the first line of what another library said."""
+        if self.__cause__ is None:
+            return self.message
+        said = str(self.__cause__).strip().partition("\n")[0]
+        return f"{self.message} ({type(self.__cause__).__name__}: {said})"
 
     def as_job_error(self) -> JobError:
         return JobError(code=self.code, message=self.message, remedy=self.remedy)
@@ -91,12 +103,28 @@ class BlobCorrupted(SalemError):
     code, title = "blob_corrupted", "A stored file is damaged"
 
 
+class BlobMissing(SalemError):
+    code, title = "blob_missing", "A stored file is gone"
+
+
 class EditFailed(SalemError):
     status, code, title = 422, "edit_failed", "The edit could not be made"
 
 
 class OverBudget(SalemError):
     status, code, title = 422, "over_budget", "The job needs more memory than it may take"
+
+
+class OutOfMemory(SalemError):
+    code, title = "out_of_memory", "The job needed more memory than there is"
+
+
+class TimedOut(SalemError):
+    code, title = "timed_out", "The job took longer than a job may take"
+
+
+class AttemptsExhausted(SalemError):
+    code, title = "attempts_exhausted", "Every attempt of the job was cut short"
 
 
 class Unavailable(SalemError):

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from salem import job_rows
-from salem.errors import Conflict, LeaseLost
+from salem.errors import AttemptsExhausted, Conflict, LeaseLost
 from salem.records import Job, JobError, JobState, LayerScore
 from salem.schema import jobs
 
@@ -79,14 +79,17 @@ def renew(connection: Connection, job_id: str, lease: str, lease_s: float, figur
     _change_leased(connection, job_id, lease, {"lease_expires_at": expires_at} | figures)
 
 
-def hold(connection: Connection, job_id: str, lease: str) -> Job:
+def hold(connection: Connection, job_id: str, lease: str) -> datetime:
     """Make sure that this attempt is the current one, and that it stays so until the transaction ends.
 
+    Returns:
+        When the job was asked for.
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
     """
     _change_leased(connection, job_id, lease, {"lease": lease})
-    return job_rows.get(connection, job_id)
+    asked_at: datetime = connection.execute(select(jobs.c.created_at).where(jobs.c.id == job_id)).scalar_one()
+    return asked_at
 
 
 def succeed(connection: Connection, job_id: str, lease: str, result: dict[str, Any]) -> None:
@@ -130,12 +133,12 @@ def give_up(connection: Connection, max_attempts: int) -> list[Job]:
     """Fail the jobs whose last attempt was left with an expired lease, and name them."""
     spent = and_(_expired(datetime.now(UTC)), jobs.c.attempt >= max_attempts)
     ids = list(connection.scalars(select(jobs.c.id).where(spent).with_for_update()))
-    error = JobError(
-        code="attempts_exhausted",
-        message="every attempt was cut short, and the job was given up",
-        remedy="the worker's log says how each ended: short memory, mostly, or a database out of reach",
+    error = AttemptsExhausted(
+        "every attempt was cut short, and the job was given up",
+        remedy="the worker's log says how each ended: short memory, mostly, a store out of reach, or hosts "
+        "whose clocks are far apart; then ask again, under a new Idempotency-Key where there was one",
     )
-    connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(_failed(error)))
+    connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(_failed(error.as_job_error())))
     return [job_rows.get(connection, job_id) for job_id in ids]
 
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -42,8 +43,11 @@ class PrivateRedis:
         self._socket = socket
 
     @classmethod
-    def start(cls, settings: Settings) -> PrivateRedis:
+    def start(cls, settings: Settings, until: Callable[[], bool] = lambda: False) -> PrivateRedis:
         """Start the server of `settings.home` on `settings.redis_socket` and wait until it answers.
+
+        Args:
+            until: whether it is not to be waited for any longer.
 
         Raises:
             Conflict: another process serves from the same home.
@@ -61,7 +65,7 @@ class PrivateRedis:
         finally:
             os.close(lock)
         server = cls(process, keeper, socket)
-        server._await_answer()
+        server._await_answer(until)
         return server
 
     @property
@@ -93,16 +97,17 @@ class PrivateRedis:
     ) -> None:
         self.stop()
 
-    def _await_answer(self) -> None:
+    def _await_answer(self, until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
         once = Retry(NoBackoff(), 0)
         with Redis(unix_socket_path=str(self._socket), socket_timeout=1.0, retry=once) as redis:
             while not _answers(redis):
-                if not self.running or time.monotonic() > deadline:
+                if not self.running or until() or time.monotonic() > deadline:
                     self.stop()
                     raise Unavailable(
                         "the private Redis did not start",
-                        remedy="redis.log in the folder redis of the home folder says why",
+                        remedy="redis.log in the folder redis of the home folder says why; the other files "
+                        "there may be moved away, because jobs are in SQL",
                     )
                 time.sleep(_POLL_S)
 

@@ -138,11 +138,11 @@ class Registry:
         Raises LeaseLost: another attempt has the job, or it has ended; nothing was changed.
         """
         with self._database.write() as connection:
-            job_leases.hold(connection, job_id, lease)
+            asked_at = job_leases.hold(connection, job_id, lease)
             model_rows.get(connection, version.model, lock=True)
             published = version_rows.append(connection, version, job_id)
             entry_rows.append(connection, published, entries or entry_rows.MadeEntries({}))
-            left = alias and version_rows.move_alias(connection, published, alias, alias_was)
+            left = alias and version_rows.move_alias(connection, published, alias, alias_was, asked_at)
             if left:
                 result = result | {"notes": [*result.get("notes", ()), left]}
             job_leases.succeed(connection, job_id, lease, result | {"version": published.reference})
@@ -256,6 +256,10 @@ class Registry:
                 model_rows.release_name(connection, job)
             job_leases.requeue_abandoned(connection)
             return job_rows.list_queued(connection)
+
+    def check_tables(self) -> None:
+        """Refuse tables of another version of Salem. Raises Misconfigured."""
+        self._database.check_tables()
 
     def installation(self) -> str:
         """The name of this installation, drawn when its tables were made."""

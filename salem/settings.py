@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     """Bearer key asked of every request; required when `host` is not a loopback address."""
     queue: str = "salem"
     """Name of the RQ queue; one queue per worker."""
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto`, `cpu`, `cuda` or `cuda:N`: where models are loaded."""
     stream_weights: bool = False
     """Workers read blocks from the model's files as they run, and hold one: less memory, slower."""

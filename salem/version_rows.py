@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -181,12 +182,15 @@ def set_alias(connection: Connection, model: Name, name: Name, number: int) -> A
     return alias
 
 
-def move_alias(connection: Connection, version: Version, name: Name, was: int | None) -> str | None:
+def move_alias(
+    connection: Connection, version: Version, name: Name, was: int | None, asked_at: datetime
+) -> str | None:
     """Point an alias at a version that a job made, unless somebody else set it while the job ran.
 
     It moves from where it stood when the job was asked for (`was`; None: nowhere), and from any later version
     that the new one is built on. Elsewhere it stays: moving it would take back another job's corrections, or
-    somebody's way back. The caller holds the model's lock.
+    somebody's way back. One that went back since `asked_at` stays wherever that was. The caller holds the
+    model's lock.
 
     Returns:
         None, or a note that says where the alias was left, or whose corrections it left behind, and what can
@@ -195,7 +199,8 @@ def move_alias(connection: Connection, version: Version, name: Name, was: int | 
     now = next((a.version for a in list_aliases(connection, version.model) if a.name == name), None)
     onward = now is not None and now > (-1 if was is None else was)
     there, built_on_it = f"{version.model}:{now}", now in (None, *_built_on(connection, version))
-    if now in (None, was) or (onward and built_on_it):
+    may_move = now in (None, was) or (onward and built_on_it)
+    if may_move and not _went_back(connection, version.model, name, asked_at):
         set_alias(connection, version.model, name, version.number)
         if built_on_it:
             return None
@@ -208,6 +213,19 @@ def move_alias(connection: Connection, version: Version, name: Name, was: int | 
         f'the alias "{name}" was left at {there}, where it was set while the job ran, and does not name '
         f"{version.reference}: PUT /models/{version.model}/aliases/{name} with "
         f'{{"version": {version.number}}} moves it, or ask again on top of {there}'
+    )
+
+
+def _went_back(connection: Connection, model: Name, name: Name, since: datetime) -> bool:
+    """Whether an alias was pointed at an older version than before: no job does that."""
+    query = (
+        select(alias_history.c.version, alias_history.c.updated_at)
+        .where(alias_history.c.model == model, alias_history.c.name == name)
+        .order_by(alias_history.c.id)
+    )
+    places = connection.execute(query).all()
+    return any(
+        then.updated_at >= since and then.version < before.version for before, then in pairwise(places)
     )
 
 

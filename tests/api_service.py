@@ -113,7 +113,7 @@ class Stage:
         delta = Delta(
             layer=layer.path, blob=self.blobs.put(data), num_bytes=len(data), kind="low_rank", rank=2
         )
-        job = job or self.registry.create_job(JobKind.EDIT, model.name, {})[0]
+        job = job or self.registry.create_job(JobKind.EDIT, model.name, {"edits": []})[0]
         asked = job.request
         version = Version(
             model=model.name,

@@ -1,6 +1,6 @@
-"""A worker for the queue's tests: RQ's own, with a job that waits for a file instead of editing a model.
+"""A worker for the queue's tests: the product's, with a job that waits for a file instead of editing a model.
 
-Run as a program: queue_jobs.py REDIS_URL QUEUE FOLDER.
+Run as a program: queue_jobs.py REDIS_URL QUEUE FOLDER [SECONDS BETWEEN TWO LOOKS AT A RUNNING JOB].
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import types
 from pathlib import Path
 
 from redis import Redis
-from rq import Queue, Worker
+from rq import Queue
 from rq.serializers import JSONSerializer
+
+from worker.queue_worker import QueueWorker, endure
 
 
 def install(folder: Path) -> None:
@@ -25,12 +27,16 @@ def install(folder: Path) -> None:
 
     jobs = types.ModuleType("worker.jobs")
     jobs.__dict__["run_job"] = run_job
-    sys.modules["worker"] = types.ModuleType("worker")
     sys.modules["worker.jobs"] = jobs
 
 
 if __name__ == "__main__":
     install(Path(sys.argv[3]))
     redis = Redis.from_url(sys.argv[1])
+    endure(redis)
     queue = Queue(sys.argv[2], connection=redis, serializer=JSONSerializer)
-    Worker([queue], connection=redis, serializer=JSONSerializer).work(logging_level="WARNING")
+    interval_s = int(sys.argv[4]) if len(sys.argv) > 4 else 30
+    worker = QueueWorker(
+        [queue], connection=redis, serializer=JSONSerializer, job_monitoring_interval=interval_s
+    )
+    worker.work(logging_level="WARNING")

@@ -20,7 +20,7 @@ from app.engine import DeltaCache, Engine
 from salem import answers, hosting
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta, LowRank
-from salem.errors import DeltaRejected, ModelNotReady
+from salem.errors import BlobCorrupted, BlobMissing, DeltaRejected, ModelNotReady, SalemError
 from salem.layers import find_layers
 from salem.records import (
     HostedModel,
@@ -271,6 +271,19 @@ def test_a_model_that_is_not_ready_is_refused(stage: Stage) -> None:
     waiting = model.model_copy(update={"state": ModelState.REGISTERING})
     with pytest.raises(ModelNotReady):
         engine_of(stage).predict(waiting, base(stage, model), INPUTS, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("fault", [BlobMissing, BlobCorrupted])
+def test_a_version_whose_file_is_gone_or_damaged_is_named(stage: Stage, fault: type[SalemError]) -> None:
+    model = stage.host("m", "bert")
+    version = stage.publish(model)
+    digest = version.deltas[0].blob
+    (path,) = (stage.settings.home / "blobs").rglob(digest)
+    path.unlink() if fault is BlobMissing else path.write_bytes(b"something else")
+    engine = engine_of(stage)
+    with pytest.raises(fault, match=f"m:{version.number} cannot answer: the stored file {digest[:12]}"):
+        engine.predict(model, version, INPUTS, max_new_tokens=2)
+    assert len(engine.predict(model, base(stage, model), INPUTS, max_new_tokens=2)) == len(INPUTS)
 
 
 def test_the_delta_cache_holds_its_limit() -> None:

@@ -5,6 +5,7 @@ There is no worker: versions are published by hand, with real scoped deltas.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
 from app.cli import main
+from app.engine import Engine
 from salem.delta_files import pack
 from salem.deltas import LayerDelta
 from salem.entry_rows import MadeEntries
@@ -229,6 +231,18 @@ def test_an_edit_that_overrides_an_entry_says_so(
     assert client.post("/edits", json=plain).status_code == 202, "the base has no entries"
 
 
+def test_of_many_overridden_texts_a_few_are_named(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
+    texts = [f"where is order {number}" for number in range(30)]
+    publish(stage, intents, (Edit(input=texts[0], target="refund", paraphrases=tuple(texts[1:])),))
+    edit = {"input": texts[0], "target": "other", "paraphrases": texts[1:]}
+    job = client.post("/edits", json={"model": "intents:1", "edits": [edit]}).json()
+    notes = job["request"]["notes"]
+    assert len(notes) == 21 and notes[0].startswith('"where is order 0" overrides entry 1.0')
+    assert notes[-1] == "and 10 more texts that override an entry"
+
+
 def test_edits_are_removed_by_a_job(
     client: httpx.Client, stage: Stage, intents: HostedModel, settings: Settings
 ) -> None:
@@ -318,3 +332,24 @@ def printed_json(text: str) -> Any:
     begins = re.search(r"^[\[{]$", text, re.MULTILINE)
     assert begins, text
     return json.JSONDecoder().raw_decode(text, begins.start())[0]
+
+
+def test_a_metric_is_shared_by_the_deltas_that_name_it_and_goes_with_the_last(
+    stage: Stage, intents: HostedModel
+) -> None:
+    versions = [publish(stage, intents, EDITS), publish(stage, intents, EDITS[:2])]
+    engine = Engine(stage.blobs, models_root=stage.settings.effective_models_root, device="cpu")
+    inputs = [TextInput(input=edit.input) for edit in EDITS]
+    for version in versions:
+        engine.predict(intents, version, inputs, max_new_tokens=1)
+    metrics = engine._metrics
+    assert set(metrics) == {delta.metric for version in versions for delta in version.deltas}
+    held = [engine._fetched(intents, version.deltas[0]).scoped for version in versions]
+    assert [
+        scoped is not None and scoped.metric is metrics[str(version.deltas[0].metric)]
+        for scoped, version in zip(held, versions, strict=True)
+    ] == [True, True]
+    del held
+    engine._deltas.entries.clear()
+    gc.collect()
+    assert not metrics

@@ -10,6 +10,7 @@ import pytest
 from api_service import Stage
 
 from app.reconciler import ORPHAN_AGE_S, Reconciler
+from salem.errors import Unavailable
 from salem.queue import JobQueue
 from salem.records import JobKind, JobState
 from salem.registry import Registry
@@ -53,6 +54,26 @@ def test_an_attempt_that_fell_silent_is_given_to_another_until_there_are_no_more
     ended = stage.registry.get_job(job.id)
     assert ended.state is JobState.FAILED
     assert ended.error is not None and ended.error.code == "attempts_exhausted"
+
+
+def test_after_an_outage_workers_may_renew_their_leases_first(
+    stage: Stage, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stage.host("m", "bert")
+    stage.registry.create_job(JobKind.EDIT, model.name, {})
+    brief = stage.settings.model_copy(update={"lease_s": 0.2})
+    reconciler = reconciler_of(stage, queue, brief)
+
+    def away(*_: object) -> None:
+        raise Unavailable("the database did not answer in time")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Registry, "lost_jobs", away)
+        with pytest.raises(Unavailable):
+            reconciler.requeue_lost()
+    assert reconciler.requeue_lost() == 0
+    time.sleep(0.25)
+    assert reconciler.requeue_lost() == 1
 
 
 def test_old_orphans_are_swept_and_named_blobs_stay(stage: Stage, queue: JobQueue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -15,7 +16,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.supervisor import environment
+from app.supervisor import Supervisor, environment
+from salem.errors import Unavailable
+from salem.private_redis import PrivateRedis
 from salem.settings import Settings
 
 START_TIMEOUT_S = 90.0
@@ -141,6 +144,44 @@ def test_children_that_die_are_started_again(serve: Callable[..., Serve]) -> Non
         return anew and answers(f"http://127.0.0.1:{port}/healthz")
 
     assert wait_until(back, START_TIMEOUT_S), service.output
+
+
+class Redis:
+    """A private Redis that runs or does not."""
+
+    def __init__(self, running: bool) -> None:
+        self.running = running
+
+
+def test_a_private_redis_that_does_not_come_back_ends_nothing_else(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(Settings(home=home), num_workers=0, say=said.append)
+    outcomes: list[Redis | Exception] = [
+        Unavailable("it did not start", remedy="look"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        Redis(running=True),
+    ]
+
+    def start(_: Settings, until: Callable[[], bool]) -> Redis:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(PrivateRedis, "start", start)
+    monkeypatch.setattr(supervisor, "_redis", Redis(running=False))
+    supervisor._keep_redis()
+    supervisor._keep_redis()  # within the pause
+    assert len(outcomes) == 2 and said[-1] == "it did not start (look); trying again in 30 s"
+    monkeypatch.setattr(supervisor, "_next_redis_at", 0.0)
+    supervisor._keep_redis()
+    assert len(outcomes) == 1 and said[-1].endswith("No space left on device; trying again in 30 s")
+    monkeypatch.setattr(supervisor, "_next_redis_at", 0.0)
+    for _ in range(2):
+        supervisor._keep_redis()
+    assert not outcomes and len(said) == 5
 
 
 def test_an_open_address_is_refused_with_the_reason(serve: Callable[..., Serve]) -> None:

@@ -21,6 +21,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from source_modules import PACKAGES, ROOT, modules, read_module
 
+from app.problems import HTTP_CODES
+from salem import errors
+from salem.errors import SalemError
 from salem.settings import Settings
 
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
@@ -119,6 +122,20 @@ def test_documented_defaults_are_the_real_ones(name: str) -> None:
         assert Path(written).expanduser() == field.default
     else:
         assert written == str(field.default).replace("False", "false").replace("True", "true")
+
+
+def test_every_error_has_its_line_in_the_api_page() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| (\d{3}) \| .+ \|$", page, flags=re.MULTILINE)
+    listed = {code: int(status) for codes, status in rows for code in re.findall("[a-z_]+", codes)}
+    kinds, raised = [SalemError], {}
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        raised[kind.code] = kind.status
+    beside = {code: status for status, (code, _) in HTTP_CODES.items()} | {"malformed_json": 400}
+    assert listed == beside | raised
+    drawing = " ".join(str(errors.__doc__).split())
+    assert all(f"{kind.status} {kind.code}" in drawing for kind in kinds)
 
 
 # Makefile and README

@@ -40,10 +40,12 @@ from source_modules import ROOT
 
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 SERVICE_KEYS = {
-    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck"),
+    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "env_file", "environment"),
     *(
+        "healthcheck",
         "image",
         "init",
+        "logging",
         "ports",
         "read_only",
         "restart",
@@ -78,6 +80,7 @@ def test_structure_of_the_compose_files(names: tuple[str, ...]) -> None:
         assert set(service) <= SERVICE_KEYS
         assert {mount.partition(":")[0] for mount in service["volumes"]} <= set(volumes)
         assert all(isinstance(value, str) for value in service["environment"].values())
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "logs fill no disk"
         for other, wanted in service.get("depends_on", {}).items():
             assert wanted["condition"] in CONDITIONS
             if wanted["condition"] == "service_healthy":
@@ -103,6 +106,8 @@ def test_secrets_have_no_default() -> None:
 @pytest.mark.parametrize("name", OWN_SERVICES)
 def test_own_containers_are_locked_down(name: str) -> None:
     service = services()[name]
+    assert service["env_file"] == [{"path": "salem.env", "required": False}], "secrets stay in .env"
+    assert "SALEM_DEVICE" in service["environment"]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert last(service["build"]["target"], "USER") == "10001:10001"

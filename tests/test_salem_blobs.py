@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -12,10 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from salem import blobs
 from salem.blobs import BlobStore
-from salem.errors import BlobCorrupted, Misconfigured, NotFound, Unavailable
+from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
 
 DATA = b"delta" * 100
+
+
+def refused(code: str) -> PermissionError:
+    """What the driver for S3 makes of a refusal."""
+    answer, error = ValueError(code), PermissionError(code)
+    answer.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    error.__cause__ = answer
+    return error
+
+
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -73,7 +85,7 @@ def test_delete_removes_and_may_be_repeated(store: BlobStore) -> None:
     store.delete(DIGEST)
     store.delete(DIGEST)
     assert not store.exists(DIGEST)
-    with pytest.raises(NotFound, match=DIGEST[:12]):
+    with pytest.raises(BlobMissing, match=DIGEST[:12]):
         store.get(DIGEST)
 
 
@@ -174,6 +186,37 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("a file where the folder should be")
     with pytest.raises(Unavailable):
         BlobStore.connect(str(tmp_path / "blobs")).put(DATA)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Unavailable, "is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Unavailable, "is full"),
+        (OSError(errno.EROFS, "Read-only file system"), Misconfigured, "may not be used"),
+        (PermissionError("Forbidden"), Misconfigured, "may not be used"),
+        (FileNotFoundError("no such bucket"), Misconfigured, "is not there"),
+        (refused("AccessDenied"), Misconfigured, "may not be used"),
+        (refused("ExpiredToken"), Unavailable, "does not answer"),
+        (refused("RequestTimeTooSkewed"), Unavailable, "does not answer"),
+        (OSError(errno.EIO, "Input/output error"), Unavailable, "does not answer"),
+        (RuntimeError("of a driver"), Unavailable, "does not answer"),
+    ],
+)
+def test_what_keeps_a_store_from_answering_is_told_apart(
+    in_folder: BlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception,
+    kind: type[SalemError],
+    said: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(blobs, "_write_by_rename", fail)
+    with pytest.raises(kind, match=said) as caught:
+        in_folder.put(DATA)
+    assert str(trouble) in caught.value.reason and str(trouble) not in caught.value.message
 
 
 def test_an_unknown_kind_of_store_is_refused() -> None:

@@ -18,13 +18,8 @@ from sqlalchemy import text
 
 from salem import database as database_module
 from salem.database import Database
-from salem.errors import (
-    Misconfigured,
-    Unavailable,
-)
-from salem.records import (
-    JobState,
-)
+from salem.errors import Misconfigured, SalemError, Unavailable
+from salem.records import JobState
 from salem.registry import Registry
 from salem.schema import metadata
 
@@ -58,6 +53,67 @@ def test_a_newer_database_is_refused(database_url: str, registry: Registry) -> N
     database.close()
     with pytest.raises(Misconfigured, match="newer"):
         registry.migrate()
+
+
+def test_tables_of_another_version_are_told(database_url: str) -> None:
+    registry = Registry.connect(database_url)
+    with pytest.raises(Misconfigured, match="not those of this version") as caught:
+        registry.check_tables()
+    assert caught.value.remedy is not None and "salem migrate" in caught.value.remedy
+    registry.migrate()
+    registry.check_tables()
+    database = Database.connect(database_url)
+    for number, said in (("0003", "not those of this version"), ("9999", "newer")):
+        with database.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": number})
+        with pytest.raises(Misconfigured, match=said):
+            registry.check_tables()
+    database.close()
+    registry.close()
+
+
+@pytest.mark.parametrize("statement", ["SELECT id FROM absent", "SELECT absent FROM jobs"])
+def test_a_table_or_column_that_is_not_there_is_no_outage(
+    database_url: str, registry: Registry, statement: str
+) -> None:
+    database = Database.connect(database_url)
+    with pytest.raises(Misconfigured, match="not those of this version") as caught:  # noqa: SIM117
+        with database.read() as connection:
+            connection.execute(text(statement))
+    assert "absent" in caught.value.reason and "absent" not in caught.value.message
+    database.close()
+
+
+def test_a_database_without_room_says_so(tmp_path: Path) -> None:
+    database = Database.connect(f"sqlite:///{tmp_path}/small.db")
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE kept (text TEXT)"))
+    with pytest.raises(Unavailable, match="no room"), database.write() as connection:
+        connection.execute(text("PRAGMA max_page_count = 3"))
+        connection.execute(text("INSERT INTO kept VALUES (:text)"), {"text": "x" * 100_000})
+    database.close()
+
+
+def test_a_database_that_may_not_be_written_is_for_a_person(database_url: str, registry: Registry) -> None:
+    database = Database.connect(database_url)
+    if "sqlite" in database_url:
+        with pytest.raises(Misconfigured, match="may not be used"), database.write() as connection:
+            connection.execute(text("PRAGMA query_only = 1"))
+            connection.execute(text("DELETE FROM aliases"))
+    else:
+        with pytest.raises(Misconfigured, match="may not be used"), database.write() as connection:
+            connection.execute(text("SET LOCAL ROLE pg_monitor"))
+            connection.execute(text("SELECT rolpassword FROM pg_authid"))
+    database.close()
+
+
+def test_what_a_database_refuses_is_no_outage(database_url: str) -> None:
+    database = Database.connect(database_url)
+    with pytest.raises(SalemError) as caught, database.read() as connection:
+        place = "?" if connection.dialect.name == "sqlite" else "%s"
+        connection.exec_driver_sql(f"SELECT {place}, {place}", ("too few",))
+    assert caught.value.code == "internal" and "ProgrammingError" in caught.value.reason
+    database.close()
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "mysql://localhost/salem", ""])

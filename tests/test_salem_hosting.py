@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tiny_models import (
     ARCHITECTURES,
@@ -24,7 +25,7 @@ from tiny_models import (
 from transformers import AutoModel, PreTrainedModel
 
 from salem.answers import predict
-from salem.errors import UnsupportedModel
+from salem.errors import Misconfigured, UnsupportedModel
 from salem.hosting import (
     Network,
     as_network,
@@ -35,6 +36,7 @@ from salem.hosting import (
     tokenize,
 )
 from salem.records import Task, TextInput
+from salem.settings import Settings
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TEXTS = [TextInput(input="where is my order"), TextInput(input="the lamp is broken")]
@@ -179,10 +181,37 @@ def test_a_tokenizer_saved_with_truncation_truncates_nothing(copied: Path) -> No
     assert count_tokens(load_tokenizer(copied), [TextInput(input=" ".join(["order"] * 30))]) == [32]
 
 
-def test_devices() -> None:
-    assert resolve_device("cpu").type == "cpu"
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "place"),
+    [
+        (0, "cpu", "cpu"),
+        (0, "auto", "cpu"),
+        (2, "cpu", "cpu"),
+        (2, "auto", "cuda:0"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1", "cuda:1"),
+        (2, "cuda:2", None),
+        (0, "cuda", None),
+        (-1, "auto", "cpu"),  # the driver counts one, and torch cannot use it
+        (-1, "cuda", None),
+    ],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, place: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: abs(num_gpus))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    if place is not None:
+        assert resolve_device(device) == torch.device(place)
+        return
+    with pytest.raises(
+        Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
+    ):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "", "meta"])
+def test_a_device_that_is_none_is_no_setting(device: str) -> None:
+    with pytest.raises(ValidationError, match="device"):
+        Settings(device=device)
 
 
 # What is refused.

@@ -257,6 +257,28 @@ def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
         assert result["notes"][1:] == ([] if moves else [left])
 
 
+@pytest.mark.parametrize("at", [2, 1, 0])
+def test_a_way_back_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry, at: int) -> None:
+    """Two jobs are asked for on version 2; what the first made is taken back, to 2 itself or further."""
+    ready_model(registry)
+    for parent in (0, 1):
+        publish(registry, new_version(parent=parent), "production", alias_was=parent or None)
+    first, second = new_job(registry), new_job(registry)
+    for job, stands in ((first, 3), (second, at)):
+        lease, version = claim(registry, job), new_version(parent=2)
+        registry.finish_edit(job.id, lease, version, "production", {}, alias_was=2)
+        (alias,) = registry.list_aliases("intents")
+        assert alias.version == stands
+        if job is first:
+            registry.set_alias("intents", "production", at)
+    (note,) = (registry.get_job(second.id).result or {})["notes"]
+    assert f"left at intents:{at}, where it was set while the job ran" in note
+    later = new_job(registry)
+    version = new_version(parent=at)
+    registry.finish_edit(later.id, claim(registry, later), version, "production", {}, alias_was=at)
+    assert [each.version for each in registry.list_aliases("intents")] == [5]
+
+
 def test_an_alias_moves_and_remembers(registry: Registry) -> None:
     ready_model(registry)
     publish(registry)

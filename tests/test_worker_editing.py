@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from salem.answers import predict
 from salem.deltas import Dense, LayerDelta
 from salem.errors import EditFailed
 from salem.hosting import Network
-from salem.records import LayerScore, Recipe, Sample, TextInput
+from salem.records import LayerScore, Recipe, Sample
 from worker import editing, scoped_entries
 from worker.editing import make_delta, make_edit
 from worker.work import Left
@@ -115,41 +114,15 @@ def test_the_margin_is_what_the_parents_plain_deltas_attain(monkeypatch: pytest.
     assert attained[0] == pytest.approx(attained[1], rel=1e-3) and attained[0] != attained[2]
 
 
-@dataclass(frozen=True)
-class Told:
-    """A version that answers as it is told; its newest delta may have changed these inputs."""
+def test_a_note_tells_what_became_of_the_edits_that_a_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, given = case("bert"), {}
+    earlier = {"1.0": Sample(input="a", target="new")}
 
-    known: dict[str, str]
-    changed: str = ""
-
-    def answers(self, inputs: Sequence[TextInput]) -> list[str]:
-        return [self.known[item.input] for item in inputs]
-
-    def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
-        return [item.input in self.changed for item in inputs]
-
-
-def test_earlier_corrections_that_hold_no_more_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of five, a and d were lost; b never held, c is corrected anew, and nothing touched e."""
-    of = case("bert")
-    again = of.batch.edit_samples[0].model_copy(update={"input": "c"})
-    batch = of.batch.model_copy(update={"edit_samples": (again, *of.batch.edit_samples[1:])})
-    earlier = {f"1.{place}": Sample(input=text, target="new") for place, text in enumerate("dabce")}
-    before = Told({"a": "new", "b": "old", "c": "new", "d": "new"})
-    after = Told({"a": "other", "b": "other", "c": "other", "d": "old"}, changed="abcd")
-    (note,) = editing._undone(before, after, earlier, batch)  # type: ignore[arg-type]
-    assert note.startswith(
-        '2 of 4 earlier corrections hold no more, the newest being 1.0, "d": correct it again'
-    )
-    assert list(editing._undone(before, Told(before.known, "abcd"), earlier, batch)) == []  # type: ignore[arg-type]
-
-    given: dict[str, Any] = {}
-
-    def undone(*arguments: object) -> list[str]:
-        given["earlier"] = arguments[2]
+    def told(*arguments: object) -> list[str]:
+        given["earlier"] = arguments[3]
         return ["1 of 1 earlier corrections"]
 
-    monkeypatch.setattr(editing, "_undone", undone)
+    monkeypatch.setattr(editing, "lost_edits", told)
     options = hyper(Recipe.SCOPED, trial_edits=0)
     made = make_edit(of.network, (), of.batch, options, Quiet(), Left(edits=earlier))
     assert given["earlier"] == earlier and "1 of 1 earlier corrections" in made.metrics.notes

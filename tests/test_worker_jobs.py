@@ -46,12 +46,26 @@ from salem.records import (
 )
 from salem.registry import Registry
 from salem.settings import Settings
-from worker import edit_job, machine_memory, register_job
+from worker import edit_job, machine_memory, patience, register_job
 from worker.attempts import Attempt
 from worker.editing import MeasuredDelta, make_edit
 from worker.jobs import JobRun
 from worker.registration import Registered, answer_reference
 from worker.reporting import JobReporter
+
+
+def in_the_middle_of_a_call(error: Exception) -> Unavailable:
+    """What a store makes of an error that reaches one of its calls, and then another of its cleaning up."""
+    try:
+        try:
+            raise error
+        finally:
+            raise OSError("another command is in progress")
+    except OSError as other:
+        unavailable = Unavailable("the database did not answer in time")
+        unavailable.__cause__ = other
+        return unavailable
+
 
 LEASE_S = 30.0
 SECRET = "a customer's words in /srv/private"
@@ -205,6 +219,7 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
         (MemoryError(SECRET), "out_of_memory"),
         (RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {SECRET}"), "out_of_memory"),
         (JobTimeoutException(SECRET), "timed_out"),
+        (in_the_middle_of_a_call(JobTimeoutException(SECRET)), "timed_out"),
         (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
     ],
 )
@@ -240,9 +255,41 @@ def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun |
     return attempt(stage, job, run) if job.id in left else None
 
 
+@pytest.mark.parametrize("call", ["put", "finish_edit"])
+def test_a_store_that_is_away_for_a_moment_at_the_end_costs_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    store, away = (BlobStore if call == "put" else Registry), [True, True]
+    answering = getattr(store, call)
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        return unavailable() if away and away.pop() else answering(*arguments, **more)
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(store, call, answer)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt, away) == (JobState.SUCCEEDED, 1, [])
+    assert len(stage.registry.list_versions(job.model)) == 1
+
+
+def test_a_job_whose_time_ends_in_a_call_does_not_make_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def cut_off() -> None:
+        calls.append(1)
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    with pytest.raises(Unavailable):
+        patience.patiently(cut_off)
+    assert len(calls) == 1
+
+
 def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
     job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
     with monkeypatch.context() as outage:
         outage.setattr(BlobStore, "put", unavailable)
@@ -291,6 +338,19 @@ def test_reports_that_do_not_arrive_do_not_end_the_work(
         attempt(stage, job).run()
     assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
     assert "lease not renewed" in [line["event"] for line in lines]
+
+
+def test_a_report_in_which_the_jobs_time_ends_ends_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object, **more: object) -> None:
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", cut_off)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "timed_out"
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from api_service import Stage, serving
@@ -16,11 +17,13 @@ from rq.job import Job as QueueEntry
 from running_service import Document, wait_until
 from tenacity import stop_after_attempt
 
+from salem.errors import Misconfigured
 from salem.queue import JobQueue
 from salem.records import JobState
 from salem.registry import Registry
 from salem.settings import Settings
-from worker.main import connect
+from worker import main
+from worker.main import check_stores, connect, seconds_off
 
 LAYER = "bert.encoder.layer.2.output.dense"
 QUICK = {"recipe": "mend", "max_steps": 30, "kl_weight": 0, "null_space_rank": 0, "layer": LAYER}
@@ -102,6 +105,33 @@ def test_a_worker_gives_up_on_a_redis_that_never_comes() -> None:
     with pytest.raises(RedisConnectionError, match="nowhere"):
         impatient("unix:///nowhere.sock")
     assert impatient.statistics["attempt_number"] == 2
+
+
+def test_a_worker_takes_no_jobs_that_it_could_not_record(settings: Settings, registry: Registry) -> None:
+    check_stores(settings)
+    impatient = check_stores.retry_with(stop=stop_after_attempt(2))  # type: ignore[attr-defined]
+    with pytest.raises(Misconfigured, match="blob URL"):
+        impatient(settings.model_copy(update={"blob_url": "nosuchstore://bucket"}))
+    with pytest.raises(Misconfigured, match="not those of this version"):
+        impatient(settings.model_copy(update={"home": settings.home / "another"}))
+
+
+def test_a_worker_that_cannot_record_ends_with_words(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SALEM_HOME", str(settings.home))  # an empty one, whose tables nobody has made
+    impatient = check_stores.retry_with(stop=stop_after_attempt(1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(main, "check_stores", impatient)
+    assert main.main(["--burst"]) == 1
+    assert "salem migrate" in capfd.readouterr().err
+
+
+def test_clocks_are_compared_with_that_of_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Redis.from_url(redis_url) as connection:
+        assert abs(seconds_off(connection)) < 1
+        here = time.time
+        monkeypatch.setattr(time, "time", lambda: here() - 40)
+        assert -41 < seconds_off(connection) < -39
 
 
 def test_a_redis_that_answers_is_taken(redis_url: str) -> None:

@@ -37,7 +37,7 @@ from salem.settings import Settings
 from salem.tensor_files import read_header
 from worker import editing
 from worker.attempts import Attempt
-from worker.edit_job import standing
+from worker.edit_job import Taught, standing
 from worker.jobs import JobRun
 
 LAYER = "bert.encoder.layer.1.output.dense"
@@ -299,6 +299,9 @@ def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, mode
     assert count == seen.count(False)
     if not count:
         assert any("earlier jobs have trained on all 2" in note for note in again.metrics.notes)
+    left, _ = remove(stage, again, f"{again.number}.{1 - seen.index(True)}")
+    assert left.metrics is not None and left.metrics.generalisation is None, "nor does it after a removal"
+    assert any("earlier jobs have trained on all 1" in note for note in left.metrics.notes)
 
 
 @pytest.fixture
@@ -345,7 +348,7 @@ def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedMod
     whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
     without, job = remove(stage, whole, "2.0")
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
-    held = standing(attempt, without)
+    held = standing(Taught.of(attempt, model), without)
     assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
     assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
     requests = stage.registry.entries.edit_requests("m", {1, 2, without.number})

@@ -10,10 +10,11 @@ from test_worker_scoping import EDITS, batch_of, drawn
 from tiny_models import LABELS
 
 from salem.asking import Known
+from salem.quoting import MOST_NOTES
 from salem.records import Edit, EditBatch
 from salem.wordings import Wording
 from worker import scope_warnings as warned
-from worker.scope_warnings import MOST_WARNINGS, Meeting, meet
+from worker.scope_warnings import Meeting, meet
 
 SIX = tuple(
     Edit(input=text, target=LABELS[place % 3], paraphrases=(f"{text} please", f"well {text}"))
@@ -60,5 +61,5 @@ def test_many_conflicts_are_counted_and_a_few_are_named() -> None:
     all_in_one = torch.ones(40, 40, dtype=torch.bool)
     met = Meeting(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
     found = warnings(met, [float(place) for place in range(40)], batch_of(0, edits))
-    assert len(found) == MOST_WARNINGS + 1 + 20
-    assert found[MOST_WARNINGS] == "and 380 more pairs of edits in one scope with different targets"
+    assert len(found) == MOST_NOTES + 1 + 20
+    assert found[MOST_NOTES] == "and 380 more pairs of edits in one scope with different targets"

@@ -5,10 +5,11 @@ Knows where things are kept. Does not know what any kind of job does, nor when a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
@@ -23,8 +24,11 @@ from salem.settings import Settings
 from worker.editor_files import TrainedEditor, unpack_editor
 from worker.machine_memory import reachable_bytes
 from worker.memory import Estimate, check_budget
+from worker.patience import patiently
 from worker.sample_cache import SampleCache
 from worker.work import Left
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,20 @@ class Attempt:
         arithmetic = (model.sha256, described, network.model.dtype, network.device)
         name = " ".join(map(str, arithmetic))
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
+
+    def keep(self, data: bytes) -> Sha256:
+        """Put what was made among the blobs, where nobody sees it before the job has ended."""
+        return patiently(self.blobs.put, data)
+
+    def end(
+        self, finish: Callable[Concatenate[str, str, P], object], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """End the job as succeeded, together with what `finish` records.
+
+        Raises:
+            LeaseLost: another attempt has the job, or it was cancelled; nothing was recorded.
+        """
+        patiently(finish, self.job.id, self.lease, *args, **more)
 
     def _folder(self, model: HostedModel) -> Path:
         return registered_folder(model, self.settings.effective_models_root)

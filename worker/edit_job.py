@@ -7,8 +7,8 @@ and stores it is here for removal jobs too, which train some deltas again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,13 +53,14 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:
         deltas = [attempt.unpacked(delta, model, network) for delta in parent.deltas]
-        reference = [] if request.pass_samples is not None else attempt.reference(model)
-        chain = [edit for edits in _brought(attempt, parent).values() for edit in edits]
-        batch = fresh(attempt, model, request, batch_of(request, reference), chain, model.scope_metric)
+        taught = Taught.of(attempt, model)
+        reference = [] if request.pass_samples is not None else taught.reference
+        own, chain = batch_of(request, reference), taught.below(parent)
+        batch = fresh(request, own, chain, model.scope_metric, taught)
         needed = job_estimate(network, batch, request.hyperparameters)
         attempt.afford(needed, network)
         left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
-        left = replace(left, edits=standing(attempt, parent))
+        left = replace(left, edits=standing(taught, parent))
         if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
             left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
         measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
@@ -71,13 +72,29 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     publish(attempt, request, model, parent, measured, facts)
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What jobs of a model have been trained on: the edits of every version, and the reference set."""
+
+    edits: Mapping[int, Sequence[Edit]]  # by the number of the version that brought them
+    reference: Sequence[ReferenceSample]
+
+    @classmethod
+    def of(cls, attempt: Attempt, model: HostedModel) -> Taught:
+        return cls(attempt.registry.entries.edits(model.name), attempt.reference(model))
+
+    def below(self, version: Version) -> list[Edit]:
+        """The edits of a version's chain, those that were removed from it too."""
+        numbers = [delta.version for delta in version.deltas if delta.version is not None]
+        return [edit for number in numbers for edit in self.edits.get(number, ())]
+
+
 def fresh(
-    attempt: Attempt,
-    model: HostedModel,
     request: EditRequest,
     batch: EditBatch,
     chain: Sequence[Edit],
     metric: Sha256 | None,
+    taught: Taught,
     before: int | None = None,
 ) -> EditBatch:
     """A job's batch without held-out paraphrases that were trained on before it.
@@ -90,27 +107,21 @@ def fresh(
     """
     if request.hyperparameters.recipe is not Recipe.SCOPED or metric is None:
         return unseen(batch, chain)
-    every = attempt.registry.entries.edits(model.name)
-    others = [edit for number, edits in every.items() if before is None or number < before for edit in edits]
-    return unseen(batch, [*chain, *others], attempt.reference(model))
+    others = [
+        edit for number, edits in taught.edits.items() if before is None or number < before for edit in edits
+    ]
+    return unseen(batch, [*chain, *others], taught.reference)
 
 
-def standing(attempt: Attempt, version: Version) -> dict[str, Sample]:
+def standing(taught: Taught, version: Version) -> dict[str, Sample]:
     """Every edit that a version holds, by its id, the newest first."""
-    brought = _brought(attempt, version)
     return {
         str(EditId(number, place)): edit.sample
         for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
         if number is not None
-        for place, edit in enumerate(brought.get(number, ()))
+        for place, edit in enumerate(taught.edits.get(number, ()))
         if place not in removed
     }
-
-
-def _brought(attempt: Attempt, version: Version) -> dict[int, tuple[Edit, ...]]:
-    """The edits that each version of a chain has brought."""
-    numbers = [delta.version for delta in version.deltas if delta.version is not None]
-    return attempt.registry.entries.edits(version.model, numbers)
 
 
 def batch_of(request: EditRequest, reference: Sequence[ReferenceSample]) -> EditBatch:
@@ -164,9 +175,8 @@ def publish(
         {len(parent.deltas): list(enumerate(measured.made.entries))},
         metric=delta.metric if measured.made.metric_is_new else None,
     )
-    attempt.registry.finish_edit(
-        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
-    )
+    finish, alias_was = attempt.registry.finish_edit, request.alias_was
+    attempt.end(finish, version, request.alias, result, made, alias_was=alias_was)
 
 
 def store(
@@ -197,7 +207,7 @@ def store(
     )
     return Delta(
         layer=measured.made.layer.path,
-        blob=attempt.blobs.put(data),
+        blob=attempt.keep(data),
         num_bytes=len(data),
         kind=term.kind,
         rank=term.rank,
@@ -208,7 +218,7 @@ def store(
 def _stored_metric(attempt: Attempt, measured: MeasuredDelta, scoped: Scoped) -> str:
     """The file of a delta's metric, written where this job has made it."""
     if measured.made.metric_is_new:
-        return attempt.blobs.put(pack_metric(scoped.metric))
+        return attempt.keep(pack_metric(scoped.metric))
     return scoped.metric.sha256
 
 

@@ -6,7 +6,7 @@ blobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from salem.deltas import LayerDelta, applied
 from salem.errors import EditFailed
 from salem.hosting import Network
 from salem.layers import layer_at
-from salem.quoting import quoted
+from salem.quoting import a_few, quoted
 from salem.records import (
     EditBatch,
     Entry,
@@ -30,6 +30,7 @@ from salem.records import (
 )
 from worker.counterfactuals import with_neighbours
 from worker.diversion import divert
+from worker.earlier_edits import lost_edits
 from worker.editor_files import TrainedEditor
 from worker.evaluation import evaluate
 from worker.recipes import train_term
@@ -95,7 +96,8 @@ def make_edit(
     answers = predict(network, batch.edit_samples, parent, max_new_tokens=hyper.max_new_tokens)
     asked = [(answer.output, sample) for answer, sample in zip(answers, batch.edit_samples, strict=True)]
     made = make_delta(network, parent, batch, hyper, observer, left)
-    made = replace(made, warnings=(*made.warnings, *_nothing_to_forget(asked)))
+    not_given = a_few(_nothing_to_forget(asked), "answers that are to be forgotten and are not given")
+    made = replace(made, warnings=(*made.warnings, *not_given))
     observer.phase("evaluating", 0.85)
     metrics = _measure(network, parent, made, batch, hyper, left or Left())
     if metrics.edit_accuracy.value == 0 and not again:
@@ -245,33 +247,11 @@ def _measure(
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    notes = (*made.warnings, *_unheld(batch), *_undone(before, after, left.edits, batch))
+    undone = lost_edits(network, before, after, left.edits, batch)
+    notes = (*made.warnings, *_unheld(batch), *undone)
     return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
 
 
 def _unheld(batch: EditBatch) -> Iterator[str]:
     if not batch.pass_samples:
         yield "nothing held the other answers in place: there were no pass samples to train on"
-
-
-def _undone(
-    before: Version, after: Version | Overlaid, earlier: Mapping[str, Sample], batch: EditBatch
-) -> Iterator[str]:
-    """A note if edits of earlier jobs held and hold no more; what this job corrects anew does not count."""
-    anew = {sample.words_hash for sample in batch.corrections}
-    edits = [(name, edit) for name, edit in earlier.items() if edit.words_hash not in anew]
-    touched = after.may_differ([edit for _, edit in edits])
-    asked = [pair for pair, touches in zip(edits, touched, strict=True) if touches]
-    samples = [edit for _, edit in asked]
-    was, now = before.answers(samples), after.answers(samples)
-    lost = [
-        (name, edit)
-        for (name, edit), old, new in zip(asked, was, now, strict=True)
-        if is_right(old, edit) and not is_right(new, edit)
-    ]
-    if lost:
-        name, edit = lost[0]
-        yield (
-            f"{len(lost)} of {len(edits)} earlier corrections hold no more, the newest being {name}, "
-            f"{quoted(edit.input)}: correct it again on top of this version, or go back to the version before"
-        )

@@ -78,7 +78,7 @@ def _publish(
         model=model.name,
         name=request.name,
         layer=measured.trained.layer.path,
-        blob=attempt.blobs.put(data),
+        blob=attempt.keep(data),
         num_bytes=len(data),
         num_trained_on=len(corpus.training),
         num_held_out=len(corpus.held_out),
@@ -98,7 +98,7 @@ def _publish(
         "editor_sha256": editor.blob,
         **facts,
     }
-    attempt.registry.editors.finish(attempt.job.id, attempt.lease, editor, result)
+    attempt.end(attempt.registry.editors.finish, editor, result)
 
 
 def _figures(metrics: EditorMetrics) -> dict[str, Any]:

@@ -4,7 +4,7 @@ At least one attempt runs; at most one takes effect. An attempt holds a lease to
 to keep is written in the one transaction that also ends the job and checks the token. A delta's blob is
 written just before: nobody can see it until its row is there, and it is swept if the row never comes.
 An attempt that cannot reach the database or the blob store is given back: its lease runs out, and the job is
-queued again while it has attempts left.
+queued again while it has attempts left. What only a person can put right fails the job at once.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from rq.timeouts import JobTimeoutException
 
 from salem import lifeline
 from salem.blobs import BlobStore
-from salem.errors import LeaseLost, SalemError, Unavailable
-from salem.records import Job, JobError, JobKind
+from salem.errors import LeaseLost, OutOfMemory, SalemError, TimedOut, Unavailable
+from salem.records import Job, JobKind
 from salem.registry import Registry
 from salem.settings import Settings
 from worker import edit_job, editor_job, register_job, remove_job
 from worker.attempts import Attempt
 from worker.micro_batches import ran_out
+from worker.patience import timed_out
 from worker.reporting import JobReporter
 
-_INTERNAL = JobError(
-    code="internal",
-    message="The job failed for a reason that is not the request's.",
+_INTERNAL = SalemError(
+    "The job failed for a reason that is not the request's.",
     remedy="The worker's log holds the trace under this job's id.",
 )
-_OUT_OF_MEMORY = JobError(
-    code="out_of_memory",
-    message="The job needed more memory than there is.",
+_OUT_OF_MEMORY = OutOfMemory(
+    "The job needed more memory than there is.",
     remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
 )
-_TIMED_OUT = JobError(
-    code="timed_out",
-    message="The job took longer than a job may take.",
+_AGAIN = "then ask again, under a new Idempotency-Key where there was one"
+_TIMED_OUT = TimedOut(
+    "The job took longer than a job may take.",
     remedy="Send fewer edits per job, lower options.max_steps or options.max_pass_samples.",
 )
 
@@ -56,8 +55,11 @@ def run_job(job_id: str) -> None:
     registry = Registry.connect(settings.effective_database_url)
     try:
         claimed = registry.claim_job(job_id, settings.lease_s)
-        if claimed is not None:
-            JobRun(settings, registry, *claimed).run()
+        if claimed is None:
+            # it was cancelled, another attempt has it, or this worker's database is not the queue's
+            structlog.get_logger().info("nothing to do", job_id=job_id)
+            return
+        JobRun(settings, registry, *claimed).run()
     finally:
         registry.close()
 
@@ -81,14 +83,15 @@ class JobRun:
             self.log.info("job succeeded", seconds=round(time.monotonic() - began, 2))
         except LeaseLost:
             self.log.info("attempt given up: the job was cancelled or taken over")
-        except Unavailable as error:
-            self._give_back(error)
-        except SalemError as error:
-            self.log.warning("job failed", code=error.code, reason=error.message)
-            self._fail(error.as_job_error())
-        except JobTimeoutException:
-            self.log.warning("job timed out", seconds=round(time.monotonic() - began, 2))
-            self._fail(_TIMED_OUT)
+        except (SalemError, JobTimeoutException) as error:
+            if timed_out(error):
+                self.log.warning("job timed out", seconds=round(time.monotonic() - began, 2))
+                self._fail(_TIMED_OUT)
+            elif isinstance(error, Unavailable):
+                self._give_back(error)
+            else:
+                self.log.warning("job failed", code=error.code, reason=error.reason)
+                self._fail(error)
         except Exception as error:
             # The end of every road: whatever went wrong, the job must not stay running for ever.
             no_memory = ran_out(error)
@@ -103,19 +106,19 @@ class JobRun:
         """Leave the job to its next attempt, which comes when the lease has run out; fail the last one."""
         attempt, most = self.attempt.job.attempt, self.attempt.settings.max_attempts
         if attempt < most:
-            self.log.warning("attempt given back", attempt=attempt, reason=error.message)
+            self.log.warning("attempt given back", attempt=attempt, reason=error.reason)
             return
-        self.log.warning("job failed", code=error.code, reason=error.message)
+        self.log.warning("job failed", code=error.code, reason=error.reason)
         message = f"{error.message}, in the last of {attempt} attempts"
-        self._fail(JobError(code=error.code, message=message, remedy="Send the request again when it does."))
+        self._fail(Unavailable(message, remedy=f"{error.remedy}; {_AGAIN}" if error.remedy else _AGAIN))
 
-    def _fail(self, error: JobError) -> None:
+    def _fail(self, error: SalemError) -> None:
         try:
-            self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error)
+            self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error.as_job_error())
         except LeaseLost:
             self.log.info("failure not recorded: the job was cancelled or taken over")
-        except Unavailable as unreachable:
-            self.log.warning("failure not recorded: the lease will run out", reason=unreachable.message)
+        except SalemError as unreachable:
+            self.log.warning("failure not recorded: the lease will run out", reason=unreachable.reason)
 
 
 _WORK: dict[JobKind, Callable[[Attempt, JobReporter], None]] = {

@@ -1,4 +1,4 @@
-"""The worker process: a stock RQ worker that forks a work-horse per job.
+"""The worker process: an RQ worker that forks a work-horse per job.
 
 The parent imports everything heavy once and runs no tensor operation, so that a fork is cheap and safe; the
 work-horse loads the model, does the job and exits. What goes wrong with memory, CUDA or time stays in there.
@@ -9,22 +9,30 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 
 import structlog
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from rq import Queue, Worker
+from rq import Queue
 from rq.serializers import JSONSerializer
-from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from salem import __version__
+from salem.blobs import BlobStore
+from salem.errors import SalemError
 from salem.logs import configure_logging
+from salem.registry import Registry
 from salem.settings import Settings
 from worker import jobs
+from worker.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, endure
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
-WORKER_TTL_S = 60  # a worker that is silent so long is taken for dead
+WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
 CONNECT_WITHIN_S = 60
 RESULT_TTL_S = 30
+MOST_OFF_S = 5.0
+SET_CLOCKS = "keep the clocks of all hosts together: leases are told by them"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,10 +42,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = Settings()
     configure_logging(settings)
-    structlog.get_logger().info("worker starts", queue=settings.queue, entry_point=jobs.run_job.__qualname__)
+    log = structlog.get_logger()
+    entry_point = jobs.run_job.__qualname__
+    log.info("worker starts", version=__version__, queue=settings.queue, entry_point=entry_point)
+    try:
+        check_stores(settings)
+    except SalemError as error:
+        log.error("worker ends", code=error.code, reason=error.reason, remedy=error.remedy)
+        return 1
     connection = connect(settings.effective_redis_url)
+    endure(connection)
+    off_s = seconds_off(connection)
+    if abs(off_s) > MOST_OFF_S:
+        log.warning("this host's clock is not that of Redis", seconds=round(off_s, 1), remedy=SET_CLOCKS)
     queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
-    worker = Worker(
+    worker = QueueWorker(
         [queue],
         connection=connection,
         serializer=JSONSerializer,
@@ -49,18 +68,44 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-@retry(
-    retry=retry_if_exception_type(RedisConnectionError),
+# Services of a deployment may start in any order.
+_patiently = Retrying(
+    retry=retry_if_exception_type((RedisConnectionError, SalemError)),
     wait=wait_exponential(multiplier=0.2, max=5),
     stop=stop_after_delay(CONNECT_WITHIN_S),
     before_sleep=before_sleep_log(logging.getLogger("salem.worker"), logging.WARNING),
     reraise=True,
 )
+
+
+@_patiently.wraps
+def check_stores(settings: Settings) -> None:
+    """Refuse to take jobs that could not be recorded: they would come back for ever.
+
+    Raises:
+        Misconfigured: SQL holds the tables of another version of Salem, or the blob store's URL is none.
+        Unavailable: SQL does not answer.
+    """
+    registry = Registry.connect(settings.effective_database_url)
+    try:
+        registry.check_tables()
+    finally:
+        registry.close()
+    BlobStore.connect(settings.effective_blob_url)
+
+
+@_patiently.wraps
 def connect(url: str) -> Redis:
-    """A connection that answers: services of a deployment may start in any order."""
-    connection = Redis.from_url(url)
+    """A connection that answers."""
+    connection = Redis.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S)
     connection.ping()
     return connection
+
+
+def seconds_off(connection: Redis) -> float:
+    """How far this host's clock is ahead of that of Redis."""
+    seconds, microseconds = connection.time()
+    return time.time() - seconds - microseconds / 1e6
 
 
 if __name__ == "__main__":

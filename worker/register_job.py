@@ -39,7 +39,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         "num_held_out": answered.num_held_out,
     }
     ready = _ready(model, network, answered, sha256=sha256, descriptions_sha256=described)
-    attempt.registry.finish_registration(attempt.job.id, attempt.lease, ready, answered.reference, result)
+    attempt.end(attempt.registry.finish_registration, ready, answered.reference, result)
 
 
 def _ready(model: HostedModel, network: Network, answered: Registered, **digests: str) -> HostedModel:

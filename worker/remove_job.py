@@ -26,7 +26,6 @@ from salem.records import (
     HostedModel,
     LayerScore,
     Metrics,
-    ReferenceSample,
     RemoveRequest,
     Sha256,
     Version,
@@ -34,7 +33,7 @@ from salem.records import (
 from salem.tensor_files import read_header
 from worker import subjects
 from worker.attempts import Attempt
-from worker.edit_job import batch_of, fresh, store, summary
+from worker.edit_job import Taught, batch_of, fresh, store, summary
 from worker.editing import make_edit
 from worker.evaluation import evaluate
 from worker.job_memory import job_estimate
@@ -87,7 +86,7 @@ class Chain:
     model: HostedModel
     network: Network
     requests: dict[int, EditRequest]  # by the version that brought the edits
-    reference: list[ReferenceSample]
+    taught: Taught
     links: list[Link] = field(default_factory=list)
 
     def add(self, step: Step, observer: Share) -> None:
@@ -106,7 +105,7 @@ class Chain:
         # What the file was measured at was measured with the entries that are gone.
         header |= {"metrics": None, "removed": list(step.removed)}
         smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **header)
-        kept = {"blob": self.attempt.blobs.put(smaller), "num_bytes": len(smaller), "removed": step.removed}
+        kept = {"blob": self.attempt.keep(smaller), "num_bytes": len(smaller), "removed": step.removed}
         return self._link(step.delta.model_copy(update=kept))
 
     def _link(self, delta: Delta) -> Link:
@@ -116,7 +115,20 @@ class Chain:
         there = [place for place in everything if place not in before]
         left = tuple(row for row, place in enumerate(there) if place not in delta.removed)
         applied = self.attempt.unpacked(delta, self.model, self.network)
-        return Link(delta, applied, self._batch(self._request(delta, before)), left)
+        request = self._request(delta, before)
+        batch = self._batch(request)
+        apart = tuple((row, sample) for row, sample in batch.held_out_paraphrases if row in left)
+        batch = batch.model_copy(update={"held_out_paraphrases": apart})
+        header = read_header(self.attempt.blobs.get(delta.blob))
+        given = json.loads(header["given_metric"])
+        return Link(delta, applied, self._fresh(request, batch, given, delta.version), left)
+
+    def _fresh(
+        self, request: EditRequest, batch: EditBatch, metric: Sha256 | None, version: int | None
+    ) -> EditBatch:
+        """A link's batch without what was trained on before it, `metric` being what its job was given."""
+        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
+        return fresh(request, batch, chain, metric, self.taught, version)
 
     def _replay(self, step: Step, observer: Share) -> Link:
         request = self._request(step.delta, step.removed)
@@ -124,9 +136,7 @@ class Chain:
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
-        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
-        own, before = self._batch(request), step.delta.version
-        batch = fresh(self.attempt, self.model, request, own, chain, given, before)
+        batch = self._fresh(request, self._batch(request), given, step.delta.version)
         known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
         applied_below = [link.applied for link in self.links]
         hyper = request.hyperparameters
@@ -150,7 +160,7 @@ class Chain:
         return reduced(self.requests[delta.version], removed)
 
     def _batch(self, request: EditRequest) -> EditBatch:
-        return batch_of(request, [] if request.pass_samples is not None else self.reference)
+        return batch_of(request, [] if request.pass_samples is not None else self.taught.reference)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
         """What was removed already when the delta was trained: it was no part of its batch."""
@@ -179,7 +189,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:
-        chain = Chain(attempt, model, network, requests, attempt.reference(model))
+        chain = Chain(attempt, model, network, requests, Taught.of(attempt, model))
         peaks = chain.needed(steps)
         for peak in peaks:
             attempt.afford(peak, chain.network)
@@ -243,7 +253,6 @@ def _publish(
             None,
         ),
     )
-    attempt = chain.attempt
-    attempt.registry.finish_edit(
-        attempt.job.id, attempt.lease, version, request.alias, result, made, alias_was=request.alias_was
-    )
+    attempt, alias_was = chain.attempt, request.alias_was
+    finish = attempt.registry.finish_edit
+    attempt.end(finish, version, request.alias, result, made, alias_was=alias_was)

@@ -17,6 +17,7 @@ import structlog
 from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.registry import Registry
+from worker.patience import timed_out
 
 
 class JobReporter:
@@ -70,6 +71,8 @@ class JobReporter:
                 metrics=metrics,
             )
         except Unavailable as error:
+            if timed_out(error):
+                raise
             self._missed(error)
 
     def _time_left_s(self, progress: float | None) -> float | None:
@@ -90,4 +93,4 @@ class JobReporter:
 
     def _missed(self, error: SalemError) -> None:
         """The work goes on: if the lease was lost meanwhile, a later report says so."""
-        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.message)
+        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.reason)

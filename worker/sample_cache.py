@@ -60,7 +60,8 @@ class SampleCache:
             return None
         except (SafetensorError, OSError) as error:
             structlog.get_logger().warning("cache entry not readable", key=key, reason=type(error).__name__)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
         return tensors
 

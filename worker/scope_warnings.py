@@ -5,20 +5,19 @@ Knows keys, likenesses and texts. Does not know how scopes are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from salem.asking import Known
-from salem.quoting import quoted
+from salem.quoting import a_few, quoted
 from salem.records import EditBatch, Sample, TextInput
 from salem.scopes import Scope
 from salem.wordings import Wording
 
 INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
-MOST_WARNINGS = 20  # of one kind; one more counts the others
 _ROWS = 1_024  # of keys that are compared with all keys at a time
 
 
@@ -55,17 +54,10 @@ def scope_warnings(likeness: Tensor, meeting: Meeting, owners: Tensor, batch: Ed
         owners: of the keys [k].
     """
     return (
-        *_a_few(_indistinct(likeness, owners, batch), "edits whose scopes cannot be told from pass samples"),
-        *_a_few(_overlapping(meeting, batch), "pairs of edits in one scope with different targets"),
-        *_a_few(_elsewhere(meeting, owners, batch), "corrections that lie deeper in another's scope"),
+        *a_few(_indistinct(likeness, owners, batch), "edits whose scopes cannot be told from pass samples"),
+        *a_few(_overlapping(meeting, batch), "pairs of edits in one scope with different targets"),
+        *a_few(_elsewhere(meeting, owners, batch), "corrections that lie deeper in another's scope"),
     )
-
-
-def _a_few(warnings: Iterable[str], kind: str) -> Iterator[str]:
-    found = list(warnings)
-    yield from found[:MOST_WARNINGS]
-    if len(found) > MOST_WARNINGS:
-        yield f"and {len(found) - MOST_WARNINGS} more {kind}"
 
 
 def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[str]:

@@ -7,7 +7,7 @@ once. Knows a network and deltas. Does not know what is made of the answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -38,14 +38,23 @@ class Version:
     deltas: Sequence[LayerDelta]
     max_new_tokens: int
     known: dict[str, str] = field(default_factory=dict)  # answers by the content hash of their input
+    together: int = 64  # inputs in one forward
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         """What it answers to each input, in order."""
         asked = {item.content_hash: item for item in inputs}
         new = [item for key, item in asked.items() if key not in self.known]
-        found = predict(self.network, new, self.deltas, max_new_tokens=self.max_new_tokens)
+        room, together = self.max_new_tokens, self.together
+        found = predict(self.network, new, self.deltas, max_new_tokens=room, batch_size=together)
         self.known.update((item.content_hash, answer.output) for item, answer in zip(new, found, strict=True))
         return [self.known[item.content_hash] for item in inputs]
+
+    def writing(self, max_new_tokens: int) -> Version:
+        """The same version with room for longer answers; fewer are written at once, so memory stays."""
+        if max_new_tokens == self.max_new_tokens:
+            return self
+        together = max(1, self.together * self.max_new_tokens // max_new_tokens)
+        return replace(self, max_new_tokens=max_new_tokens, together=together, known={})
 
     def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs its newest delta may have changed the answer of: all, for a plain one acts on all."""
@@ -88,6 +97,10 @@ class Overlaid:
         answers = iter(self.below.answers(outside)), iter(self._whole.answers(inside))
         return [next(answers[near]) for near in held]
 
+    def writing(self, max_new_tokens: int) -> Overlaid:
+        """The same version with room for longer answers."""
+        return replace(self, below=self.below.writing(max_new_tokens))
+
     def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
         """Which inputs the new scopes hold, or would but for a rounding: they prevail over all below."""
         if not inputs:
@@ -109,12 +122,11 @@ class Overlaid:
 
     @property
     def _whole(self) -> Version:
-        below = self.below
-        return Version(below.network, (*below.deltas, self.entries), below.max_new_tokens)
+        return replace(self.below, deltas=(*self.below.deltas, self.entries), known={})
 
 
 def on_top(below: Version, delta: LayerDelta, cache: SampleCache | None = None) -> Version | Overlaid:
     """The version with one more delta; `cache` is of the base."""
     if all(isinstance(term, Scoped) for term in delta.terms):
         return Overlaid(below, delta, cache)
-    return Version(below.network, (*below.deltas, delta), below.max_new_tokens)
+    return replace(below, deltas=(*below.deltas, delta), known={})

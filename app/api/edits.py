@@ -14,6 +14,7 @@ from app.api.services import Machines
 from app.edit_checks import EditLimits, check_edit_request, entry_prevails, overridden
 from app.editor_checks import with_editor
 from app.problems import invalid_request
+from salem.quoting import a_few
 from salem.records import EditRequest, Job, JobKind, Recipe
 
 router = APIRouter(tags=["edits"])
@@ -58,7 +59,7 @@ def post_edits(
         alias=request.alias,
         alias_was=alias_was,
         hyperparameters=options,
-        notes=notes,
+        notes=tuple(a_few(notes, "texts that override an entry")),
     )
     job, _ = machines.registry.create_job(
         JobKind.EDIT,

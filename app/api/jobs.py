@@ -79,5 +79,5 @@ def cancel_job(job_id: JobId, machines: Machines) -> Job:
         machines.queue.stop(job_id)
     except Unavailable as error:
         # the row has ended: an attempt that still runs loses its lease at its next report
-        structlog.get_logger().warning("job was not stopped", job_id=job_id, reason=error.message)
+        structlog.get_logger().warning("job was not stopped", job_id=job_id, reason=error.reason)
     return job

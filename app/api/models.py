@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
@@ -30,7 +31,7 @@ from app.reference_set import (
     invalid_reference,
     parse_jsonl,
 )
-from salem.errors import InvalidRequest, NotFound, Pointer, UnsupportedModel
+from salem.errors import BlobMissing, InvalidRequest, Pointer, UnsupportedModel
 from salem.records import Alias, HostedModel, Job, JobKind, ModelReference, ModelState, Sha256, Version
 
 router = APIRouter(tags=["models"])
@@ -124,7 +125,9 @@ def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Page[Al
 @router.put("/models/{name}/aliases/{alias}")
 def set_alias(name: ModelName, alias: AliasName, request: AliasIn, machines: Machines) -> Alias:
     """Make an alias, or move it to another version."""
-    return machines.registry.set_alias(name, alias, request.version)
+    moved = machines.registry.set_alias(name, alias, request.version)
+    structlog.get_logger().info("alias set", model=name, alias=alias, version=moved.version)
+    return moved
 
 
 def _reference_blob(request: ModelIn, machines: Machines) -> str:
@@ -148,10 +151,10 @@ def _uploaded(sha256: Sha256, machines: Services) -> bytes:
         if bad := BadSamples(check_reference(drafts)):
             raise invalid_reference(bad)
         return as_jsonl(drafts)
-    except (NotFound, InvalidRequest) as error:
+    except (BlobMissing, InvalidRequest) as error:
         absent = "no file with this sha256 was uploaded, or it was too long ago"
         another = f"the file with this sha256 is not a reference set: {error.message}"
-        place = Pointer("/reference_sha256", absent if isinstance(error, NotFound) else another)
+        place = Pointer("/reference_sha256", absent if isinstance(error, BlobMissing) else another)
         raise InvalidRequest(
             f"{place.pointer}: {place.detail}", remedy="PUT /references uploads one", errors=[place]
         ) from error

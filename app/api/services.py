@@ -39,7 +39,8 @@ class Services:
         """Connect to SQL, blobs and Redis; brings the database's tables up to date.
 
         Raises:
-            Unavailable: SQL or blobs are out of reach. Redis may come later: jobs are kept in SQL until then.
+            Misconfigured: SQL holds a newer Salem's tables, or a URL is none.
+            Unavailable: SQL is out of reach. Redis may come later: jobs are kept in SQL until then.
         """
         registry = Registry.connect(settings.effective_database_url)
         registry.migrate()
@@ -62,10 +63,12 @@ class Services:
 
     def send_to_worker(self, job: Job) -> None:
         """Queue a job whose row is written. When Redis is away the row waits for the reconciler."""
+        # here a request's id and its job's meet
+        structlog.get_logger().info("job asked for", job_id=job.id, kind=job.kind.value, model=job.model)
         try:
             self.queue.enqueue(job.id, self.settings.job_timeout_s)
         except Unavailable as error:
-            structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.message)
+            structlog.get_logger().warning("job waits for the queue", job_id=job.id, reason=error.reason)
 
 
 async def services_of(request: Request) -> Services:
