@@ -22,6 +22,7 @@ from salem import answers, gates, hosting
 from salem.blobs import BlobStore
 from salem.delta_files import unpack
 from salem.deltas import LayerDelta
+from salem.devices import resolve_device
 from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
 from salem.metric import Metric
 from salem.metric_files import unpack_metric
@@ -206,7 +207,7 @@ class Engine:
         """A scope metric, shared by the deltas that name it."""
         metric = self._metrics.get(name)
         if metric is None:
-            metric = unpack_metric(self._blobs.get(name)).to(hosting.resolve_device(self._device))
+            metric = unpack_metric(self._blobs.get(name)).to(resolve_device(self._device))
             with self._lock:
                 metric = self._metrics.setdefault(name, metric)
         return metric

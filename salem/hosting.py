@@ -26,7 +26,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from salem.errors import Misconfigured, UnsupportedModel
+from salem.devices import resolve_device
+from salem.errors import UnsupportedModel
 from salem.layers import find_layers
 from salem.model_folders import (
     check_descriptions,
@@ -55,7 +56,6 @@ __all__ = [
     "locate",
     "owned",
     "registered_folder",
-    "resolve_device",
     "tokenize",
     "unwritten",
     "weights_sha256",
@@ -169,28 +169,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) ->
     second = [item.text_pair for item in paired] if paired else None
     encoded = tokenizer(first, second, padding=False, truncation=False, verbose=False)
     return {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU. A GPU has its number, as on tensors.
-
-    Raises:
-        Misconfigured: torch sees no such GPU.
-    """
-    # A driver may count GPUs that torch cannot use.
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
-    place = torch.device(device)
-    if place.type != "cuda":
-        return place
-    index = place.index or 0
-    if index >= num_gpus:
-        raise Misconfigured(
-            f"the device is to be {device}, and torch sees {num_gpus or 'no'} GPUs",
-            remedy="set SALEM_DEVICE, or install torch with CUDA; `salem doctor` says what torch finds",
-        )
-    return torch.device("cuda", index)
 
 
 def load(

@@ -57,7 +57,9 @@ FLOORS_FROM_THE_TOP = (
     },
     # 2 tensors
     {
-        *under("salem", "answers asking delta_files deltas encoding features gates hosting layers metric"),
+        *under(
+            "salem", "answers asking delta_files deltas devices encoding features gates hosting layers metric"
+        ),
         *under("salem", "metric_files model_folders openings scopes streaming tensor_files token_ids trunk"),
         *under("salem", "wordings writing"),
     },

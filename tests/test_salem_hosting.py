@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tiny_models import (
     ARCHITECTURES,
@@ -25,18 +24,16 @@ from tiny_models import (
 from transformers import AutoModel, PreTrainedModel
 
 from salem.answers import predict
-from salem.errors import Misconfigured, UnsupportedModel
+from salem.errors import UnsupportedModel
 from salem.hosting import (
     Network,
     as_network,
     count_tokens,
     load,
     load_tokenizer,
-    resolve_device,
     tokenize,
 )
 from salem.records import Task, TextInput
-from salem.settings import Settings
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TEXTS = [TextInput(input="where is my order"), TextInput(input="the lamp is broken")]
@@ -179,39 +176,6 @@ def test_a_tokenizer_saved_with_truncation_truncates_nothing(copied: Path) -> No
     truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     change_json(copied / "tokenizer.json", truncation=truncation)
     assert count_tokens(load_tokenizer(copied), [TextInput(input=" ".join(["order"] * 30))]) == [32]
-
-
-@pytest.mark.parametrize(
-    ("num_gpus", "device", "place"),
-    [
-        (0, "cpu", "cpu"),
-        (0, "auto", "cpu"),
-        (2, "cpu", "cpu"),
-        (2, "auto", "cuda:0"),
-        (2, "cuda", "cuda:0"),
-        (2, "cuda:1", "cuda:1"),
-        (2, "cuda:2", None),
-        (0, "cuda", None),
-        (-1, "auto", "cpu"),  # the driver counts one, and torch cannot use it
-        (-1, "cuda", None),
-    ],
-)
-def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, place: str | None) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: abs(num_gpus))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
-    if place is not None:
-        assert resolve_device(device) == torch.device(place)
-        return
-    with pytest.raises(
-        Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
-    ):
-        resolve_device(device)
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "", "meta"])
-def test_a_device_that_is_none_is_no_setting(device: str) -> None:
-    with pytest.raises(ValidationError, match="device"):
-        Settings(device=device)
 
 
 # What is refused.

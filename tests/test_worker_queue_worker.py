@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 from rq.serializers import JSONSerializer
+from running_service import wait_until
 
 from salem.private_redis import PrivateRedis
 from salem.queue import JobQueue
@@ -22,13 +23,6 @@ from worker import queue_worker
 from worker.queue_worker import QueueWorker, endure
 
 WORKER = Path(__file__).parent / "queue_jobs.py"
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
