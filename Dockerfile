@@ -64,7 +64,7 @@ USER 10001:10001
 FROM runtime AS worker
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "worker.health"]
+    CMD ["python", "-m", "worker.runtime.health"]
 ENTRYPOINT ["python", "-m", "worker.main"]
 
 FROM runtime AS api

@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from app import problems
-from app.api import editors, edits, entries, health, jobs, models, predict
+from app.api import editors, edits, entries, health, jobs, models, predict, problems
+from app.api.middleware import ApiKey, BodyLimit, RequestContext
 from app.api.services import Services
-from app.middleware import ApiKey, BodyLimit, RequestContext
-from app.reconciler import Reconciler
-from app.service_address import refuse_open_address
+from app.service.address import refuse_open_address
+from app.service.reconciler import Reconciler
 from salem import __version__
 from salem.logs import configure_logging
 from salem.settings import Settings

@@ -28,13 +28,13 @@ from benchmarks.quality_data import DATASETS, material
 from benchmarks.quality_jobs import Sizes, draw_job
 from benchmarks.quality_units import RESULTS
 from salem.errors import SalemError
-from salem.hosting import load
+from salem.models.loading import load
 from salem.records import EditBatch, Hyperparameters
-from worker.editing import make_delta
+from worker.pipeline.steps import make_delta
 
 SETS = ("gpt-facts", "questions", "nli")
 NAMED = ("line", "dataset", "num_edits", "seed")
-FIGURES = ("edit_accuracy", "generalisation", "drawdown", "locality")
+FIGURES = ("edit_accuracy", "generalization", "drawdown", "neighborhood")
 
 
 def _as_it_is(batch: EditBatch) -> EditBatch:
@@ -59,14 +59,14 @@ class Line:
 
 LINES: dict[str, Line] = {
     "the default": Line(),
-    "the base is not asked how it begins": Line({"disagreement_weight": 0.0}),
-    "exchanged words do not count": Line({"exchange_weight": 0.0}),
+    "the base is not asked how it begins": Line({"first_token_weight": 0.0}),
+    "exchanged words do not count": Line({"lexical_weight": 0.0}),
     "no known paraphrases of other texts": Line(less=_no_known_paraphrases),
     "200 pass samples instead of 2,000": Line(less=_few_pass_samples),
-    "no rewordings train the values": Line({"rewordings": 0}),
-    "no stand-ins train the values": Line({"stand_ins": 0}),
+    "no rewordings train the values": Line({"augmentations": 0}),
+    "no stand-ins train the values": Line({"anchor_samples": 0}),
     "plain likelihood instead of a margin": Line({"margin": 0.0}),
-    "corrections never rest (not extent-aware)": Line({"extent_aware": False}),
+    "corrections never rest (not extent-aware)": Line({"rest_when_held": False}),
     "a pull of pass samples on the values": Line({"kl_weight": 0.1}),
     "values in closed form, along one gradient": Line({"entry_values": "closed_form"}),
     "values from a MEND editor's moves": Line({"entry_values": "editor"}),
@@ -75,8 +75,8 @@ LINES: dict[str, Line] = {
     "the middle blocks of a classifier": Line({"candidates": "middle"}),
     "every block may be chosen": Line({"candidates": "all"}),
     "mend": Line({"recipe": "mend"}),
-    "mend, corrections never rest": Line({"recipe": "mend", "extent_aware": False}),
-    "mend, two counterfactual neighbours": Line({"recipe": "mend", "neighbours": 2}),
+    "mend, corrections never rest": Line({"recipe": "mend", "rest_when_held": False}),
+    "mend, two counterfactual neighbors": Line({"recipe": "mend", "neighbors": 2}),
     "mend without the null space": Line({"recipe": "mend", "null_space_rank": 0}),
     "ridge": Line({"recipe": "ridge"}),
     "paper": Line({"recipe": "paper"}),
@@ -152,7 +152,7 @@ def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
     for dataset in sorted({row["dataset"] for row in rows}, key=DATASETS.index):
         of_set = [row for row in rows if row["dataset"] == dataset]
         table = [
-            f"| {dataset} | edit accuracy | generalisation | drawdown | locality | CPU s | delta kB |",
+            f"| {dataset} | edit accuracy | generalization | drawdown | neighborhood | CPU s | delta kB |",
             "|---|---|---|---|---|---|---|",
         ]
         table += [_table_row(name, [r for r in of_set if r["line"] == name]) for name in LINES]

@@ -21,18 +21,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.shared_data import shared_model, shared_samples
-from salem.deltas import LayerDelta
-from salem.encoding import encode_inputs
-from salem.features import Reading, features, token_rarity
-from salem.gates import gated
-from salem.hosting import Network, load
-from salem.metric import Metric
-from salem.openings import unheard
+from salem.deltas.terms import LayerDelta
+from salem.inference.gate import gated
+from salem.models.batching import encode_inputs
+from salem.models.loading import Network, load
 from salem.records import Hyperparameters, Layer, Task, TextInput
-from salem.scopes import Scope
-from salem.wordings import NUMBERS, Wording, packed
-from worker.learners import empty_entries
-from worker.saliency import middle_layers
+from salem.scope.features import Reading, features, token_rarity
+from salem.scope.first_token import unheard
+from salem.scope.lexical import NUMBERS, Wording, packed
+from salem.scope.metric import Metric
+from salem.scope.scope import Scope
+from worker.hypernetworks.learners import empty_entries
+from worker.selection.saliency import middle_layers
 
 MODELS = {
     "minilm-nli": (Task.SEQUENCE_CLASSIFICATION, "nli_test"),
@@ -104,7 +104,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         radii=torch.full((num_entries,), UNREACHED),
         owners=torch.arange(num_entries).float(),
         **vars(unheard(num_entries, keys.device)),
-        doubts=torch.full((num_entries,), Hyperparameters().disagreement_weight),
+        doubts=torch.full((num_entries,), Hyperparameters().first_token_weight),
         words=packed([Wording.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
             :num_entries
         ],

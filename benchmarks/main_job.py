@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.shared_data import SETS, edit_set
-from salem.answers import predict
-from salem.hosting import Network, load
+from salem.inference.predict import predict
+from salem.models.loading import Network, load
 from salem.records import Edit, Hyperparameters, LayerScore, Recipe, ReferenceSample
-from worker.edit_dataset import build_edit_batch
-from worker.editing import make_edit
-from worker.registration import answer_reference
+from worker.dataset.split import build_edit_batch
+from worker.evaluation.reference import answer_reference
+from worker.pipeline.steps import make_edit
 
 NUM_REFERENCE = 3_000
 
@@ -81,7 +81,7 @@ def measure(name: str, num_edits: int, hyper: Hyperparameters) -> dict[str, Any]
         "protocol": metrics.protocol,
         "edit_accuracy": metrics.edit_accuracy.value,
         "adapt_accuracy": metrics.adapt_accuracy and metrics.adapt_accuracy.value,
-        "generalisation": metrics.generalisation and metrics.generalisation.value,
+        "generalization": metrics.generalization and metrics.generalization.value,
         "drawdown": metrics.drawdown and metrics.drawdown.value,
         "drawdown_interval": metrics.drawdown and [metrics.drawdown.low, metrics.drawdown.high],
         "held_out": len(batch.held_out_pass_samples),

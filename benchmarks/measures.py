@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from benchmarks.baselines.contract import Edited
 from benchmarks.quality_facts import MAX_NEW_TOKENS, Correction
-from salem.answers import predict, same_answer
-from salem.encoding import Batch, encode, forward, in_buckets
-from salem.hosting import Network, count_tokens
+from salem.inference.predict import predict, same_answer
+from salem.models.batching import Batch, encode, forward, in_buckets
+from salem.models.loading import Network, count_tokens
 from salem.records import Sample, TextInput
-from worker.intervals import paired_drop
+from worker.numerics.intervals import paired_drop
 
 CHUNK = 64
 _WORST_NLL = 50.0  # nats
@@ -57,7 +57,7 @@ class Outcomes:
     edits: list[bool] = field(default_factory=list)
     reworded: list[list[bool]] = field(default_factory=list)  # of each edit its held-out rewordings
     kept: list[bool] = field(default_factory=list)  # held-out pass samples still answered rightly
-    locality: list[bool] = field(default_factory=list)  # neighbours answered as before
+    neighborhood: list[bool] = field(default_factory=list)  # neighbors answered as before
     portability: list[bool] = field(default_factory=list)
     edits_forced: list[float] = field(default_factory=list)  # share of target tokens
     reworded_forced: list[float] = field(default_factory=list)
@@ -81,7 +81,7 @@ def measure(
     after, base = edited.answering, _as_base
     edits = [item.edit.sample for item in corrections]
     reworded = [sample for item in corrections for sample in item.reworded]
-    near = [sample for item in corrections for sample in item.locality]
+    near = [sample for item in corrections for sample in item.neighborhood]
     following = [sample for item in corrections for sample in item.portability]
     hits = iter(_right(network, after, reworded))
     generates = network.task.generates
@@ -89,7 +89,7 @@ def measure(
         edits=_right(network, after, edits),
         reworded=[[next(hits) for _ in item.reworded] for item in corrections],
         kept=[] if perplexity else _right(network, after, held_out),
-        locality=[
+        neighborhood=[
             same_answer(new, old)
             for new, old in zip(outputs(network, after, near), outputs(network, base, near), strict=True)
         ],
@@ -109,15 +109,15 @@ def figures(outcomes: Outcomes, *, perplexity: bool) -> dict[str, float | None]:
     lost = [old.share - new.share for old, new in zip(before, after, strict=True)]
     return {
         "edit_accuracy": _mean(outcomes.edits),
-        "generalisation": _mean(reworded),
+        "generalization": _mean(reworded),
         "drawdown": drawdown,
         "drawdown_low": low,
         "drawdown_high": high,
-        "locality": _mean(outcomes.locality),
+        "neighborhood": _mean(outcomes.neighborhood),
         "portability": _mean(outcomes.portability),
-        "consistency": _consistency(outcomes, perplexity),
+        "locality": _locality(outcomes, perplexity),
         "edit_accuracy_forced": _mean(outcomes.edits_forced),
-        "generalisation_forced": _mean(outcomes.reworded_forced),
+        "generalization_forced": _mean(outcomes.reworded_forced),
         "drawdown_forced": _mean(lost),
     }
 
@@ -127,7 +127,7 @@ def counts(outcomes: Outcomes, *, perplexity: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "edits": _digits(outcomes.edits),
         "reworded": [_digits(hits) for hits in outcomes.reworded],
-        "locality": _digits(outcomes.locality),
+        "neighborhood": _digits(outcomes.neighborhood),
         "portability": _digits(outcomes.portability),
         "lost": [place for place, right in enumerate(outcomes.kept) if not right],
         "num_kept": len(outcomes.kept),
@@ -215,7 +215,7 @@ def _relative(rise: float) -> float:
     return math.expm1(min(rise, 50.0))
 
 
-def _consistency(outcomes: Outcomes, perplexity: bool) -> float | None:
+def _locality(outcomes: Outcomes, perplexity: bool) -> float | None:
     if not perplexity:
         return _mean(outcomes.kept)
     pairs = list(zip(outcomes.before_forced, outcomes.after_forced, strict=True))

@@ -197,8 +197,8 @@ def _num_missing(course: Course) -> int:
 
 
 def _line(row: dict[str, object]) -> str:
-    shown = ["kind", "dataset", "method", "setting", "num_edits", "seed", "edit_accuracy", "generalisation"]
-    shown += ["drawdown", "locality", "seconds", "unit_seconds", "error"]
+    shown = ["kind", "dataset", "method", "setting", "num_edits", "seed", "edit_accuracy", "generalization"]
+    shown += ["drawdown", "neighborhood", "seconds", "unit_seconds", "error"]
     return " ".join(f"{name}={_short(row[name])}" for name in shown if name in row and row[name] is not None)
 
 

@@ -23,7 +23,7 @@ UNJUDGED = (NOT_MEASURED, NO_RIVAL, NONE_AS_GOOD)
 def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
     """A Markdown table with a line for each data set and number of edits, and what becomes of a sequence."""
     head = ["data", "edits", f"edit accuracy, at least {LEAST_EDIT_ACCURACY}"]
-    head += [f"generalisation, at least {LEAST_GENERALISATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
+    head += [f"generalization, at least {LEAST_GENERALISATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
     head += ["a quarter of the best rival's drawdown"]
     groups = sorted((item for item in found.items() if item[0][1] < SEQUENCE), key=lambda item: item[0][::-1])
     body = [
@@ -58,7 +58,7 @@ def _count(cells: Sequence[str]) -> str:
 
 
 def verdict(methods: Sequence[Line]) -> list[str]:
-    """The figures of the product and whether each holds: edits, generalisation, drawdown, and of the rivals.
+    """The figures of the product and whether each holds: edits, generalization, drawdown, and of the rivals.
 
     What is judged is the figure over all seeds; those of each seed stand beside it. The methods include the
     product.
@@ -67,7 +67,7 @@ def verdict(methods: Sequence[Line]) -> list[str]:
     assert ours is not None, f"there is a line of {OURS}"
     return [
         _cell(ours, "edit_accuracy", least=LEAST_EDIT_ACCURACY),
-        _cell(ours, "generalisation", least=LEAST_GENERALISATION),
+        _cell(ours, "generalization", least=LEAST_GENERALISATION),
         _cell(ours, "drawdown", most=MOST_DRAWDOWN),
         _against_rivals(methods, ours.value("drawdown")),
     ]

@@ -25,10 +25,10 @@ from benchmarks.shared_data import (
     shared_samples,
     text_parts,
 )
-from salem.answers import predict, same_answer
-from salem.hosting import Network, load, weights_sha256
+from salem.inference.predict import predict, same_answer
+from salem.models.loading import Network, load, weights_sha256
 from salem.records import Edit, Record, Sample, Task
-from worker.rewording import reword
+from worker.dataset.augmentation import reword
 
 REVISION = 3  # raised when the code below changes what a material holds
 NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out

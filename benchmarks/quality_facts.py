@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from salem.answers import predict, same_answer
-from salem.hosting import Network
+from salem.inference.predict import predict, same_answer
+from salem.models.loading import Network
 from salem.records import Edit, Record, Sample
 
 MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one
@@ -22,7 +22,7 @@ class Correction(Record):
 
     edit: Edit  # its paraphrases are the adapt samples
     reworded: tuple[Sample, ...] = ()  # the same in other words, held out
-    locality: tuple[Sample, ...] = ()  # neighbours whose answers are to stay (Yao et al. 2023)
+    neighborhood: tuple[Sample, ...] = ()  # neighbors whose answers are to stay (Yao et al. 2023)
     portability: tuple[Sample, ...] = ()  # what follows from the new answer (Yao et al. 2023)
     restated: tuple[Sample, ...] = ()  # reference samples that ask for the edited fact: they cannot stay
 
@@ -88,7 +88,7 @@ def _told(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Cor
     return Correction(
         edit=edit,
         reworded=asked.paraphrase_samples,
-        locality=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
+        neighborhood=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
         portability=tuple(
             Sample(input=n["prompt"], target=n["answer"]) for n in row.get("portability") or ()
         ),

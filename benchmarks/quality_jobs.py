@@ -142,7 +142,7 @@ def _asked(corrections: Sequence[Correction]) -> set[str]:
     texts: list[TextInput] = []
     for item in corrections:
         texts += [item.edit, *item.edit.paraphrase_samples]
-        texts += [*item.reworded, *item.locality, *item.portability, *item.restated]
+        texts += [*item.reworded, *item.neighborhood, *item.portability, *item.restated]
     return {text.content_hash for text in texts}
 
 

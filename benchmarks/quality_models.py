@@ -36,10 +36,10 @@ from transformers import (
 )
 
 from demo.classifier import base_model
-from salem.encoding import encode, in_buckets
-from salem.hosting import Network, as_network, weights_sha256
+from salem.models.batching import encode, in_buckets
+from salem.models.loading import Network, as_network, weights_sha256
+from salem.models.trunk import Trunk, capture, resume
 from salem.records import Sample, Task
-from salem.trunk import Trunk, capture, resume
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 PAD, END = "<pad>", "</s>"

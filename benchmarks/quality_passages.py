@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from salem.hosting import Network
+from salem.models.loading import Network
+from salem.models.tokens import continuation_ids
 from salem.records import Sample
-from salem.token_ids import continuation_ids
 
 WORDS = 24  # of a passage
 BEGINNING = 10  # words that are given

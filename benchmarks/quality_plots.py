@@ -22,7 +22,7 @@ COLUMNS = 3
 LINEAR_BELOW = 0.005  # of drawdown: nought and small gains have a place on the axis
 _TICKS = (0, 0.005, 0.02, 0.1, 0.5)
 _MARKERS = "osD^v<>phX*Pd8"
-_SEQUENCE_FIGURES = ("edit_accuracy", "generalisation", "drawdown")
+_SEQUENCE_FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 
 def draw_balance(panels: Mapping[str, Sequence[Line]], size: int, path: Path) -> None:
@@ -125,11 +125,11 @@ def _point(axis: Axes, line: Line, index: int) -> None:
 
 
 def _style(method: str, index: int) -> dict[str, object]:
-    """The product stands out; every other method has its own colour and mark, the same in every panel."""
+    """The product stands out; every other method has its own color and mark, the same in every panel."""
     if method == OURS:
         return {"color": "black", "marker": "*", "markersize": 13, "zorder": 5}
-    colour = matplotlib.colormaps["tab20"](index % 20)
-    return {"color": colour, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5}
+    color = matplotlib.colormaps["tab20"](index % 20)
+    return {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5}
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:

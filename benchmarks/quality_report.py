@@ -132,7 +132,7 @@ def _figures(rows: Sequence[Row], found: Mapping[tuple[str, int], Sequence[Line]
 
 def _caption(dataset: str, size: int, methods: Sequence[Line]) -> str:
     row = methods[0].rows[0]
-    origin = f", rewordings: {row['generalisation_source']}" if methods[0].figures["generalisation"] else ""
+    origin = f", rewordings: {row['generalization_source']}" if methods[0].figures["generalization"] else ""
     asked = "rise of perplexity" if "nll" in row["counts"] else "answers"
     return (
         f"{dataset} ({row['model']}), {_edits(size)}, {row['held_out']} held-out samples ({asked}){origin}:"

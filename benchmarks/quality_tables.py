@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality_units import TIE, Row
 from benchmarks.resampling import Values, first, interval
-from worker.intervals import proportion
+from worker.numerics.intervals import proportion
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def _relative_rise(means: Values) -> Values:
 
 _POOLED: dict[str, tuple[Callable[[Sequence[Row]], Values], Callable[[Values], Values]]] = {
     "edit_accuracy": (_digits("edits"), first),
-    "generalisation": (_reworded, _ratio),
+    "generalization": (_reworded, _ratio),
     "drawdown": (_lost, first),
-    "locality": (_digits("locality"), first),
+    "neighborhood": (_digits("neighborhood"), first),
     "portability": (_digits("portability"), first),
 }
-_MEANS = ("edit_accuracy_forced", "generalisation_forced", "drawdown_forced", "cpu_seconds", "peak_bytes")
+_MEANS = ("edit_accuracy_forced", "generalization_forced", "drawdown_forced", "cpu_seconds", "peak_bytes")
 
 
 def mean(rows: Sequence[Row], name: str) -> float | None:
@@ -154,7 +154,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 _HEADS = {
     "edit_accuracy_forced": "edit accuracy, forced",
-    "generalisation_forced": "generalisation, forced",
+    "generalization_forced": "generalization, forced",
     "drawdown_forced": "drawdown, forced",
     "cpu_seconds": "CPU s",
     "peak_bytes": "peak MB",

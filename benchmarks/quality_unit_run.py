@@ -27,10 +27,10 @@ from benchmarks.methods import Edited, Editing, Method, method
 from benchmarks.quality_data import Material, material
 from benchmarks.quality_jobs import DrawnJob, Sizes, draw_job, draw_validation_job, slices
 from benchmarks.quality_units import PROTOCOL, SEQUENCE, Row, Unit
-from salem.hosting import Network, load
-from salem.lifeline import die_with_parent
+from salem.models.loading import Network, load
+from salem.parent_death import die_with_parent
 from salem.records import Sample
-from worker.sample_cache import SampleCache
+from worker.activations.cache import SampleCache
 
 SINGLE_EDITS = 20  # over which one edit at a time is averaged
 SLICE = 0.1  # of the held-out samples, for each of them
@@ -123,7 +123,7 @@ def _measured(work: Work, scratch: Path) -> Row:
         "held_out": len(job.held_out),
         "layer": found.layer,
         "num_edits_drawn": len(job.corrections),
-        "generalisation_source": source.rewordings,
+        "generalization_source": source.rewordings,
         "counts": counts(found.outcomes, perplexity=source.perplexity),
     }
     return {**row, "curve": list(found.curve)} if found.curve else row
@@ -193,7 +193,7 @@ def _in_sequence(network: Network, job: DrawnJob, unit: Unit) -> Result:
         seconds, cpu_seconds = seconds + took, cpu_seconds + cpu_took
         outcomes = _ask(network, edited, job, 0, stop, job.held_out)
         values = figures(outcomes, perplexity=job.material.perplexity)
-        kept = ("edit_accuracy", "generalisation", "drawdown", "locality")
+        kept = ("edit_accuracy", "generalization", "drawdown", "neighborhood")
         curve.append({"num_edits": stop, **{name: _finite(values[name]) for name in kept}})
     assert edited is not None, "a job has at least one edit"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -184,7 +184,7 @@ def resolved(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> Unit | N
 def chosen_setting(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> float | None:
     """The grid's value that edits best; of those within a tie, the one of the least drawdown.
 
-    How well it edits is the mean of edit accuracy and generalisation. None while a row of the search is
+    How well it edits is the mean of edit accuracy and generalization. None while a row of the search is
     missing; the middle where every one of them failed.
     """
     found = {
@@ -207,8 +207,8 @@ def chosen_setting(unit: Unit, grid: Sequence[float], rows: Sequence[Row]) -> fl
 
 
 def _edits(row: Row) -> float:
-    """Edit accuracy, averaged with generalisation where that was measured."""
-    found = [row[name] for name in ("edit_accuracy", "generalisation") if row.get(name) is not None]
+    """Edit accuracy, averaged with generalization where that was measured."""
+    found = [row[name] for name in ("edit_accuracy", "generalization") if row.get(name) is not None]
     return float(sum(found) / len(found))
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.selection [--sets nli ...] [--edits 10] [--no-costs] [--no-regret]
 
-Every layer gets the same full ridge edit, scored on held-out samples: (edit accuracy + generalisation) / 2 -
+Every layer gets the same full ridge edit, scored on held-out samples: (edit accuracy + generalization) / 2 -
 drawdown. Each way to select ranks the layers without those samples; *regret@1* is the best score minus that
 of its first choice, *hit@3* whether the best layer is among its first three. Prints a line per set and, last,
 one JSON object; a run of all sets is written to benchmarks/results/selection.json, which the report reads.
@@ -27,14 +27,14 @@ from benchmarks.quality_jobs import DrawnJob, Sizes, draw_job
 from benchmarks.quality_units import RESULTS
 from benchmarks.selection_costs import BATCH, memory_ratios, time_ratios, tracing_over_selection
 from benchmarks.tracing import trace_layer
-from salem.deltas import LayerDelta
-from salem.encoding import encode
-from salem.hosting import Network, load
+from salem.deltas.terms import LayerDelta
+from salem.models.batching import encode
+from salem.models.loading import Network, load
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
-from worker.ridge import ridge_term
-from worker.saliency import layer_saliency, shortlist
-from worker.training import prepare_dataset
-from worker.trials import trial_edits
+from worker.selection.saliency import layer_saliency, shortlist
+from worker.selection.trials import trial_edits
+from worker.training.loop import prepare_dataset
+from worker.training.ridge import ridge_term
 
 SIZES = Sizes(held_out=300, pass_samples=400)
 HIT_AT = 3
@@ -62,7 +62,7 @@ def main() -> int:
         if not options.no_regret:
             sets[name] |= choices(network, job, Hyperparameters(seed=options.seed))
         print(name, json.dumps(sets[name]), flush=True)
-    summary = {} if options.no_costs else summarised(list(sets.values()))
+    summary = {} if options.no_costs else summarized(list(sets.values()))
     found = {**summary, "num_edits": options.edits, "seed": options.seed, "sets": sets}
     if set(options.sets) == set(DATASETS) and not (options.no_costs or options.no_regret):
         (RESULTS / "selection.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -82,7 +82,7 @@ def costs(network: Network, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def summarised(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def summarized(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The worst of all sets, of the pass that a job makes: mean |gradient|, a few samples at a time.
 
     Time and memory are those of the same pass; the whole batch at once, which trades one for the other,
@@ -132,7 +132,7 @@ def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparame
     edited = Added(network, (LayerDelta(layer.path, (term,)),))
     outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=perplexity)
     found = figures(outcomes, perplexity=perplexity)
-    success = [found[name] for name in ("edit_accuracy", "generalisation") if found[name] is not None]
+    success = [found[name] for name in ("edit_accuracy", "generalization") if found[name] is not None]
     return sum(map(float, success)) / len(success) - float(found["drawdown"] or 0)
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.tracing import trace_batch
-from salem.encoding import Batch, forward
-from salem.hosting import Network
-from worker import saliency
-from worker.losses import nll_per_sample
-from worker.saliency import Measure, batch_saliency
+from salem.models.batching import Batch, forward
+from salem.models.loading import Network
+from worker.numerics.losses import nll_per_sample
+from worker.selection import saliency
+from worker.selection.saliency import Measure, batch_saliency
 
 BATCH = 10
 ROUNDS = 15

@@ -34,7 +34,7 @@ def selection_report(found: Mapping[str, Any], plots: Path) -> str:
             "## Selection",
             "",
             f"`make bench-selection`: {found['num_edits']} edits, seed {found['seed']}. Every layer gets the "
-            "same full ridge edit; its score is (edit accuracy + generalisation) / 2 - drawdown on held-out "
+            "same full ridge edit; its score is (edit accuracy + generalization) / 2 - drawdown on held-out "
             "samples. In the table regret@1: the best layer's score minus that of the first choice, made "
             "without those samples. Hit@3: the best layer is among the first three.",
             "",

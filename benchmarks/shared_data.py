@@ -22,12 +22,12 @@ TEXT_SHARE = 0.8  # of the running text
 
 @dataclass(frozen=True)
 class EditSet:
-    """A model, labelled samples that it was asked, and what is to change."""
+    """A model, labeled samples that it was asked, and what is to change."""
 
     name: str
     model: Path
     task: Task
-    reference: tuple[Edit, ...]  # labelled samples, as a reference set holds them
+    reference: tuple[Edit, ...]  # labeled samples, as a reference set holds them
     edits: tuple[Edit, ...]  # empty: the samples that the model fails are the edits
 
 
@@ -53,7 +53,7 @@ def shared_rows(name: str) -> list[dict[str, Any]]:
 
 
 def shared_samples(name: str) -> list[Sample]:
-    """A data file of labelled samples: pairs with a label, texts with a label, or prompts with an answer."""
+    """A data file of labeled samples: pairs with a label, texts with a label, or prompts with an answer."""
     return [_sample(row) for row in shared_rows(name)]
 
 

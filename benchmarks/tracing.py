@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from salem.answers import predict
-from salem.encoding import Batch, encode, forward
-from salem.hosting import Network
+from salem.inference.predict import predict
+from salem.models.batching import Batch, encode, forward
+from salem.models.loading import Network
 from salem.records import Layer, Sample
-from worker.losses import nll_per_sample
-from worker.trunk_sets import token_mask
+from worker.activations.trunk_sets import token_mask
+from worker.numerics.losses import nll_per_sample
 
 NOISE = 3.0  # standard deviations of the embeddings (section 2.1)
 NUM_DRAWS = 10  # of noise per sample (appendix B)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training [--rounds 7] [--steps 30] [--skip-jobs]
 
-Steps: the same chunks (10 corrections, 32 pass samples), loss, rank-8 term and optimiser at every block of
+Steps: the same chunks (10 corrections, 32 pass samples), loss, rank-8 term and optimizer at every block of
 `minilm-nli`. A step of the whole model is measured in three ways, because there are three in use:
 
     frozen     weights frozen, the answers before the edit kept: forward of everything, backward to the term
@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from benchmarks.shared_data import edit_set
 from demo.service import running_service
-from salem.answers import predict
-from salem.deltas import LowRank, adding
-from salem.encoding import Answers, forward
+from salem.deltas.terms import LowRank, adding
 from salem.errors import EditFailed
-from salem.hosting import Network, load
+from salem.inference.predict import predict
+from salem.models.batching import Answers, forward
+from salem.models.loading import Network, load
 from salem.records import Layer, Sample, Task
-from worker.losses import kl_per_sample, margin_loss_per_sample
-from worker.training import CHUNK, Prepared, prepare_dataset
+from worker.numerics.losses import kl_per_sample, margin_loss_per_sample
+from worker.training.loop import CHUNK, Prepared, prepare_dataset
 
 NUM_EDITS = 10
 NUM_PASS = 1_800

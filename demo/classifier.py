@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from demo.desk import Desk
-from salem.encoding import encode, in_buckets
 from salem.errors import Misconfigured
-from salem.hosting import Network, as_network
+from salem.models.batching import encode, in_buckets
+from salem.models.loading import Network, as_network
+from salem.models.trunk import Trunk, capture, resume
 from salem.records import Task
-from salem.trunk import Trunk, capture, resume
 
 EPOCHS = 5
 BATCH = 32

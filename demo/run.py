@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parent.parent / ".demo"
 MODEL = "desk"
 ALIAS = "production"
 LEAST_EDIT_ACCURACY = 0.95
-FIGURES = ("edit_accuracy", "generalisation", "drawdown")
+FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 
 def main() -> int:
@@ -112,7 +112,7 @@ def register(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
     if job["state"] == "succeeded":
         accuracy = job["result"]["reference_accuracy"]
         screen.say(
-            f"It answers {accuracy['value']:.1%} of {accuracy['count']} labelled sentences rightly: "
+            f"It answers {accuracy['value']:.1%} of {accuracy['count']} labeled sentences rightly: "
             f"{job['result']['num_held_out']} of these are held out to measure what breaks."
         )
     return job
@@ -150,8 +150,8 @@ def follow(client: Client, job: dict[str, Any], title: str, screen: Screen) -> d
 
 
 def compare(desk: Desk, outcomes: Sequence[dict[str, Any]], client: Client, screen: Screen) -> None:
-    """Ask the base and the new version the same: a held-out rewording of an edit, and neighbours of it."""
-    questions = [first_reworded(outcomes), *(sample.input for sample in neighbours(desk))]
+    """Ask the base and the new version the same: a held-out rewording of an edit, and neighbors of it."""
+    questions = [first_reworded(outcomes), *(sample.input for sample in neighbors(desk))]
     names = (f"{MODEL}:0", f"{MODEL}@{ALIAS}")
     inputs = [{"input": question} for question in questions]
     answers = {
@@ -167,7 +167,7 @@ def first_reworded(outcomes: Sequence[dict[str, Any]]) -> str:
     return str((changed or unseen[-1:])[0]["input"])
 
 
-def neighbours(desk: Desk) -> list[Sample]:
+def neighbors(desk: Desk) -> list[Sample]:
     """Two held-out sentences of the intent that the policy's sentences had before."""
     near = [s for s in desk.reference if s.target == "payment_problem" and held_out(s.content_hash)]
     return near[:2]

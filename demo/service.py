@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from salem import lifeline
+from salem import parent_death
 from salem.errors import Unavailable
 
 START_TIMEOUT_S = 180.0  # the first import of torch on a cold disk takes long
@@ -37,7 +37,7 @@ def running_service(home: Path, models_root: Path) -> Iterator[str]:
     log = home.with_suffix(".log")
     with log.open("w") as output:
         process = subprocess.Popen(
-            lifeline.command([sys.executable, "-m", "app.cli", "serve"]),
+            parent_death.command([sys.executable, "-m", "app.cli", "serve"]),
             env=environment(home, models_root),
             stdin=subprocess.DEVNULL,
             stdout=output,

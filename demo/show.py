@@ -1,4 +1,4 @@
-"""What the demo looks like: a live bar and coloured tables in a terminal, plain lines anywhere else.
+"""What the demo looks like: a live bar and colored tables in a terminal, plain lines anywhere else.
 
 Knows rich and the shape of the service's answers. Does not know HTTP or the order of things.
 """

@@ -19,14 +19,14 @@ import uvicorn
 from tiny_models import save_tiny
 
 from app.main import create_app
-from app.service_address import bind
-from salem import hosting
-from salem.blobs import BlobStore
-from salem.delta_files import pack
-from salem.deltas import LayerDelta, LowRank
+from app.service.address import bind
+from salem.deltas.files import pack
+from salem.deltas.terms import LayerDelta, LowRank
+from salem.models import loading
 from salem.records import Delta, FolderSource, HostedModel, Job, JobKind, ModelState, Task, Version
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.blobs import BlobStore
+from salem.storage.registry import Registry
 
 START_TIMEOUT_S = 20.0
 LEASE_S = 60.0
@@ -76,7 +76,7 @@ class Stage:
         folder = save_tiny(self.settings.effective_models_root / name, architecture, task)
         if prepare is not None:
             prepare(folder)
-        network = hosting.load(folder, task, device="cpu")
+        network = loading.load(folder, task, device="cpu")
         model = HostedModel(
             name=name,
             task=task,
@@ -88,8 +88,8 @@ class Stage:
         ready = model.model_copy(
             update={
                 "state": ModelState.READY,
-                "sha256": hosting.weights_sha256(folder),
-                "descriptions_sha256": hosting.descriptions_sha256(folder),
+                "sha256": loading.weights_sha256(folder),
+                "descriptions_sha256": loading.descriptions_sha256(folder),
                 "labels": network.labels,
                 "layers": network.layers,
                 "max_input_tokens": network.max_input_tokens,

@@ -10,11 +10,11 @@ import torch
 from tiny_models import LABELS, tiny_network
 
 from benchmarks.baselines.contract import Edited, Editing
-from salem.answers import predict
-from salem.encoding import encode, forward
-from salem.hosting import Network
+from salem.inference.predict import predict
+from salem.models.batching import encode, forward
+from salem.models.loading import Network
 from salem.records import Edit, EditBatch, Sample, TextInput
-from worker.losses import nll_per_sample
+from worker.numerics.losses import nll_per_sample
 
 _OPENINGS = ("where is my", "i want the", "who wrote the", "please send a")
 _THINGS = ("order", "parcel", "lamp", "password")

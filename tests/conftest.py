@@ -14,9 +14,9 @@ import pytest
 from running_service import Service, running
 from sqlalchemy import create_engine, make_url, text
 
-from salem.private_redis import PrivateRedis
-from salem.registry import Registry
+from salem.queue.private_redis import PrivateRedis
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from labelled_texts import TEXTS, other_label
+from labeled_texts import TEXTS, other_label
 from tiny_models import tiny_network
 
-from salem.answers import predict
+from salem.inference.predict import predict
 from salem.records import Edit, EditorOptions, Sample, TextInput
 
 NUM_EDITS = 48

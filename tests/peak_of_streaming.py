@@ -20,11 +20,11 @@ from tiny_models import LABELS, save_tiny, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from salem.answers import predict
-from salem.deltas import LowRank
-from salem.hosting import load
+from salem.deltas.terms import LowRank
+from salem.inference.predict import predict
+from salem.models.loading import load
 from salem.records import Hyperparameters, Sample, Task
-from worker.training import prepare_dataset, train
+from worker.training.loop import prepare_dataset, train
 
 WORDS = ("order", "parcel", "lamp", "password", "account", "refund", "door", "book")
 HYPER = Hyperparameters(max_steps=4, kl_weight=0.1)

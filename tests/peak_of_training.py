@@ -19,13 +19,13 @@ from tiny_models import LABELS, build_network, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from salem.answers import predict
-from salem.deltas import LowRank
-from salem.hosting import Network, as_network, count_tokens, load
+from salem.deltas.terms import LowRank
+from salem.inference.predict import predict
+from salem.models.loading import Network, as_network, count_tokens, load
 from salem.records import Hyperparameters, Layer, Sample, Task
-from worker.machine_memory import resident_bytes
-from worker.memory import Lengths, estimate, shape_of
-from worker.training import prepare_dataset, train
+from worker.attempts.machine_memory import resident_bytes
+from worker.recipes.memory import Lengths, estimate, shape_of
+from worker.training.loop import prepare_dataset, train
 
 WORDS = ("where", "is", "my", "order", "and", "when", "will", "the", "parcel", "arrive", "at", "door")
 HYPER = Hyperparameters(max_steps=3, kl_weight=0.1)

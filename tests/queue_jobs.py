@@ -14,20 +14,20 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from worker.queue_worker import QueueWorker, endure
+from worker.runtime.queue_worker import QueueWorker, endure
 
 
 def install(folder: Path) -> None:
-    """Stand where the real entry point stands: `worker.jobs.run_job`."""
+    """Stand where the real entry point stands: `worker.runtime.work_horse.run_job`."""
 
     def run_job(job_id: str) -> None:
         (folder / f"{job_id}.began").touch()
         while not (folder / f"{job_id}.end").exists():
             time.sleep(0.02)
 
-    jobs = types.ModuleType("worker.jobs")
+    jobs = types.ModuleType("worker.runtime.work_horse")
     jobs.__dict__["run_job"] = run_job
-    sys.modules["worker.jobs"] = jobs
+    sys.modules["worker.runtime.work_horse"] = jobs
 
 
 if __name__ == "__main__":
@@ -39,4 +39,4 @@ if __name__ == "__main__":
     worker = QueueWorker(
         [queue], connection=redis, serializer=JSONSerializer, job_monitoring_interval=interval_s
     )
-    worker.work(logging_level="WARNING")
+    worker.recipes.base(logging_level="WARNING")

@@ -26,7 +26,7 @@ from salem.records import (
     Task,
     Version,
 )
-from salem.registry import Registry
+from salem.storage.registry import Registry
 
 BLOB = "b" * 64
 NOW = datetime(2025, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -60,9 +60,9 @@ def new_version(model: str = "intents", parent: int = 0, blob: str = BLOB) -> Ve
         metrics=Metrics(
             edit_accuracy=share,
             adapt_accuracy=None,
-            generalisation=None,
+            generalization=None,
             drawdown=None,
-            consistency=share,
+            locality=share,
             protocol="argmax",
             outcomes=(),
             flips=(),

@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 START_TIMEOUT_S = 90.0
 JOB_TIMEOUT_S = 60.0

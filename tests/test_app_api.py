@@ -15,15 +15,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import SecretStr, ValidationError
 from tiny_models import LABELS, save_tiny
 
+from app.api.problems import from_validation_error, invalid_request
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
-from app.problems import from_validation_error, invalid_request
 from salem.errors import MOST_PLACES, Misconfigured, Pointer
-from salem.hosting import weights_sha256
-from salem.queue import JobQueue
+from salem.models.loading import weights_sha256
+from salem.queue.job_queue import JobQueue
 from salem.records import MOST_ITEMS, HostedModel, JobState, Record, Task
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 JSON = {"content-type": "application/json"}
 REFERENCE = [{"input": "where is my order", "target": LABELS[1]}, {"input": "log in", "target": LABELS[2]}]
@@ -90,7 +90,7 @@ def test_a_model_is_added(client: httpx.Client, stage: Stage, small: Settings) -
 def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings) -> None:
     save_tiny(small.effective_models_root / "intents", "bert")
     lines = "\n".join(json.dumps(sample) for sample in [*REFERENCE, REFERENCE[0]]) + "\n\n"
-    response = client.put("/references", content=lines)
+    response = client.post("/references", content=lines)
     assert response.status_code == 201, response.text
     assert response.json()["num_samples"] == 2
     body = {
@@ -128,21 +128,21 @@ def test_what_is_stored_but_is_no_reference_set(
 
 def test_bad_reference_sets(client: httpx.Client) -> None:
     lines = b'{"input": "a", "target": "b"}\n{"input": 3}\nnot json\n{"input": "x", "target": "y", "id": 1}\n'
-    body = problem(client.put("/references", content=lines), 422, "invalid_request")
+    body = problem(client.post("/references", content=lines), 422, "invalid_request")
     assert pointers(body) == {"/1", "/2", "/3"}
     assert "line 3" in body["errors"][-2]["detail"]
-    problem(client.put("/references", content=b"\xff\xfe"), 422, "invalid_request")
-    problem(client.put("/references", content=b""), 422, "invalid_request")
+    problem(client.post("/references", content=b"\xff\xfe"), 422, "invalid_request")
+    problem(client.post("/references", content=b""), 422, "invalid_request")
     clash = b'{"input": "a", "target": "b"}\n{"input": "a", "target": "c"}\n'
-    assert pointers(problem(client.put("/references", content=clash), 422, "invalid_request")) == {
+    assert pointers(problem(client.post("/references", content=clash), 422, "invalid_request")) == {
         "/1/target"
     }
 
 
 def test_a_file_of_the_wrong_kind_is_refused_by_its_first_lines(client: httpx.Client) -> None:
-    broken = problem(client.put("/references", content=b"0\n" * 500), 422, "invalid_request")
+    broken = problem(client.post("/references", content=b"0\n" * 500), 422, "invalid_request")
     blank = b'{"input": " ", "target": "a"}\n' * 500
-    unsound = problem(client.put("/references", content=blank), 422, "invalid_request")
+    unsound = problem(client.post("/references", content=blank), 422, "invalid_request")
     for body in (broken, unsound):
         assert len(body["errors"]) == MOST_PLACES and body["detail"].endswith("(and 499 more)")
 
@@ -172,7 +172,7 @@ def test_models_versions_and_aliases(client: httpx.Client, stage: Stage, intents
     assert moved.json()["version"] == 1
     client.put("/models/intents/aliases/production", json={"version": 0})
     assert [alias["version"] for alias in client.get("/models/intents/aliases").json()["data"]] == [0]
-    history = client.get("/models/intents/aliases/production").json()["data"]
+    history = client.get("/models/intents/aliases/production/history").json()["data"]
     assert [alias["version"] for alias in history] == [0, 1]
     absent = problem(client.get("/models/intents/aliases/staging"), 404, "not_found")
     assert absent["remedy"] == "PUT /models/intents/aliases/staging makes it"
@@ -217,7 +217,7 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     assert (again["parent"], again["alias_was"]) == (1, 1)
     removal = {"edits": ["1.0"], "alias": "production"}
     stage.registry.set_alias("intents", "production", 2)
-    response = client.post("/models/intents/versions/1/without", json=removal)
+    response = client.post("/models/intents/versions/1/removals", json=removal)
     assert response.status_code == 202 and response.json()["request"]["alias_was"] == 2
 
 
@@ -548,7 +548,7 @@ def test_request_ids(client: httpx.Client) -> None:
 
 def test_an_unexpected_error_leaks_nothing(client: httpx.Client, small: Settings) -> None:
     (small.home / "blobs").write_text("a file in the place of the folder")
-    response = client.put("/references", content=json.dumps(REFERENCE[0]))
+    response = client.post("/references", content=json.dumps(REFERENCE[0]))
     assert response.status_code in (500, 503)
     assert str(small.home) not in response.text and "Traceback" not in response.text
 

@@ -16,10 +16,10 @@ from tiny_models import save_tiny
 
 from app.cli.client import ServiceError
 from app.cli.files import read_edit_request
-from app.doctor import Finding, check_address, check_blobs, check_database, check_python, check_redis
+from app.service.doctor import Finding, check_address, check_blobs, check_database, check_python, check_redis
 from salem import __version__
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 EDIT = {"input": "money back", "target": "refund"}
 

@@ -22,8 +22,8 @@ from test_app_entries import printed_json
 from test_salem_editors import new_editor
 
 from app.cli import main
-from app.editor_checks import FEWEST_EDITS, with_editor
-from salem.queue import JobQueue
+from app.validation.editors import FEWEST_EDITS, with_editor
+from salem.queue.job_queue import JobQueue
 from salem.records import (
     Editor,
     EditorMetrics,
@@ -34,8 +34,8 @@ from salem.records import (
     JobKind,
     Recipe,
 )
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 EDITS = [
     {"input": f"where is order number {place}", "target": "refund", "paraphrases": [f"order {place} is late"]}

@@ -21,15 +21,10 @@ from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
 from app.cli import main
-from app.engine import Engine
-from salem.delta_files import pack
-from salem.deltas import LayerDelta
-from salem.entry_rows import MadeEntries
-from salem.features import Reading, features, token_rarity
-from salem.metric import Metric
-from salem.metric_files import named, pack_metric
-from salem.openings import openings
-from salem.queue import JobQueue
+from app.serving.engine import Engine
+from salem.deltas.files import pack
+from salem.deltas.terms import LayerDelta
+from salem.queue.job_queue import JobQueue
 from salem.records import (
     Delta,
     Edit,
@@ -41,10 +36,15 @@ from salem.records import (
     TextInput,
     Version,
 )
-from salem.registry import Registry
-from salem.scopes import Scoped
+from salem.scope.features import Reading, features, token_rarity
+from salem.scope.first_token import openings
+from salem.scope.lexical import NUMBERS, Wording, packed
+from salem.scope.metric import Metric
+from salem.scope.metric_files import named, pack_metric
+from salem.scope.scope import Scoped
 from salem.settings import Settings
-from salem.wordings import NUMBERS, Wording, packed
+from salem.storage.registry import Registry
+from salem.storage.rows.entries import MadeEntries
 
 NOTHING_FIRES = "who wrote the book in rome"
 EDITS = (
@@ -194,17 +194,17 @@ def test_predictions_say_which_entry_fired(client: httpx.Client, stage: Stage, i
     publish(stage, intents, (Edit(input="log in", target="other"),), first)
     texts = [*(edit.input for edit in EDITS), NOTHING_FIRES]
     explained = predict(client, "intents:2", *texts, explain=True)
-    fired = [each["fired"] for each in explained]
-    assert [each and each["entry"] for each in fired] == ["1.0", "2.0", "1.2", None]
-    assert all(each["strength"] == 1.0 and 0 < each["inside"] < 0.01 for each in fired[:3])
+    fired = [each["match"] for each in explained]
+    assert [each and each["edit_id"] for each in fired] == ["1.0", "2.0", "1.2", None]
+    assert all(0 < each["margin"] < 0.01 for each in fired[:3])
     older = predict(client, "intents:1", "log in", explain=True)
-    assert older[0]["fired"]["entry"] == "1.1"
+    assert older[0]["match"]["edit_id"] == "1.1"
     plain = predict(client, "intents:2", *texts)
-    assert "fired" not in plain[0]
-    assert [{**each, "fired": None} for each in plain] == [{**each, "fired": None} for each in explained]
+    assert "match" not in plain[0]
+    assert [{**each, "match": None} for each in plain] == [{**each, "match": None} for each in explained]
     assert plain[3] == predict(client, "intents", NOTHING_FIRES)[0]
     stage.publish(intents)
-    assert [each["fired"] for each in predict(client, "intents:3", *texts[:2], explain=True)] == [None, None]
+    assert [each["match"] for each in predict(client, "intents:3", *texts[:2], explain=True)] == [None, None]
 
 
 def test_an_edit_that_overrides_an_entry_says_so(
@@ -247,7 +247,7 @@ def test_edits_are_removed_by_a_job(
     client: httpx.Client, stage: Stage, intents: HostedModel, settings: Settings
 ) -> None:
     publish(stage, intents, EDITS)
-    path, headers = "/models/intents/versions/1/without", {"Idempotency-Key": "once"}
+    path, headers = "/models/intents/versions/1/removals", {"Idempotency-Key": "once"}
     body = {"edits": ["1.2", "1.0"], "alias": "production"}
     response = client.post(path, json=body, headers=headers)
     assert response.status_code == 202, response.text
@@ -274,7 +274,7 @@ def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: Host
     assert stage.registry.finish_edit(job.id, claimed[1], without, None, {}).number == 2
     ids = ["1.0", "one", "1.3", "2.0", "1.1", "1.0", "1.2"]
     body = problem(
-        client.post("/models/intents/versions/2/without", json={"edits": ids}), 422, "invalid_request"
+        client.post("/models/intents/versions/2/removals", json={"edits": ids}), 422, "invalid_request"
     )
     assert {error["pointer"]: error["detail"] for error in body["errors"]} == {
         "/edits/1": '"one" is not the id of an edit; write it like "3.0"',
@@ -284,14 +284,14 @@ def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: Host
         "/edits/5": '"1.0" is already given at /edits/0',
     }
     for number in (1, 2):
-        empty = client.post(f"/models/intents/versions/{number}/without", json={"edits": []})
+        empty = client.post(f"/models/intents/versions/{number}/removals", json={"edits": []})
         assert pointers(problem(empty, 422, "invalid_request")) == {"/edits"}
     base = problem(
-        client.post("/models/intents/versions/0/without", json={"edits": ["1.0"]}), 422, "invalid_request"
+        client.post("/models/intents/versions/0/removals", json={"edits": ["1.0"]}), 422, "invalid_request"
     )
     assert "intents:0 is the base" in base["detail"] and base["remedy"]
-    problem(client.post("/models/intents/versions/7/without", json={"edits": ["1.0"]}), 404, "not_found")
-    problem(client.post("/models/other/versions/1/without", json={"edits": ["1.0"]}), 404, "not_found")
+    problem(client.post("/models/intents/versions/7/removals", json={"edits": ["1.0"]}), 404, "not_found")
+    problem(client.post("/models/other/versions/1/removals", json={"edits": ["1.0"]}), 404, "not_found")
 
 
 def test_the_command_line(

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.contract import Ahead, Edited, Editing
 from benchmarks.methods import METHODS, method
-from salem.answers import predict
-from salem.encoding import encode, forward
 from salem.errors import Misconfigured
+from salem.inference.predict import predict
+from salem.models.batching import encode, forward
 from salem.records import Hyperparameters
-from worker.sample_cache import SampleCache
+from worker.activations.cache import SampleCache
 
 SEQUENTIAL = tuple(one.name for one in METHODS if one.sequential)
 ONCE = tuple(one.name for one in METHODS if not one.sequential)

@@ -24,13 +24,13 @@ from benchmarks.baselines.ridge import ridge_update
 from benchmarks.baselines.ultraedit import updated
 from benchmarks.baselines.values import KeyValues
 from benchmarks.baselines.weights import lent, swapped
-from salem.answers import predict
-from salem.encoding import encode, forward
-from salem.hosting import Network
+from salem.inference.predict import predict
+from salem.models.batching import encode, forward
+from salem.models.loading import Network
+from salem.models.trunk import capture
 from salem.records import Sample, TextInput
-from salem.trunk import capture
-from worker.editor import Factors, MendEditor
-from worker.editor_training import GroupedUpdate, grouped_updates, lessons
+from worker.hypernetworks.mend import Factors, MendEditor
+from worker.hypernetworks.meta_training import GroupedUpdate, grouped_updates, lessons
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_network
 
 from benchmarks.gates import NUM_ENTRIES, gate_cost, idle_entries
-from salem.gates import fire
+from salem.inference.gate import fire
 from salem.records import TextInput
 
 TEXTS = [TextInput(input=text) for text in ("where is my order", "lamp", "the password does not work")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from labelled_texts import TEXTS, other_label, own_answers
+from labeled_texts import TEXTS, other_label, own_answers
 from tiny_models import save_tiny
 
 from benchmarks import main_job

@@ -18,21 +18,21 @@ from benchmarks.quality_jobs import (
     measured_pool,
     slices,
 )
-from salem.answers import predict
-from salem.hosting import Network
+from salem.inference.predict import predict
+from salem.models.loading import Network
 from salem.records import Edit, Sample, Task, TextInput
 
 SIZES = Sizes(held_out=60, validation_held_out=20, pass_samples=80)
 
 
 def facts(num_corrections: int = 300, num_kept: int = 400, num_hard: int | None = None) -> Material:
-    """Edits whose old answers, and those of their paraphrases and neighbours, are among the kept samples."""
+    """Edits whose old answers, and those of their paraphrases and neighbors, are among the kept samples."""
 
     def correction(place: int) -> Correction:
         return Correction(
             edit=Edit(input=f"fact {place}", target="new"),
             reworded=(Sample(input=f"said otherwise {place}", target="new"),),
-            locality=(Sample(input=f"plain {place + 40}", target="old"),),
+            neighborhood=(Sample(input=f"plain {place + 40}", target="old"),),
         )
 
     texts = [f"fact {place}" for place in range(num_corrections)]
@@ -60,7 +60,7 @@ def test_nothing_held_out_is_trained_on_in_any_way() -> None:
     batch = job.batch()
     trained = texts_of(batch.corrections, batch.pass_samples, job.corpus)
     trained |= {text for edit in job.corpus for text in edit.paraphrases}
-    asked = {s.input for c in job.corrections for s in (*c.reworded, *c.locality)}
+    asked = {s.input for c in job.corrections for s in (*c.reworded, *c.neighborhood)}
     assert len(job.held_out) == 60
     assert len(batch.pass_samples) == 80
     assert not texts_of(job.held_out) & (trained | asked)
@@ -112,7 +112,7 @@ def test_slices_go_round_so_that_all_samples_count_alike() -> None:
     assert all(seen.count(sample.input) == 2 for sample in samples)
 
 
-def labelled(network: Network, num: int) -> list[Sample]:
+def labeled(network: Network, num: int) -> list[Sample]:
     rng = random.Random(0)
     words = ["where", "is", "my", "order", "and", "when", "will", "the", "parcel", "arrive", "please"]
     texts = {" ".join(rng.choices(words, k=9)) for _ in range(num)}
@@ -121,7 +121,7 @@ def labelled(network: Network, num: int) -> list[Sample]:
 
 def test_a_classifiers_errors_come_surest_first_with_whole_rewordings() -> None:
     network = tiny_network("bert")
-    samples = labelled(network, 60)
+    samples = labeled(network, 60)
     made = corrections_of_errors(network, samples)
     answers = predict(network, [c.edit for c in made.corrections])
     sure = [max((answer.scores or {}).values()) for answer in answers]

@@ -14,9 +14,9 @@ from tiny_models import LABELS, build_network
 
 from benchmarks.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
 from benchmarks.quality_facts import Correction
-from salem.answers import predict
-from salem.encoding import Batch, encode
-from salem.hosting import Network
+from salem.inference.predict import predict
+from salem.models.batching import Batch, encode
+from salem.models.loading import Network
 from salem.records import Edit, Sample, TextInput
 
 TEXTS = (
@@ -94,7 +94,7 @@ def test_a_classifier_is_asked_everything_and_keeps_its_order() -> None:
             Sample(input="order my is where", target=edit.target),
             Sample(input="where", target=edit.target),
         ),
-        locality=(near, Sample(input=TEXTS[0], target="ignored")),
+        neighborhood=(near, Sample(input=TEXTS[0], target="ignored")),
         portability=(Sample(input=TEXTS[3], target=other(base[3])),),
     )
     held_out = [Sample(input=text, target=label) for text, label in zip(TEXTS[1:], base[1:], strict=True)]
@@ -111,12 +111,12 @@ def test_a_classifier_is_asked_everything_and_keeps_its_order() -> None:
     assert found.edits == [True]
     assert found.reworded == [[True, False]]
     assert found.kept == [False, True, True]
-    assert found.locality == [True, False]
+    assert found.neighborhood == [True, False]
     assert found.portability == [False]
     row = figures(found, perplexity=False)
     assert row["drawdown"] == pytest.approx(1 / 3)
-    assert row["consistency"] == pytest.approx(2 / 3)
-    assert row["generalisation"] == 0.5
+    assert row["locality"] == pytest.approx(2 / 3)
+    assert row["generalization"] == 0.5
     assert row["edit_accuracy_forced"] is None
     assert counts(found, perplexity=False)["lost"] == [0]
 
@@ -149,7 +149,7 @@ def test_a_writer_is_judged_freely_and_with_its_target_given(architecture: str) 
     expected = int((targets == token).sum()) / int((targets != -100).sum())
     assert row["edit_accuracy_forced"] == pytest.approx(expected)
     assert 0 < expected < 1
-    assert row["generalisation"] is None
+    assert row["generalization"] is None
 
 
 def test_teacher_forcing_agrees_with_one_sample_at_a_time() -> None:
@@ -177,7 +177,7 @@ def test_perplexity_rises_by_the_mean_rise_of_the_likelihood() -> None:
     row = figures(outcomes, perplexity=True)
     assert row["drawdown"] == pytest.approx(math.exp(80 / 40) ** -1 * math.exp(84 / 40) - 1)
     assert row["drawdown_low"] < row["drawdown"] < row["drawdown_high"]
-    assert row["consistency"] == pytest.approx(36 / 40)
+    assert row["locality"] == pytest.approx(36 / 40)
     assert counts(outcomes, perplexity=True)["nll"] == [[10, 20.0, 22.0, 0], [30, 60.0, 62.0, 4]]
 
 

@@ -14,9 +14,9 @@ from tiny_models import save_tiny, tiny_model
 from benchmarks import quality_models
 from benchmarks.measures import forced
 from benchmarks.quality_models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
-from salem.answers import predict
-from salem.encoding import encode
-from salem.hosting import load, weights_sha256
+from salem.inference.predict import predict
+from salem.models.batching import encode
+from salem.models.loading import load, weights_sha256
 from salem.records import Sample, Task
 
 PORTABLY = quality_models.portably

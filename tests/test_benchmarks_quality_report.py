@@ -21,15 +21,15 @@ KEPT = 400
 
 def row(method: str, edits: str, lost: int, *, seed: int = 0, size: int = 10, **more: Any) -> dict[str, Any]:
     counts = {
-        "edits": edits, "reworded": ["10"] * len(edits), "locality": "1101", "portability": "",
+        "edits": edits, "reworded": ["10"] * len(edits), "neighborhood": "1101", "portability": "",
         "lost": list(range(lost)), "num_kept": KEPT,
     }  # fmt: skip
     return {
         "kind": "measure", "dataset": "nli", "model": "bert", "method": method, "num_edits": size,
         "seed": seed, "setting": 0.1, "edit_accuracy": edits.count("1") / len(edits), "drawdown": lost / KEPT,
-        "edit_accuracy_forced": None, "generalisation_forced": None, "drawdown_forced": None,
+        "edit_accuracy_forced": None, "generalization_forced": None, "drawdown_forced": None,
         "cpu_seconds": 2.0,
-        "peak_bytes": 5e8, "delta_bytes": 2_000, "held_out": KEPT, "generalisation_source": "rules",
+        "peak_bytes": 5e8, "delta_bytes": 2_000, "held_out": KEPT, "generalization_source": "rules",
         "counts": counts, **more,
     }  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_seeds_are_pooled_before_the_interval_is_drawn() -> None:
     found = lines([row("salem", "1111", 0), row("salem", "1101", 8, seed=1)])["nli", 10][0]
     assert found.value("edit_accuracy") == pytest.approx(7 / 8)
     assert found.value("drawdown") == pytest.approx(8 / (2 * KEPT))
-    assert found.value("generalisation") == pytest.approx(0.5)
+    assert found.value("generalization") == pytest.approx(0.5)
     assert found.figures["portability"] is None
     drawdown = found.figures["drawdown"]
     assert drawdown is not None and 0 < drawdown.low < drawdown.value < drawdown.high < 0.02
@@ -177,7 +177,7 @@ def test_perplexity_that_did_not_change_has_no_share_as_its_interval() -> None:
 def test_rewordings_of_one_edit_are_one_sample_where_all_are_alike() -> None:
     made = row("salem", "1111", 0)
     made["counts"]["reworded"] = ["11"] * 4
-    found = lines([made])["nli", 10][0].figures["generalisation"]
+    found = lines([made])["nli", 10][0].figures["generalization"]
     edits = lines([made])["nli", 10][0].figures["edit_accuracy"]
     assert found is not None and edits is not None and found.low == edits.low
 
@@ -237,7 +237,7 @@ def curve(rise: float) -> list[dict[str, Any]]:
         {
             "num_edits": 100 * n,
             "edit_accuracy": 1 - n * rise,
-            "generalisation": None,
+            "generalization": None,
             "drawdown": n * rise / 4,
         }
         for n in range(1, 11)

@@ -20,8 +20,8 @@ from benchmarks.quality_facts import Correction
 from benchmarks.quality_jobs import Sizes, draw_job
 from benchmarks.quality_unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
 from benchmarks.quality_units import Unit
-from salem.encoding import Batch
-from salem.hosting import Network
+from salem.models.batching import Batch
+from salem.models.loading import Network
 from salem.records import Edit, Sample, Task, TextInput
 
 UNIT = Unit("measure", "tiny", "0" * 64, "shove", 10, 0, 0.5)
@@ -151,7 +151,7 @@ def test_a_row_is_made_however_its_process_ends(
     row = run_apart(Work(UNIT, SIZES, None))
     assert row["key"] == UNIT.key and row["unit_seconds"] > 0
     if error is None:
-        assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalisation"] is None
+        assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalization"] is None
         assert row["held_out"] == 30 and row["layer"] == "classifier" and "error" not in row
     else:
         assert error in row["error"]

@@ -20,9 +20,9 @@ from benchmarks.selection_costs import (
     plain_backward,
     time_ratios,
 )
-from salem.encoding import encode, forward
+from salem.models.batching import encode, forward
 from salem.records import Edit, EditBatch, Hyperparameters
-from worker.losses import nll_per_sample
+from worker.numerics.losses import nll_per_sample
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])

@@ -9,9 +9,9 @@ from tiny_models import tiny_network
 from torch import Tensor, nn
 
 from benchmarks.tracing import NOISE, own_answers, trace_batch, trace_layer
-from salem.encoding import answers_of, encode, forward
-from salem.hosting import Network
-from worker.losses import nll_per_sample
+from salem.models.batching import answers_of, encode, forward
+from salem.models.loading import Network
+from worker.numerics.losses import nll_per_sample
 
 
 def drawn(seed: int = 0) -> torch.Generator:

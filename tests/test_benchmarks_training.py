@@ -20,10 +20,10 @@ from benchmarks.training import (
     split,
     step_figures,
 )
-from salem.answers import predict
-from salem.deltas import LowRank
+from salem.deltas.terms import LowRank
+from salem.inference.predict import predict
 from salem.records import Edit, Sample
-from worker.training import prepare_dataset
+from worker.training.loop import prepare_dataset
 
 OPTIONS = Namespace(rounds=1, steps=3)
 

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from source_modules import PACKAGES, ROOT, modules, read_module
 
-from app.problems import HTTP_CODES
+from app.api.problems import HTTP_CODES
 from salem import errors
 from salem.errors import SalemError
 from salem.settings import Settings

@@ -12,7 +12,7 @@ from source_modules import ROOT
 
 from demo.classifier import fingerprint
 from demo.desk import load_desk
-from demo.run import first_reworded, holds, neighbours, summary
+from demo.run import first_reworded, holds, neighbors, summary
 from demo.service import environment
 from demo.show import Screen
 from salem.records import Hyperparameters, Metrics, Recipe
@@ -20,12 +20,12 @@ from salem.records import Hyperparameters, Metrics, Recipe
 OUTCOME = {"edit": 0, "input": "a ticket", "target": "cancel_membership", "before": "x", "correct": True}
 INTERVAL = {"value": 1.0, "low": 0.5, "high": 1.0, "count": 4}
 RESULT = {
-    **dict.fromkeys(("edit_accuracy", "generalisation", "drawdown"), 1.0),
+    **dict.fromkeys(("edit_accuracy", "generalization", "drawdown"), 1.0),
     "delta_bytes": 10,
     "layer": "block.2",
     "held_out": 4,
     "version": "desk:1",
-    "intervals": dict.fromkeys(("edit_accuracy", "generalisation", "drawdown"), INTERVAL),
+    "intervals": dict.fromkeys(("edit_accuracy", "generalization", "drawdown"), INTERVAL),
 }
 
 
@@ -63,8 +63,8 @@ def test_the_classifier_is_known_by_its_data(monkeypatch: pytest.MonkeyPatch) ->
     assert fingerprint(load_desk()) != fingerprint(fewer)
 
 
-def test_neighbours_are_held_out_and_not_edited() -> None:
-    assert {sample.target for sample in neighbours(load_desk())} == {"payment_problem"}
+def test_neighbors_are_held_out_and_not_edited() -> None:
+    assert {sample.target for sample in neighbors(load_desk())} == {"payment_problem"}
 
 
 def test_the_demo_serves_with_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_changed_paraphrase_is_asked_of_both() -> None:
 
 def test_the_last_line_holds_the_figures() -> None:
     last = summary(RESULT, 12.345)
-    expected = {"edit_accuracy", "generalisation", "drawdown", "job_seconds", "delta_bytes", "layer"}
+    expected = {"edit_accuracy", "generalization", "drawdown", "job_seconds", "delta_bytes", "layer"}
     assert set(last) == expected | {"held_out", "version", "intervals"}
     assert last["job_seconds"] == 12.35 or last["job_seconds"] == 12.34
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from labelled_texts import TEXTS, other_label, own_answers, save_labelled
+from labeled_texts import TEXTS, other_label, own_answers, save_labeled
 from running_service import Document, Service
 from tiny_models import LABELS
 
@@ -20,7 +20,7 @@ from salem.records import Task
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Redis is a Linux binary")
 
 NUM_WRONG = 9
-PHASES = ["waiting", "loading", "classing", "saliency", "training", "evaluating", "writing", "done"]
+PHASES = ["waiting", "loading", "predicting", "saliency", "training", "evaluating", "writing", "done"]
 QUICK = {"max_steps": 40, "kl_weight": 0.0, "null_space_rank": 0, "margin": 3.0}
 FORCEFUL = QUICK | {"recipe": "mend", "learning_rate": 0.03}
 LAST_LAYER = "bert.encoder.layer.2.output.dense"
@@ -37,7 +37,7 @@ def classifier(service: Service) -> str:
 
 def host(service: Service, name: str, architecture: str, task: Task) -> Document:
     root = service.settings.effective_models_root
-    reference = save_labelled(root, name, architecture, task, NUM_WRONG)
+    reference = save_labeled(root, name, architecture, task, NUM_WRONG)
     job = service.register(name, task, reference)
     assert job["state"] == "succeeded", job["error"]
     return job
@@ -127,7 +127,7 @@ def check_version(service: Service, model: str, job: Document, edit: Document) -
     assert version["hyperparameters"]["max_steps"] == QUICK["max_steps"]
     assert metrics["protocol"] == "argmax"
     assert metrics["edit_accuracy"]["value"] == result["edit_accuracy"] == 1
-    assert metrics["generalisation"]["count"] == metrics["adapt_accuracy"]["count"] == 1
+    assert metrics["generalization"]["count"] == metrics["adapt_accuracy"]["count"] == 1
     assert metrics["drawdown"]["count"] == result["held_out"] > 20
     assert [outcome["kind"] for outcome in metrics["outcomes"]] == ["edit", "adapt", "held_out_paraphrase"]
     first = metrics["outcomes"][0]
@@ -193,12 +193,12 @@ def test_the_same_request_and_seed_give_the_same_delta(service: Service, classif
 
 
 @pytest.mark.parametrize("num_paraphrases", [0, 1])
-def test_without_a_paraphrase_to_spare_generalisation_is_not_measured(
+def test_without_a_paraphrase_to_spare_generalization_is_not_measured(
     service: Service, classifier: str, num_paraphrases: int
 ) -> None:
     edit = correction(service, classifier, paraphrases=REWORDED[:num_paraphrases])
     result = succeeded(service.edit(classifier, [edit], options=QUICK))
-    assert result["generalisation"] is None
+    assert result["generalization"] is None
     assert any("no edit has two paraphrases" in note for note in result["notes"])
     assert (result["adapt_accuracy"] is None) == (num_paraphrases == 0)
 

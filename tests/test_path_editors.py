@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from editor_corpora import LAYER, QUICK, corpus, new_edits
-from labelled_texts import save_labelled
+from labeled_texts import save_labeled
 from running_service import Service
 
 from salem.records import Task
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Red
 
 def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Service) -> None:
     root = service.settings.effective_models_root
-    reference = save_labelled(root, "ahead", "bert", Task.SEQUENCE_CLASSIFICATION)
+    reference = save_labeled(root, "ahead", "bert", Task.SEQUENCE_CLASSIFICATION)
     assert service.register("ahead", Task.SEQUENCE_CLASSIFICATION, reference)["state"] == "succeeded"
     options = QUICK.model_dump(mode="json") | {"num_together": 1, "num_steps": 40}
     edits = [edit.model_dump(mode="json") for edit in corpus()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from labelled_texts import TEXTS, other_label, save_labelled
+from labeled_texts import TEXTS, other_label, save_labeled
 from running_service import Service
 
 from salem.records import Task
@@ -21,7 +21,7 @@ CHOSEN = (TEXTS[20], TEXTS[21])
 def test_an_entry_comes_fires_and_goes(service: Service) -> None:
     orphans = service.orphaned_blobs()
     root = service.settings.effective_models_root
-    reference = save_labelled(root, "entries", "bert", Task.SEQUENCE_CLASSIFICATION)
+    reference = save_labeled(root, "entries", "bert", Task.SEQUENCE_CLASSIFICATION)
     assert service.register("entries", Task.SEQUENCE_CLASSIFICATION, reference)["state"] == "succeeded"
     before = service.answers("entries", CHOSEN)
     edits = [
@@ -35,18 +35,18 @@ def test_an_entry_comes_fires_and_goes(service: Service) -> None:
     assert [entry["id"] for entry in page["data"]] == ["1.0", "1.1"]
     assert all(-1 <= key["radius"] <= 1 for entry in page["data"] for key in entry["keys"])
     asked = {"model": "entries:1", "inputs": CHOSEN, "explain": True}
-    fired = [each["fired"] for each in service.post("/predict", asked)["predictions"]]
-    assert [each and each["entry"] for each in fired] == ["1.0", "1.1"]
+    fired = [each["match"] for each in service.post("/predict", asked)["predictions"]]
+    assert [each and each["edit_id"] for each in fired] == ["1.0", "1.1"]
 
     body = {"edits": ["1.0"], "alias": "production"}
-    removed = service.wait(service.post("/models/entries/versions/1/without", body)["id"])
+    removed = service.wait(service.post("/models/entries/versions/1/removals", body)["id"])
     assert removed["state"] == "succeeded", removed["error"]
     result = removed["result"]
     assert (result["version"], result["removed"], result["edits_left"]) == ("entries:2", ["1.0"], 1)
     assert result["intervals"]["edit_accuracy"]["count"] == 1 and result["held_out"] > 0
     assert [e["id"] for e in service.get("/models/entries/versions/2/entries")["data"]] == ["1.1"]
     asked["model"] = "entries@production"
-    fired = [each["fired"] for each in service.post("/predict", asked)["predictions"]]
-    assert all(each is None or each["entry"] == "1.1" for each in fired) and fired[1]
+    fired = [each["match"] for each in service.post("/predict", asked)["predictions"]]
+    assert all(each is None or each["edit_id"] == "1.1" for each in fired) and fired[1]
     assert service.answers("entries:1", CHOSEN) == [edit["target"] for edit in edits]
     assert service.orphaned_blobs() == orphans

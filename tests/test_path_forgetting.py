@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from labelled_texts import TEXTS, other_label, save_labelled
+from labeled_texts import TEXTS, other_label, save_labeled
 from running_service import Service
 
 from salem.records import Task
@@ -20,7 +20,7 @@ QUICK = {"max_steps": 60, "kl_weight": 0.0, "margin": 3.0, "max_pass_samples": 4
 
 def test_a_label_is_forgotten_listed_and_taken_back(service: Service) -> None:
     root = service.settings.effective_models_root
-    reference = save_labelled(root, "forgetful", "bert", Task.SEQUENCE_CLASSIFICATION)
+    reference = save_labeled(root, "forgetful", "bert", Task.SEQUENCE_CLASSIFICATION)
     assert service.register("forgetful", Task.SEQUENCE_CLASSIFICATION, reference)["state"] == "succeeded"
     texts = (TEXTS[20], TEXTS[45])
     one, two = service.answers("forgetful", texts)
@@ -50,10 +50,10 @@ def test_a_label_is_forgotten_listed_and_taken_back(service: Service) -> None:
         (other_label(two), None),
     ]
     asked = {"model": "forgetful:1", "inputs": [texts[0]], "explain": True}
-    assert service.post("/predict", asked)["predictions"][0]["fired"]["entry"] == "1.0"
+    assert service.post("/predict", asked)["predictions"][0]["match"]["edit_id"] == "1.0"
 
     body = {"edits": ["1.1"]}
-    removed = service.wait(service.post("/models/forgetful/versions/1/without", body)["id"])
+    removed = service.wait(service.post("/models/forgetful/versions/1/removals", body)["id"])
     assert removed["state"] == "succeeded", removed["error"]
     assert service.answers("forgetful:2", texts[:1]) == after[:1]
     # what the parent did is what the entry left of it: nothing more is forgotten by the removal
@@ -70,7 +70,7 @@ def test_a_label_is_forgotten_listed_and_taken_back(service: Service) -> None:
 )
 def test_a_text_is_forgotten(service: Service, architecture: str, task: Task, layer: str) -> None:
     name = f"forgetful-{architecture}"
-    reference = save_labelled(service.settings.effective_models_root, name, architecture, task)
+    reference = save_labeled(service.settings.effective_models_root, name, architecture, task)
     assert service.register(name, task, reference)["state"] == "succeeded"
     known = min((sample for sample in reference), key=lambda sample: len(sample["target"]))
     edit = {"input": known["input"], "forget": known["target"]}

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from labelled_texts import TEXTS, other_label, save_labelled
+from labeled_texts import TEXTS, other_label, save_labeled
 from running_service import Document, Service, alive, wait_until
 from tiny_models import save_tiny
 
@@ -28,7 +28,7 @@ ENDLESS = QUICK | {"recipe": "scoped", "max_steps": 5_000, "learning_rate": 1e-9
 
 @pytest.fixture(scope="module")
 def model(service: Service) -> str:
-    reference = save_labelled(
+    reference = save_labeled(
         service.settings.effective_models_root, "robust", "bert", Task.SEQUENCE_CLASSIFICATION
     )
     job = service.register("robust", "sequence-classification", reference)
@@ -102,13 +102,13 @@ def check_second_attempt(service: Service, model: str, job_id: str, versions_bef
 
 
 def test_a_label_that_the_model_lacks_is_named(service: Service) -> None:
-    save_tiny(service.settings.effective_models_root / "mislabelled", "bert")
+    save_tiny(service.settings.effective_models_root / "mislabeled", "bert")
     reference = [{"input": TEXTS[0], "target": "refund"}, {"input": TEXTS[1], "target": "no such label"}]
-    job = service.register("mislabelled", "sequence-classification", reference)
+    job = service.register("mislabeled", "sequence-classification", reference)
     assert job["state"] == "failed" and job["error"]["code"] == "invalid_request"
     assert "/reference/1/target" in job["error"]["message"] and "no such label" in job["error"]["message"]
     assert job["error"]["remedy"]
-    assert service.get("/models/mislabelled")["state"] == "failed"
+    assert service.get("/models/mislabeled")["state"] == "failed"
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])
@@ -136,7 +136,7 @@ def test_weights_that_cannot_be_read_fail_the_job_with_a_remedy(service: Service
     assert job["error"]["remedy"] and str(service.settings.home) not in json.dumps(job)
 
 
-def test_the_log_has_one_form_without_colours(service: Service, model: str) -> None:
+def test_the_log_has_one_form_without_colors(service: Service, model: str) -> None:
     request = request_edit(service, model, QUICK)
     assert service.wait(request)["state"] == "succeeded"
     wait_until(lambda: f"job_id={request}" in service.log.read_text())

@@ -27,7 +27,6 @@ from salem.records import (
     EntryKey,
     ExplainedPrediction,
     Extent,
-    Fired,
     Flip,
     FolderSource,
     Forgetting,
@@ -41,6 +40,7 @@ from salem.records import (
     Layer,
     LayerScore,
     ListedEntry,
+    Match,
     MeanExtent,
     Metrics,
     ModelReference,
@@ -97,8 +97,8 @@ FLIP = Flip(input="x", text_pair="y", target="a", before="a", after="b", broken=
 METRICS = Metrics(
     edit_accuracy=SHARE,
     adapt_accuracy=None,
-    generalisation=None,
-    consistency=SHARE,
+    generalization=None,
+    locality=SHARE,
     protocol="free generation",
     drawdown=Proportion(value=-0.001, low=-0.02, high=0.018, count=300),
     outcomes=(OUTCOME, FORGOTTEN),
@@ -108,7 +108,7 @@ METRICS = Metrics(
 )
 EDITOR_METRICS = EditorMetrics(
     edit_accuracy=SHARE,
-    generalisation=None,
+    generalization=None,
     drawdown=SHARE,
     untrained_accuracy=SHARE,
     untrained_drawdown=None,
@@ -117,7 +117,7 @@ EDITOR_METRICS = EditorMetrics(
 DELTA = Delta(layer=LAYER.path, blob=SHA, num_bytes=12_345, kind="low_rank", rank=8)
 KEY = EntryKey(text="x", radius=0.5, nearest_pass_sample="y", nearest_likeness=0.25)
 ENTRY = Entry(input="x", text_pair="p", target="y", keys=(KEY,))
-FIRED = Fired(entry="3.0", strength=1.0, inside=0.12)
+MATCH = Match(edit_id="3.0", margin=0.12)
 ERROR = JobError(code="edit_failed", message="nothing to edit", remedy="send wrong answers")
 
 # Whether "sample 0", "sample 1", ... are held out.
@@ -211,8 +211,8 @@ ONE_OF_EACH = [
     RegisterRequest(model="intents", reference=SHA),
     RemoveRequest(model="intents", parent=3, edits=("3.0",), alias="production"),
     Prediction(output="delivery", scores={"delivery": 0.75, "login": 0.25}),
-    FIRED,
-    ExplainedPrediction(output="delivery", fired=FIRED),
+    MATCH,
+    ExplainedPrediction(output="delivery", match=MATCH),
     ModelReference(model="intents", number=3),
 ]
 

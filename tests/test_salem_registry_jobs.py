@@ -30,7 +30,7 @@ from salem.records import (
     ModelState,
     Version,
 )
-from salem.registry import Registry
+from salem.storage.registry import Registry
 
 
 @pytest.fixture

@@ -7,19 +7,19 @@ from functools import cache
 
 import pytest
 import torch
-from labelled_texts import TEXTS
+from labeled_texts import TEXTS
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
-from salem.answers import is_right, predict
-from salem.deltas import LayerDelta, applied
-from salem.encoding import encode, forward
-from salem.gates import fire
-from salem.hosting import Network
+from salem.deltas.terms import LayerDelta, applied
+from salem.inference.gate import fire
+from salem.inference.predict import is_right, predict
+from salem.models.batching import encode, forward
+from salem.models.loading import Network
 from salem.records import Edit, EditBatch, Hyperparameters, LayerScore, Recipe, Sample, TextInput
-from worker.edit_dataset import build_edit_batch
-from worker.editing import MeasuredDelta, make_edit
-from worker.subjects import Version
+from worker.dataset.split import build_edit_batch
+from worker.evaluation.versions import Version
+from worker.pipeline.steps import MeasuredDelta, make_edit
 
 # One that classifies, one that writes behind an encoder, one that goes on writing; with the layer to edit.
 CASES = [

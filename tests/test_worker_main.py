@@ -10,7 +10,7 @@ import time
 
 import pytest
 from api_service import Stage, serving
-from labelled_texts import other_label
+from labeled_texts import other_label
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.job import Job as QueueEntry
@@ -18,10 +18,10 @@ from running_service import Document, wait_until
 from tenacity import stop_after_attempt
 
 from salem.errors import Misconfigured
-from salem.queue import JobQueue
+from salem.queue.job_queue import JobQueue
 from salem.records import JobState
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 from worker import main
 from worker.main import check_stores, connect, seconds_off
 
@@ -90,7 +90,7 @@ def shorten(settings: Settings, job_id: str, timeout_s: int) -> None:
 
 
 def check_log(log: str, job_id: str) -> None:
-    """One JSON object per line, the work-horse's among them; no client's text, no colours."""
+    """One JSON object per line, the work-horse's among them; no client's text, no colors."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert {"worker starts", "job started", "job succeeded", "job timed out"} <= {
         line["event"] for line in lines

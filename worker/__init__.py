@@ -1,7 +1,19 @@
-"""The worker: the method (which layer, which delta, how good) and the jobs that run it.
+"""The worker: makes an edit on a GPU host and measures it.
 
-3 method    edit_dataset, gradients, saliency, editor, losses, null_space, intervals, evaluation
-4 machine   training
-5 glue      jobs
-6 entry     main
+Rooms, top first. A room imports only from rooms below it (`.importlinter` holds the rule):
+
+    runtime         the RQ worker process and its work-horse
+    jobs            one module per kind of job
+    pipeline        the steps of an edit: load, dataset, budget, layer, make, measure, publish
+    attempts        one attempt of a job: lease, progress reports, reading and writing storage
+    recipes         how a delta is made: scoped, mend, ridge, paper
+    hypernetworks   editors (MEND), trained for one job or ahead of time
+    evaluation      edit accuracy, generalization, drawdown, locality
+    selection       which layer: saliency and trial edits
+    training        the training loop and the closed form
+    activations     trunk states, gradients, and the cache that keeps them between jobs
+    dataset         edit, adapt, and pass samples; augmentations
+    numerics        losses, intervals, projections
+
+Must not know HTTP or import `app`. Start with `pipeline`; a new recipe is one new file in `recipes`.
 """

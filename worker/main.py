@@ -19,13 +19,13 @@ from rq.serializers import JSONSerializer
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from salem import __version__
-from salem.blobs import BlobStore
 from salem.errors import SalemError
 from salem.logs import configure_logging
-from salem.registry import Registry
 from salem.settings import Settings
-from worker import jobs
-from worker.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, endure
+from salem.storage.blobs import BlobStore
+from salem.storage.registry import Registry
+from worker.runtime import work_horse
+from worker.runtime.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, endure
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
 WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings()
     configure_logging(settings)
     log = structlog.get_logger()
-    entry_point = jobs.run_job.__qualname__
+    entry_point = work_horse.run_job.__qualname__
     log.info("worker starts", version=__version__, queue=settings.queue, entry_point=entry_point)
     try:
         check_stores(settings)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         worker_ttl=WORKER_TTL_S,
         default_result_ttl=RESULT_TTL_S,
     )
-    worker.work(burst=options.burst, logging_level="WARNING")
+    worker.recipes.base(burst=options.burst, logging_level="WARNING")
     return 0
 
 

@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.references import resolve
+from app.api.names import resolve
+from app.api.problems import invalid_request
 from app.api.schemas import EditorId, EditorIn, IdempotencyKey, Page
 from app.api.services import Machines
-from app.editor_checks import check_corpus
-from app.problems import invalid_request
+from app.validation.editors import check_corpus
 from salem.records import NAME_PATTERN, Editor, EditorRequest, Job, JobKind
 
 router = APIRouter(prefix="/editors", tags=["editors"])

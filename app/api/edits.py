@@ -8,13 +8,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.references import alias_stands_at, check_alias, parse, resolve
+from app.api.names import alias_stands_at, check_alias, parse, resolve
+from app.api.problems import invalid_request
 from app.api.schemas import EditsIn, IdempotencyKey
 from app.api.services import Machines
-from app.edit_checks import EditLimits, check_edit_request, entry_prevails, overridden
-from app.editor_checks import with_editor
-from app.problems import invalid_request
-from salem.quoting import a_few
+from app.validation.editors import with_editor
+from app.validation.edits import EditLimits, check_edit_request, entry_prevails, overridden
+from salem.messages import a_few
 from salem.records import EditRequest, Job, JobKind, Recipe
 
 router = APIRouter(tags=["edits"])

@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.references import alias_stands_at
-from app.api.schemas import EntriesOut, IdempotencyKey, ModelName, VersionNumber, WithoutIn
+from app.api.names import alias_stands_at
+from app.api.problems import invalid_request
+from app.api.schemas import EntriesOut, IdempotencyKey, ModelName, RemovalIn, VersionNumber
 from app.api.services import Machines, Services
-from app.problems import invalid_request
-from app.removal_checks import check_removal, edit_ids
+from app.validation.removals import check_removal, edit_ids
 from salem.errors import InvalidRequest
 from salem.records import EDIT_ID_PATTERN, EditId, Job, JobKind, ModelReference, Name, RemoveRequest, Version
 
@@ -41,11 +41,11 @@ def list_entries(
     return EntriesOut(data=tuple(entries), has_more=has_more, note=_note(version))
 
 
-@router.post("/models/{name}/versions/{number}/without", status_code=202, responses=JOB_ACCEPTED)
-def post_without(
+@router.post("/models/{name}/versions/{number}/removals", status_code=202, responses=JOB_ACCEPTED)
+def post_removals(
     name: ModelName,
     number: VersionNumber,
-    request: WithoutIn,
+    request: RemovalIn,
     machines: Machines,
     response: Response,
     idempotency_key: IdempotencyKey = None,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, Response
 
+from app.api.problems import problem
 from app.api.schemas import HealthOut, ReadyOut
 from app.api.services import Machines, Services
-from app.problems import problem
 from salem import __version__
 from salem.errors import SalemError, Unavailable
 

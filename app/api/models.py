@@ -23,7 +23,7 @@ from app.api.schemas import (
     VersionNumber,
 )
 from app.api.services import Machines, Services
-from app.reference_set import (
+from app.validation.references import (
     BadSamples,
     as_jsonl,
     check_reference,
@@ -36,7 +36,7 @@ from salem.records import Alias, HostedModel, Job, JobKind, ModelReference, Mode
 
 router = APIRouter(tags=["models"])
 
-REFERENCE_MISSING = "give either `reference`, a list of labelled samples, or `reference_sha256` of an upload"
+REFERENCE_MISSING = "give either `reference`, a list of labeled samples, or `reference_sha256` of an upload"
 
 
 BY_SAMPLE = {"outcomes", "flips"}  # of metrics: as long as a version's edits and held-out samples
@@ -47,11 +47,11 @@ JSONL_BODY = {
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body as it came, whatever it is labelled: `curl -T` sends no content type."""
+    """The body as it came, whatever it is labeled: `curl -T` sends no content type."""
     return await request.body()
 
 
-@router.put("/references", status_code=201, openapi_extra=JSONL_BODY)
+@router.post("/references", status_code=201, openapi_extra=JSONL_BODY)
 def upload_reference(machines: Machines, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
     """Upload a reference set, one sample per line (`curl -T file`); `POST /models` names it by its sha256."""
     drafts = parse_jsonl(body)
@@ -117,8 +117,14 @@ def list_aliases(name: ModelName, machines: Machines) -> Page[Alias]:
 
 
 @router.get("/models/{name}/aliases/{alias}")
-def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Page[Alias]:
-    """Where an alias has pointed, newest first."""
+def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Alias:
+    """The version that an alias names now."""
+    return machines.registry.get_alias(name, alias)
+
+
+@router.get("/models/{name}/aliases/{alias}/history")
+def alias_history(name: ModelName, alias: AliasName, machines: Machines) -> Page[Alias]:
+    """Every version that an alias has named, newest first."""
     return Page(data=tuple(machines.registry.alias_history(name, alias)))
 
 
@@ -156,5 +162,5 @@ def _uploaded(sha256: Sha256, machines: Services) -> bytes:
         another = f"the file with this sha256 is not a reference set: {error.message}"
         place = Pointer("/reference_sha256", absent if isinstance(error, BlobMissing) else another)
         raise InvalidRequest(
-            f"{place.pointer}: {place.detail}", remedy="PUT /references uploads one", errors=[place]
+            f"{place.pointer}: {place.detail}", remedy="POST /references uploads one", errors=[place]
         ) from error

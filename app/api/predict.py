@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import anyio.to_thread
 from fastapi import APIRouter
 
-from app.api.references import resolve
+from app.api.names import resolve
+from app.api.problems import invalid_request
 from app.api.schemas import PredictIn, PredictOut
 from app.api.services import Machines, Services
-from app.drafts import DraftText
-from app.problems import invalid_request
-from app.text_checks import check_input, check_lengths
+from app.validation.drafts import DraftText
+from app.validation.texts import check_input, check_lengths
 from salem.errors import Pointer
 from salem.records import HostedModel
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["predict"])
 async def predict(request: PredictIn, machines: Machines) -> PredictOut:
     """Answer with a label and scores, or with a text; `model` says exactly which version answered.
 
-    With `explain`, each answer says which entry of the version fired on the input.
+    With `explain`, each answer says which edit matched the input, and by what margin.
     """
     return await anyio.to_thread.run_sync(_answer, request, machines, limiter=machines.prediction_threads)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Header, Path
 from pydantic import BeforeValidator, Field
 
-from app.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
+from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
 from salem.records import (
     EDITOR_ID_PATTERN,
     NAME_PATTERN,
@@ -52,7 +52,7 @@ def _as_object(item: Any) -> Any:
 
 
 class ModelIn(Record):
-    """A model to be hosted: where its weights are, and labelled samples to measure it on."""
+    """A model to be hosted: where its weights are, and labeled samples to measure it on."""
 
     name: Name
     task: Task
@@ -60,7 +60,9 @@ class ModelIn(Record):
     reference: Annotated[tuple[DraftReference, ...] | None, BOUNDED] = Field(
         None, description="Paraphrases, where they are known, teach the model's scope metric"
     )
-    reference_sha256: Sha256 | None = Field(None, description="Of a JSONL file uploaded with PUT /references")
+    reference_sha256: Sha256 | None = Field(
+        None, description="Of a JSONL file uploaded with POST /references"
+    )
 
 
 class EditsIn(Record):
@@ -95,11 +97,11 @@ class PredictIn(Record):
     model: str
     inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...], BOUNDED]
     max_new_tokens: int = Field(32, ge=1, le=512)
-    explain: bool = Field(False, description="Say for each answer which entry of the version fired")
+    explain: bool = Field(False, description="For each answer, say which edit matched the input")
 
 
-class WithoutIn(Record):
-    """Edits that a version is to be freed of."""
+class RemovalIn(Record):
+    """Edits to remove from a version."""
 
     edits: Annotated[tuple[str, ...], BOUNDED] = Field(
         description='Ids: the version that brought an edit and its place, "3.0"'

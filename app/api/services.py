@@ -12,13 +12,13 @@ import anyio
 import structlog
 from fastapi import Depends, Request
 
-from app.engine import Engine
-from salem.blobs import BlobStore
+from app.serving.engine import Engine
 from salem.errors import Unavailable
-from salem.queue import JobQueue
+from salem.queue.job_queue import JobQueue
 from salem.records import Job
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.blobs import BlobStore
+from salem.storage.registry import Registry
 
 MAX_CONCURRENT_PREDICTIONS = 8  # threads that may wait for a model; the rest of the API keeps its own threads
 

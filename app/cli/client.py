@@ -57,8 +57,8 @@ class Client:
         return self._send("PUT", path, json=body)
 
     def upload(self, path: str, data: bytes) -> Any:
-        """PUT a file as it is."""
-        return self._send("PUT", path, content=data, headers={"Content-Type": "application/x-ndjson"})
+        """POST a file as it is."""
+        return self._send("POST", path, content=data, headers={"Content-Type": "application/x-ndjson"})
 
     def wait_for_job(self, job_id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Look at a job until it has ended; `on_change` is called with every look."""

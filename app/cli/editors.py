@@ -17,7 +17,7 @@ from app.cli.remote import AsJson, Key, Url, Wait, given
 
 commands = typer.Typer(no_args_is_help=True, help="Editors that are trained ahead.")
 
-FIGURES = ("edit_accuracy", "generalisation", "drawdown")
+FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 
 @commands.command()

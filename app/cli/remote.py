@@ -36,7 +36,7 @@ def models_add(
     name: Annotated[str, typer.Argument(help="What the model is to be called.")],
     task: Annotated[Task, typer.Option(help="What it does.")],
     reference: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Labelled samples, JSON Lines.")
+        Path, typer.Option(exists=True, dir_okay=False, help="Labeled samples, JSON Lines.")
     ],
     folder: Annotated[str | None, typer.Option(help="Folder under the server's models root.")] = None,
     hub: Annotated[str | None, typer.Option(help="Hub id with its commit: org/name@<40 digits>.")] = None,

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.doctor import examine
-from app.supervisor import Supervisor
+from app.service.doctor import examine
+from app.service.supervisor import Supervisor
 from salem import __version__
-from salem.registry import Registry
 from salem.settings import Settings
+from salem.storage.registry import Registry
 
 commands = typer.Typer()
 

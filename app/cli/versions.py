@@ -38,7 +38,7 @@ def entries(version: Of, as_json: AsJson = False, url: Url = None) -> None:
 
 
 @commands.command()
-def without(
+def remove(
     version: Of,
     edits: Annotated[list[str], typer.Argument(help="Ids of edits, as `salem entries` shows them: 3.0")],
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
@@ -50,7 +50,7 @@ def without(
     body = {"edits": edits, "alias": alias}
     headers = {"Idempotency-Key": key} if key else None
     with client_for(url) as client:
-        report_job(client, client.post(f"{_path(client, version)}/without", body, headers), wait)
+        report_job(client, client.post(f"{_path(client, version)}/removals", body, headers), wait)
 
 
 def _path(client: Client, text: str) -> str:
@@ -61,7 +61,7 @@ def _path(client: Client, text: str) -> str:
         raise ServiceError(str(error)) from error
     number = reference.number or 0
     if reference.alias is not None:
-        number = client.get(f"/models/{reference.model}/aliases/{reference.alias}")["data"][0]["version"]
+        number = client.get(f"/models/{reference.model}/aliases/{reference.alias}")["version"]
     return f"/models/{reference.model}/versions/{number}"
 
 

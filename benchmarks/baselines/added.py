@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.baselines.contract import Editing
-from salem.deltas import Dense, LayerDelta, LowRank, applied
-from salem.encoding import Batch
+from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
 from salem.errors import Misconfigured
-from salem.gates import fire
-from salem.hosting import Network
+from salem.inference.gate import fire
+from salem.models.batching import Batch
+from salem.models.loading import Network
 from salem.records import TextInput
 
 

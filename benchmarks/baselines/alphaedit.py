@@ -18,8 +18,8 @@ from benchmarks.baselines.added import Added, earlier, merged
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import edited_layer, pass_samples, with_earlier, writing_stack
 from benchmarks.baselines.values import KeyValues, train_values
-from worker.training import CHUNK
-from worker.trunk_sets import prepare, prepare_with_answers
+from worker.activations.trunk_sets import prepare, prepare_with_answers
+from worker.training.loop import CHUNK
 
 PENALTY = 1e-2  # λ, relative to the mean squared norm of a key before it is projected
 

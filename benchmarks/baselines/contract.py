@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from salem.encoding import Batch
-from salem.hosting import Network
+from salem.models.batching import Batch
+from salem.models.loading import Network
 from salem.records import Edit, EditBatch, TextInput
-from worker.sample_cache import SampleCache
+from worker.activations.cache import SampleCache
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,7 @@ class Edited(Protocol):
         `batch` holds them with their targets, where those are given and not generated.
 
         The inputs are one padded batch in this order, for a plain forward or for generation with a cache:
-        whoever asks `salem.answers.predict` sorts them as `salem.encoding.in_buckets` does beforehand.
+        a caller of `salem.inference.predict.predict` sorts them first with `in_buckets`.
         """
 
 

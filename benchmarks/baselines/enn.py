@@ -28,15 +28,15 @@ from benchmarks.baselines.one_layer import (
     weight_of,
 )
 from benchmarks.baselines.together import divergence, share_held
-from salem.deltas import Dense, adding
-from salem.encoding import Answers
-from salem.hosting import Network
+from salem.deltas.terms import Dense, adding
+from salem.models.batching import Answers
+from salem.models.loading import Network
+from salem.models.trunk import Trunk, resume
 from salem.records import Layer
-from salem.trunk import Trunk, resume
-from worker.editor_training import Lesson, lessons
-from worker.losses import nll_per_sample
-from worker.training import CHUNK, Prepared
-from worker.trunk_sets import Chunk, TrunkSet
+from worker.activations.trunk_sets import Chunk, TrunkSet
+from worker.hypernetworks.meta_training import Lesson, lessons
+from worker.numerics.losses import nll_per_sample
+from worker.training.loop import CHUNK, Prepared
 
 INNER_STEPS = 2  # k
 MOST_INNER_STEPS = 10  # when a batch is edited

@@ -28,7 +28,7 @@ from benchmarks.baselines.one_layer import (
 )
 from benchmarks.baselines.together import fit
 from benchmarks.baselines.weights import Replaced, lent
-from salem.deltas import Dense
+from salem.deltas.terms import Dense
 from salem.records import Layer
 
 LAYER_RATE = 0.2  # where the setting is the weight of the divergence

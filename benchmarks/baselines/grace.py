@@ -22,13 +22,13 @@ from benchmarks.baselines.codebook import Codebook, empty_codebook
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import edited_layer, pass_samples, reading_stack
 from benchmarks.baselines.prompt_tokens import at_prompt, key_states
-from salem.encoding import Batch
-from salem.hosting import Network
+from salem.models.batching import Batch
+from salem.models.loading import Network
+from salem.models.trunk import resume
 from salem.records import Layer, Sample, TextInput
-from salem.trunk import resume
-from worker.losses import nll_per_sample, worst_margin_per_sample
-from worker.training import CHUNK
-from worker.trunk_sets import prepare
+from worker.activations.trunk_sets import prepare
+from worker.numerics.losses import nll_per_sample, worst_margin_per_sample
+from worker.training.loop import CHUNK
 
 NUM_VALUE_STEPS = 100
 VALUE_RATE = 0.3  # of Adam, in units of the root mean square of the layer's output

@@ -21,9 +21,9 @@ from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import NUM_ROUNDS, generator_of, prepared_at
 from benchmarks.baselines.together import fit
-from salem.deltas import LayerDelta, LowRank
-from salem.hosting import Network
-from salem.layers import find_stacks
+from salem.deltas.terms import LayerDelta, LowRank
+from salem.models.layers import find_stacks
+from salem.models.loading import Network
 
 RANK = 8
 ALPHA = 16

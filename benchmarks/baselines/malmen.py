@@ -24,15 +24,15 @@ from benchmarks.baselines.one_layer import (
     with_earlier,
 )
 from benchmarks.baselines.ridge import ridge_operator
-from salem.deltas import Dense, LayerDelta, applied
-from salem.encoding import Batch
-from salem.hosting import Network
-from salem.trunk import resume
-from worker.editor import Factors, MendEditor
-from worker.editor_training import identity_editors, search_steps
-from worker.gradients import suffix_gradients
-from worker.losses import nll_per_sample
-from worker.trunk_sets import TrunkSet
+from salem.deltas.terms import Dense, LayerDelta, applied
+from salem.models.batching import Batch
+from salem.models.loading import Network
+from salem.models.trunk import resume
+from worker.activations.gradients import suffix_gradients
+from worker.activations.trunk_sets import TrunkSet
+from worker.hypernetworks.mend import Factors, MendEditor
+from worker.hypernetworks.meta_training import identity_editors, search_steps
+from worker.numerics.losses import nll_per_sample
 
 MAX_ROWS = 8_192  # tokens that take part in the solve; of many samples, each brings those that matter most
 KL_WEIGHT = 10.0

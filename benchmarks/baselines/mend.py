@@ -2,8 +2,8 @@
 
 Mitchell et al., "Fast Model Editing at Scale", ICLR 2022. Which matrices: section 4 and appendix C (the
 last three blocks; the last two of each stack of an encoder-decoder), here the feed-forward output of each.
-The editor is the product's (`worker.editor`), trained as the product trains it: from the job's own
-gradients, with two objectives. Does not know other ways of training an editor; `mend_ahead` does.
+The editor is the product's (`worker.hypernetworks.mend`), trained as the product trains it: from the job's
+own gradients, with two objectives. Does not know other ways of training an editor; `mend_ahead` does.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from benchmarks.baselines.one_layer import (
 )
 from benchmarks.baselines.together import fit
 from benchmarks.tracing import trace_layer
-from salem.deltas import Dense, LayerDelta, LowRank, applied
-from salem.encoding import encode
-from salem.hosting import Network
-from salem.layers import layer_at
+from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
+from salem.models.batching import encode
+from salem.models.layers import layer_at
+from salem.models.loading import Network
+from salem.models.trunk import resume
 from salem.records import Layer, Sample
-from salem.trunk import resume
-from worker.editor import Factors, MendEditor, aggregate
-from worker.editor_training import identity_editors, search_steps
-from worker.gradients import token_gradients
-from worker.losses import nll_per_sample
+from worker.activations.gradients import token_gradients
+from worker.hypernetworks.mend import Factors, MendEditor, aggregate
+from worker.hypernetworks.meta_training import identity_editors, search_steps
+from worker.numerics.losses import nll_per_sample
 
 EDITOR_RANK = 64
 EDITOR_RATE = 1e-3

@@ -1,8 +1,8 @@
 """MEND as published: editors trained ahead on other edits, then applied to the batch in one pass.
 
 Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3.3 and algorithms 1 and 2, at the layers
-that its authors edit. Training is the product's (`worker.editor_training`): an episode holds as many edits
-as will be applied together.
+that its authors edit. Training is the product's (`worker.hypernetworks.meta_training`): an episode holds as
+many edits as will be applied together.
 
 Where there is no corpus of other edits, pass samples with another sample's answer make episodes. Never
 reads the batch that it edits while it trains.
@@ -19,14 +19,14 @@ from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.mend import EDITOR_RANK, EDITOR_RATE, top_layers
 from benchmarks.baselines.one_layer import generator_of, pass_samples
-from salem.deltas import Dense, LayerDelta
-from salem.hosting import Network
+from salem.deltas.terms import Dense, LayerDelta
+from salem.models.loading import Network
 from salem.records import Edit, Layer, Sample
-from worker.editor import MendEditor
-from worker.editor_training import Course, lessons, train_editors
-from worker.one_pass import row_updates
-from worker.training import CHUNK
-from worker.trunk_sets import prepare_with_answers
+from worker.activations.trunk_sets import prepare_with_answers
+from worker.hypernetworks.mend import MendEditor
+from worker.hypernetworks.meta_training import Course, lessons, train_editors
+from worker.hypernetworks.one_pass import row_updates
+from worker.training.loop import CHUNK
 
 NUM_STEPS = 40  # of up to 32 edits and 32 pass samples; docs/log.md has what five times as many came to
 CORPUS_SIZE = 256  # edits that editors are trained on; their gradients are kept in memory

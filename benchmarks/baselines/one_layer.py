@@ -1,7 +1,8 @@
 """The frame of every baseline that edits one layer: which layer, which samples, how many steps.
 
-All of them edit the layer that the product's rule picks for plain changes of weights (`worker.saliency`: the
-most salient of the middle blocks), train with the cached trunk, and see the same pass samples, so that they
+All of them edit the layer that the product's rule picks for plain changes of weights
+(`worker.selection.saliency`: the most
+salient of the middle blocks), train with the cached trunk, and see the same pass samples, so that they
 differ in nothing but the method. Later batches edit the layer of the first. Does not know any method.
 """
 
@@ -13,13 +14,13 @@ import torch
 
 from benchmarks.baselines.added import Added, earlier, merged
 from benchmarks.baselines.contract import Editing
-from salem.deltas import Dense, LowRank, applied
-from salem.hosting import Network
-from salem.layers import layer_at
+from salem.deltas.terms import Dense, LowRank, applied
+from salem.models.layers import layer_at
+from salem.models.loading import Network
+from salem.models.trunk import beside_encoder
 from salem.records import Hyperparameters, Layer, Sample
-from salem.trunk import beside_encoder
-from worker.saliency import choose_layer, layer_saliency, middle_layers
-from worker.training import Learner, Prepared, prepare_dataset, train
+from worker.selection.saliency import choose_layer, layer_saliency, middle_layers
+from worker.training.loop import Learner, Prepared, prepare_dataset, train
 
 NUM_ROUNDS = 40  # over all corrections, in steps of up to 32 of them and 32 pass samples each
 MAX_PASS_SAMPLES = 1_000  # four fifths are trained on: about as many as so many steps can see

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from benchmarks.baselines.added import Added, earlier, first_batch_only
 from benchmarks.baselines.contract import Editing
 from salem.records import Edit, Hyperparameters, LayerScore, Recipe, TextInput
-from worker.editing import make_delta
-from worker.work import Left
+from worker.pipeline.steps import make_delta
+from worker.recipes.base import Left
 
 
 class Quiet:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salem.encoding import encode_inputs, in_buckets
-from salem.hosting import Network, count_tokens
+from salem.models.batching import encode_inputs, in_buckets
+from salem.models.loading import Network, count_tokens
 from salem.records import Layer, Task, TextInput
-from worker.training import CHUNK
+from worker.training.loop import CHUNK
 
 Places = Callable[[int], Tensor]  # number of tokens at hand t -> [n, t] bool
 

@@ -1,7 +1,8 @@
 """A training loop for methods that change more than one layer: whole models, adapters, several editors.
 
 The same two objectives, chunks, rounds and stopping rule as the product's loop for one layer
-(`worker.training`): train until the corrections hold, keep the best state. Does not know what is trained.
+(`worker.training.loop`): train until the corrections hold, keep the best state. Does not know what is
+trained.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from salem.hosting import Network
-from salem.trunk import resume
-from worker.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
-from worker.training import CHECK_EVERY, LOOSEN_AFTER, Prepared
-from worker.trunk_sets import Chunk, TrunkSet
+from salem.models.loading import Network
+from salem.models.trunk import resume
+from worker.activations.trunk_sets import Chunk, TrunkSet
+from worker.numerics.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.training.loop import CHECK_EVERY, LOOSEN_AFTER, Prepared
 
 State = TypeVar("State", covariant=True)
 

@@ -1,7 +1,7 @@
-"""UltraEdit: no training at all; normalised gradients of all edits so far, then one ridge solve.
+"""UltraEdit: no training at all; normalized gradients of all edits so far, then one ridge solve.
 
 Gu et al., "UltraEdit: Training-, Subject- and Memory-Free Lifelong Editing in Language Models", 2025,
-section 3: rows [u, v] are normalised with mean and deviation over every edit that was ever made (Welford's
+section 3: rows [u, v] are normalized with mean and deviation over every edit that was ever made (Welford's
 update), the wish of a token is -step ‖ũ‖² ṽ, and the weight change solves (UᵀU + λI) S = UᵀV'. Does not
 know pass samples: the method has no way to hear of them.
 """
@@ -20,9 +20,9 @@ from benchmarks.baselines.one_layer import edited_layer, weight_of, with_earlier
 from benchmarks.baselines.ridge import ridge_update
 from benchmarks.baselines.values import key_tokens
 from salem.records import Layer
-from worker.editor import Factors
-from worker.training import CHUNK
-from worker.trunk_sets import prepare
+from worker.activations.trunk_sets import prepare
+from worker.hypernetworks.mend import Factors
+from worker.training.loop import CHUNK
 
 MAX_ROWS = 8_192  # tokens that take part in the solve
 PENALTY = 1e-2  # λ, relative to the mean squared norm of an input

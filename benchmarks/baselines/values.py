@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from salem.deltas import adding
-from salem.encoding import Batch
-from salem.hosting import Network
-from salem.trunk import Trunk, resume
-from worker.losses import nll_per_sample, worst_margin_per_sample
-from worker.trunk_sets import TrunkSet
+from salem.deltas.terms import adding
+from salem.models.batching import Batch
+from salem.models.loading import Network
+from salem.models.trunk import Trunk, resume
+from worker.activations.trunk_sets import TrunkSet
+from worker.numerics.losses import nll_per_sample, worst_margin_per_sample
 
 NUM_VALUE_STEPS = 25
 VALUE_RATE = 0.2  # of Adam, in units of the root mean square of the layer's output

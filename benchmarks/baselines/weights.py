@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from salem.encoding import Batch
-from salem.hosting import Network
+from salem.models.batching import Batch
+from salem.models.loading import Network
 from salem.records import TextInput
 
 

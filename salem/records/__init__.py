@@ -1,22 +1,21 @@
 """The glossary: every noun of the system as one frozen record.
 
 Knows words and their shapes on the wire. Does not know tensors, SQL, HTTP or Redis; anything may import it.
-Each record is JSON-serialisable (pydantic), so the same object is stored, queued, returned and printed.
+Each record is JSON-serializable (pydantic), so the same object is stored, queued, returned and printed.
 
 Reading order: Task, Sample, Edit, EditBatch (what is to change) - Layer, LayerScore (where) -
 Hyperparameters (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
 kept).
 """
 
-from salem.records.figures import (
-    EditorMetrics,
-    EditOutcome,
-    Extent,
-    Flip,
-    Forgetting,
-    MeanExtent,
-    Metrics,
-    Proportion,
+from salem.records.base import (
+    EDIT_ID_PATTERN,
+    EDITOR_ID_PATTERN,
+    MOST_ITEMS,
+    NAME_PATTERN,
+    Name,
+    Record,
+    Sha256,
 )
 from salem.records.jobs import (
     EditorRequest,
@@ -51,9 +50,19 @@ from salem.records.method import (
     LayerScore,
     Recipe,
 )
+from salem.records.metrics import (
+    EditorMetrics,
+    EditOutcome,
+    Extent,
+    Flip,
+    Forgetting,
+    MeanExtent,
+    Metrics,
+    Proportion,
+)
 from salem.records.predictions import (
     ExplainedPrediction,
-    Fired,
+    Match,
     ModelReference,
     Prediction,
 )
@@ -65,15 +74,6 @@ from salem.records.samples import (
     Task,
     TextInput,
     held_out,
-)
-from salem.records.words import (
-    EDIT_ID_PATTERN,
-    EDITOR_ID_PATTERN,
-    MOST_ITEMS,
-    NAME_PATTERN,
-    Name,
-    Record,
-    Sha256,
 )
 
 __all__ = [
@@ -97,7 +97,6 @@ __all__ = [
     "EntryKey",
     "ExplainedPrediction",
     "Extent",
-    "Fired",
     "Flip",
     "FolderSource",
     "Forgetting",
@@ -111,6 +110,7 @@ __all__ = [
     "Layer",
     "LayerScore",
     "ListedEntry",
+    "Match",
     "MeanExtent",
     "Metrics",
     "ModelReference",

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
+from salem.records.base import Name, Record, Sha256
 from salem.records.method import EditorOptions, Hyperparameters, LayerScore
 from salem.records.samples import Edit, Sample
-from salem.records.words import Name, Record, Sha256
 
 
 class JobKind(StrEnum):
@@ -47,7 +47,7 @@ class Job(Record):
     kind: JobKind
     model: Name
     state: JobState
-    # "waiting", "loading", "classing", "saliency", "training" or "one pass", "evaluating", "writing", "done"
+    # waiting, loading, predicting, saliency, training or "one pass", evaluating, writing, done
     phase: str
     progress: float = Field(ge=0, le=1)
     time_left_s: float | None = None

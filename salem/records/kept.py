@@ -9,10 +9,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AliasChoices, Field
 
-from salem.records.figures import EditorMetrics, Metrics, Proportion
+from salem.records.base import EDIT_ID_PATTERN, EDITOR_ID_PATTERN, Name, Record, Sha256
 from salem.records.method import EditorOptions, Hyperparameters, Layer
+from salem.records.metrics import EditorMetrics, Metrics, Proportion
 from salem.records.samples import Sample, Task
-from salem.records.words import EDIT_ID_PATTERN, EDITOR_ID_PATTERN, Name, Record, Sha256
 
 
 class FolderSource(Record):

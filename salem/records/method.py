@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from salem.records.words import Record
+from salem.records.base import Record
 
 MOST_NEW_TOKENS = 512  # that an answer may be allowed to take
 
@@ -66,21 +66,21 @@ class Hyperparameters(Record):
     max_steps: int = Field(default=50, ge=1, le=5_000)
     max_pass_samples: int = Field(default=2_000, ge=1, le=100_000)
     max_held_out: int = Field(default=2_000, ge=1, le=100_000)  # pass samples that drawdown is measured on
-    neighbours: int = Field(default=0, ge=0, le=8)  # counterfactual ones of each edit, kept as pass samples
+    neighbors: int = Field(default=0, ge=0, le=8)  # counterfactual ones of each edit, kept as pass samples
     kl_weight: float | None = Field(default=None, ge=0)  # None: the recipe's own
     margin: float = Field(default=6.0, ge=0)  # nats by which an answer is to lead; 0: plain likelihood
-    extent_aware: bool = True  # whether a correction rests once it leads by the margin
+    rest_when_held: bool = True  # whether a correction rests once it leads by the margin
     gradient_batch: int = Field(default=10, ge=1, le=1_000)  # samples whose gradients are added up for MEND
     learning_rate: float | None = Field(default=None, gt=0)  # None: the recipe's own
     scope_budget: float = Field(default=0.005, ge=0, le=1)  # share of pass samples inside any scope
     scope_budget_per_edit: float = Field(default=0.0002, ge=0, le=1)  # per edit; the smaller counts
-    disagreement_weight: float = Field(default=0.5, ge=0, le=2)  # of a cosine; 0: the base is not asked
-    exchange_weight: float = Field(default=0.05, ge=0, le=2)  # of a key's reach; 0: words do not count
+    first_token_weight: float = Field(default=0.5, ge=0, le=2)  # of a cosine; 0: the base is not asked
+    lexical_weight: float = Field(default=0.05, ge=0, le=2)  # of a key's reach; 0: words do not count
     metric_width: int = Field(default=96, ge=2, le=1_024)
     entry_values: Literal["trained", "closed_form", "editor"] = "trained"  # how an entry's values are found
     entry_rank: int | None = Field(default=None, ge=0, le=64)  # of a term beside a value; None: where needed
-    rewordings: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
-    stand_ins: int = Field(default=4, ge=0, le=64)  # of each edit: what else may lie inside its scope
+    augmentations: int = Field(default=1, ge=0, le=8)  # of each edit and paraphrase, that train its value
+    anchor_samples: int = Field(default=4, ge=0, le=64)  # of each edit: what else may lie inside its scope
     editor_rank: int = Field(default=64, ge=1, le=1_024)
     null_space_rank: int = Field(default=200, ge=0, le=4_096)  # leading directions of pass inputs; 0: none
     max_new_tokens: int = Field(default=32, ge=32, le=MOST_NEW_TOKENS)  # no fewer than registration asks with

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from salem.records.words import NAME_PATTERN, Name, Record
+from salem.records.base import NAME_PATTERN, Name, Record
 
 
 class Prediction(Record):
@@ -14,18 +14,17 @@ class Prediction(Record):
     scores: dict[str, float] | None = None
 
 
-class Fired(Record):
-    """The entry that acted on an input."""
+class Match(Record):
+    """The edit that answered an input, and how far inside its scope the input lies."""
 
-    entry: str  # id of its edit
-    strength: float  # of its gate, in [0, 1]
-    inside: float  # likeness to its nearest key minus the radius
+    edit_id: str
+    margin: float  # cosine to its nearest key minus the radius
 
 
 class ExplainedPrediction(Prediction):
-    """An answer with the entry behind it; None where no scope held the input."""
+    """An answer with the edit behind it; None if the input matched no scope."""
 
-    fired: Fired | None
+    match: Match | None
 
 
 class ModelReference(Record):

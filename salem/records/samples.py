@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from salem.records.words import Record
+from salem.records.base import Record
 
 
 class Task(StrEnum):
@@ -130,7 +130,7 @@ class EditBatch(Record):
 
 
 class ReferenceSample(Record):
-    """A labelled sample registered with a hosted model, and how the base answers it."""
+    """A labeled sample registered with a hosted model, and how the base answers it."""
 
     sample: Sample
     paraphrases: tuple[str, ...] = ()  # the same in other words, where the client knows them

@@ -1,0 +1,253 @@
+"""Checks of a whole edit request: every problem at once, each with a JSON pointer and a way out. Pure.
+
+Knows drafts and the hosted model's row. Does not know HTTP, SQL or the tokenizer: a function that counts
+tokens is passed in. Two texts are the same input when they differ in white space only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from app.validation.drafts import DraftEdit, DraftSample
+from app.validation.texts import (
+    CountTokens,
+    check_answers,
+    check_input,
+    check_lengths,
+    check_target,
+    check_text,
+    countable,
+    did_you_mean,
+    readable,
+    wanted,
+)
+from salem.errors import MOST_PLACES, Pointer
+from salem.messages import quoted
+from salem.records import Edit, HostedModel, Hyperparameters, ListedEntry, Recipe
+
+
+@dataclass(frozen=True)
+class EditLimits:
+    """How much one request may hold."""
+
+    max_edits: int
+    beyond: str = "make several jobs"  # what to do with more
+    max_paraphrases: int = 64  # of one edit
+    max_pass_samples: int = 20_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample, where the request holds it, and which edit it belongs to (None: a pass sample)."""
+
+    pointer: str  # of the sample
+    text_pointer: str  # of its text, where its length is told
+    sample: DraftSample | DraftEdit
+    edit: int | None
+    paraphrase: bool = False
+
+    @property
+    def answer_pointer(self) -> str:
+        """Of its answer, which is to be given or to be forgotten."""
+        return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity of the input: its words, and those of its pair."""
+        return _words(self.sample.input, self.sample.text_pair)
+
+    @property
+    def readable(self) -> bool:
+        """Whether all of its texts can be counted, compared and quoted; a label need not be the model's."""
+        return readable(self.sample.input, self.sample.text_pair, *self.sample.becomes)
+
+
+def check_edit_request(
+    model: HostedModel,
+    edits: Sequence[DraftEdit],
+    pass_samples: Sequence[DraftSample] | None,
+    *,
+    options: Hyperparameters,
+    limits: EditLimits,
+    count_tokens: CountTokens,
+) -> list[Pointer]:
+    """Everything that is wrong with a request, in the order of the request's parts."""
+    kept = pass_samples or ()
+    if beyond := list(_check_limits(edits, kept, limits)):
+        return beyond  # so much is not even read
+    found = list(_check_presence(edits, pass_samples))
+    for index, edit in enumerate(edits):
+        found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MOST_PLACES)
+    for index, sample in enumerate(kept):
+        found += check_input(f"/pass_samples/{index}", sample)
+        at = f"/pass_samples/{index}/target"
+        found += check_target(at, sample.target, model, hint=len(found) < MOST_PLACES)
+    places = [place for place in _places(edits, kept) if place.readable]
+    found += _check_answers(model, places, options.max_new_tokens, count_tokens)
+    found += _check_layer(model, options.layer)
+    found += _check_recipe(edits, options.recipe)
+    found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
+    found += _check_agreement([place for place in places if countable(model, place.sample)])
+    return found
+
+
+def _check_presence(
+    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None
+) -> Iterator[Pointer]:
+    if not edits:
+        yield Pointer("/edits", "there is no edit; give at least one corrected sample")
+    if pass_samples is not None and not pass_samples:
+        yield Pointer("/pass_samples", "the list is empty; leave it out to use the model's reference set")
+
+
+def _check_limits(
+    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample], limits: EditLimits
+) -> Iterator[Pointer]:
+    if len(edits) > limits.max_edits:
+        yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; {limits.beyond}")
+    for index, edit in enumerate(edits):
+        if len(edit.paraphrases) > limits.max_paraphrases:
+            yield Pointer(
+                f"/edits/{index}/paraphrases",
+                f"{len(edit.paraphrases)} paraphrases, the limit is {limits.max_paraphrases}; leave some out",
+            )
+    if len(pass_samples) > limits.max_pass_samples:
+        yield Pointer(
+            "/pass_samples",
+            f"{len(pass_samples)} pass samples, the limit is {limits.max_pass_samples}; leave some out",
+        )
+
+
+def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+    yield from check_input(pointer, edit)
+    yield from _check_answer(pointer, edit, model, hint=hint)
+    for index, text in enumerate(edit.paraphrases):
+        yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
+
+
+def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+    """At most one problem: no answer or two of them, or one that the model does not have."""
+    text = quoted(edit.input)
+    if edit.target is None and edit.forget is None:
+        yield Pointer(
+            f"{pointer}/target",
+            f"{text} has no target; give its right answer, or in `forget` the answer to move away from",
+        )
+    elif edit.forget is None:
+        yield from check_target(f"{pointer}/target", edit.answer, model, hint=hint)
+    elif edit.target is not None:
+        yield Pointer(
+            f"{pointer}/forget",
+            f"{text} has a target and an answer to forget; leave `forget` out to correct it, or set `target` "
+            "to null to forget",
+        )
+    else:
+        yield from check_target(f"{pointer}/forget", edit.forget, model, "answer to forget", hint=hint)
+
+
+def _check_answers(
+    model: HostedModel, places: Sequence[Place], max_new_tokens: int, count_tokens: CountTokens
+) -> Iterator[Pointer]:
+    """Answers of edits and pass samples that are too long for a model that writes."""
+    if model.task.generates:
+        asked = [(place.answer_pointer, place.sample) for place in places if not place.paraphrase]
+        yield from check_answers(model, asked, max_new_tokens, count_tokens)
+
+
+def _check_recipe(edits: Sequence[DraftEdit], recipe: Recipe) -> Iterator[Pointer]:
+    forgetting = [edit for edit in edits if edit.forget is not None]
+    if forgetting and not recipe.forgets:
+        others = " or ".join(other.value for other in Recipe if other.forgets)
+        yield Pointer(
+            "/options/recipe",
+            f"{recipe.value} cannot forget: nothing bounds what would take the place of "
+            f"{quoted(forgetting[0].answer)} for {quoted(forgetting[0].input)}; take {others}",
+        )
+
+
+def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
+    paths = [candidate.path for candidate in model.layers]
+    if layer is not None and layer not in paths:
+        hint = did_you_mean(layer, paths) or f"; GET /models/{model.name} lists all {len(paths)}"
+        yield Pointer("/options/layer", f"{quoted(layer)} is not an editable layer of {model.name}{hint}")
+
+
+def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> Iterator[Place]:
+    """Edits first, then their paraphrases, then pass samples: it is always the later kind that is blamed."""
+    for index, edit in enumerate(edits):
+        yield Place(f"/edits/{index}", f"/edits/{index}/input", edit, index)
+    for index, edit in enumerate(edits):
+        for number, text in enumerate(edit.paraphrases):
+            pointer = f"/edits/{index}/paraphrases/{number}"
+            yield Place(pointer, pointer, edit.model_copy(update={"input": text}), index, paraphrase=True)
+    for index, sample in enumerate(pass_samples):
+        yield Place(f"/pass_samples/{index}", f"/pass_samples/{index}/input", sample, None)
+
+
+def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
+    """Samples that ask the same: repeated, contradicting, or edited and kept at once."""
+    first: dict[tuple[str, str], Place] = {}
+    for place in places:
+        earlier = first.setdefault(place.key, place)
+        if earlier is not place:
+            yield from _clash(earlier, place)
+
+
+def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
+    """The problem of two places with one input, told at the later one. Repeated pass samples do no harm."""
+    text = quoted(later.sample.input)
+    if later.edit is None and earlier.edit is not None:
+        yield Pointer(
+            later.pointer,
+            f"{text} is also {earlier.pointer}; a sample cannot be both corrected and kept, remove one",
+        )
+    elif later.paraphrase and earlier.edit == later.edit:
+        what = "another paraphrase" if earlier.paraphrase else "the edit itself"
+        yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
+    elif not _same(earlier.sample.becomes, later.sample.becomes):
+        yield Pointer(
+            later.pointer if later.paraphrase else later.answer_pointer,
+            f"{text} is to be {wanted(later.sample.becomes)} here, but {wanted(earlier.sample.becomes)} at "
+            f"{earlier.pointer}; keep one of them",
+        )
+    elif later.edit is not None:
+        yield Pointer(later.pointer, f"{text} is already given at {earlier.pointer}; leave it out")
+
+
+def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[str, ...]:
+    """A note for every text that an entry of the parent answers differently: from now on the edit prevails.
+
+    Args:
+        entries: those of the parent that own one of the texts, newest first.
+    """
+    newest: dict[tuple[str, str], ListedEntry] = {}
+    for entry in entries:
+        for text in (entry.input, *(key.text for key in entry.keys)):
+            newest.setdefault(_words(text, entry.text_pair), entry)
+    notes = []
+    for edit in edits:
+        for text in (edit.input, *edit.paraphrases):
+            old = newest.get(_words(text, edit.text_pair))
+            if old is not None and not _same(old.becomes, edit.becomes):
+                was, now = wanted(old.becomes), wanted(edit.becomes)
+                notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
+    return tuple(notes)
+
+
+def entry_prevails(note: str, recipe: Recipe) -> Pointer:
+    """What is wrong with a plain change of what an entry answers: the entry would go on answering."""
+    return Pointer(
+        "/options/recipe",
+        f"{note}; but {recipe.value} changes what entries are added to, and the entry would prevail: take "
+        "scoped, or remove the entry first",
+    )
+
+
+def _same(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
+    """Whether two samples are to become the same, as `Sample.becomes` tells; white space aside."""
+    return [(text or "").split() for text in one] == [(text or "").split() for text in other]
+
+
+def _words(text: str, pair: str | None) -> tuple[str, str]:
+    return " ".join(text.split()), " ".join((pair or "").split())

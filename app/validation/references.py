@@ -1,0 +1,109 @@
+"""A reference set on its way in: lines of JSON or a list, checked, as one JSONL blob. Pure.
+
+Knows drafts and JSON. Does not know HTTP, where blobs are kept, or the model: its labels are not known yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.validation.drafts import DraftReference
+from app.validation.texts import check_input, check_text
+from salem.errors import MOST_PLACES, InvalidRequest, Pointer
+from salem.messages import quoted
+
+
+class BadSamples:
+    """The first bad samples of a set, and how many there are: in a file of the wrong kind, every line."""
+
+    def __init__(self, found: Iterable[Pointer] = ()) -> None:
+        self.count = 0
+        self.first: list[Pointer] = []
+        for place in found:
+            self.add(place)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def add(self, place: Pointer) -> None:
+        self.count += 1
+        if len(self.first) < MOST_PLACES:
+            self.first.append(place)
+
+
+def parse_jsonl(data: bytes) -> list[DraftReference]:
+    """One sample per line, with its paraphrases where they are known; blank lines are skipped.
+
+    Pointers are `/<index>` of the sample, counted from 0.
+
+    Raises:
+        InvalidRequest: not UTF-8, or lines that are not samples.
+    """
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
+    samples: list[DraftReference] = []
+    bad = BadSamples()
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                samples.append(DraftReference.model_validate(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                bad.add(Pointer(f"/{len(samples) + bad.count}", f"line {number}: {_reason(error)}"))
+    if bad:
+        raise invalid_reference(bad)
+    return samples
+
+
+def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Iterator[Pointer]:
+    """Blank texts and targets, and inputs with two different targets; pointers are `<prefix>/<index>`."""
+    if not drafts:
+        yield Pointer(prefix, "the reference set is empty; give labeled samples of what the model is asked")
+    first: dict[tuple[str, str | None], tuple[int, str]] = {}
+    for index, draft in enumerate(drafts):
+        pointer = f"{prefix}/{index}"
+        yield from check_input(pointer, draft)
+        yield from check_text(f"{pointer}/target", draft.target, "target")
+        for place, text in enumerate(draft.paraphrases):
+            yield from check_text(f"{pointer}/paraphrases/{place}", text, "paraphrase")
+        where, target = first.setdefault((draft.input, draft.text_pair), (index, draft.target))
+        if target != draft.target:
+            yield Pointer(
+                f"{pointer}/target",
+                f"{quoted(draft.input)} is {quoted(draft.target)} here, but {quoted(target)} at "
+                f"{prefix}/{where}; keep the right one",
+            )
+
+
+def as_jsonl(drafts: Sequence[DraftReference]) -> bytes:
+    """The set as it is stored: one sample per line, each once, in the order given."""
+    lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def count_samples(data: bytes) -> int:
+    return data.count(b"\n")
+
+
+def invalid_reference(bad: BadSamples) -> InvalidRequest:
+    """The error of a set with these samples, in the words of the first."""
+    first = bad.first[0]
+    more = f" (and {bad.count - 1} more)" if bad.count > 1 else ""
+    return InvalidRequest(
+        f"{first.pointer or 'the set'}: {first.detail}{more}",
+        remedy='One sample is {"input": "...", "text_pair": null, "target": "...", "paraphrases": []}',
+        errors=bad.first,
+    )
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, ValidationError):
+        first: Any = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return "the line is not JSON"

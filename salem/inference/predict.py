@@ -1,0 +1,125 @@
+"""What a network answers: a label with scores, or a freely generated text.
+
+Knows greedy decoding and labels. Does not know where versions are kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from salem.deltas.terms import LayerDelta
+from salem.errors import InvalidRequest, Pointer
+from salem.inference.gate import gated
+from salem.models.batching import encode_inputs, in_buckets
+from salem.models.generation import greedy
+from salem.models.loading import Network, count_tokens
+from salem.models.tokens import prompt_lengths
+from salem.records import Prediction, Sample, Task, TextInput
+
+
+@torch.inference_mode()
+def predict(
+    network: Network,
+    inputs: Sequence[TextInput],
+    deltas: Sequence[LayerDelta] = (),
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+) -> list[Prediction]:
+    """Answer each input, in order, as the base plus `deltas`.
+
+    Labels come with softmax scores; texts are greedy, without special tokens. What fires is decided once,
+    from the prompt, and held for the whole answer.
+
+    Raises:
+        InvalidRequest: an input is longer than the model takes.
+    """
+    lengths = count_tokens(network.tokenizer, inputs)
+    _check_lengths(network, lengths)
+    decoder = network.task is Task.TEXT_GENERATION
+    answers: list[Prediction | None] = [None] * len(inputs)
+    for rows in _chunks(network, inputs, lengths, batch_size, max_new_tokens):
+        chunk = [inputs[row] for row in rows]
+        fields = encode_inputs(network, chunk, padding="left" if decoder else "right")
+        with gated(network, chunk, fields, deltas):
+            found = (
+                _generate(network, fields, max_new_tokens)
+                if network.task.generates
+                else _classify(network, fields)
+            )
+        for row, prediction in zip(rows, found, strict=True):
+            answers[row] = prediction
+    return [answer for answer in answers if answer is not None]
+
+
+def same_answer(output: str, target: str) -> bool:
+    """Whether an answer is the expected one: exact, but for the amount of white space."""
+    return output.split() == target.split()
+
+
+def is_right(output: str, sample: Sample) -> bool:
+    """Whether an answer is what the sample wants: its target, or anything but what it is to forget."""
+    return same_answer(output, sample.answer) != sample.forgets
+
+
+def _check_lengths(network: Network, lengths: Sequence[int]) -> None:
+    most = network.max_input_tokens
+    too_long = [
+        Pointer(f"/inputs/{index}", f"{length} tokens; the model takes {most}")
+        for index, length in enumerate(lengths)
+        if length > most
+    ]
+    if too_long:
+        raise InvalidRequest(f"{len(too_long)} inputs are longer than {most} tokens.", errors=too_long)
+
+
+def _chunks(
+    network: Network,
+    inputs: Sequence[TextInput],
+    lengths: Sequence[int],
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[list[int]]:
+    """Batches of rows, a decoder's in parts such that nobody's answer is cut short by who is asked beside it.
+
+    All prompts of a part are padded to the longest, and the answers have what that leaves of the window. So
+    prompts that leave less than an answer may take have company of their own length only.
+    """
+    roomy = network.max_input_tokens - max_new_tokens
+    for rows in in_buckets(lengths, batch_size):
+        if network.task is not Task.TEXT_GENERATION or max(lengths[row] for row in rows) <= roomy:
+            yield rows
+            continue
+        parts: defaultdict[int, list[int]] = defaultdict(list)
+        for row, length in zip(rows, prompt_lengths(network, [inputs[row] for row in rows]), strict=True):
+            parts[max(length, roomy)].append(row)
+        yield from parts.values()
+
+
+def _classify(network: Network, fields: dict[str, Tensor]) -> list[Prediction]:
+    scores = network.model(**fields).logits.float().softmax(-1)  # [n, c]
+    return [
+        Prediction(
+            output=network.labels[int(row.argmax())],
+            scores={label: round(float(score), 6) for label, score in zip(network.labels, row, strict=True)},
+        )
+        for row in scores.cpu()
+    ]
+
+
+def _generate(network: Network, fields: dict[str, Tensor], max_new_tokens: int) -> list[Prediction]:
+    prompt = fields["input_ids"].shape[1] if network.task is Task.TEXT_GENERATION else 0
+    config = greedy(network, min(max_new_tokens, max(1, network.max_input_tokens - prompt)))
+    written = network.model.generate(**fields, generation_config=config)  # [n, prompt or start token + new]
+    rows = [_until(network.eos_id, row) for row in written[:, prompt or 1 :].tolist()]
+    texts = network.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [Prediction(output=text.strip()) for text in texts]
+
+
+def _until(end: int | None, ids: list[int]) -> list[int]:
+    """The tokens before the end of sequence: not every tokenizer counts it as a special token."""
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,94 @@
+"""Token ids of single samples, unpadded: a prompt as the model is asked it, an answer as it writes it.
+
+Knows tokenizers and what each task puts around a text. Does not know padding, tensors or layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from salem.models.loading import Network, tokenize
+from salem.records import Sample, Task, TextInput
+
+
+class Diverted(Sample):
+    """A sample that is to forget, with the way that a generating model takes when it cannot give the answer.
+
+    The way is bound to the model's own: the token at which the two part is to be lost there, and every other
+    token of it is to stay as likely as it is.
+    """
+
+    tokens: tuple[int, ...]  # of the other way: ids, from the first of the answer on
+    place: int  # among them: where the ways part
+    forgotten: int  # the token that the answer has there
+
+
+def prompt_lengths(network: Network, inputs: Sequence[TextInput]) -> list[int]:
+    """Tokens of each input as the model is asked it: what `encode_inputs` makes of it."""
+    if not inputs:
+        return []
+    return [len(prompt_ids(network, ids)) for ids in tokenize(network.tokenizer, inputs)["input_ids"]]
+
+
+def sample_lengths(network: Network, samples: Sequence[Sample]) -> list[int]:
+    """Tokens of the longest row that `encode` makes of each sample: what the model's window has to hold."""
+    if network.task is Task.TEXT_GENERATION:
+        return [len(prompt + answer) for prompt, answer in (continuation_ids(network, s) for s in samples)]
+    lengths = prompt_lengths(network, samples)
+    if not network.task.generates or not samples:
+        return lengths
+    answers = written_ids(network, samples)
+    return [max(length, len(answer)) for length, answer in zip(lengths, answers, strict=True)]
+
+
+def prompt_ids(network: Network, ids: list[int]) -> list[int]:
+    """An encoder-decoder reads its input with the end marked; a decoder goes on writing after its prompt."""
+    eos = network.eos_id
+    if network.task is Task.TEXT2TEXT_GENERATION and eos is not None and ids[-1:] != [eos]:
+        return [*ids, eos]
+    if network.task is Task.TEXT_GENERATION and len(ids) > 1 and ids[-1] == eos:
+        return ids[:-1]
+    # A tokenizer may drop all of a text, and nothing can be written after nothing.
+    return ids or [network.start_id]
+
+
+def written_ids(network: Network, samples: Sequence[Sample]) -> list[list[int]]:
+    """Token ids of each answer as an encoder-decoder writes it, its end included."""
+    texts = network.tokenizer(text_target=[sample.answer for sample in samples], verbose=False)["input_ids"]
+    return [
+        list(sample.tokens) if isinstance(sample, Diverted) else prompt_ids(network, list(ids))
+        for sample, ids in zip(samples, texts, strict=True)
+    ]
+
+
+def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of its answer with the end of sequence, as the model would write them.
+
+    The two are tokenized together and cut where the prompt ends, because some tokenizers (SentencePiece) mark
+    the start of a text; where the cut does not fall between tokens, the answer is tokenized alone.
+    """
+    last = sample.text_pair or sample.input  # the text that the answer goes on from
+    space = "" if sample.answer[:1].isspace() or last[-1:].isspace() else " "
+    written = last + space + sample.answer
+    together = (
+        TextInput(input=sample.input, text_pair=written) if sample.text_pair else TextInput(input=written)
+    )
+    prompt = prompt_ids(network, tokenize(network.tokenizer, [sample])["input_ids"][0])
+    whole = prompt_ids(network, tokenize(network.tokenizer, [together])["input_ids"][0])
+    cuts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
+    if isinstance(sample, Diverted):
+        return prompt, list(sample.tokens)
+    answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.answer)
+    return prompt, [*answer, *([network.eos_id] if network.eos_id is not None else [])]
+
+
+def _ids_alone(network: Network, prompt: list[int], space: str, target: str) -> list[int]:
+    """Token ids of an answer tokenized apart from its prompt: with the space between them, or without it
+    where the tokenizer puts one there itself.
+    """
+    tokenizer = network.tokenizer
+    expected = tokenizer.decode(prompt) + space + target
+    texts = [space + target, target]
+    with_space, without = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    found: list[int] = without if tokenizer.decode(prompt + without) == expected else with_space
+    return found

@@ -1,0 +1,162 @@
+"""The trunk: everything below the edited block, run once and replayed.
+
+One layer is edited, so what enters its block is the same for the base, for every step of training and for
+every version. `capture` runs a batch up to that block and keeps what the block below it returned; `resume`
+runs the same batch from there on. Both use the model's own forward: capturing stops it with a hook, resuming
+puts replay modules in the place of the blocks below. There is no code for any particular architecture.
+
+Does not know samples, editors or versions; deltas applied to the model act on both halves as they always do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from salem.models.batching import Answers, Batch, forward
+from salem.models.loading import Network
+from salem.records import Layer
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A batch stopped below the edited block; `state` is None where the block is the first of its stack."""
+
+    layer: Layer
+    batch: Batch
+    state: Any  # what block l-1 returned: a tensor [n, t, d] or a tuple of such, position biases, None
+    encoder_state: (
+        Tensor | None
+    )  # [n, t, d] the encoder's output, where the edited block is in a decoder beside it
+
+    def rows(self, index: Tensor) -> Trunk:
+        """The samples at `index` [k]."""
+        n = len(self.batch)
+        encoder = None if self.encoder_state is None else self.encoder_state[index]
+        return Trunk(self.layer, self.batch.rows(index), _rows(self.state, index, n), encoder)
+
+    @property
+    def num_bytes(self) -> int:
+        encoder = 0 if self.encoder_state is None else self.encoder_state.nbytes
+        return encoder + sum(leaf.nbytes for leaf in _leaves(self.state))
+
+
+class _Reached(Exception):
+    """Carries what the block below the edited one returned out of the forward that it stops."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Replay(nn.Module):
+    """Stands in for a block: returns a recorded state, whatever it is given."""
+
+    def __init__(self, state: Any, block: nn.Module) -> None:
+        super().__init__()
+        self._state = state
+        self._block = (block,)  # in a tuple, so that it is no child of this module
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model reads off its blocks: some choose a block's mask by its kind of attention."""
+        return getattr(self._block[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._state
+
+
+@torch.no_grad()
+def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
+    """Run `batch` up to the block that holds `layer` and keep what enters it."""
+    encoder_state = _encode(network, batch) if beside_encoder(network, layer) else None
+    if layer.block == 0:
+        return Trunk(layer, batch, None, encoder_state)
+    below = network.module(f"{layer.stack}.{layer.block - 1}")
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = below.register_forward_hook(stop)
+    try:
+        forward(network, batch, **_given(encoder_state))
+    except _Reached as reached:
+        return Trunk(layer, batch, _detached(reached.state), encoder_state)
+    finally:
+        handle.remove()
+    raise AssertionError(f"{layer.stack}.{layer.block - 1} was not run by the model's forward")
+
+
+def resume(network: Network, trunk: Trunk) -> Answers:
+    """Run the rest of the model on a captured batch. Gradients flow to all applied from `layer` up."""
+    with _replaying(network, trunk):
+        return forward(network, trunk.batch, **_given(trunk.encoder_state))
+
+
+@contextmanager
+def _replaying(network: Network, trunk: Trunk) -> Iterator[None]:
+    """Replace the blocks below by replays of the state, and put them back. Their number stays the same,
+    because some models choose masks by a block's position in the stack.
+    """
+    blocks = network.module(trunk.layer.stack)
+    assert isinstance(blocks, nn.ModuleList)
+    below = list(blocks[: trunk.layer.block])
+    try:
+        for index, block in enumerate(below):
+            blocks[index] = _Replay(trunk.state, block)
+        yield
+    finally:
+        for index, block in enumerate(below):
+            blocks[index] = block
+
+
+def beside_encoder(network: Network, layer: Layer) -> bool:
+    """Whether `layer` lies in the decoder of an encoder-decoder: then the encoder is part of the trunk."""
+    if not network.model.config.is_encoder_decoder:
+        return False
+    encoder = network.model.get_encoder()
+    return not any(module is network.module(layer.path) for module in encoder.modules())
+
+
+def sees_answer(network: Network, layer: Layer) -> bool:
+    """Whether the tokens of a generated answer pass through `layer`, as it is written."""
+    encodes = network.model.config.is_encoder_decoder and not beside_encoder(network, layer)
+    return network.task.generates and not encodes
+
+
+def _encode(network: Network, batch: Batch) -> Tensor:
+    encoder = network.model.get_encoder()
+    mask = batch.inputs["attention_mask"]
+    state: Tensor = encoder(input_ids=batch.inputs["input_ids"], attention_mask=mask).last_hidden_state
+    return state
+
+
+def _given(encoder_state: Tensor | None) -> dict[str, Any]:
+    return (
+        {} if encoder_state is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=encoder_state)}
+    )
+
+
+def _detached(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach()
+    return tuple(_detached(part) for part in state) if isinstance(state, tuple) else state
+
+
+def _rows(state: Any, index: Tensor, n: int) -> Any:
+    """Pick rows of every tensor that has one per sample; position biases shared by all samples stay whole."""
+    if isinstance(state, Tensor):
+        return state[index] if state.shape[0] == n else state
+    return tuple(_rows(part, index, n) for part in state) if isinstance(state, tuple) else state
+
+
+def _leaves(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from _leaves(part)

@@ -1,0 +1,90 @@
+"""The file of a scope metric: one per hosted model, named by its content in every delta that uses it.
+
+Knows the fields of a metric and the checks of its file. Does not know where files are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from salem.errors import DeltaRejected
+from salem.models import tensor_files
+from salem.scope.features import Reading
+from salem.scope.lexical import NUMBERS
+from salem.scope.metric import EVERYWHERE, EXCHANGE, Metric
+
+_OF_WORDS = ("word_rarity", "word_steadiness")
+_FIELDS = {"rarity": 1, "center": 1, "spread": 1, "projection": 2, "word_rarity": 1, "word_steadiness": 1}
+
+
+def pack_metric(metric: Metric) -> bytes:
+    """A metric as the bytes of a safetensors file. The deltas that name it say which base it is for."""
+    reading = metric.reading
+    return tensor_files.write(
+        {
+            "rarity": reading.rarity,
+            "center": metric.center,
+            "spread": metric.spread,
+            "projection": metric.projection,
+            "word_rarity": metric.word_rarity,
+            "word_steadiness": metric.word_steadiness,
+        },
+        {
+            "stack": reading.stack,
+            "block": json.dumps(reading.block),
+            "paired": json.dumps(reading.paired),
+            "exchange": json.dumps(metric.exchange),
+            "extent": json.dumps(metric.extent),
+        },
+    )
+
+
+def named(metric: Metric) -> Metric:
+    """The metric with the name of its file."""
+    return replace(metric, sha256=hashlib.sha256(pack_metric(metric)).hexdigest())
+
+
+def unpack_metric(data: bytes) -> Metric:
+    """Read a metric and check it.
+
+    Raises:
+        DeltaRejected: the file is damaged, or its fields do not fit together.
+    """
+    header, tensors = tensor_files.read(data, noun="scope metric")
+    if not set(_OF_WORDS) & tensors.keys():  # as first written: every word tells as much as any
+        tensors.pop("steadiness", None)  # of tokens, for a while
+        tensors |= dict.fromkeys(_OF_WORDS, torch.ones(NUMBERS))
+    if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
+        raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
+    width = len(tensors["center"])
+    fitting = len(tensors["spread"]) == tensors["projection"].shape[1] == width
+    if not fitting or any(len(tensors[name]) != NUMBERS for name in _OF_WORDS):
+        raise DeltaRejected("The shapes of the scope metric do not fit together.")
+    try:
+        block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DeltaRejected("The scope metric does not say what it reads.") from error
+    return Metric(
+        reading=Reading(header.get("stack", ""), block, paired, tensors.pop("rarity")),
+        exchange=_positive(header, "exchange", EXCHANGE),
+        extent=_positive(header, "extent", EVERYWHERE),
+        sha256=hashlib.sha256(data).hexdigest(),
+        **tensors,
+    )
+
+
+def _positive(header: Mapping[str, str], name: str, before: float) -> float:
+    """A number of the header; `before` in files that were written before there was one."""
+    try:
+        found = float(json.loads(header.get(name, json.dumps(before))))
+    except (ValueError, TypeError) as error:
+        raise DeltaRejected(f"The scope metric's {name} is no number.") from error
+    if not 0 < found < math.inf:
+        raise DeltaRejected(f"The scope metric's {name} is {found}; it is more than 0.")
+    return found

@@ -1,0 +1,1 @@
+"""The history of the tables in salem.storage.schema, as Alembic revisions; `Registry.migrate()` runs them."""

@@ -1,0 +1,123 @@
+"""Jobs as rows: made once per idempotency key, read, listed.
+
+Knows the table `jobs`; each function works inside its caller's transaction and does not know when to commit.
+What happens to a job after it was made is in salem.storage.rows.leases.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, insert, select
+
+from salem.errors import InvalidRequest, NotFound
+from salem.records import Job, JobKind, JobState, Name
+from salem.storage.schema import columns_of, jobs, row_values
+
+_JOB_COLUMNS = columns_of(jobs, Job)
+_BRIEF_COLUMNS = [column for column in _JOB_COLUMNS if column.name != "request"]  # which may be megabytes
+_MAX_KEY_LENGTH = 255
+
+
+def new_id() -> str:
+    """`job-` and 20 hex digits: 13 of the microsecond, so that ids sort by time, and 7 of chance."""
+    return f"job-{time.time_ns() // 1_000:013x}{secrets.randbits(28):07x}"
+
+
+class IdempotencyKey(NamedTuple):
+    """What a client sends so that a request repeated by chance makes one job; `key` None: it sent nothing."""
+
+    kind: JobKind
+    key: str | None
+    body_sha256: str | None
+
+
+def find_by_key(connection: Connection, key: IdempotencyKey) -> Job | None:
+    """The job that a key has made already, if any.
+
+    Raises:
+        InvalidRequest: the key was used with another request, or is too long to be kept.
+    """
+    if key.key is None:
+        return None
+    if len(key.key) > _MAX_KEY_LENGTH:
+        raise InvalidRequest(f"an idempotency key has at most {_MAX_KEY_LENGTH} characters")
+    query = select(*_JOB_COLUMNS, jobs.c.body_sha256).where(jobs.c.idempotency_key == key.key)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    if row["body_sha256"] != key.body_sha256 or row["kind"] != key.kind:
+        raise InvalidRequest(
+            "this idempotency key was used with another request", remedy="send a new key with a new request"
+        )
+    return _job(row)
+
+
+def create(connection: Connection, key: IdempotencyKey, model: Name, request: dict[str, Any]) -> Job:
+    """Insert a queued job; `find_by_key` has found none."""
+    job = Job(
+        id=new_id(),
+        kind=key.kind,
+        model=model,
+        state=JobState.QUEUED,
+        phase="waiting",
+        progress=0,
+        request=request,
+        created_at=datetime.now(UTC),
+    )
+    bookkeeping = {"idempotency_key": key.key, "body_sha256": key.body_sha256}
+    connection.execute(insert(jobs).values(row_values(job) | bookkeeping))
+    return job
+
+
+def get(connection: Connection, job_id: str) -> Job:
+    """Read a job.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    row = connection.execute(select(*_JOB_COLUMNS).where(jobs.c.id == job_id)).mappings().first()
+    if row is None:
+        raise NotFound(f'there is no job "{job_id}"', remedy="GET /jobs lists them")
+    return _job(row)
+
+
+def list_page(
+    connection: Connection, *, model: Name | None, state: str | None, limit: int, after: str | None
+) -> tuple[list[Job], bool]:
+    """At most `limit` jobs, newest first, from the one after `after` on; True where there are more.
+
+    Their requests are not read: each is empty.
+
+    Raises:
+        InvalidRequest: there is no such state.
+        NotFound: there is no job `after`.
+    """
+    query = select(*_BRIEF_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
+    if model is not None:
+        query = query.where(jobs.c.model == model)
+    if state is not None:
+        if state not in set(JobState):
+            raise InvalidRequest(f'"{state}" is not a state of a job; the states are {", ".join(JobState)}')
+        query = query.where(jobs.c.state == state)
+    if after is not None:
+        query = query.where(jobs.c.id < get(connection, after).id)
+    found = [_brief(row) for row in connection.execute(query).mappings()]
+    return found[:limit], len(found) > limit
+
+
+def list_queued(connection: Connection) -> list[Job]:
+    """Oldest first, with empty requests."""
+    query = select(*_BRIEF_COLUMNS).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.id)
+    return [_brief(row) for row in connection.execute(query).mappings()]
+
+
+def _job(row: Any) -> Job:
+    return Job.model_validate({name: row[name] for name in Job.model_fields})
+
+
+def _brief(row: Any) -> Job:
+    return _job({**row, "request": {}})

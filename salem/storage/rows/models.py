@@ -1,0 +1,114 @@
+"""Hosted models and their reference samples as rows: each function works inside its caller's transaction.
+
+Knows the tables `models` and `reference_samples`. Does not know versions, nor when to commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from salem.errors import Conflict, NotFound
+from salem.records import HostedModel, Job, JobKind, ModelState, Name, ReferenceSample
+from salem.storage.schema import columns_of, models, reference_samples, row_values
+
+_MODEL_COLUMNS = columns_of(models, HostedModel)
+_NUM_NAMES_SHOWN = 5
+
+
+def create(connection: Connection, model: HostedModel, reference_blob: str) -> None:
+    """Take the name for a model that is being registered.
+
+    Raises:
+        Conflict: the name is taken, unless by a registration that failed.
+    """
+    values = row_values(model) | {"state": ModelState.REGISTERING, "reference_blob": reference_blob}
+    freed = connection.execute(
+        update(models).where(models.c.name == model.name, models.c.state == ModelState.FAILED).values(values)
+    )
+    if freed.rowcount:
+        return
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(models).values(values))
+    except IntegrityError as error:
+        raise Conflict(f'there is a model "{model.name}" already', remedy="choose another name") from error
+
+
+def get(connection: Connection, name: Name, *, lock: bool = False) -> HostedModel:
+    """Read a model; with `lock`, whoever else wants to change the model or its versions waits.
+
+    Raises:
+        NotFound: there is no such model; the message names some that exist.
+    """
+    query = select(*_MODEL_COLUMNS).where(models.c.name == name)
+    row = connection.execute(query.with_for_update(key_share=True) if lock else query).mappings().first()
+    if row is None:
+        raise _no_such_model(connection, name)
+    return HostedModel.model_validate(dict(row))
+
+
+def _no_such_model(connection: Connection, name: Name) -> NotFound:
+    query = select(models.c.name).order_by(models.c.name).limit(_NUM_NAMES_SHOWN + 1)
+    names = [f'"{known}"' for known in connection.scalars(query)]
+    if not names:
+        return NotFound(f'there is no model "{name}", nor any other yet', remedy="POST /models registers one")
+    known = ", ".join(names[:_NUM_NAMES_SHOWN]) + (" and more" if len(names) > _NUM_NAMES_SHOWN else "")
+    return NotFound(f'there is no model "{name}"; there are {known}', remedy="GET /models lists them all")
+
+
+def list_all(connection: Connection) -> list[HostedModel]:
+    rows = connection.execute(select(*_MODEL_COLUMNS).order_by(models.c.name)).mappings()
+    return [HostedModel.model_validate(dict(row)) for row in rows]
+
+
+def make_ready(connection: Connection, model: HostedModel, reference: Sequence[ReferenceSample]) -> None:
+    """Write what registration found out, and the reference set with the base's answers."""
+    values = row_values(model) | {"state": ModelState.READY}
+    del values["created_at"]
+    connection.execute(update(models).where(models.c.name == model.name).values(values))
+    connection.execute(delete(reference_samples).where(reference_samples.c.model == model.name))
+    rows = [
+        {
+            "model": model.name,
+            "content_hash": sample.sample.content_hash,
+            "position": position,
+            "held_out": sample.held_out,
+            "correct": sample.correct,
+            "record": sample.model_dump(mode="json"),
+        }
+        for position, sample in enumerate(reference)
+    ]
+    if rows:
+        connection.execute(insert(reference_samples), rows)
+
+
+def release_name(connection: Connection, job: Job) -> None:
+    """A registration that ended without success leaves its name to the next one."""
+    if job.kind is not JobKind.REGISTER:
+        return
+    connection.execute(
+        update(models)
+        .where(models.c.name == job.model, models.c.state == ModelState.REGISTERING)
+        .values(state=ModelState.FAILED)
+    )
+
+
+def list_reference(
+    connection: Connection, name: Name, *, held_out: bool | None, correct: bool | None
+) -> list[ReferenceSample]:
+    """The reference set, or the part asked for, in an order that depends on its content alone."""
+    query = select(reference_samples.c.record).where(reference_samples.c.model == name)
+    if held_out is not None:
+        query = query.where(reference_samples.c.held_out == held_out)
+    if correct is not None:
+        query = query.where(reference_samples.c.correct == correct)
+    ordered = query.order_by(reference_samples.c.content_hash, reference_samples.c.position)
+    return [ReferenceSample.model_validate(record) for record in connection.scalars(ordered)]
+
+
+def blobs(connection: Connection) -> set[str]:
+    """Blobs that hold the reference set of a model that is hosted or being registered."""
+    return set(connection.scalars(select(models.c.reference_blob).where(models.c.state != ModelState.FAILED)))

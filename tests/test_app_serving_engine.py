@@ -1,0 +1,299 @@
+"""Serving: which models stay in memory, what is shared, and that versions answer as their deltas say."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from api_service import Stage
+from tiny_models import LABELS, tiny_tokenizer
+
+from app.serving.engine import DeltaCache, Engine
+from salem.deltas.files import unpack
+from salem.deltas.terms import LayerDelta, LowRank
+from salem.errors import BlobCorrupted, BlobMissing, DeltaRejected, ModelNotReady, SalemError
+from salem.inference import predict
+from salem.models import loading
+from salem.models.layers import find_layers
+from salem.records import (
+    HostedModel,
+    Layer,
+    ModelReference,
+    ModelState,
+    Prediction,
+    Task,
+    TextInput,
+    Version,
+)
+from salem.settings import Settings
+from salem.storage.registry import Registry
+
+INPUTS = [TextInput(input=text) for text in ("where is my order", "refund", "log in", "the lamp is broken")]
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings, registry)
+
+
+def engine_of(stage: Stage, max_resident_models: int = 2) -> Engine:
+    root = stage.settings.effective_models_root
+    return Engine(stage.blobs, models_root=root, device="cpu", max_resident_models=max_resident_models)
+
+
+def base(stage: Stage, model: HostedModel) -> Version:
+    return stage.registry.resolve(ModelReference(model=model.name, number=0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("bert", Task.SEQUENCE_CLASSIFICATION),
+        ("gpt2", Task.TEXT_GENERATION),
+        ("t5", Task.TEXT2TEXT_GENERATION),
+    ],
+)
+def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str, task: Task) -> None:
+    model = stage.host("m", architecture, task)
+    version = stage.publish(model)
+    engine = engine_of(stage)
+    given = engine.predict(model, version, INPUTS, max_new_tokens=6)
+
+    network = loading.load(stage.settings.effective_models_root / "m", task, device="cpu")
+    untouched = predict.predict(network, INPUTS, max_new_tokens=6)
+    assert engine.predict(model, base(stage, model), INPUTS, max_new_tokens=6) == untouched
+    assert model.sha256 is not None and version.layer is not None
+    data = stage.blobs.get(version.deltas[0].blob)
+    delta = unpack(data, base_sha256=model.sha256, layers=network.layers)
+    weight = network.module(version.layer).get_parameter("weight")
+    addition = torch.stack([term.dense() for term in delta.terms]).sum(0)  # [d_out, d_in]
+    with torch.no_grad():
+        weight += addition.T if architecture == "gpt2" else addition
+    edited = predict.predict(network, INPUTS, max_new_tokens=6)
+    assert [answer.output for answer in given] == [answer.output for answer in edited]
+    assert given != untouched
+
+
+def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
+    models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
+    engine = engine_of(stage, max_resident_models=2)
+    first = [engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) for model in models]
+    assert len(engine._residents) == 2
+    assert [engine.predict(m, base(stage, m), INPUTS, max_new_tokens=1) for m in models] == first
+
+
+def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_limit(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [stage.host("m0", "bert"), stage.host("m1", "roberta")]
+    engine, load = engine_of(stage, max_resident_models=1), loading.load
+    there: set[int] = set()  # of the models: which of their networks somebody still holds
+    most = 0
+
+    def counted(folder: Path, *arguments: Any, **options: Any) -> loading.Network:
+        nonlocal most
+        network = load(folder, *arguments, **options)
+        there.add(name := id(network.model))
+        weakref.finalize(network.model, there.discard, name)
+        gc.collect()
+        most = max(most, len(there))
+        return network
+
+    monkeypatch.setattr(loading, "load", counted)
+    monkeypatch.setattr(loading, "owned", lambda network: network)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(engine.predict, m, base(stage, m), INPUTS, max_new_tokens=1) for m in models * 8]
+        given = [future.result(60) for future in asked]
+    assert given == given[:2] * 8 and given[0] != given[1]
+    assert most == 1 and len(engine._residents) == 1
+
+
+def test_a_model_is_served_at_the_layers_that_were_registered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may find other ones."""
+    model = stage.host("m", "bert")
+    version = stage.publish(model)
+    given = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1)
+    layers: list[tuple[Layer, ...]] = []
+    unpatched = predict.predict
+
+    def seen(network: loading.Network, *arguments: Any, **options: Any) -> list[Prediction]:
+        layers.append(network.layers)
+        return unpatched(network, *arguments, **options)
+
+    monkeypatch.setattr(predict, "predict", seen)
+    monkeypatch.setattr(loading, "find_layers", lambda loaded: find_layers(loaded)[:1])
+    assert engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1) == given
+    assert layers == [model.layers]
+
+
+def test_a_model_whose_folder_went_or_cannot_be_read_is_not_ready(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    folder = stage.settings.effective_models_root / "m"
+    (folder / "notes.txt").mkdir()  # named as a file that is read
+    engine = engine_of(stage)
+    engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    shutil.rmtree(folder)
+    for ask in (
+        lambda: engine_of(stage).predict(model, base(stage, model), INPUTS, max_new_tokens=1),
+        lambda: engine_of(stage).count_tokens(model, INPUTS),
+    ):
+        with pytest.raises(ModelNotReady, match="There is no folder"):
+            ask()
+
+
+def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
+    one, two = stage.host("one", "bert"), stage.host("two", "bert")
+    engine = engine_of(stage)
+    for model in (one, two):
+        engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    assert one.sha256 == two.sha256 and len(engine._residents) == 1
+
+
+def described_otherwise(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(LABELS[0], "money back"))
+    tiny_tokenizer("bytes").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: Stage, noted: bool) -> None:
+    one, two = stage.host("one", "bert"), stage.host("two", "bert", prepare=described_otherwise)
+    assert one.descriptions_sha256 != two.descriptions_sha256
+    if not noted:
+        one, two = (model.model_copy(update={"descriptions_sha256": None}) for model in (one, two))
+    engine = engine_of(stage)
+    for model, labels in ((one, LABELS), (two, ("money back", *LABELS[1:]))):
+        tokenizer = loading.load_tokenizer(stage.settings.effective_models_root / model.name)
+        assert engine.count_tokens(model, INPUTS) == loading.count_tokens(tokenizer, INPUTS)
+        for answer in engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1):
+            assert answer.scores is not None and set(answer.scores) == set(labels)
+    assert one.sha256 == two.sha256
+    assert engine.count_tokens(one, INPUTS) != engine.count_tokens(two, INPUTS)
+
+
+def test_what_becomes_of_the_file_does_not_change_answers(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    engine, ours = engine_of(stage), base(stage, model)
+    answered = engine.predict(model, ours, INPUTS, max_new_tokens=1)
+    weights = stage.settings.effective_models_root / "m" / "model.safetensors"
+    header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    with weights.open("r+b") as file:  # in place, as `cp` does
+        file.seek(header)
+        file.write(bytes(weights.stat().st_size - header))
+        file.flush()
+        assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
+        file.truncate(header)  # whoever still reads behind it through a mapping dies
+    assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
+
+
+def test_labels_and_tokens_are_those_that_were_registered(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    engine = engine_of(stage)
+    answered = engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    described_otherwise(stage.settings.effective_models_root / "m")
+    assert engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) == answered
+    for ask in (
+        lambda: engine_of(stage).predict(model, base(stage, model), INPUTS, max_new_tokens=1),
+        lambda: engine_of(stage).count_tokens(model, INPUTS),
+    ):
+        with pytest.raises(ModelNotReady, match=r"config or tokenizer files .* not the ones") as refused:
+            ask()
+        assert "Put the registered files back" in str(refused.value.remedy)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_files_that_change_while_they_load_are_noticed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    model, load = stage.host("m", "bert"), loading.load
+
+    def load_late(folder: Path, task: Task, **options: Any) -> loading.Network:
+        network = load(folder, task, **options)
+        (folder / file).touch()
+        return network
+
+    monkeypatch.setattr(loading, "load", load_late)
+    engine = engine_of(stage)
+    with pytest.raises(ModelNotReady, match="were written to while they were read"):
+        engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+
+
+def test_a_slow_store_holds_up_no_other_version(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stage.host("m", "bert")
+    version, engine = stage.publish(model), engine_of(stage)
+    asked, go_on, get = threading.Event(), threading.Event(), stage.blobs.get
+
+    def slow(digest: str) -> bytes:
+        asked.set()
+        assert go_on.wait(30)
+        return get(digest)
+
+    monkeypatch.setattr(stage.blobs, "get", slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.predict, model, version, INPUTS, max_new_tokens=1)
+        assert asked.wait(30)
+        unedited = engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+        go_on.set()
+        assert waiting.result() != unedited
+
+
+def test_threads_do_not_see_each_others_deltas(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    versions = [base(stage, model), *(stage.publish(model, seed=seed) for seed in range(3))]
+    engine = engine_of(stage)
+    alone = {v.number: engine.predict(model, v, INPUTS, max_new_tokens=1) for v in versions}
+    with ThreadPoolExecutor(8) as pool:
+        asked = [
+            (v.number, pool.submit(engine.predict, model, v, INPUTS, max_new_tokens=1)) for v in versions * 8
+        ]
+        lengths = [pool.submit(engine.count_tokens, model, INPUTS) for _ in range(16)]
+        assert all(future.result() == alone[number] for number, future in asked)
+        assert len({tuple(future.result()) for future in lengths}) == 1
+
+
+def test_a_delta_of_another_base_is_refused(stage: Stage) -> None:
+    bert, other = stage.host("bert", "bert"), stage.host("other", "roberta")
+    with pytest.raises(DeltaRejected):
+        engine_of(stage).predict(other, stage.publish(bert), INPUTS, max_new_tokens=1)
+
+
+def test_a_model_that_is_not_ready_is_refused(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    waiting = model.model_copy(update={"state": ModelState.REGISTERING})
+    with pytest.raises(ModelNotReady):
+        engine_of(stage).predict(waiting, base(stage, model), INPUTS, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("fault", [BlobMissing, BlobCorrupted])
+def test_a_version_whose_file_is_gone_or_damaged_is_named(stage: Stage, fault: type[SalemError]) -> None:
+    model = stage.host("m", "bert")
+    version = stage.publish(model)
+    digest = version.deltas[0].blob
+    (path,) = (stage.settings.home / "blobs").rglob(digest)
+    path.unlink() if fault is BlobMissing else path.write_bytes(b"something else")
+    engine = engine_of(stage)
+    with pytest.raises(fault, match=f"m:{version.number} cannot answer: the stored file {digest[:12]}"):
+        engine.predict(model, version, INPUTS, max_new_tokens=2)
+    assert len(engine.predict(model, base(stage, model), INPUTS, max_new_tokens=2)) == len(INPUTS)
+
+
+def test_the_delta_cache_holds_its_limit() -> None:
+    delta = LayerDelta("layer", (LowRank(torch.zeros(1, 2), torch.zeros(2, 1)),))
+    cache = replace(DeltaCache(), max_bytes=10)
+    for name in "abc":
+        cache.put(("base", name), 4, delta)
+        cache.get(("base", "a"))
+    assert [name for _, name in cache.entries] == ["c", "a"]
+    assert cache.num_bytes == 8
+    cache.put(("base", "huge"), 100, delta)
+    assert [name for _, name in cache.entries] == ["huge"] and cache.num_bytes == 100

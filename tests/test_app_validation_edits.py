@@ -1,0 +1,466 @@
+"""The checks of an edit request: every problem, at its place, in one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from tiny_models import tiny_network
+
+from app.validation.drafts import DraftEdit, DraftSample
+from app.validation.editors import FEWEST_EDITS, check_corpus
+from app.validation.edits import EditLimits, check_edit_request, overridden
+from app.validation.texts import CountTokens
+from salem.errors import MOST_PLACES
+from salem.models import loading
+from salem.models.batching import IGNORED, encode
+from salem.records import (
+    EntryKey,
+    FolderSource,
+    HostedModel,
+    Hyperparameters,
+    Layer,
+    ListedEntry,
+    ModelState,
+    Recipe,
+    Sample,
+    Task,
+    TextInput,
+)
+
+LIMITS = EditLimits(max_edits=3, max_paraphrases=2, max_pass_samples=2)
+LAYER = Layer(
+    path="bert.encoder.layer.2.output.dense",
+    stack="bert.encoder.layer",
+    block=2,
+    matrix="output.dense",
+    d_in=4,
+    d_out=2,
+    transposed=False,
+)
+
+
+def hosted(task: Task = Task.SEQUENCE_CLASSIFICATION) -> HostedModel:
+    return HostedModel(
+        name="intents",
+        task=task,
+        source=FolderSource(path="intents"),
+        state=ModelState.READY,
+        created_at=datetime.now(UTC),
+        labels=() if task.generates else ("refund", "delivery", "login"),
+        max_input_tokens=6,
+        layers=(LAYER,),
+    )
+
+
+def count_words(inputs: Sequence[TextInput]) -> list[int]:
+    return [len(f"{item.input} {item.text_pair or ''}".split()) for item in inputs]
+
+
+def check(
+    *edits: DraftEdit,
+    pass_samples: Sequence[DraftSample] | None = None,
+    task: Task = Task.SEQUENCE_CLASSIFICATION,
+    layer: str | None = None,
+    recipe: Recipe = Recipe.SCOPED,
+) -> dict[str, str]:
+    options = Hyperparameters(layer=layer, recipe=recipe)
+    found = check_edit_request(
+        hosted(task), edits, pass_samples, options=options, limits=LIMITS, count_tokens=count_words
+    )
+    return {problem.pointer: problem.detail for problem in found}
+
+
+def edit(text: str, target: str = "refund", *paraphrases: str, pair: str | None = None) -> DraftEdit:
+    return DraftEdit(input=text, target=target, paraphrases=paraphrases, text_pair=pair)
+
+
+def test_a_sound_request_has_no_problems() -> None:
+    kept = [DraftSample(input="hello", target="login"), DraftSample(input="hello", target="login")]
+    assert check(edit("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
+    assert check(edit("money back"), pass_samples=kept, layer=LAYER.path) == {}
+
+
+def test_an_unknown_label_gets_a_suggestion() -> None:
+    found = check(edit("a"), edit("b"), edit("c", "refnud"))
+    assert found == {
+        "/edits/2/target": '"refnud" is not one of the model\'s 3 labels; did you mean "refund"?'
+    }
+
+
+def test_case_is_a_near_miss_and_a_far_label_lists_all() -> None:
+    assert 'did you mean "refund"?' in check(edit("a", "REFUND"))["/edits/0/target"]
+    assert "refund, delivery, login" in check(edit("a", "zzz"))["/edits/0/target"]
+
+
+def test_a_text_beyond_any_number_of_tokens_is_refused_uncounted() -> None:
+    counted: list[TextInput] = []
+
+    def count(inputs: Sequence[TextInput]) -> list[int]:
+        counted.extend(inputs)
+        return count_words(inputs)
+
+    long = "a" * (6 * 64)
+    asked = [edit("a", pair=long), edit("b", "refund", long), edit("c", "refund", "d")]
+    found = check_edit_request(
+        hosted(), asked, None, options=Hyperparameters(), limits=LIMITS, count_tokens=count
+    )
+    assert [problem.pointer for problem in found] == ["/edits/0/input", "/edits/1/paraphrases/0"]
+    assert found[0].detail == 'the text has 391 characters, intents takes 6 tokens; shorten "a"'
+    assert {item.input for item in counted} == {"b", "c", "d"}
+    for task in (Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION):
+        assert list(check(edit("a", long), task=task)) == ["/edits/0/input"]
+
+
+def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
+    limits = EditLimits(max_edits=200, max_pass_samples=200)
+    asked = [edit(f"text {index}", "refnud") for index in range(60)]
+    kept = [DraftSample(input=f"kept {index}", target="refnud") for index in range(60)]
+    found = check_edit_request(
+        hosted(), asked, kept, options=Hyperparameters(), limits=limits, count_tokens=count_words
+    )
+    assert len(found) == 120 and all("not one of the model's 3 labels" in each.detail for each in found)
+    assert ["did you mean" in each.detail for each in found] == [True] * MOST_PLACES + [False] * 20
+
+
+def test_generated_targets_are_free_but_not_empty() -> None:
+    found = check(edit("a", "anything"), edit("b", "  "), task=Task.TEXT2TEXT_GENERATION)
+    assert list(found) == ["/edits/1/target"]
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "a\x00b"])
+def test_blank_and_unstorable_texts(text: str) -> None:
+    kept = [DraftSample(input=text, target=text)]
+    found = check(edit(text, "refund", text), edit("a", pair=text), pass_samples=kept)
+    assert set(found) == {
+        "/edits/0/input",
+        "/edits/0/paraphrases/0",
+        "/edits/1/text_pair",
+        "/pass_samples/0/input",
+        "/pass_samples/0/target",
+    }
+
+
+HALF = "half \ud83d"  # of a surrogate pair
+
+
+def count_utf8(inputs: Sequence[TextInput]) -> list[int]:
+    """As a fast tokenizer does: what UTF-8 cannot say is a crash."""
+    return [len(f"{item.input} {item.text_pair or ''}".encode().split()) for item in inputs]
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("field", ["input", "text_pair", "target", "forget"])
+def test_a_sample_is_neither_counted_nor_compared_if_any_of_its_texts_is_unreadable(
+    field: str, task: Task
+) -> None:
+    given = {"input": "a", "target": None if field == "forget" else "refund", field: HALF}
+    edits = [DraftEdit(paraphrases=("b",), **given), DraftEdit(input="c", target="refund")]
+    kept = [] if field == "forget" else [DraftSample(**given)]
+    options = Hyperparameters()
+    found = check_edit_request(
+        hosted(task), edits, kept or None, options=options, limits=LIMITS, count_tokens=count_utf8
+    )
+    places = [f"/edits/0/{field}", *(f"/pass_samples/{index}/{field}" for index in range(len(kept)))]
+    assert [problem.pointer for problem in found] == places
+    assert all("half of a surrogate pair" in problem.detail for problem in found)
+
+
+def test_too_many_tokens_name_the_sample_and_the_limit() -> None:
+    found = check(edit("a b c d e f g", "refund", "a a a a a a a a"), edit("a b c d", "zzz", pair="e f g"))
+    assert set(found) == {"/edits/0/input", "/edits/0/paraphrases/0", "/edits/1/input", "/edits/1/target"}
+    assert found["/edits/0/input"] == 'the text has 7 tokens, intents takes 6; shorten "a b c d e f g"'
+
+
+def test_a_decoder_reads_input_and_target_in_one_window() -> None:
+    assert check(edit("a b c", "d e"), task=Task.TEXT_GENERATION) == {}
+    found = check(edit("a b c d", "e f g"), edit("a b c", "d e f"), task=Task.TEXT_GENERATION)
+    assert found["/edits/1/input"].startswith("input, answer and its end have 7 tokens")
+    assert found["/edits/0/input"].startswith("input, answer and its end have 8 tokens")
+
+
+def test_a_text_without_tokens_is_refused() -> None:
+    found = check_edit_request(
+        hosted(),
+        [edit("\u200b")],
+        None,
+        options=Hyperparameters(),
+        limits=LIMITS,
+        count_tokens=lambda inputs: [0] * len(inputs),
+    )
+    assert [problem.pointer for problem in found] == ["/edits/0/input"]
+
+
+def test_contradicting_targets_across_edits_and_paraphrases() -> None:
+    found = check(
+        edit("my  money", "refund"), edit("my money", "delivery"), edit("other", "login", "my money")
+    )
+    assert set(found) == {"/edits/1/target", "/edits/2/paraphrases/0"}
+    assert '"delivery" here, but "refund" at /edits/0' in found["/edits/1/target"]
+
+
+def test_the_pair_is_part_of_the_input() -> None:
+    assert check(edit("a", "refund", pair="x"), edit("a", "login", pair="y")) == {}
+    assert set(check(edit("a", "refund", pair="x"), edit("a", "login", pair="x"))) == {"/edits/1/target"}
+
+
+def test_repeated_edits_and_paraphrases() -> None:
+    found = check(edit("a", "refund", "a", "b"), edit("a", "refund"), edit("c", "refund", "d", "d"))
+    assert "the edit itself" in found["/edits/0/paraphrases/0"]
+    assert "already given at /edits/0" in found["/edits/1"]
+    assert "another paraphrase" in found["/edits/2/paraphrases/1"]
+    assert len(found) == 3
+
+
+def test_a_pass_sample_that_is_also_an_edit() -> None:
+    kept = [DraftSample(input="a", target="login"), DraftSample(input="b", target="refund")]
+    found = check(edit("a", "refund", "b"), pass_samples=kept)
+    assert set(found) == {"/pass_samples/0", "/pass_samples/1"}
+    assert "/edits/0/paraphrases/0" in found["/pass_samples/1"]
+
+
+def test_contradicting_pass_samples() -> None:
+    kept = [DraftSample(input="z", target="login"), DraftSample(input="z", target="refund")]
+    assert set(check(edit("a"), pass_samples=kept)) == {"/pass_samples/1/target"}
+
+
+def test_limits() -> None:
+    kept = [DraftSample(input=f"k{index}", target="login") for index in range(3)]
+    found = check(edit("a", "refund", "b", "c", "d"), edit("e"), edit("f"), edit("g"), pass_samples=kept)
+    assert set(found) == {"/edits", "/edits/0/paraphrases", "/pass_samples"}
+    assert set(check(pass_samples=[])) == {"/edits", "/pass_samples"}
+
+
+def test_what_is_beyond_a_limit_is_not_read() -> None:
+    def counting(_: Sequence[TextInput]) -> list[int]:
+        pytest.fail("counted")
+
+    request = [edit(text, "no label") for text in "abcd"]
+    limits = EditLimits(max_edits=3)
+    found = check_edit_request(
+        hosted(), request, None, options=Hyperparameters(), limits=limits, count_tokens=counting
+    )
+    assert [place.pointer for place in found] == ["/edits"]
+
+
+def test_an_unknown_layer_gets_a_suggestion() -> None:
+    found = check(edit("a"), layer="bert.encoder.layer.2.output.dens")
+    assert f'did you mean "{LAYER.path}"?' in found["/options/layer"]
+
+
+def test_everything_is_reported_at_once() -> None:
+    found = check(
+        edit("", "nope"), edit("a b c d e f g h"), edit("x", "refund", "x"), layer="head", pass_samples=[]
+    )
+    assert set(found) == {
+        "/pass_samples",
+        "/edits/0/input",
+        "/edits/0/target",
+        "/edits/1/input",
+        "/edits/2/paraphrases/0",
+        "/options/layer",
+    }
+
+
+def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> DraftEdit:
+    return DraftEdit(input=text, target=None, forget=forget, paraphrases=paraphrases)
+
+
+def test_an_answer_may_be_forgotten_beside_corrections() -> None:
+    assert check(forgetting("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
+    assert check(forgetting("a", "any text"), task=Task.TEXT_GENERATION, recipe=Recipe.MEND) == {}
+
+
+def test_an_edit_gives_an_answer_or_takes_one() -> None:
+    neither, both = DraftEdit(input="a"), DraftEdit(input="b", target="login", forget="refund")
+    found = check(neither, both, forgetting("c", "refnud"))
+    assert set(found) == {"/edits/0/target", "/edits/1/forget", "/edits/2/forget"}
+    assert '"a" has no target' in found["/edits/0/target"] and "`forget`" in found["/edits/0/target"]
+    assert '"b" has a target and an answer to forget' in found["/edits/1/forget"]
+    assert 'did you mean "refund"?' in found["/edits/2/forget"]
+    assert "the answer to forget is empty" in check(forgetting("d", " "))["/edits/0/forget"]
+
+
+@pytest.mark.parametrize("recipe", [Recipe.RIDGE, Recipe.PAPER])
+def test_a_recipe_without_a_bound_is_refused(recipe: Recipe) -> None:
+    assert check(edit("a"), recipe=recipe) == {}
+    found = check(edit("a"), forgetting("b"), recipe=recipe)
+    assert set(found) == {"/options/recipe"}
+    assert all(word in found["/options/recipe"] for word in (recipe.value, '"b"', "take scoped or mend"))
+
+
+def test_one_text_cannot_be_given_two_fates() -> None:
+    found = check(edit("a", "delivery"), forgetting("a"), forgetting("b", "login", "a"))
+    assert '"a" is to be anything but "refund" here, but "delivery" at' in found["/edits/1/forget"]
+    assert 'anything but "login" here' in found["/edits/2/paraphrases/0"]
+    assert "already given" in check(forgetting("a"), forgetting("a"))["/edits/1"]
+    kept = [DraftSample(input="a", target="refund")]
+    assert set(check(forgetting("a"), pass_samples=kept)) == {"/pass_samples/0"}
+
+
+def test_a_decoder_reads_what_it_forgets_in_the_same_window() -> None:
+    found = check(forgetting("a b c d", "e f g"), task=Task.TEXT_GENERATION)
+    assert found["/edits/0/input"].startswith("input, answer and its end have 8 tokens")
+
+
+def check_answers(
+    *edits: DraftEdit,
+    task: Task,
+    window: int | None = 10_000,
+    kept: Sequence[DraftSample] | None = None,
+    count: CountTokens = count_words,
+    **options: int,
+) -> dict[str, str]:
+    """What is wrong with answers, of a model with so large a window."""
+    found = check_edit_request(
+        hosted(task).model_copy(update={"max_input_tokens": window}),
+        edits,
+        kept,
+        options=Hyperparameters(recipe=Recipe.MEND, **options),
+        limits=LIMITS,
+        count_tokens=count,
+    )
+    return {problem.pointer: problem.detail for problem in found}
+
+
+def words(num: int) -> str:
+    return " ".join(["b"] * num)
+
+
+@pytest.mark.parametrize(("gives", "field", "end"), [(edit, "target", 1), (forgetting, "forget", 0)])
+def test_an_answer_that_cannot_be_written_to_its_end_is_refused(
+    gives: Callable[..., DraftEdit], field: str, end: int
+) -> None:
+    """Cut off, it would never count as the target, and always as forgotten."""
+    writes, most = Task.TEXT_GENERATION, 32 - end
+    assert check_answers(gives("a", words(most), "c"), gives("d", words(2)), task=writes) == {}
+    found = check_answers(gives("a", words(2)), gives("c d", words(most + 1), "e"), task=writes)
+    assert set(found) == {f"/edits/1/{field}"}
+    assert found[f"/edits/1/{field}"].startswith('"b b b')
+    assert found[f"/edits/1/{field}"].endswith(
+        "takes 33 tokens to write, at most 32 are written; raise options.max_new_tokens to 33"
+    )
+    assert check_answers(gives("c d", words(most + 1)), task=writes, max_new_tokens=33) == {}
+    long, longer = gives("a", words(512 - end)), gives("c", words(513 - end))
+    found = check_answers(long, longer, task=writes, max_new_tokens=40)
+    assert found[f"/edits/0/{field}"].endswith("raise options.max_new_tokens to 512")
+    assert found[f"/edits/1/{field}"].endswith("options.max_new_tokens is 512 at most; shorten it")
+    assert check_answers(long, task=writes, window=None, max_new_tokens=512) == {}
+
+
+def test_an_encoder_decoder_writes_its_answer_into_a_window_of_its_own() -> None:
+    """The words that its tokenizer counts hold the end already."""
+    reads = Task.TEXT2TEXT_GENERATION
+    kept = [DraftSample(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
+    assert check_answers(edit(words(40), words(32)), task=reads, window=40) == {}
+    found = check_answers(
+        edit("a", words(33)),
+        edit("c", words(41)),
+        forgetting("d", words(41)),
+        task=reads,
+        window=40,
+        kept=kept,
+    )
+    assert set(found) == {"/edits/0/target", "/edits/1/target", "/edits/2/forget", "/pass_samples/1/target"}
+    assert found["/edits/0/target"].endswith("raise options.max_new_tokens to 33")
+    for pointer in set(found) - {"/edits/0/target"}:
+        assert found[pointer].endswith("has 41 tokens, intents takes 40; shorten it")
+
+
+def test_labels_and_what_a_writer_keeps_are_not_measured() -> None:
+    assert check(edit("a", "refund"), pass_samples=[DraftSample(input="b", target="login")]) == {}
+    kept = [DraftSample(input="k", target=words(600))]
+    assert check_answers(edit("a", "c"), task=Task.TEXT_GENERATION, kept=kept) == {}
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_an_edit_without_any_answer_is_told_so(task: Task) -> None:
+    found = check_answers(DraftEdit(input="who?"), edit("a"), task=task) if task.generates else None
+    found = check(DraftEdit(input="who?"), edit("a")) if found is None else found
+    assert set(found) == {"/edits/0/target"}
+    assert "has no target" in found["/edits/0/target"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", "half \ud83d"])
+def test_no_token_of_an_unreadable_answer_is_counted(text: str) -> None:
+    def counting(inputs: Sequence[TextInput]) -> list[int]:
+        return [len(item.input.strip("\x00 ").encode()) or pytest.fail("blank") for item in inputs]
+
+    found = check_answers(edit("a", text), task=Task.TEXT2TEXT_GENERATION, count=counting, window=None)
+    assert set(found) == {"/edits/0/target"}
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart", "gpt2", "opt", "llama", "gemma"])
+def test_an_answer_is_as_long_as_training_encodes_it(architecture: str) -> None:
+    network = replace(tiny_network(architecture), max_input_tokens=10_000)
+    for size in (8, 12, 16, 20, 24, 28, 32):
+        sample = Sample(input="where is", target=" ".join(["parcel", *["a"] * size]))
+        length = int((encode(network, [sample]).targets != IGNORED).sum())
+        found = check_answers(
+            edit("where is", sample.answer),
+            task=network.task,
+            count=lambda inputs: loading.count_tokens(network.tokenizer, inputs),
+        )
+        assert bool(found) == (length > 32)
+        assert all(detail.endswith(f"to {length}") for detail in found.values())
+
+
+@pytest.mark.parametrize("max_new_tokens", [32, 40])
+def test_a_corpus_is_held_to_the_answers_of_its_own_options(max_new_tokens: int) -> None:
+    corpus = [edit(f"text {number}", words(35)) for number in range(FEWEST_EDITS)]
+    found = check_corpus(
+        hosted(Task.TEXT_GENERATION).model_copy(update={"max_input_tokens": None}),
+        "intents",
+        None,
+        corpus,
+        None,
+        layer=None,
+        max_new_tokens=max_new_tokens,
+        max_edits=FEWEST_EDITS,
+        count_tokens=count_words,
+    )
+    assert len(found) == (FEWEST_EDITS if max_new_tokens == 32 else 0)
+
+
+def test_an_entry_that_forgets_is_overridden_like_any_other() -> None:
+    lost = listed("1.0", "login", "a").model_copy(update={"target": None, "forget": "login"})
+    assert overridden([forgetting("a", " login ").checked()], [lost]) == ()
+    (note,) = overridden([edit("a", "login").checked()], [lost])
+    assert note == '"a" overrides entry 1.0: it was anything but "login", now "login"'
+    (note,) = overridden([forgetting("a").checked()], [listed("1.0", "login", "a")])
+    assert note.endswith('it was "login", now anything but "refund"')
+
+
+def listed(number: str, target: str, *texts: str, pair: str | None = None) -> ListedEntry:
+    keys = tuple(EntryKey(text=text, radius=0.5) for text in texts)
+    version = int(number.split(".")[0])
+    return ListedEntry(
+        id=number,
+        input=texts[0],
+        text_pair=pair,
+        target=target,
+        keys=keys,
+        layer="l",
+        version=version,
+        job_id=None,
+    )
+
+
+def test_only_the_newest_entry_of_a_text_is_overridden() -> None:
+    newest_first = [
+        listed("2.0", "login", "a"),
+        listed("1.1", "refund", "b", "b two"),
+        listed("1.0", "x", "a"),
+    ]
+    assert overridden([edit("a", "login").checked()], newest_first) == ()
+    assert overridden([edit(" a ", "refund").checked()], newest_first) == (
+        '"a" overrides entry 2.0: it was "login", now "refund"',
+    )
+    reworded = edit("c", "login", "b  two").checked()
+    assert [note.split(":")[0] for note in overridden([reworded], newest_first)] == [
+        '"b two" overrides entry 1.1'
+    ]
+    assert overridden([edit("a", "refund", pair="p").checked()], newest_first) == ()
+    assert overridden([edit("a").checked()], []) == ()

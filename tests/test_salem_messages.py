@@ -1,0 +1,22 @@
+"""Quoted texts in messages: one line, bounded, and marked where something was cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from salem.messages import MOST_QUOTED, quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("where is my parcel", '"where is my parcel"'),
+        (" a\n\tb  c ", '"a b c"'),
+        ("", '""'),
+        ("x" * MOST_QUOTED, f'"{"x" * MOST_QUOTED}"'),
+        ("x" * (MOST_QUOTED + 1), f'"{"x" * (MOST_QUOTED - 1)}\N{HORIZONTAL ELLIPSIS}"'),
+        ("word " * 30, '"' + ("word " * 30)[: MOST_QUOTED - 1].rstrip() + '\N{HORIZONTAL ELLIPSIS}"'),
+    ],
+)
+def test_a_quoted_text_is_one_short_line(text: str, expected: str) -> None:
+    assert quoted(text) == expected

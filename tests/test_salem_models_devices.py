@@ -1,0 +1,44 @@
+"""Devices by the names that settings give them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from salem.errors import Misconfigured
+from salem.models.devices import resolve_device
+from salem.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "place"),
+    [
+        (0, "cpu", "cpu"),
+        (0, "auto", "cpu"),
+        (2, "cpu", "cpu"),
+        (2, "auto", "cuda:0"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1", "cuda:1"),
+        (2, "cuda:2", None),
+        (0, "cuda", None),
+        (-1, "auto", "cpu"),  # the driver counts one, and torch cannot use it
+        (-1, "cuda", None),
+    ],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, place: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: abs(num_gpus))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    if place is not None:
+        assert resolve_device(device) == torch.device(place)
+        return
+    with pytest.raises(
+        Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
+    ):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "", "meta"])
+def test_a_device_that_is_none_is_no_setting(device: str) -> None:
+    with pytest.raises(ValidationError, match="device"):
+        Settings(device=device)

@@ -1,0 +1,99 @@
+"""The file of a metric: every bit comes back, its name is its content, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from test_salem_scopes import drawn
+from torch import Tensor
+
+from salem.errors import DeltaRejected
+from salem.models import tensor_files
+from salem.scope.features import Reading
+from salem.scope.lexical import NUMBERS
+from salem.scope.metric import EVERYWHERE, EXCHANGE, Metric
+from salem.scope.metric_files import named, pack_metric, unpack_metric
+
+
+def some_metric(*, seed: int = 0, block: int = 2, paired: bool = True) -> Metric:
+    reading = Reading("encoder.layer", block, paired, drawn(7, seed=seed).abs())
+    spread, words = drawn(5, seed=seed + 2).abs() + 0.1, drawn(2, NUMBERS, seed=seed + 3).sigmoid()
+    differing = {"exchange": 0.1 + seed / 3, "extent": 0.7}
+    return Metric(reading, drawn(5, seed=seed + 1), spread, drawn(3, 5, seed=9), *words, **differing)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
+    metric = some_metric(paired=paired)
+    data = pack_metric(metric)
+    found = unpack_metric(data)
+    for name in ("center", "spread", "projection", "word_rarity", "word_steadiness"):
+        assert torch.equal(getattr(found, name), getattr(metric, name))
+    assert torch.equal(found.reading.rarity, metric.reading.rarity)
+    assert (found.reading.stack, found.reading.block) == ("encoder.layer", 2)
+    assert found.reading.paired is paired
+    assert (found.exchange, found.extent) == (metric.exchange, metric.extent)
+    assert found.sha256 == hashlib.sha256(data).hexdigest() == named(metric).sha256
+    assert pack_metric(found) == data, "a name is no part of the content"
+
+
+def test_the_same_metric_is_the_same_bytes_and_another_is_not() -> None:
+    assert len({pack_metric(some_metric()) for _ in range(10)}) == 1
+    others = [some_metric(), some_metric(seed=1), some_metric(block=3), some_metric(paired=False)]
+    assert len({named(metric).sha256 for metric in others}) == 4
+
+
+def test_a_metric_that_was_written_before_equivalents_were_gauged_is_read() -> None:
+    found = unpack_metric(tensor_files.write({name: torch.ones(of) for name, of in HELD.items()}, SAID))
+    assert (found.exchange, found.extent) == (EXCHANGE, EVERYWHERE)
+
+
+def test_a_damaged_file_is_refused() -> None:
+    data = pack_metric(some_metric())
+    for length in range(0, len(data), 7):
+        with pytest.raises(DeltaRejected, match="scope metric"):
+            unpack_metric(data[:length])
+    for place in range(len(data) - 100, len(data)):
+        with pytest.raises(DeltaRejected, match="scope metric"):
+            unpack_metric(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+SAID = {"stack": "blocks", "block": "1", "paired": "false"}
+HELD = {"rarity": (7,), "center": (5,), "spread": (5,), "projection": (3, 5), "word_rarity": (NUMBERS,)} | {
+    "word_steadiness": (NUMBERS,)
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said", "message"),
+    [
+        ({"center": (4,)}, {}, "do not fit together"),
+        ({"spread": (4,)}, {}, "do not fit together"),
+        ({"projection": (5, 3)}, {}, "do not fit together"),
+        ({"word_rarity": (6,)}, {}, "do not fit together"),
+        ({"word_steadiness": (6,)}, {}, "do not fit together"),
+        ({"word_steadiness": None}, {}, "instead of"),
+        ({"projection": (15,)}, {}, "instead of"),
+        ({"center": None}, {}, "instead of"),
+        ({"more": (1,)}, {}, "instead of"),
+        ({}, {"block": None}, "does not say what it reads"),
+        ({}, {"paired": None}, "does not say what it reads"),
+        ({}, {"block": "one"}, "does not say what it reads"),
+        ({}, {"exchange": "much"}, "exchange is no number"),
+        ({}, {"exchange": "null"}, "exchange is no number"),
+        ({}, {"exchange": "0"}, "exchange is 0.0; it is more than 0"),
+        ({}, {"extent": "NaN"}, "extent is nan"),
+        ({}, {"extent": "-1"}, "extent is -1.0"),
+    ],
+)
+def test_fields_that_make_no_metric_are_refused(
+    shapes: dict[str, tuple[int, ...] | None], said: dict[str, str | None], message: str
+) -> None:
+    tensors: dict[str, Tensor] = {
+        name: torch.ones(shape) for name, shape in (HELD | shapes).items() if shape is not None
+    }
+    header = {key: value for key, value in (SAID | said).items() if value is not None}
+    with pytest.raises(DeltaRejected, match=message):
+        unpack_metric(tensor_files.write(tensors, header))

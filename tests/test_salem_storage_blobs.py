@@ -1,0 +1,224 @@
+"""The blob store, on a folder and on one of fsspec's other stores."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
+from salem.storage import blobs
+from salem.storage.blobs import BlobStore
+
+DATA = b"delta" * 100
+
+
+def refused(code: str) -> PermissionError:
+    """What the driver for S3 makes of a refusal."""
+    answer, error = ValueError(code), PermissionError(code)
+    answer.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    error.__cause__ = answer
+    return error
+
+
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    urls = {
+        "folder": str(tmp_path / "a folder" / "blobs"),
+        "file": f"file://{tmp_path}/blobs/",
+        "memory": f"memory://{uuid.uuid4().hex}/blobs",
+    }
+    return BlobStore.connect(urls[request.param])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "blobs"
+
+
+@pytest.fixture
+def in_folder(folder: Path) -> BlobStore:
+    return BlobStore.connect(str(folder))
+
+
+def test_a_blob_comes_back_under_its_sha256(store: BlobStore) -> None:
+    assert store.put(DATA) == DIGEST
+    assert store.get(DIGEST) == DATA
+    assert store.exists(DIGEST)
+
+
+def test_the_empty_blob_is_a_blob(store: BlobStore) -> None:
+    assert store.get(store.put(b"")) == b""
+
+
+def test_putting_twice_keeps_one(store: BlobStore) -> None:
+    store.put(DATA)
+    store.put(DATA)
+    assert [digest for digest, _ in store.digests()] == [DIGEST]
+
+
+def test_an_empty_store_lists_nothing(store: BlobStore) -> None:
+    assert list(store.digests()) == []
+    assert store.sweep(set(), older_than_s=0) == 0
+
+
+def test_listing_says_when(store: BlobStore) -> None:
+    store.put(DATA)
+    store.put(b"other")
+    listed = dict(store.digests())
+    assert set(listed) == {DIGEST, hashlib.sha256(b"other").hexdigest()}
+    assert all(abs(datetime.now(UTC) - moment) < timedelta(seconds=60) for moment in listed.values())
+
+
+def test_delete_removes_and_may_be_repeated(store: BlobStore) -> None:
+    store.put(DATA)
+    store.delete(DIGEST)
+    store.delete(DIGEST)
+    assert not store.exists(DIGEST)
+    with pytest.raises(BlobMissing, match=DIGEST[:12]):
+        store.get(DIGEST)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", DIGEST.upper(), DIGEST + "\n", "a" * 63])
+def test_only_a_digest_is_a_name(store: BlobStore, name: str) -> None:
+    for operation in (store.get, store.exists, store.delete):
+        with pytest.raises(NotFound):
+            operation(name)
+
+
+def test_sweep_spares_what_is_used_or_young(store: BlobStore) -> None:
+    used, unused = store.put(DATA), store.put(b"unused")
+    assert store.sweep({used}, older_than_s=60) == 0
+    time.sleep(0.05)
+    assert store.sweep({used}, older_than_s=0.01) == 1
+    assert store.exists(used) and not store.exists(unused)
+
+
+@pytest.mark.parametrize("damage", [b"", DATA[:-1], DATA[:-1] + b"X", DATA + b"X"])
+def test_a_damaged_blob_is_refused_and_can_be_healed(
+    in_folder: BlobStore, folder: Path, damage: bytes
+) -> None:
+    in_folder.put(DATA)
+    path = folder / DIGEST[:2] / DIGEST
+    path.write_bytes(damage)
+    with pytest.raises(BlobCorrupted) as caught:
+        in_folder.get(DIGEST)
+    assert caught.value.code == "blob_corrupted" and str(folder) not in caught.value.message
+    in_folder.put(DATA)
+    assert in_folder.get(DIGEST) == DATA
+
+
+def test_sweep_takes_away_writes_cut_short_and_nothing_else(in_folder: BlobStore, folder: Path) -> None:
+    in_folder.put(DATA)
+    part = folder / DIGEST[:2] / f"{DIGEST}.{'0' * 16}.part"
+    foreign = folder / "README"
+    for path in (part, foreign):
+        path.write_text("x")
+        os.utime(path, (0, 0))
+    assert [digest for digest, _ in in_folder.digests()] == [DIGEST]
+    assert in_folder.sweep({DIGEST}, older_than_s=60) == 1
+    assert foreign.exists() and not part.exists()
+
+
+def test_files_that_do_not_lie_where_blobs_do_are_none_of_ours(in_folder: BlobStore, folder: Path) -> None:
+    in_folder.put(DATA)
+    foreign = [folder / "lfs" / DIGEST[:2] / DIGEST, folder / DIGEST, folder / "00" / DIGEST]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DATA)
+        os.utime(path, (0, 0))
+    assert [digest for digest, _ in in_folder.digests()] == [DIGEST]
+    assert in_folder.sweep(set(), older_than_s=60) == 0
+    assert all(path.exists() for path in foreign)
+
+
+def test_a_blob_that_is_written_again_during_a_sweep_stays(
+    in_folder: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_folder.put(DATA)
+    path = str(folder / DIGEST[:2] / DIGEST)
+    listed = [(path, datetime.now(UTC) - timedelta(days=2))]  # as it was when the store was listed
+    monkeypatch.setattr(in_folder, "_listing", lambda: listed)
+    assert in_folder.sweep(set(), older_than_s=60) == 0
+    assert in_folder.exists(DIGEST)
+    os.utime(path, (0, 0))
+    assert in_folder.sweep(set(), older_than_s=60) == 1
+    assert in_folder.sweep(set(), older_than_s=60) == 0, "another process may have taken it away"
+
+
+def test_a_store_is_its_first_owners(store: BlobStore) -> None:
+    assert store.claim("ours", set())
+    store.put(DATA)
+    assert store.claim("ours", set()) and not store.claim("theirs", {DIGEST})
+    assert [digest for digest, _ in store.digests()] == [DIGEST]
+
+
+def test_a_store_without_a_name_is_taken_by_who_knows_its_blobs(store: BlobStore) -> None:
+    store.put(DATA)
+    assert not store.claim("stranger", {"0" * 64})
+    assert store.claim("ours", {"0" * 64, DIGEST})
+    assert not store.claim("stranger", {DIGEST})
+
+
+def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> None:
+    data = os.urandom(1) * 2_000_000
+    digest = hashlib.sha256(data).hexdigest()
+    writers = [threading.Thread(target=lambda: [in_folder.put(data) for _ in range(5)]) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if in_folder.exists(digest):
+            assert in_folder.get(digest) == data
+    assert [path.name for path in (folder / digest[:2]).iterdir()] == [digest]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("a file where the folder should be")
+    with pytest.raises(Unavailable):
+        BlobStore.connect(str(tmp_path / "blobs")).put(DATA)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Unavailable, "is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Unavailable, "is full"),
+        (OSError(errno.EROFS, "Read-only file system"), Misconfigured, "may not be used"),
+        (PermissionError("Forbidden"), Misconfigured, "may not be used"),
+        (FileNotFoundError("no such bucket"), Misconfigured, "is not there"),
+        (refused("AccessDenied"), Misconfigured, "may not be used"),
+        (refused("ExpiredToken"), Unavailable, "does not answer"),
+        (refused("RequestTimeTooSkewed"), Unavailable, "does not answer"),
+        (OSError(errno.EIO, "Input/output error"), Unavailable, "does not answer"),
+        (RuntimeError("of a driver"), Unavailable, "does not answer"),
+    ],
+)
+def test_what_keeps_a_store_from_answering_is_told_apart(
+    in_folder: BlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception,
+    kind: type[SalemError],
+    said: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(blobs, "_write_by_rename", fail)
+    with pytest.raises(kind, match=said) as caught:
+        in_folder.put(DATA)
+    assert str(trouble) in caught.value.reason and str(trouble) not in caught.value.message
+
+
+def test_an_unknown_kind_of_store_is_refused() -> None:
+    with pytest.raises(Misconfigured):
+        BlobStore.connect("nosuchstore://bucket/prefix")

@@ -1,0 +1,107 @@
+"""Holds the structure: rooms (`.importlinter`), no import cycles, no hidden imports, module docstrings."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from source_modules import ROOT, Module, modules, read_module, target_module
+
+
+def fail_with(violations: list[str]) -> None:
+    if violations:
+        pytest.fail("\n".join(sorted(set(violations))), pytrace=False)
+
+
+def test_rooms_import_only_from_rooms_below() -> None:
+    lint = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {
+        module.name: {
+            target for _, name in module.imports if (target := target_module(name)) and target != module.name
+        }
+        for module in modules()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("modules import each other: " + " -> ".join(error.args[1]), pytrace=False)
+
+
+STORAGE = sorted(
+    module.name for module in modules() if f"{module.name}.".startswith(("salem.storage.", "salem.queue."))
+)
+
+
+@pytest.mark.parametrize("name", STORAGE)
+def test_storage_never_imports_torch(name: str) -> None:
+    by_name = {module.name: module for module in modules()}
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        module = by_name[waiting.pop()]
+        seen.add(module.name)
+        for line, imported in module.imports:
+            if imported.split(".")[0] in ("torch", "transformers"):
+                pytest.fail(f"{name} loads torch through {module.name}, line {line}", pytrace=False)
+            target = target_module(imported)
+            if target and target not in seen:
+                waiting.append(target)
+
+
+def test_records_stand_on_pydantic_alone() -> None:
+    records = [module for module in modules() if f"{module.name}.".startswith("salem.records.")]
+    assert len(records) > 1
+    allowed = sys.stdlib_module_names | {"pydantic"}
+    fail_with(
+        [
+            f"{module.name}:{line}: imports {name}"
+            for module in records
+            for line, name in module.imports
+            if name.split(".")[0] not in allowed and not name.startswith("salem.records.")
+        ]
+    )
+
+
+def test_no_import_hides_in_a_function() -> None:
+    tests = [read_module(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
+    fail_with(
+        [
+            f"{module.path.relative_to(ROOT)}:{node.lineno}: import inside {function.name}()"
+            for module in [*modules(), *tests]
+            for function in ast.walk(module.tree)
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+    )
+
+
+def test_every_module_opens_with_its_job() -> None:
+    fail_with(
+        [
+            f"{module.path.relative_to(ROOT)} has no docstring: say its job and what it does not know"
+            for module in modules()
+            if module.tree.body and not ast.get_docstring(module.tree)
+        ]
+    )
+
+
+def test_the_reader_resolves_imports() -> None:
+    source = "from . import a\nfrom .b import c\nfrom ..d import e\nimport f.g\n"
+    module = Module("app.api.jobs", ROOT / "app/api/jobs.py", ast.parse(source))
+    assert {name for _, name in module.imports} == {"app.api.a", "app.api.b.c", "app.d.e", "f.g"}
+    package = Module("app.api", ROOT / "app/api/__init__.py", ast.parse("from .b import c\n"))
+    assert {name for _, name in package.imports} == {"app.api.b.c"}

@@ -1,0 +1,149 @@
+"""Samples prepared at a layer: every one once, its answer before, and the second moment of its inputs."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from test_worker_gradients import some_samples
+from tiny_models import ARCHITECTURES, LABELS, tiny_network
+from torch import Tensor
+
+from salem.models.batching import encode, forward
+from salem.models.loading import Network
+from salem.models.trunk import resume
+from salem.records import Layer, Sample
+from salem.scope.scope import Firing
+from worker.activations.cache import SampleCache
+from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
+from worker.numerics.losses import worst_margin_per_sample
+
+
+def naive_moment(network: Network, samples: list[Sample], layer: Layer) -> Tensor:
+    """One sample at a time; a token counts if the model's mask or its targets say that it is there."""
+    seen: list[Tensor] = []
+    handle = network.module(layer.path).register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    rows = []
+    for sample in samples:
+        batch = encode(network, [sample])
+        seen.clear()
+        with torch.no_grad():
+            forward(network, batch)
+        beside = network.model.config.is_encoder_decoder and "decoder" in layer.stack
+        length = int((batch.targets != -100).sum()) if beside else int(batch.inputs["attention_mask"].sum())
+        rows.append(seen[0].reshape(-1, layer.d_in)[:length])
+    handle.remove()
+    u = torch.cat(rows)
+    return u.T @ u / len(u)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_second_moment_counts_every_real_token_once(architecture: str) -> None:
+    network = tiny_network(architecture)
+    samples = some_samples(network)
+    for layer in (network.layers[1], network.layers[-1]):
+        _, moment = prepare_with_answers(network, samples, layer, chunk_size=2)
+        torch.testing.assert_close(moment, naive_moment(network, samples, layer), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_answers_before_are_the_models_own(architecture: str) -> None:
+    network = tiny_network(architecture)
+    samples, layer = some_samples(network), network.layers[1]
+    prepared, _ = prepare_with_answers(network, samples, layer, chunk_size=2)
+    assert prepared.num_samples == len(samples)
+    assert sorted(torch.cat([chunk.samples for chunk in prepared.chunks]).tolist()) == [0, 1, 2]
+    for chunk in prepared.chunks:
+        with torch.no_grad():
+            expected = forward(network, encode(network, [samples[i] for i in chunk.samples.tolist()]))
+        assert chunk.before is not None and chunk.held is not None
+        torch.testing.assert_close(chunk.before, expected.logits.log_softmax(-1), rtol=1e-3, atol=1e-4)
+        assert torch.equal(chunk.held, worst_margin_per_sample(expected) > 0)
+        torch.testing.assert_close(resume(network, chunk.trunk).logits, expected.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_firings_follow_their_samples_into_the_chunks() -> None:
+    network = tiny_network("bert")
+    samples = some_samples(network)
+    firing = Firing(torch.tensor([7, 8, 9]), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 0.5, 1.0]))
+    told = prepare(network, samples, network.layers[1], chunk_size=2).with_firing(firing)
+    for chunk in told.chunks:
+        assert chunk.firing is not None
+        assert (chunk.firing.entry - 7).tolist() == chunk.samples.tolist()
+        assert torch.equal(chunk.firing.strength, firing.strength[chunk.samples])
+
+
+def test_a_cycle_visits_every_chunk_once_a_round_and_follows_its_seed() -> None:
+    network = tiny_network("bert")
+    texts = ["lamp " * (number + 1) for number in range(6)]
+    samples = [Sample(input=text, target=LABELS[0]) for text in texts]
+    prepared = prepare(network, samples, network.layers[1], chunk_size=1)
+
+    def visits(seed: int) -> list[int]:
+        cycle = prepared.cycle(torch.Generator().manual_seed(seed))
+        return [int(chunk.samples) for chunk in islice(cycle, 18)]
+
+    order = visits(0)
+    assert [sorted(order[start : start + 6]) for start in (0, 6, 12)] == [list(range(6))] * 3
+    assert order[:6] != order[6:12] and visits(0) == order != visits(1)
+
+
+def test_no_samples_are_prepared_to_nothing() -> None:
+    network = tiny_network("bert")
+    layer = network.layers[1]
+    prepared, moment = prepare_with_answers(network, [], layer, chunk_size=2)
+    assert prepared.num_samples == 0 and not moment.any()
+    assert list(prepared.cycle(torch.Generator())) == []
+
+
+def assert_same(one: TrunkSet, other: TrunkSet, network: Network) -> None:
+    assert len(one.chunks) == len(other.chunks)
+    for left, right in zip(one.chunks, other.chunks, strict=True):
+        assert left.before is not None and right.before is not None
+        assert left.held is not None and right.held is not None
+        assert torch.equal(left.before, right.before) and torch.equal(left.held, right.held)
+        assert left.samples.tolist() == right.samples.tolist()
+        with torch.no_grad():
+            assert torch.equal(left.resume(network).logits, right.resume(network).logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_second_preparation_reads_the_cache_and_is_the_same(architecture: str, tmp_path: Path) -> None:
+    network = tiny_network(architecture)
+    samples, layer = some_samples(network), network.layers[-1]
+    cache = SampleCache(tmp_path, 2**24, "model")
+    plain, moment = prepare_with_answers(network, samples, layer, chunk_size=2)
+    first, first_moment = prepare_with_answers(network, samples, layer, chunk_size=2, cache=cache)
+    forwards: list[None] = []
+    block = network.module(f"{layer.stack}.{layer.block}")
+    handle = block.register_forward_hook(lambda *_: forwards.append(None))
+    second, second_moment = prepare_with_answers(network, samples, layer, chunk_size=2, cache=cache)
+    handle.remove()
+    assert forwards == []
+    assert torch.equal(first_moment, moment) and torch.equal(second_moment, moment)
+    assert_same(first, plain, network)
+    assert_same(second, plain, network)
+
+
+def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> None:
+    network = tiny_network("bert")
+    samples, layer = some_samples(network), network.layers[1]
+    cache = SampleCache(tmp_path, 2**24, "model")
+    first, moment = prepare_with_answers(network, samples, layer, chunk_size=1, cache=cache)
+    for path in sorted(tmp_path.iterdir())[::2]:
+        path.unlink()
+    second, again = prepare_with_answers(network, samples, layer, chunk_size=1, cache=cache)
+    assert_same(first, second, network)
+    torch.testing.assert_close(again, moment)
+
+
+def test_a_cache_without_room_changes_nothing(tmp_path: Path) -> None:
+    network = tiny_network("bert")
+    samples, layer = some_samples(network), network.layers[1]
+    plain, moment = prepare_with_answers(network, samples, layer, chunk_size=2)
+    bare = SampleCache(tmp_path / "none", 0, "model")
+    found, same = prepare_with_answers(network, samples, layer, chunk_size=2, cache=bare)
+    assert_same(found, plain, network)
+    assert torch.equal(same, moment) and not (tmp_path / "none").exists()

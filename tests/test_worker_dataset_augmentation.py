@@ -1,0 +1,87 @@
+"""Rewordings: drawn by a seed, never empty, the answer untouched."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from salem.records import Sample
+from salem.scope.lexical import Wording
+from worker.dataset.augmentation import EVERY_RULE, TYPING, reword, reword_all
+from worker.dataset.synonyms import SYNONYMS
+
+TEXTS = (
+    "Where is my order?",
+    "a",
+    "...",
+    "the",
+    "is it the",
+    "Why has the parcel that you sent me on Monday not arrived at my door in Berlin by now?",
+    "übergrößen über alles 你好 世界",
+    "   ",
+    " x\t y \n z ",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
+    sample = Sample(input=text, text_pair="the parcel is here", target="delivery")
+    for seed in range(200):
+        found = reword(sample, random.Random(seed))
+        assert found.input
+        assert found.input.split() or not text.split()
+        assert (found.text_pair, found.target) == (sample.text_pair, sample.target)
+
+
+def test_the_same_seed_gives_the_same_rewordings() -> None:
+    samples = [Sample(input=text, target="x") for text in TEXTS]
+    one, two, other = (reword_all(samples, random.Random(seed)) for seed in (1, 1, 2))
+    assert one == two != other
+    assert len(one) == len(samples)
+
+
+def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
+    sample = Sample(input=TEXTS[5], target="x")
+    found = {reword(sample, random.Random(seed)).input for seed in range(100)}
+    assert len(found) > 60
+    words = set(sample.input.lower().split())
+    shared = [len(words & set(text.lower().split())) / len(words) for text in found]
+    assert sum(shared) / len(shared) > 0.5, "a rewording that shares few words is another request"
+
+
+def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
+    """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
+    sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
+    singly = [reword(sample, random.Random(seed)) for seed in range(40)]
+    own = Wording.of(sample)
+    assert any(Wording.of(one).turned(own) for one in singly)
+    found = reword_all([sample] * 40, random.Random(0))
+    assert not any(Wording.of(one).turned(own) for one in found)
+    assert sum(one != sample for one in found) > 30
+
+
+def test_a_synonym_takes_the_place_of_its_word_alone() -> None:
+    (synonymous,) = set(EVERY_RULE) - set(TYPING)
+    words = ['"Will', "purchased", "a", "Movie,", "Bill's", "o'ill", "the", "film!", 'they"']
+    found = {" ".join(synonymous(words, random.Random(seed))) for seed in range(20)}
+    assert found == {
+        "\"Will bought a Movie, Bill's o'ill the film! they\"",
+        "\"Will purchased a Movie, Bill's o'ill the movie! they\"",
+    }
+    assert synonymous(["Will", "the", "order", "Kill"], random.Random(0)) == ["Will", "the", "order", "Kill"]
+
+
+def test_synonyms_are_what_a_metric_learns_from_and_what_no_other_text_is_made_by() -> None:
+    sample = Sample(input="why is the movie in the parcel not fixed", target="late")
+    others = {"film", "package", "repaired"}
+    assert any(others & set(one.input.split()) for one in reword_all([sample] * 40, random.Random(0)))
+    singly = [reword(sample, random.Random(seed)) for seed in range(200)]
+    assert not any(others & set(one.input.split()) for one in singly)
+
+
+def test_the_lexicon_is_of_lower_case_words_and_goes_both_ways() -> None:
+    assert len(SYNONYMS) > 80
+    for word, others in SYNONYMS.items():
+        assert word.isalpha() and word.islower() and others and word not in others
+        assert all(word in SYNONYMS[other] for other in others)

@@ -1,0 +1,153 @@
+"""Rewordings at the edge of the model's window: what does not fit gives way to what it was made of."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from test_worker_recipes import case, hyper
+from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, tiny_network
+
+from benchmarks.baselines.product import Quiet
+from salem.errors import EditFailed
+from salem.inference.predict import predict
+from salem.models.batching import encode, encode_inputs
+from salem.models.loading import Network
+from salem.models.tokens import sample_lengths
+from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
+from salem.scope.lexical import Wording
+from worker.dataset.augmentation import TYPING, reword_all
+from worker.dataset.token_limits import fitting, prompts_fit, reworded, samples_fit
+from worker.hypernetworks import meta_training as editor_training
+from worker.hypernetworks.meta_training import lessons
+from worker.pipeline.steps import make_edit
+from worker.selection.trials import trial_edits
+
+WORDS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "Rome", "refund")
+
+
+def of_length(network: Network, num_tokens: int, target: str, number: int) -> Sample:
+    """A sample that takes so many tokens of the window."""
+    words = [WORDS[number % len(WORDS)], WORDS[number // len(WORDS) % len(WORDS)]]
+    while True:
+        sample = Sample(input=" ".join(words), target=target)
+        missing = num_tokens - sample_lengths(network, [sample])[0]
+        if missing == 0:
+            return sample
+        assert missing > 0, "it cannot be made that long"
+        words.insert(1, "lamp" if missing > 6 else "a")
+
+
+def encodable(network: Network, sample: Sample) -> bool:
+    try:
+        encode(network, [sample])
+    except EditFailed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_fits_is_what_can_be_encoded(architecture: str) -> None:
+    network = tiny_network(architecture)
+    target = "Rome now" if network.task.generates else LABELS[0]
+    samples = [Sample(input="a" + " a" * size, target=target) for size in range(30, 60)]
+    samples += [Sample(input="a", text_pair="a" + " a" * size, target=target) for size in range(30, 60)]
+    if network.task.generates:
+        samples += [Sample(input="a", target="a" + " a" * size) for size in range(30, 60)]
+    fits = samples_fit(network, samples)
+    assert fits == [encodable(network, sample) for sample in samples]
+    assert all(fits) == (network.max_input_tokens > MAX_TOKENS)
+    asked = [int(encode_inputs(network, [sample])["attention_mask"].sum()) for sample in samples]
+    assert prompts_fit(network, samples, 3) == [length + 3 <= network.max_input_tokens for length in asked]
+    assert samples_fit(network, []) == prompts_fit(network, []) == []
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "bart"])
+def test_only_what_does_not_fit_gives_way(architecture: str) -> None:
+    network = tiny_network(architecture)
+    target = "now" if network.task.generates else LABELS[0]
+    samples = [of_length(network, MAX_TOKENS - number % 6, target, number) for number in range(40)]
+    drawn = reword_all(samples, random.Random(0), TYPING)
+    rng = random.Random(0)
+    found = reworded(network, samples, rng, TYPING)
+    assert all(samples_fit(network, found))
+    fits = samples_fit(network, drawn)
+    assert found == [other if fit else own for own, other, fit in zip(samples, drawn, fits, strict=True)]
+    assert 2 < sum(fits) < 38, "some fit and some do not"
+    assert sum(one != own for one, own in zip(found, samples, strict=True)) > 5
+    same = random.Random(0)
+    reword_all(samples, same, TYPING)
+    assert rng.random() == same.random(), "what is drawn next is what it would have been"
+
+
+def test_no_rule_makes_again_what_is_held_out() -> None:
+    network = tiny_network("bert")
+    samples = [Sample(input="where is my order", target=LABELS[0])] * 300
+    freely = reworded(network, samples, random.Random(0))
+    apart = freely[0].model_copy(update={"input": freely[0].input.replace(" ", "  ")})
+    assert freely[0] != samples[0]
+    found = reworded(network, samples, random.Random(0), apart={apart.words_hash})
+    assert all(sample.words_hash != apart.words_hash for sample in found)
+    assert [a for a, b in zip(found, freely, strict=True) if b.words_hash != apart.words_hash] == [
+        sample for sample in freely if sample.words_hash != apart.words_hash
+    ]
+
+
+def test_a_rewording_that_is_only_read_needs_no_room_for_an_answer() -> None:
+    network = tiny_network("gpt2")
+    own = of_length(network, MAX_TOKENS, "Rome now and then", 0)
+    longer = own.model_copy(update={"input": f"{own.input} a"})
+    assert fitting(network, [own], [longer]) == [own]
+    assert fitting(network, [own], [longer], prompts_fit) == [longer]
+
+
+def full(architecture: str) -> EditBatch:
+    """Edits and pass samples that fill the window."""
+    network = tiny_network(architecture)
+    targets = [edit.answer for edit in case(architecture).batch.edit_samples]
+    kept = [of_length(network, MAX_TOKENS, "Rome", number) for number in range(10, 40)]
+    if not network.task.generates:
+        answers = predict(network, kept)
+        kept = [s.model_copy(update={"target": a.output}) for s, a in zip(kept, answers, strict=True)]
+    return EditBatch(
+        edit_samples=tuple(of_length(network, MAX_TOKENS, target, n) for n, target in enumerate(targets)),
+        adapt_samples=(),
+        pass_samples=tuple(kept),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_job_whose_samples_fill_the_window_is_done(architecture: str) -> None:
+    batch = full(architecture)
+    network = tiny_network(architecture)
+    assert max(sample_lengths(network, batch.pass_samples)) == MAX_TOKENS
+    measured = make_edit(network, (), batch, hyper(Recipe.SCOPED, augmentations=3), Quiet())
+    assert measured.metrics.edit_accuracy.value > 0
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> None:
+    network = tiny_network(architecture)
+    for seed in range(3):
+        drawn = torch.Generator().manual_seed(seed)
+        tried = trial_edits(network, full(architecture), network.layers[:2], Hyperparameters(), drawn)
+        assert len(tried.trials) == 2
+
+
+def test_an_editor_learns_no_answer_to_what_is_negated_otherwise() -> None:
+    edit = Edit(input="my card is not working in the shop today", target=LABELS[0])
+    own, rng = Wording.of(edit), random.Random(0)
+    found = [editor_training._in_other_words(edit, rng) for _ in range(300)]
+    assert len({sample.input for sample in found}) > 50
+    assert not any(Wording.of(sample).turned(own) for sample in found)
+
+
+def test_an_editors_corpus_may_fill_the_window() -> None:
+    network = tiny_network("bert")
+    edits = [Edit(**sample.model_dump()) for sample in full("bert").edit_samples]
+    for seed in range(8):
+        made = lessons(network, edits, network.layers[:1], random.Random(seed))
+        assert sum(len(lesson.asked.batch) for lesson in made) == len(edits)

@@ -1,0 +1,86 @@
+"""What is told of the corrections of earlier jobs: which hold no more, asked with room for their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tiny_models import tiny_network
+
+from salem.deltas.terms import Dense, LayerDelta
+from salem.records import EditBatch, Sample, TextInput
+from worker.evaluation.earlier_edits import lost_edits
+from worker.evaluation.versions import Version, on_top
+
+LONG = " ".join(["refund"] * 50)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A version that answers as it is told; its newest delta may have changed these inputs."""
+
+    known: dict[str, str]
+    changed: str = ""
+    max_new_tokens: int = 32
+    rooms: list[int] = field(default_factory=list)
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]:
+        return [self.known[item.input] for item in inputs]
+
+    def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
+        return [item.input in self.changed for item in inputs]
+
+    def writing(self, max_new_tokens: int) -> Told:
+        self.rooms.append(max_new_tokens)
+        return self
+
+
+def notes(before: Told, after: Told, earlier: dict[str, Sample], architecture: str = "bert") -> list[str]:
+    again = Sample(input="c", target="once more")
+    batch = EditBatch(
+        edit_samples=(again,),
+        adapt_samples=(),
+        pass_samples=(),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+    return list(lost_edits(tiny_network(architecture), before, after, earlier, batch))  # type: ignore[arg-type]
+
+
+def test_earlier_corrections_that_hold_no_more_are_told() -> None:
+    """Of five, a and d were lost; b never held, c is corrected anew, and nothing touched e."""
+    earlier = {f"1.{place}": Sample(input=text, target="new") for place, text in enumerate("dabce")}
+    before = Told({"a": "new", "b": "old", "c": "new", "d": "new"})
+    after = Told({"a": "other", "b": "other", "c": "other", "d": "old"}, changed="abcd")
+    (note,) = notes(before, after, earlier)
+    assert note.startswith(
+        '2 of 4 earlier corrections hold no more, the newest being 1.0, "d": correct it again'
+    )
+    assert notes(before, Told(before.known, "abcd"), earlier) == []
+    assert notes(before, after, {}) == []
+
+
+@pytest.mark.parametrize(("architecture", "rooms"), [("gpt2", [64, 32]), ("bert", [32])])
+def test_an_answer_is_asked_for_with_room_for_it(architecture: str, rooms: list[int]) -> None:
+    """One that is cut off is never right, and what never held cannot be told to be lost."""
+    earlier = {"2.0": Sample(input="a", target=LONG), "1.0": Sample(input="b", target="refund")}
+    before, after = Told({"a": LONG, "b": "refund"}), Told({"a": "no", "b": "no"}, changed="ab")
+    (note,) = notes(before, after, earlier, architecture)
+    assert note.startswith('2 of 2 earlier corrections hold no more, the newest being 2.0, "a"')
+    assert before.rooms == after.rooms == rooms
+
+
+def test_a_version_with_more_room_writes_more_and_fewer_at_once() -> None:
+    network = tiny_network("gpt2")
+    layer = network.layers[-1]
+    noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(3))
+    below = Version(network, (), 2)
+    asked = [TextInput(input="where is my order"), TextInput(input="log in")]
+    for short in (below, on_top(below, LayerDelta(layer.path, (Dense(noise),)))):
+        assert short.writing(2) is short
+        roomy = short.writing(6)
+        assert isinstance(roomy, Version) and roomy.together == 64 // 3
+        cut, whole = short.answers(asked), roomy.answers(asked)
+        assert all(long.startswith(start) for long, start in zip(whole, cut, strict=True)) and whole != cut

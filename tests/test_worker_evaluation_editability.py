@@ -1,0 +1,61 @@
+"""Which models can be edited: all whose layers write a state for each token of each sample."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import ARCHITECTURES, build_network, first_task, tiny_network
+
+from salem.errors import UnsupportedModel
+from salem.records import Task
+from worker.evaluation.editability import check_editable
+
+WRITERS = [name for name in ARCHITECTURES if first_task(name) is Task.TEXT_GENERATION]
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "albert", "falcon", "mixtral", "qwen2-moe"])
+def test_ordinary_layers_can_be_edited(architecture: str) -> None:
+    check_editable(tiny_network(architecture))
+
+
+@pytest.mark.parametrize("architecture", WRITERS)
+def test_so_can_decoders_that_read_labels(architecture: str) -> None:
+    check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
+
+
+@pytest.mark.parametrize("architecture", ["bart", "t5"])
+def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str) -> None:
+    with pytest.raises(UnsupportedModel, match="reads a label off a decoder that is given") as refused:
+        check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
+    assert "encoder or a decoder alone" in str(refused.value.remedy)
+
+
+def test_blocks_that_are_no_chain_are_refused() -> None:
+    """XLM lists attentions and feed-forward parts side by side."""
+    with pytest.raises(UnsupportedModel, match="do not follow one another"):
+        check_editable(tiny_network("xlm"))
+
+
+def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("bert")
+
+    def failing(*arguments: object, **more: object) -> None:
+        raise ValueError("whatever it is")
+
+    monkeypatch.setattr(network.model, "forward", failing)
+    with pytest.raises(UnsupportedModel, match="does not run on two short texts"):
+        check_editable(network)
+
+
+@pytest.mark.parametrize("architecture", ["longformer", "switch", "xlnet"])
+def test_layers_that_write_something_else_are_named(architecture: str) -> None:
+    network = tiny_network(architecture)
+    with pytest.raises(UnsupportedModel, match="does not write one state for each token") as refused:
+        check_editable(network)
+    assert any(layer.path in refused.value.message for layer in network.layers)
+    assert "all tokens pass" in str(refused.value.remedy)
+
+
+def test_a_gate_behind_the_feed_forward_part_is_no_layer() -> None:
+    layers = tiny_network("qwen2-moe").layers
+    assert {layer.matrix for layer in layers} == {"mlp.shared_expert.down_proj"}
+    assert {layer.d_out for layer in layers} == {16}

@@ -1,0 +1,120 @@
+"""Subjects: what has been answered is not asked again, and what no scope holds is answered below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_salem_scopes import TEXTS, scoped_delta
+from test_worker_ridge import pass_samples, wrong_samples
+from tiny_models import tiny_network
+
+from benchmarks.baselines.product import Quiet
+from salem.deltas.terms import Dense, LayerDelta
+from salem.inference.gate import fire
+from salem.inference.predict import predict
+from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
+from worker.activations.cache import SampleCache
+from worker.evaluation import versions
+from worker.evaluation.versions import Overlaid, Version, on_top
+from worker.pipeline.steps import make_edit
+from worker.recipes.base import Left
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of every batch that a model is really asked."""
+    asked: list[list[str]] = []
+
+    def watched(network: Any, inputs: Sequence[TextInput], *given: Any, **named: Any) -> Any:
+        asked.append([item.input for item in inputs])
+        return predict(network, inputs, *given, **named)
+
+    monkeypatch.setattr(versions, "predict", watched)
+    return asked
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> None:
+    network = tiny_network(architecture)
+    lower = scoped_delta(network, network.layers[-1], TEXTS[1:2], seed=4, size=5.0)
+    upper = scoped_delta(network, network.layers[-1], TEXTS[:2], size=5.0)
+    plain = LayerDelta(
+        network.layers[1].path, (Dense(torch.eye(network.layers[1].d_out, network.layers[1].d_in)),)
+    )
+    for below in ((), (lower,), (plain, lower)):
+        after = on_top(Version(network, below, 6), upper)
+        assert isinstance(after, Overlaid)
+        expected = predict(network, TEXTS, [*below, upper], max_new_tokens=6)
+        assert after.answers(TEXTS) == [answer.output for answer in expected]
+
+
+def test_where_inputs_lie_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    cache = SampleCache(tmp_path, 10**6, "model")
+    deltas = [scoped_delta(network, network.layers[-1], TEXTS[num : num + 1], size=5.0) for num in (0, 1)]
+    bare = [on_top(Version(network, (), 6), delta).answers(TEXTS) for delta in deltas]
+    first = on_top(Version(network, (), 6), deltas[0], cache)
+    assert isinstance(first, Overlaid) and first.answers(TEXTS) == bare[0]
+    monkeypatch.setattr(Overlaid, "_read", lambda *_: pytest.fail("they have been read"))
+    assert on_top(Version(network, (), 6), deltas[1], cache).answers(TEXTS) == bare[1]
+    assert first.answers([]) == []
+
+
+def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    delta = scoped_delta(network, network.layers[-1], TEXTS[:1])
+    (firing,) = fire(network, TEXTS, [delta])
+    assert firing is not None
+    inside = [text.input for text, acts in zip(TEXTS, firing.strength.tolist(), strict=True) if acts]
+    assert 0 < len(inside) < len(TEXTS)
+    asked = watch(monkeypatch)
+    before = Version(network, (), 6)
+    after = on_top(before, delta)
+    before.answers(TEXTS)
+    after.answers(TEXTS)
+    assert asked == [[text.input for text in TEXTS], [], inside]
+
+
+def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    asked = watch(monkeypatch)
+    found = before.answers([TEXTS[1], TEXTS[0], TEXTS[1]])
+    assert asked == [[TEXTS[1].input]] and found[1] == "as registered" and found[0] == found[2]
+
+
+def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("bert")
+    layer = network.layers[-1]
+    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    after = on_top(before, LayerDelta(layer.path, (Dense(torch.zeros(layer.d_out, layer.d_in)),)))
+    asked = watch(monkeypatch)
+    assert "as registered" not in after.answers(TEXTS)
+    assert asked == [[text.input for text in TEXTS]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "with_parent", "taken"),
+    [(Recipe.SCOPED, False, True), (Recipe.SCOPED, True, False), (Recipe.RIDGE, False, False)],
+)
+def test_a_base_is_taken_at_its_registered_word_where_entries_alone_can_differ(
+    recipe: Recipe, with_parent: bool, taken: bool
+) -> None:
+    """What was registered is made up here, to be recognized."""
+    network = tiny_network("bert")
+    wrong, kept = wrong_samples(network)[:2], pass_samples(network)
+    batch = EditBatch(
+        edit_samples=tuple(wrong),
+        adapt_samples=(),
+        pass_samples=tuple(kept),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+    )
+    hyper = Hyperparameters(recipe=recipe, margin=0.1, layer=network.layers[-1].path, null_space_rank=4)
+    parent = [scoped_delta(network, network.layers[-1], TEXTS[2:3], seed=3)] if with_parent else []
+    registered = {sample.content_hash: "as registered" for sample in wrong}
+    made = make_edit(network, parent, batch, hyper, Quiet(), Left(answers=registered))
+    assert {outcome.before == "as registered" for outcome in made.metrics.outcomes} == {taken}

@@ -1,0 +1,366 @@
+"""Removal jobs on tiny models: each makes the version that there would be without the removed edits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from api_service import Stage
+from labeled_texts import TEXTS, other_label
+from tiny_models import tiny_network
+
+from app.serving.engine import matches
+from salem.deltas.terms import LayerDelta
+from salem.inference import gate
+from salem.inference.predict import predict
+from salem.models.tensor_files import read_header
+from salem.records import (
+    Edit,
+    EditRequest,
+    HostedModel,
+    Hyperparameters,
+    Job,
+    JobKind,
+    JobState,
+    Metrics,
+    Recipe,
+    RemoveRequest,
+    Sample,
+    TextInput,
+    Version,
+)
+from salem.settings import Settings
+from salem.storage.registry import Registry
+from worker.attempts.attempt import Attempt
+from worker.jobs.edit import Taught, standing
+from worker.pipeline import steps
+from worker.runtime.work_horse import JobRun
+
+LAYER = "bert.encoder.layer.1.output.dense"
+OPTIONS = {
+    Recipe.SCOPED: Hyperparameters(layer=LAYER, max_steps=30, kl_weight=0),
+    Recipe.MEND: Hyperparameters(
+        recipe=Recipe.MEND, layer=LAYER, max_steps=20, null_space_rank=4, learning_rate=0.05, kl_weight=0.1
+    ),
+}
+NUM_KEPT = 40
+ASKED = [TextInput(input=text) for text in TEXTS]
+A, B, C, D = TEXTS[0:2], TEXTS[20:22], TEXTS[40:42], TEXTS[60:62]
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings.model_copy(update={"device": "cpu"}), registry)
+
+
+@pytest.fixture
+def model(stage: Stage) -> HostedModel:
+    return stage.host("m", "bert")
+
+
+def run(stage: Stage, kind: JobKind, request: EditRequest | RemoveRequest) -> Job:
+    job, _ = stage.registry.create_job(kind, request.model, request.model_dump(mode="json"))
+    claimed = stage.registry.claim_job(job.id, 60)
+    assert claimed is not None
+    JobRun(stage.settings, stage.registry, *claimed).run()
+    return stage.registry.get_job(job.id)
+
+
+def made_by(stage: Stage, job: Job) -> Version:
+    assert job.state is JobState.SUCCEEDED, job.error
+    return next(found for found in stage.registry.list_versions(job.model) if found.job_id == job.id)
+
+
+def corrected(texts: Sequence[str], recipe: Recipe, parent: int) -> EditRequest:
+    """A request to change the labels of texts, with the model's other answers to be kept."""
+    inputs = [TextInput(input=text) for text in texts]
+    labels = [answer.output for answer in predict(tiny_network("bert"), inputs)]
+    edits = [
+        Edit(input=text, target=other_label(label), paraphrases=(f"{text} please", f"well {text}"))
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    kept = [
+        Sample(input=text.input, target=answer.output)
+        for text, answer in zip(ASKED, predict(tiny_network("bert"), ASKED), strict=True)
+        if text.input not in (*A, *B, *C, *D)
+    ]
+    return EditRequest(
+        model="m",
+        parent=parent,
+        edits=tuple(edits),
+        pass_samples=tuple(kept[:NUM_KEPT]),
+        hyperparameters=OPTIONS[recipe],
+    )
+
+
+def chain(stage: Stage, *jobs: tuple[Sequence[str], Recipe]) -> Version:
+    """A version for each job, one upon another, on the base; the last one."""
+    number = 0
+    for texts, recipe in jobs:
+        version = made_by(stage, run(stage, JobKind.EDIT, corrected(texts, recipe, number)))
+        number = version.number
+    return version
+
+
+def remove(stage: Stage, version: Version, *edits: str, **more: Any) -> tuple[Version, Job]:
+    request = RemoveRequest(model="m", parent=version.number, edits=edits, **more)
+    job = run(stage, JobKind.REMOVE, request)
+    return made_by(stage, job), job
+
+
+def content(stage: Stage, version: Version) -> list[str]:
+    return [read_header(stage.blobs.get(delta.blob))["content_sha256"] for delta in version.deltas]
+
+
+def applied(stage: Stage, model: HostedModel, version: Version) -> list[LayerDelta]:
+    job, _ = stage.registry.list_jobs(limit=1)
+    attempt = Attempt(stage.settings, stage.registry, stage.blobs, job[0], "no lease")
+    return [attempt.stored(delta, model) for delta in version.deltas]
+
+
+def ids(stage: Stage, version: Version) -> list[str]:
+    return [entry.id for entry in stage.registry.entries.list_page(version)[0]]
+
+
+def test_what_is_left_is_made_again_though_nothing_of_it_holds(
+    stage: Stage, model: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, measure = chain(stage, (A, Recipe.MEND)), steps._measure
+
+    def failing(*arguments: Any) -> Metrics:
+        found = measure(*arguments)
+        lost = found.edit_accuracy.model_copy(update={"value": 0.0})
+        return found.model_copy(update={"edit_accuracy": lost})
+
+    monkeypatch.setattr(steps, "_measure", failing)
+    left, job = remove(stage, whole, "1.0")
+    assert job.result is not None and not any("no pass samples" in note for note in job.result["notes"])
+    assert [delta.removed for delta in left.deltas] == [(0,)]
+    refused = run(stage, JobKind.EDIT, corrected(B, Recipe.MEND, whole.number))
+    assert refused.error is not None and refused.error.code == "edit_failed"
+
+
+def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel) -> None:
+    recipe = Recipe.MEND
+    whole = chain(stage, (A, recipe), (B, recipe), (C, recipe), (D, recipe))
+    without, job = remove(stage, whole, "2.0", "2.1", alias="production")
+    direct = chain(stage, (A, recipe), (C, recipe), (D, recipe))
+    assert content(stage, without) == content(stage, direct) != content(stage, whole)[:3]
+    assert [delta.blob for delta in without.deltas] == [delta.blob for delta in direct.deltas]
+    assert [(delta.version, delta.made_in) for delta in without.deltas] == [(1, 1), (3, 5), (4, 5)]
+    assert without.parent == whole.number and without.job_id == job.id
+    assert job.result is not None and job.result["version"] == "m:5" and job.result["replayed"] == 2
+    assert job.result["edits_left"] == 6 and without.metrics is not None
+    assert without.metrics.edit_accuracy.count == 6
+    assert stage.registry.list_aliases("m")[0].version == without.number
+    assert ids(stage, without) == []
+
+
+def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_is_too_much(
+    stage: Stage, model: HostedModel
+) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
+    before = sorted(Path(stage.settings.effective_blob_url).rglob("*"))
+    poor = Stage.of(stage.settings.model_copy(update={"memory_budget_bytes": 1_000}), stage.registry)
+    job = run(poor, JobKind.REMOVE, RemoveRequest(model="m", parent=whole.number, edits=("1.1",)))
+    assert job.state is JobState.FAILED and job.error is not None and job.error.code == "over_budget"
+    assert sorted(Path(stage.settings.effective_blob_url).rglob("*")) == before, "nothing is left behind"
+    _, job = remove(stage, whole, "1.1")
+    assert job.result is not None and job.result["estimated_peak_bytes"] > 1_000
+    scoped = chain(stage, (A, Recipe.SCOPED))
+    _, job = remove(poor, scoped, f"{scoped.number}.1")
+    assert job.result is not None and "estimated_peak_bytes" not in job.result, "entries are only dropped"
+
+
+def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, model: HostedModel) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
+    without, _ = remove(stage, whole, "1.1")
+    direct = chain(stage, (A[:1], Recipe.MEND), (B, Recipe.MEND))
+    assert content(stage, without) == content(stage, direct)
+    # and once more, from what was replayed: ids stay those of the first time
+    assert [delta.removed for delta in without.deltas] == [(1,), ()]
+    again, _ = remove(stage, without, "1.0")
+    assert content(stage, again) == content(stage, chain(stage, (B, Recipe.MEND)))
+
+
+def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: HostedModel) -> None:
+    direct = chain(stage, (A[:1], Recipe.MEND))
+    folder = stage.settings.trunk_cache_folder
+    entries = sorted(folder.iterdir())
+    whole = chain(stage, (A, Recipe.MEND))
+    for path in entries:
+        os.utime(path, (1, 1))
+    everything = sorted(folder.iterdir())
+    without, _ = remove(stage, whole, "2.1")
+    assert entries and all(path.stat().st_mtime > 1 for path in entries), "an entry was not read"
+    assert sorted(folder.iterdir()) == everything
+    assert content(stage, without) == content(stage, direct)
+
+
+def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
+    stage: Stage, model: HostedModel
+) -> None:
+    whole = chain(stage, (A, Recipe.SCOPED), (B, Recipe.SCOPED), (C, Recipe.SCOPED))
+    without, job = remove(stage, whole, "2.1", "2.0")
+    assert without.deltas == (whole.deltas[0], whole.deltas[2])
+    assert ids(stage, without) == ["1.0", "1.1", "3.0", "3.1"]
+    assert job.result is not None and job.result["replayed"] == 0
+    assert without.metrics is not None and without.metrics.drawdown is not None
+    assert without.metrics.edit_accuracy.count == 4 and without.metrics.drawdown.count > 10
+
+
+def test_one_entry_goes_and_the_others_answer_as_before(stage: Stage, model: HostedModel) -> None:
+    whole = chain(stage, (A, Recipe.SCOPED), (B, Recipe.SCOPED))
+    listed = stage.registry.entries.list_page(whole)[0]
+    assert [entry.id for entry in listed] == ["1.0", "1.1", "2.0", "2.1"]
+    assert [key.text for key in listed[2].keys][:1] == [B[0]] and len(listed[2].keys) == 2
+    without, _ = remove(stage, whole, "2.0")
+    assert ids(stage, without) == ["1.0", "1.1", "2.1"] and len(ids(stage, whole)) == 4
+    assert without.deltas[0] == whole.deltas[0]
+    old, cut = (applied(stage, model, version)[1].scoped for version in (whole, without))
+    assert old and cut
+    owned = old.owners == 1
+    assert torch.equal(cut.keys, old.keys[owned]) and torch.equal(cut.radii, old.radii[owned])
+    for name in ("values", "down", "up"):
+        assert torch.equal(vars(cut)[name], vars(old)[name][1:])
+    header = read_header(stage.blobs.get(without.deltas[1].blob))
+    assert header["removed"] == "[0]" and header["metrics"] == "null" and header["method"] == '"scoped"'
+    check_answers(stage, model, whole, without, "2.0")
+    # a second removal counts places from the first
+    last, _ = remove(stage, without, "1.0", "2.1")
+    assert ids(stage, last) == ["1.1"] and [delta.removed for delta in last.deltas] == [(0,)]
+    assert last.metrics is not None and last.metrics.edit_accuracy.count == 1
+
+
+def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Version, removed: str) -> None:
+    """Where the removed entry did not fire, all is as it was; where it did, its absence shows."""
+    network = tiny_network("bert")
+    fired, fires = (
+        matches(version.deltas, gate.fire(network, ASKED, applied(stage, model, version)), len(ASKED))
+        for version in (whole, without)
+    )
+    before, after = (predict(network, ASKED, applied(stage, model, version)) for version in (whole, without))
+    elsewhere = [row for row, each in enumerate(fired) if each is None or each.edit_id != removed]
+    assert 0 < len(elsewhere) < len(ASKED)
+    for row in elsewhere:
+        assert (fired[row] and fired[row].edit_id) == (fires[row] and fires[row].edit_id)
+    assert [before[row] for row in elsewhere] == [after[row] for row in elsewhere]
+    base = predict(network, ASKED)
+    for row in set(range(len(ASKED))) - set(elsewhere):
+        now = fires[row]
+        assert now is None or now.edit_id != removed
+        assert now is not None or after[row] == base[row] != before[row]
+    assert any(each is not None and each.edit_id.startswith("1.") for each in fires)
+
+
+def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it(
+    stage: Stage, model: HostedModel
+) -> None:
+    """Else its figures, and with them its file, were others than those of the direct chain."""
+    both = corrected(B, Recipe.MEND, 0)
+    first = both.edits[0]
+    held = min(first.paraphrase_samples, key=lambda sample: sample.words_hash).input
+    alone = both.model_copy(update={"edits": (first.model_copy(update={"paraphrases": (held,)}),)})
+
+    def onto(parent: int) -> Version:
+        for request in (alone, both):
+            asked = request.model_copy(update={"parent": parent})
+            version = made_by(stage, run(stage, JobKind.EDIT, asked))
+            parent = version.number
+        assert version.metrics is not None and version.metrics.generalization is not None
+        assert version.metrics.generalization.count == 1
+        return version
+
+    whole = onto(chain(stage, (A, Recipe.MEND)).number)
+    without, _ = remove(stage, whole, "1.0", "1.1")
+    assert [delta.blob for delta in without.deltas] == [delta.blob for delta in onto(0).deltas]
+
+
+def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, model: HostedModel) -> None:
+    """The jobs stand side by side: neither is in the other's chain."""
+    first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, Recipe.SCOPED, 0)))
+    assert first.metrics is not None and first.metrics.generalization is not None
+    request = corrected(A, Recipe.SCOPED, 0)
+    trained_on = [
+        max(edit.paraphrase_samples, key=lambda sample: sample.words_hash).input for edit in request.edits
+    ]
+    other = tuple(
+        edit.model_copy(update={"paraphrases": (text, ("zz " * number) + text)})
+        for number, (edit, text) in enumerate(zip(request.edits, trained_on, strict=True), start=1)
+    )
+    seen = [min(e.paraphrase_samples, key=lambda s: s.words_hash).input in trained_on for e in other]
+    again = made_by(stage, run(stage, JobKind.EDIT, request.model_copy(update={"edits": other})))
+    assert any(seen) and again.metrics is not None
+    count = again.metrics.generalization.count if again.metrics.generalization else 0
+    assert count == seen.count(False)
+    if not count:
+        assert any("earlier jobs have trained on all 2" in note for note in again.metrics.notes)
+    left, _ = remove(stage, again, f"{again.number}.{1 - seen.index(True)}")
+    assert left.metrics is not None and left.metrics.generalization is None, "nor does it after a removal"
+    assert any("earlier jobs have trained on all 1" in note for note in left.metrics.notes)
+
+
+@pytest.fixture
+def fresh(settings: Settings, tmp_path: Path) -> Iterator[Stage]:
+    """Another home, with the same model and no job yet."""
+    elsewhere = Settings(**settings.model_dump() | {"home": tmp_path / "other", "device": "cpu"})
+    registry = Registry.connect(elsewhere.effective_database_url)
+    registry.migrate()
+    stage = Stage.of(elsewhere, registry)
+    stage.host("m", "bert")
+    yield stage
+    registry.close()
+
+
+def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
+    stage: Stage, model: HostedModel, fresh: Stage
+) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
+    assert stage.registry.get_model("m").scope_metric == whole.deltas[1].metric
+    without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
+    assert ids(stage, without) == ["2.0"]
+    assert without.deltas[0].made_in == without.number
+    # the first job of the other home: the metric is trained without what was removed, too
+    direct = chain(fresh, (B[:1], Recipe.SCOPED))
+    assert content(stage, without) == content(fresh, direct)
+    assert without.deltas[0].metric == direct.deltas[0].metric != whole.deltas[1].metric
+    assert stage.registry.get_model("m").scope_metric == without.deltas[0].metric
+
+
+def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
+    stage: Stage, model: HostedModel, fresh: Stage
+) -> None:
+    """The jobs above were given the metric of the first: it had learned from an edit that is gone."""
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED), (C, Recipe.SCOPED))
+    without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
+    direct = chain(fresh, (B[:1], Recipe.SCOPED), (C, Recipe.SCOPED))
+    assert content(stage, without) == content(fresh, direct)
+    assert [each.metric for each in without.deltas] == [each.metric for each in direct.deltas]
+    old = {delta.metric for delta in whole.deltas}
+    assert stage.registry.get_model("m").scope_metric == direct.deltas[1].metric not in old
+
+
+def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedModel) -> None:
+    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
+    without, job = remove(stage, whole, "2.0")
+    attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
+    held = standing(Taught.of(attempt, model), without)
+    assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
+    assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
+    requests = stage.registry.entries.edit_requests("m", {1, 2, without.number})
+    assert stage.registry.entries.edits("m", {1, 2, without.number}) == {
+        n: r.edits for n, r in requests.items()
+    }
+
+
+def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:
+    whole = chain(stage, (A, Recipe.SCOPED))
+    stage.registry.set_alias("m", "production", 0)
+    without, job = remove(stage, whole, "1.0", "1.1", alias="production", alias_was=1)
+    assert without.deltas == () and without.metrics is None
+    assert job.result is not None and "answers as the base" in job.result["notes"][0]
+    assert 'the alias "production" was left at m:0' in job.result["notes"][1], "somebody went back meanwhile"

@@ -1,0 +1,319 @@
+"""Scopes drawn for a job: the budget they keep, the edits they hold, and the warnings they give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LABELS, tiny_network
+from torch import Tensor
+
+from salem.deltas.terms import LayerDelta
+from salem.models.loading import Network
+from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
+from salem.scope import lookups
+from salem.scope.first_token import Openings
+from salem.scope.lexical import NUMBERS
+from salem.scope.lookups import Asking
+from salem.scope.metric import EXCHANGE
+from worker.dataset.split import build_edit_batch
+from worker.hypernetworks.learners import empty_entries
+from worker.recipes.scoped import calibration as scoping
+from worker.recipes.scoped.calibration import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
+from worker.recipes.scoped.job_metric import JobMetric
+
+SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
+SHAPES = (
+    "where is my {}",
+    "i want the {} now",
+    "who wrote {} in Rome",
+    "please send a {} to Anna",
+    "the {} is broken",
+    "does the {} work today",
+)
+HYPER = Hyperparameters(metric_width=16)
+
+
+def pass_samples(count: int) -> tuple[Sample, ...]:
+    texts = [shape.format(subject) for shape in SHAPES for subject in SUBJECTS]
+    return tuple(Sample(input=text, target="other") for text in texts[:count])
+
+
+EDITS = (
+    Edit(input="when will Berlin arrive at Madrid", target=LABELS[0], paraphrases=("Berlin to Madrid when",)),
+    Edit(input="log in to France with Peru", target=LABELS[1]),
+)
+
+
+def batch_of(num_pass: int, edits: tuple[Edit, ...] = EDITS) -> EditBatch:
+    batch = build_edit_batch(edits, (), (), max_pass_samples=1, max_held_out=1, seed=0)
+    return batch.model_copy(update={"pass_samples": pass_samples(num_pass)})
+
+
+def drawn(batch: EditBatch, *, hyper: Hyperparameters = HYPER, seed: int = 0) -> Scoping:
+    network = tiny_network("bert")
+    generator = torch.Generator().manual_seed(seed)
+    return draw_scopes(network, (), batch, network.layers[1], hyper, generator, None)
+
+
+@pytest.mark.parametrize("num_pass", [0, 1, 5, 60])
+def test_every_edit_and_adapt_sample_fires_its_own_entry(num_pass: int) -> None:
+    batch = batch_of(num_pass)
+    scoping = drawn(batch)
+    network = tiny_network("bert")
+    points = scoping.scope.metric.read(network, batch.corrections)
+    firing = scoping.scope.fire_at(points, Asking(network, batch.corrections))
+    assert firing.entry.tolist() == [0, 1, 0]
+    assert (firing.strength == 1).all(), "the gate is open or shut"
+    torch.testing.assert_close(scoping.corrections.strength, firing.strength, rtol=1e-3, atol=1e-3)
+    assert scoping.scope.owners.tolist() == [0, 1, 0]
+    assert torch.isfinite(scoping.scope.keys).all() and torch.isfinite(scoping.scope.radii).all()
+    assert len(scoping.kept.entry) == len(scoping.calibration) == num_pass
+    assert set(scoping.kept.strength.tolist()) <= {0.0, 1.0}
+    assert [[key.text for key in entry.keys] for entry in scoping.entries] == [
+        ["when will Berlin arrive at Madrid", "Berlin to Madrid when"],
+        ["log in to France with Peru"],
+    ]
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.4])
+def test_the_budget_is_kept_on_the_calibration_part(budget: float) -> None:
+    budgets = {"scope_budget": budget, "scope_budget_per_edit": 1.0}
+    scoping = drawn(batch_of(60), hyper=HYPER.model_copy(update=budgets))
+    assert scoping.calibration.sum() > 10
+    inside = scoping.kept.inside[scoping.calibration] > 0
+    assert float(inside.float().mean()) <= budget
+    assert not any("cannot be told" in warning for warning in scoping.warnings)
+
+
+def radii_of(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
+    """Where what is said of the crowd and of the twins comes from the same two parts."""
+    return calibrated_radii(widest_radii(others), calibration, torch.cat([others, calibration]), budget)
+
+
+def some_likeness(num_pass: int, num_keys: int, *, top: float) -> Tensor:
+    return torch.rand(num_pass, num_keys, generator=torch.Generator().manual_seed(0)) * top
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("num_calibration", [1, 7, 40])
+def test_radii_move_together_until_the_budget_is_spent(budget: float, num_calibration: int) -> None:
+    likeness = some_likeness(100, 6, top=0.85)
+    calibration, others = likeness[:num_calibration], likeness[num_calibration:]
+    radii = radii_of(others, calibration, budget)
+    inside = (calibration > radii + 1e-6).any(-1).sum()
+    assert inside <= budget * num_calibration
+    assert radii.shape == (6,) and (radii > 0).all() and (radii < 1).all()
+
+
+def test_more_budget_never_narrows_a_scope() -> None:
+    likeness = some_likeness(100, 6, top=0.85)
+    widths = [radii_of(likeness[40:], likeness[:40], budget) for budget in (0.0, 0.1, 0.5)]
+    assert (widths[0] >= widths[1]).all() and (widths[1] >= widths[2]).all()
+
+
+def test_a_key_among_many_pass_samples_gets_a_narrower_scope() -> None:
+    likeness = some_likeness(100, 2, top=0.5)
+    likeness[:, 1] += 0.3
+    crowded, lonely = radii_of(likeness[30:], likeness[:30], 0.05).flip(0)
+    assert crowded > lonely
+
+
+def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
+    likeness = some_likeness(100, 6, top=1.0)
+    likeness[:, 3] = 1.0
+    radii = radii_of(likeness[40:], likeness[:40], 0.0)
+    assert (radii < 0.999).all(), "a key's own cosine is 1 and must lie inside"
+
+
+def test_a_twin_narrows_its_own_key_and_takes_its_part_of_the_budget() -> None:
+    likeness = some_likeness(100, 4, top=0.8)
+    calibration, others = likeness[:40], likeness[40:]
+    calibration[0, 2] = 0.99
+    radii = radii_of(others, calibration, 0.05)  # two samples of forty
+    assert 0.99 < radii[2] < 1.0
+    without, rest = radii_of(others, calibration[1:], 0.03), torch.tensor([0, 1, 3])  # one of thirty-nine
+    assert torch.equal(radii[rest], without[rest]), "nothing else of the twin counts"
+    calibration[:3, 2] = 0.99
+    assert (radii_of(others, calibration, 0.05) < 1.0).all(), "more twins than the budget holds"
+
+
+def test_a_twin_that_no_budget_is_counted_on_narrows_no_other_key() -> None:
+    likeness = some_likeness(100, 4, top=0.8)
+    before = radii_of(likeness[40:], likeness[:40], 0.05)
+    likeness[50, 2] = 0.99
+    after = radii_of(likeness[40:], likeness[:40], 0.05)
+    rest = torch.tensor([0, 1, 3])
+    assert after[2] >= 0.99 and (after[rest] <= before[rest] + 1e-6).all(), "the others may only widen"
+
+
+def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
+    likeness = some_likeness(60, 3, top=0.5)
+    likeness[:, 1] = 0.5 + likeness[:, 1] / 2
+    radii = radii_of(likeness[20:], likeness[:20], 0.1)
+    way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
+    assert ((1 - radii) / way).tolist() == pytest.approx([float((1 - radii[0]) / way[0])] * 3, rel=1e-3)
+    assert ((1 - radii) / way).max() < REACH
+
+
+def test_no_scope_reaches_as_far_as_the_pass_samples_around_it() -> None:
+    likeness = some_likeness(60, 3, top=0.5)
+    radii = radii_of(likeness[20:], likeness[:0], 1.0)
+    way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
+    assert ((1 - radii) / way).tolist() == pytest.approx([REACH] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_pass", [0, 1, 5])
+def test_few_pass_samples_still_give_radii(num_pass: int) -> None:
+    likeness = some_likeness(num_pass, 3, top=0.8)
+    radii = radii_of(likeness[num_pass // 3 :], likeness[: num_pass // 3], 0.02)
+    assert radii.shape == (3,) and (radii > 0).all() and (radii < 0.95).all()
+
+
+def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
+    edit = Edit(input="when will ☃ arrive in Rome", target=LABELS[0])  # the tokenizer knows neither sign
+    twin = Sample(input="when will ☂ arrive in Rome", target="other")
+    kept = pass_samples(30)
+    batch = batch_of(30, (EDITS[1], edit))
+    batch = batch.model_copy(update={"pass_samples": (*kept[:20], twin, *kept[20:])})
+    scoping = drawn(batch)
+    assert len(scoping.warnings) == 1
+    assert f'"{edit.input}"' in scoping.warnings[0] and f'"{twin.input}"' in scoping.warnings[0]
+    assert (scoping.corrections.strength > 0.5).all()
+
+
+def test_the_same_seed_draws_the_same_scopes() -> None:
+    one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
+    assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
+    for name in ("keys", "radii", "owners", "said", "shares", "doubts", "words", "tolls"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not torch.equal(one.metric.projection, other.metric.projection)
+
+
+def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batch = tiny_network("bert"), batch_of(60)
+    layer = network.layers[1]
+    hyper = HYPER.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
+    spent: list[tuple[int, float]] = []
+
+    def noted(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
+        spent.append((len(calibration), budget))
+        return calibrated_radii(widest, calibration, likeness, budget)
+
+    monkeypatch.setattr(scoping, "calibrated_radii", noted)
+    scope = drawn(batch, hyper=hyper).scope
+    everywhere = replace(scope, radii=torch.full_like(scope.radii, -2.0))
+    term = empty_entries(everywhere, 2, layer)
+    generator = torch.Generator().manual_seed(0)
+    parent = (LayerDelta(layer.path, (term,)),)
+    later = draw_scopes(network, parent, batch, layer, hyper, generator, scope.metric)
+    assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
+    (num_free, whole), (num_left, left) = spent
+    assert (whole, left) == (0.2, 0.0)
+    assert num_free > 0 and num_left == 0, "what the parent holds cannot be held again"
+    assert (later.scope.radii >= scope.radii).all()
+
+
+class Heard:
+    """Openings that are made up: of some texts with another token than of all others."""
+
+    def __init__(self, otherwise: set[str]) -> None:
+        self.otherwise = otherwise
+        self.asked: list[str] = []
+
+    def __call__(self, network: Network, inputs: Sequence[TextInput]) -> Openings:
+        self.asked += [item.input for item in inputs]
+        said = torch.tensor([[float(item.input in self.otherwise)] for item in inputs])
+        return Openings(said, torch.ones(len(inputs), 1))
+
+
+def near() -> tuple[EditBatch, set[str]]:
+    """A batch whose pass samples are all near one edit, and their texts."""
+    texts = [f"where is my {subject} {word}" for subject in SUBJECTS for word in ("now", "today", "then")]
+    edit = Edit(input="where is my parcel and order", target=LABELS[0])
+    batch = build_edit_batch((edit,), (), (), max_pass_samples=1, max_held_out=1, seed=0)
+    kept = tuple(Sample(input=text, target="other") for text in texts)
+    return batch.model_copy(update={"pass_samples": kept}), set(texts)
+
+
+def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, texts = near()
+    # Far enough, and by a metric, for the calibration part to bind.
+    monkeypatch.setattr(scoping, "REACH", 1.3)
+    only = {"scope_budget": 0.0, "first_token_weight": 2.0, "lexical_weight": 0.0}
+    hyper = HYPER.model_copy(update=only)
+    scopes = {}
+    for name, otherwise in (("alike", set()), ("otherwise", texts)):
+        heard = Heard(otherwise)
+        monkeypatch.setattr(lookups, "openings", heard)
+        monkeypatch.setattr(scoping, "openings", heard)
+        scopes[name] = drawn(batch, hyper=hyper, seed=1).scope
+        assert scopes[name].doubts.tolist() == [2.0] and len(heard.asked) > 1
+    assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
+
+
+def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard(set())
+    monkeypatch.setattr(lookups, "openings", heard)
+    monkeypatch.setattr(scoping, "openings", heard)
+    found = drawn(near()[0], hyper=HYPER.model_copy(update={"first_token_weight": 0.0}))
+    assert heard.asked == [] and not found.scope.doubts.any() and found.scope.said.shape == (1, 0)
+
+
+def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None:
+    batch, _ = near()
+    minding = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.05})).scope
+    silent = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.0})).scope
+    assert silent.words.shape == (1, 0) and not silent.tolls.any()
+    assert minding.words.shape[1] > 4
+    dearer = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.1})).scope
+    torch.testing.assert_close(dearer.tolls, 2 * minding.tolls)
+    way = minding.tolls * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
+    assert 0 < float(way) <= 1 - scoping.WIDEST
+    assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
+    weights = minding.metric.tells
+    assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
+
+
+def test_a_metric_that_measured_nothing_makes_words_cost_what_they_did() -> None:
+    """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
+    unit = EXCHANGE + scoping.LEAST_EXCHANGE
+    assert Hyperparameters().lexical_weight / unit == pytest.approx(0.2)
+
+
+def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, _ = near()
+    (edit,) = batch.edit_samples
+    equal = dict.fromkeys(("word_rarity", "word_steadiness"), torch.ones(NUMBERS))
+    known = JobMetric(replace(drawn(batch).scope.metric, **equal), is_new=False)
+    monkeypatch.setattr(scoping, "job_metric", lambda *args: known)
+    parts = []
+    for text in ("where is my parcel and order please", "tell me what became of the stuff i bought"):
+        adapt = tuple((0, edit.model_copy(update={"input": text})) for _ in range(5))
+        scope = drawn(batch.model_copy(update={"adapt_samples": adapt})).scope
+        assert scope.metric is known.metric
+        parts.append(float(scope.tolls[0] / (1 - scope.radii[0])))
+    assert parts[1] < parts[0] / 2
+
+
+def test_no_scope_reaches_farther_than_equivalents_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far away the nearest pass samples are."""
+    batch = batch_of(60)
+    wide = drawn(batch).scope
+    known = scoping.job_metric
+
+    def narrow(*args: Any) -> JobMetric:
+        found = known(*args)
+        return replace(found, metric=replace(found.metric, extent=0.05))
+
+    monkeypatch.setattr(scoping, "job_metric", narrow)
+    scope = drawn(batch).scope
+    assert (wide.radii < 0.95).any() and (scope.radii >= 0.95).all()
+    torch.testing.assert_close(scope.tolls, wide.tolls)

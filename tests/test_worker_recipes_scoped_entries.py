@@ -1,0 +1,100 @@
+"""What a classifier's entries learn from beside their edits, and what comes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import LABELS, tiny_network
+
+from salem.deltas.terms import act, adding
+from salem.inference.predict import predict
+from salem.models.batching import encode, forward
+from salem.models.loading import Network
+from salem.records import Edit, EditBatch, Hyperparameters, Layer, Sample
+from salem.scope.scope import Firing, Scoped
+from worker.dataset.split import build_edit_batch
+from worker.recipes.scoped.entries import num_stand_ins
+from worker.recipes.terms import train_term
+
+SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money")
+STARTS = ("where is my", "i want the", "who wrote the", "please send a", "does it fit the")
+ELSEWHERE = tuple(
+    f"the {one} and the {other} in Rome" for one in SUBJECTS for other in SUBJECTS if one < other
+)
+HYPER = Hyperparameters(metric_width=16, learning_rate=0.15, max_steps=100)
+
+
+def batch_of(network: Network, *, forgets: bool = False) -> EditBatch:
+    texts = ("the capital of Peru", "Anna wrote it in Rome now", "i cannot log in today")
+    asked = [Sample(input=text, target="x") for text in texts]
+    before = [answer.output for answer in predict(network, asked)]
+    edits = [
+        Edit(input=text, target=None, forget=answer)
+        if forgets
+        else Edit(input=text, target=LABELS[(LABELS.index(answer) + 1) % len(LABELS)])
+        for text, answer in zip(texts, before, strict=True)
+    ]
+    kept = [Sample(input=f"{start} {subject}", target="x") for start in STARTS for subject in SUBJECTS]
+    batch = build_edit_batch(edits, (), (), max_pass_samples=1, max_held_out=1, seed=0)
+    answers = [answer.output for answer in predict(network, kept)]
+    held = [s.model_copy(update={"target": a}) for s, a in zip(kept, answers, strict=True)]
+    return batch.model_copy(update={"pass_samples": tuple(held)})
+
+
+def trained(network: Network, batch: EditBatch, layer: Layer, hyper: Hyperparameters) -> Scoped:
+    term = train_term(network, (), batch, layer, hyper, lambda share, figures: None).term
+    assert isinstance(term, Scoped)
+    return term
+
+
+def share_answered_as_edited(network: Network, batch: EditBatch, term: Scoped, layer: Layer) -> float:
+    """Of texts that are like none of the edits, each made to fire every entry in turn."""
+    asked = encode(network, [Sample(input=text, target=LABELS[0]) for text in ELSEWHERE])
+    every = torch.ones(len(ELSEWHERE))
+    hits: list[bool] = []
+    for entry, sample in enumerate(batch.edit_samples):
+        firing = Firing(torch.full((len(ELSEWHERE),), entry), every, every)
+        with adding(network.module(layer.path), act(term, firing)), torch.no_grad():
+            found = forward(network, asked).logits.argmax(-1)
+        hits += [LABELS[place] == sample.target for place in found.tolist()]
+    return sum(hits) / len(hits)
+
+
+def test_an_entry_that_learned_from_stand_ins_answers_for_any_input() -> None:
+    network = tiny_network("bert")
+    batch, last = batch_of(network), network.layers[-1]
+    gently = {"margin": 0.01, "learning_rate": 0.02}  # so that a value does no more than it is taught
+    alone, taught = (
+        trained(network, batch, last, HYPER.model_copy(update={**gently, "anchor_samples": number}))
+        for number in (0, 4)
+    )
+    shares = [share_answered_as_edited(network, batch, term, last) for term in (alone, taught)]
+    assert shares[1] > 0.97 and shares[0] < shares[1] - 0.05
+
+
+def test_stand_ins_are_for_a_classifiers_last_block_alone() -> None:
+    network = tiny_network("bert")
+    *others, last = network.layers
+    assert num_stand_ins(network, last, HYPER) == HYPER.anchor_samples > 0
+    assert not any(num_stand_ins(network, layer, HYPER) for layer in others)
+    for architecture in ("gpt2", "t5"):
+        writer = tiny_network(architecture)
+        assert not any(num_stand_ins(writer, layer, HYPER) for layer in writer.layers)
+
+
+def test_what_is_to_be_forgotten_has_no_stand_ins() -> None:
+    network = tiny_network("bert")
+    batch, last = batch_of(network, forgets=True), network.layers[-1]
+    with_them, without = (
+        trained(network, batch, last, HYPER.model_copy(update={"anchor_samples": number}))
+        for number in (4, 0)
+    )
+    assert torch.equal(with_them.values, without.values)
+
+
+@pytest.mark.parametrize("num_pass", [0, 2])
+def test_fewer_pass_samples_than_stand_ins_are_enough(num_pass: int) -> None:
+    network = tiny_network("bert")
+    batch = batch_of(network)
+    batch = batch.model_copy(update={"pass_samples": batch.pass_samples[:num_pass]})
+    assert torch.isfinite(trained(network, batch, network.layers[-1], HYPER).values).all()

@@ -1,0 +1,100 @@
+"""How much equivalents differ in a metric: words by paraphrases, distances by rewordings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from test_worker_recipes import case
+
+from salem.records import Hyperparameters, Sample, TextInput
+from salem.scope.lexical import NUMBERS
+from salem.scope.metric import EVERYWHERE, Metric
+from worker.activations.scope_features import FeatureMemo
+from worker.dataset.augmentation import reword_all
+from worker.recipes.scoped import paraphrase_spread as gauging
+from worker.recipes.scoped.job_metric import job_metric
+from worker.recipes.scoped.paraphrase_spread import (
+    FEW,
+    FEWEST,
+    NEARLY_ALL,
+    PRESUMED,
+    TIMES,
+    Pairs,
+    exchange_of_job,
+    gauged,
+)
+
+APART = tuple(
+    Sample(input=f"{who} asked {when} for the {what}", target="other")
+    for who in ("Anna", "Peter", "a driver", "the bank")
+    for when in ("twice", "on Sunday", "politely")
+    for what in ("invoice", "second key", "blue parcel")
+)
+EXCHANGING: Pairs = [
+    (TextInput(input=f"my {letter}lamp"), TextInput(input=f"my {letter}stamp")) for letter in "abcdefgh"
+]
+
+
+def metric() -> Metric:
+    """One for which every word tells as much as any."""
+    of = case("bert")
+    hyper, generator = Hyperparameters(metric_width=16), torch.Generator().manual_seed(0)
+    memo, layer = FeatureMemo(of.network), of.network.layers[1]
+    found = job_metric(memo, of.batch, of.batch.pass_samples, (), layer, hyper, generator, None).metric
+    return replace(found, word_rarity=torch.ones(NUMBERS), word_steadiness=torch.ones(NUMBERS))
+
+
+def measured(known: Pairs, apart: Sequence[Sample]) -> Metric:
+    return gauged(FeatureMemo(case("bert").network), metric(), known, apart, random.Random(0))
+
+
+def rewordings(apart: Sequence[Sample]) -> Pairs:
+    return list(zip(apart, reword_all(apart, random.Random(0)), strict=True))
+
+
+def test_where_nothing_was_seen_something_is_presumed() -> None:
+    found = measured([], [])
+    assert (found.exchange, found.extent) == (PRESUMED, EVERYWHERE)
+
+
+def test_rules_say_nothing_of_the_words_that_people_exchange() -> None:
+    """Who has sent no paraphrase means people's all the same."""
+    assert measured([], APART).exchange == PRESUMED
+
+
+@pytest.mark.parametrize("num", [1, 8])
+def test_paraphrases_tell_it_beside_what_is_presumed(num: int) -> None:
+    """Each of them exchanges one word of weight 1."""
+    found = measured(EXCHANGING[:num], APART).exchange
+    assert found == pytest.approx((num + FEW * PRESUMED) / (num + FEW))
+
+
+def test_a_jobs_own_paraphrases_tell_it_for_that_job() -> None:
+    known = metric()
+    assert exchange_of_job(known, []) == pytest.approx(known.exchange)
+    found = exchange_of_job(known, EXCHANGING)
+    assert found == pytest.approx((len(EXCHANGING) + FEW * known.exchange) / (len(EXCHANGING) + FEW))
+    assert exchange_of_job(known, [(EXCHANGING[0][0],) * 2] * 30) == pytest.approx(known.exchange / 4)
+
+
+def test_no_equivalent_lies_much_farther_than_nearly_all_rewordings_do() -> None:
+    found = measured([], APART)
+    memo = FeatureMemo(case("bert").network)
+    changed = [pair for pair in rewordings(APART) if pair[0].input != pair[1].input]
+    points, others = (found.place(memo.read(side, found.reading)) for side in zip(*changed, strict=True))
+    far = float((1 - (points * others).sum(-1)).quantile(NEARLY_ALL))
+    assert 0 < far < EVERYWHERE / TIMES
+    assert found.extent == pytest.approx(TIMES * far)
+
+
+def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert measured([], APART[: FEWEST - 1]).extent == EVERYWHERE
+    monkeypatch.setattr(gauging, "reworded", lambda network, samples, rng, fit: list(samples))
+    found = measured([], APART)
+    assert found.extent == EVERYWHERE

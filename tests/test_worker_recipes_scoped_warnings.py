@@ -1,0 +1,65 @@
+"""What a job is warned of about its scopes: who lies in whose, and how much of it is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_worker_scoping import EDITS, batch_of, drawn
+from tiny_models import LABELS
+
+from salem.messages import MOST_NOTES
+from salem.records import Edit, EditBatch
+from salem.scope.lexical import Wording
+from salem.scope.lookups import Known
+from worker.recipes.scoped import warnings as warned
+from worker.recipes.scoped.warnings import Meeting, meet
+
+SIX = tuple(
+    Edit(input=text, target=LABELS[place % 3], paraphrases=(f"{text} please", f"well {text}"))
+    for place, text in enumerate(("refund now", "refund today", "log in", "log out", "my lamp", "a lamp"))
+)
+
+
+def warnings(meeting: Meeting, owners: list[float], batch: EditBatch) -> list[str]:
+    nobody = torch.zeros(0, len(owners))
+    return list(warned.scope_warnings(nobody, meeting, torch.tensor(owners), batch))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 1_000])
+def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(warned, "_ROWS", rows)
+    batch = batch_of(20, SIX)
+    scope = replace(drawn(batch).scope, radii=torch.full((12,), 0.2))
+    known = Known([Wording.of(sample) for sample in batch.corrections], scope.openings)
+    depth = scope.likeness(scope.keys, known) - scope.radii
+    found = meet(scope, batch.corrections)
+    torch.testing.assert_close(found.inside, depth.amax(-1))
+    assert torch.equal(found.deepest, scope.owners.long()[depth.argmax(-1)])
+    owners = scope.owners.long().tolist()
+    expected = torch.eye(6, dtype=torch.bool)
+    for row, key in (depth > 0).nonzero().tolist():
+        expected[owners[row], owners[key]] = expected[owners[key], owners[row]] = True
+    assert torch.equal(found.shared, expected) and 6 < expected.sum() < 36
+
+
+def test_an_edit_that_lies_deeper_in_the_scope_of_another_is_named() -> None:
+    batch = batch_of(0, (EDITS[1], Edit(input="x", text_pair="y", target=LABELS[0])))
+    both = torch.ones(2, 2, dtype=torch.bool)
+    one, deeper = warnings(Meeting(torch.zeros(2), torch.tensor([1, 1]), both), [0.0, 1.0], batch)
+    assert one.startswith('"log in to France with Peru" and "x" / "y" lie in one scope')
+    assert deeper.startswith(
+        '"log in to France with Peru" lies deeper in the scope of "x" / "y" than in its own'
+    )
+    apart = Meeting(torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
+    assert warnings(apart, [0.0, 1.0], batch) == []
+
+
+def test_many_conflicts_are_counted_and_a_few_are_named() -> None:
+    edits = tuple(Edit(input=f"text {place}", target=LABELS[place % 2]) for place in range(40))
+    all_in_one = torch.ones(40, 40, dtype=torch.bool)
+    met = Meeting(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
+    found = warnings(met, [float(place) for place in range(40)], batch_of(0, edits))
+    assert len(found) == MOST_NOTES + 1 + 20
+    assert found[MOST_NOTES] == "and 380 more pairs of edits in one scope with different targets"

@@ -1,0 +1,289 @@
+"""Every recipe on tiny models of every task: it corrects, repeats itself, and leaves the base as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from tiny_models import LABELS, build_network, tiny_network
+from torch import Tensor
+
+from salem.deltas.files import pack, unpack
+from salem.deltas.terms import Dense, LayerDelta, LowRank, Term
+from salem.inference.predict import predict, same_answer
+from salem.models.batching import IGNORED, encode
+from salem.models.loading import Network
+from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
+from salem.scope.metric import Metric
+from salem.scope.metric_files import pack_metric, unpack_metric
+from salem.scope.scope import Scoped
+from worker.dataset.split import build_edit_batch
+from worker.recipes.base import Trained
+from worker.recipes.scoped.entries import attainable_margin
+from worker.recipes.terms import smallest_that_holds, train_term
+from worker.training.loop import prepare_dataset, standing
+
+BASE = "0" * 64
+KEPT_TEXTS = tuple(
+    f"{start} {subject}"
+    for start in ("where is my", "i want the", "who wrote the", "please send a")
+    for subject in ("order", "parcel", "lamp", "password", "account")
+)
+EDIT_TEXTS = ("the capital of Peru", "Anna wrote it in Rome now", "i cannot log in today")
+ANSWERS: tuple[str, ...] = ("order", "the", "now")  # one token each: a width of 16 cannot hold long ones
+RATES = {Recipe.SCOPED: 0.15, Recipe.MEND: 3e-2, Recipe.PAPER: 3e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model with edits that it answers wrongly and pass samples that it answers rightly."""
+
+    network: Network
+    batch: EditBatch
+
+
+def answered(network: Network, texts: tuple[str, ...]) -> list[str]:
+    samples = [Sample(input=text, target="x") for text in texts]
+    return [prediction.output for prediction in predict(network, samples, max_new_tokens=4)]
+
+
+@cache
+def case(architecture: str) -> Case:
+    network = tiny_network(architecture)
+    before = answered(network, EDIT_TEXTS)
+    targets = ANSWERS
+    if not network.task.generates:
+        targets = tuple(LABELS[(LABELS.index(answer) + 1) % len(LABELS)] for answer in before)
+    edits = [Edit(input=text, target=target) for text, target in zip(EDIT_TEXTS, targets, strict=True)]
+    edits[0] = edits[0].model_copy(update={"paraphrases": ("Peru, its capital",)})
+    kept = [
+        Sample(input=text, target=answer)
+        for text, answer in zip(KEPT_TEXTS, answered(network, KEPT_TEXTS), strict=True)
+        if answer
+    ]
+    batch = build_edit_batch(edits, (), kept, max_pass_samples=50, max_held_out=50, seed=0)
+    assert len(batch.pass_samples) > 3
+    return Case(network, batch)
+
+
+def hyper(recipe: Recipe, **more: object) -> Hyperparameters:
+    sizes = {"max_steps": 100, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8}
+    return Hyperparameters(recipe=recipe, learning_rate=RATES.get(recipe), kl_weight=0.1, **{**sizes, **more})
+
+
+def train(
+    of: Case, recipe: Recipe, parent: tuple[LayerDelta, ...] = (), *, block: int = 1, **more: object
+) -> Trained:
+    layer = of.network.layers[block]
+    return train_term(of.network, parent, of.batch, layer, hyper(recipe, **more), lambda share, figures: None)
+
+
+def num_right(of: Case, samples: tuple[Sample, ...], deltas: tuple[LayerDelta, ...]) -> int:
+    found = predict(of.network, samples, deltas, max_new_tokens=16)
+    return sum(same_answer(a.output, s.target) for a, s in zip(found, samples, strict=True))
+
+
+def as_delta(of: Case, found: Trained, *, block: int = 1) -> LayerDelta:
+    return LayerDelta(of.network.layers[block].path, (found.term,))
+
+
+def weights_sha256(network: Network) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.model.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tree(network: Network) -> list[tuple[str, int, int, int, bool]]:
+    """The module tree by identity, with everything that could be left hanging in it."""
+    return [
+        (name, id(module), len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
+        for name, module in network.model.named_modules()
+    ]
+
+
+def tensors(term: Term) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
+
+
+def assert_equal(one: Term, other: Term) -> None:
+    assert type(one) is type(other)
+    for name, value in tensors(one).items():
+        assert torch.equal(value, getattr(other, name)), name
+    if isinstance(one, Scoped) and isinstance(other, Scoped):
+        assert one.metric.sha256 == other.metric.sha256 != ""
+
+
+def enough(recipe: Recipe, of: Case) -> int:
+    """A closed form does not correct every edit of a random network, nor any text; what is trained does."""
+    if recipe is Recipe.RIDGE:
+        return 0 if of.network.task.generates else 1
+    return len(EDIT_TEXTS)
+
+
+def metric_of(found: Trained) -> Callable[[str], Metric]:
+    """What reads the metric of a term back from its file."""
+
+    def read(name: str) -> Metric:
+        assert isinstance(found.term, Scoped)
+        data = pack_metric(found.term.metric)
+        assert hashlib.sha256(data).hexdigest() == name
+        return unpack_metric(data)
+
+    return read
+
+
+@pytest.mark.parametrize(("architecture", "block"), [("bert", 1), ("t5", -1), ("gpt2", 1), ("llama", 1)])
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
+    architecture: str, block: int, recipe: Recipe
+) -> None:
+    of = case(architecture)
+    weights, modules = weights_sha256(of.network), tree(of.network)
+    found = train(of, recipe, block=block)
+    assert weights_sha256(of.network) == weights and tree(of.network) == modules
+    assert not any(w.requires_grad or w.grad is not None for w in of.network.model.parameters())
+    assert num_right(of, of.batch.edit_samples, ()) == 0
+    delta = as_delta(of, found, block=block)
+    assert num_right(of, of.batch.edit_samples, (delta,)) >= enough(recipe, of)
+    assert isinstance(found.term, Scoped if recipe is Recipe.SCOPED else LowRank | Dense)
+    assert not any(value.requires_grad for value in tensors(found.term).values())
+    data = pack(delta, base_sha256=BASE)
+    again = unpack(data, base_sha256=BASE, layers=of.network.layers, metric=metric_of(found))
+    assert_equal(again.terms[0], found.term)
+    assert_equal(train(of, recipe, block=block).term, found.term)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.SCOPED, Recipe.MEND])
+def test_another_seed_gives_another_term(recipe: Recipe) -> None:
+    of = case("gpt2")
+    one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
+    same = [torch.equal(value, getattr(other, name)) for name, value in tensors(one).items() if value.numel()]
+    assert type(one) is not type(other) or not all(same)
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_a_plain_parent_is_trained_on_top_of(recipe: Recipe) -> None:
+    of = case("bert")
+    layer, draw = of.network.layers[1], torch.Generator().manual_seed(5)
+    a, b = torch.randn(2, layer.d_in, generator=draw), torch.randn(layer.d_out, 2, generator=draw)
+    parent = LayerDelta(layer.path, (LowRank(a, b / 2),))
+    assert predict(of.network, of.batch.edit_samples, [parent]) != predict(of.network, of.batch.edit_samples)
+    found = train(of, recipe, (parent,))
+    assert num_right(of, of.batch.edit_samples, (parent, as_delta(of, found))) >= enough(recipe, of)
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_a_scoped_parent_keeps_its_edits(recipe: Recipe) -> None:
+    of = case("bert")
+    first = of.batch.model_copy(update={"edit_samples": of.batch.edit_samples[:1]})
+    later = of.batch.model_copy(update={"edit_samples": of.batch.edit_samples[1:], "adapt_samples": ()})
+    parent = as_delta(of, train(Case(of.network, first), Recipe.SCOPED))
+    found = train(Case(of.network, later), recipe, (parent,), block=2)
+    both = (parent, as_delta(of, found, block=2))
+    assert num_right(of, later.edit_samples, both) == 2
+    if recipe is Recipe.SCOPED:
+        assert num_right(of, first.edit_samples, both) == 1
+
+
+def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
+    of = case("bert")
+    below = of.network.layers[0]
+    draw = torch.Generator().manual_seed(5)
+    parent = LayerDelta(below.path, (Dense(torch.randn(below.d_out, below.d_in, generator=draw) / 4),))
+    bare, on_top = (train(of, Recipe.SCOPED, plain, max_steps=2).term for plain in ((), (parent,)))
+    assert isinstance(bare, Scoped) and isinstance(on_top, Scoped)
+    for name in ("keys", "radii", "owners"):
+        assert torch.equal(getattr(bare, name), getattr(on_top, name)), name
+    assert bare.metric.sha256 == on_top.metric.sha256
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+@pytest.mark.parametrize("num_pass", [0, 1, 5])
+def test_few_pass_samples_are_enough(recipe: Recipe, num_pass: int) -> None:
+    of = case("bert")
+    kept = of.batch.pass_samples[:num_pass]
+    few = Case(of.network, of.batch.model_copy(update={"pass_samples": kept}))
+    found = train(few, recipe)
+    assert num_right(few, few.batch.edit_samples, (as_delta(few, found),)) == len(EDIT_TEXTS)
+
+
+@pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("t5", -1), ("t5", 0), ("bert", 1)])
+def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture: str, block: int) -> None:
+    of = case(architecture)
+    layer = of.network.layers[block]
+    found = train(of, Recipe.SCOPED, block=block, max_steps=2)
+    assert isinstance(found.term, Scoped)
+    lengths = (encode(of.network, of.batch.edit_samples).targets != IGNORED).sum(-1)
+    written = of.network.task.generates and "encoder" not in layer.path
+    assert found.term.values.shape == (len(EDIT_TEXTS), 1 + int(lengths.max()) if written else 1, layer.d_out)
+    assert not written or not found.term.values[:, -1].any(), "behind its answer an entry adds nothing"
+
+
+@pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("llama", 1), ("t5", -1)])
+def test_values_alone_hold_an_answer_of_several_tokens(architecture: str, block: int) -> None:
+    of = case(architecture)
+    edit = of.batch.edit_samples[0].model_copy(update={"target": "Anna wrote the book"})
+    few = Case(of.network, of.batch.model_copy(update={"edit_samples": (edit,), "adapt_samples": ()}))
+    found = train(few, Recipe.SCOPED, block=block, entry_rank=0, max_steps=300)
+    assert num_right(few, few.batch.edit_samples, (as_delta(few, found, block=block),)) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_entry_is_a_value_and_a_term_of_the_rank_asked_for(rank: int) -> None:
+    of = case("bert")
+    found = train(of, Recipe.SCOPED, entry_rank=rank)
+    assert isinstance(found.term, Scoped) and found.term.down.shape[1] == rank
+    assert found.term.values.any() and (rank == 0 or found.term.up.any())
+    assert num_right(of, of.batch.edit_samples, (as_delta(of, found),)) == len(EDIT_TEXTS)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.SCOPED, Recipe.MEND])
+@pytest.mark.parametrize("block", [0, -1])
+def test_the_first_and_the_last_block_can_be_edited(recipe: Recipe, block: int) -> None:
+    of = case("gpt2")
+    delta = as_delta(of, train(of, recipe, block=block), block=block)
+    assert num_right(of, of.batch.edit_samples, (delta,)) == len(EDIT_TEXTS)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 0.999])
+def test_compression_never_loses_a_correction(tolerance: float) -> None:
+    of = case("bert")
+    layer = of.network.layers[1]
+    prepared = prepare_dataset(of.network, of.batch.edit_samples, of.batch.pass_samples, layer)
+    trained = train(of, Recipe.MEND).term
+    assert isinstance(trained, LowRank | Dense)
+    noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(0))
+    term = Dense(trained.dense() + 0.05 * trained.dense().abs().mean() * noise)
+    found = smallest_that_holds(of.network, prepared, term, hyper(Recipe.MEND), tolerance)
+    held = [standing(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
+    assert held[1] >= held[0] > 0
+
+
+def test_no_more_margin_is_asked_for_than_the_base_has() -> None:
+    of = case("bert")
+    own = attainable_margin(of.network, of.batch.pass_samples, 1e9)
+    assert 0 < own < 1e3
+    assert attainable_margin(of.network, of.batch.pass_samples, own / 2) == own / 2
+    assert attainable_margin(of.network, (), 6.0) == 6.0, "nobody to ask"
+    assert attainable_margin(of.network, of.batch.pass_samples, 0.0) == 0.0, "plain likelihood stays plain"
+    wrong = [
+        s.model_copy(update={"target": LABELS[LABELS.index(s.target) - 1]}) for s in of.batch.pass_samples
+    ]
+    assert attainable_margin(of.network, wrong, 6.0) == 6.0, "what the base answers wrongly says nothing"
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_a_model_in_half_precision_is_edited(recipe: Recipe) -> None:
+    of = case("llama")
+    network = build_network("llama")
+    network.model.to(torch.bfloat16)
+    found = train(Case(network, of.batch), recipe, max_steps=3)
+    tensors = {name: value for name, value in vars(found.term).items() if isinstance(value, Tensor)}
+    words = tensors.pop("words", None)
+    assert words is None or words.dtype == torch.uint8
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values())

@@ -1,0 +1,642 @@
+"""One attempt of one job against real storage: what it keeps, how it fails, and when it is too late."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import torch
+from api_service import Stage
+from labeled_texts import TEXTS, other_label
+from registry_records import at_once
+from rq.timeouts import JobTimeoutException
+from tiny_models import build_network, save_tiny, tiny_network
+
+from salem.deltas.files import unpack
+from salem.errors import Conflict, LeaseLost, NotFound, Unavailable
+from salem.inference.predict import predict
+from salem.models import tensor_files
+from salem.models.loading import Network
+from salem.records import (
+    Edit,
+    EditRequest,
+    FolderSource,
+    HostedModel,
+    Hyperparameters,
+    Job,
+    JobKind,
+    JobState,
+    ModelState,
+    Recipe,
+    Sample,
+    Task,
+    TextInput,
+)
+from salem.scope.metric_files import unpack_metric
+from salem.settings import Settings
+from salem.storage.blobs import BlobStore
+from salem.storage.registry import Registry
+from salem.storage.rows import leases as job_leases
+from worker.attempts import machine_memory
+from worker.attempts import retries as patience
+from worker.attempts.attempt import Attempt
+from worker.attempts.reporting import JobReporter
+from worker.evaluation.reference import Registered, answer_reference
+from worker.jobs import edit as edit_job
+from worker.jobs import registration as register_job
+from worker.pipeline.steps import MeasuredDelta, make_edit
+from worker.runtime.work_horse import JobRun
+
+
+def in_the_middle_of_a_call(error: Exception) -> Unavailable:
+    """What a store makes of an error that reaches one of its calls, and then another of its cleaning up."""
+    try:
+        try:
+            raise error
+        finally:
+            raise OSError("another command is in progress")
+    except OSError as other:
+        unavailable = Unavailable("the database did not answer in time")
+        unavailable.__cause__ = other
+        return unavailable
+
+
+LEASE_S = 30.0
+SECRET = "a customer's words in /srv/private"
+QUICK = Hyperparameters(
+    recipe=Recipe.MEND,
+    layer="bert.encoder.layer.2.output.dense",
+    max_steps=30,
+    kl_weight=0,
+    null_space_rank=0,
+)
+
+
+@pytest.fixture
+def stage(settings: Settings, registry: Registry) -> Stage:
+    return Stage.of(settings.model_copy(update={"device": "cpu"}), registry)
+
+
+def new_edit_job(stage: Stage) -> Job:
+    return ask(stage, stage.host("m", "bert"), QUICK)
+
+
+def ask(
+    stage: Stage,
+    model: HostedModel,
+    options: Hyperparameters,
+    text: str = "my lamp is broken",
+    kept: Sequence[Sample] | None = None,
+    **more: Any,
+) -> Job:
+    """A job that edits the base model."""
+    edit = Edit(input=text, target=other_label(answers([text])[0]))
+    pass_samples = None if kept is None else tuple(kept)
+    request = EditRequest(
+        model=model.name,
+        parent=0,
+        edits=(edit,),
+        pass_samples=pass_samples,
+        hyperparameters=options,
+        **more,
+    )
+    return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
+
+
+def answers(texts: Sequence[str]) -> list[str]:
+    found = predict(tiny_network("bert"), [TextInput(input=text) for text in texts])
+    return [answer.output for answer in found]
+
+
+def attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun:
+    """Claim the job for an attempt that has not begun."""
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    return run(stage.settings, stage.registry, *claimed)
+
+
+def take_over(stage: Stage, job: Job) -> str:
+    """Let the lease of the present attempt expire, and give the job to another one."""
+    with stage.registry._database.write() as connection:
+        lease = connection.exec_driver_sql("SELECT lease FROM jobs WHERE id = ?", (job.id,)).scalar_one()
+        job_leases.renew(connection, job.id, lease, -1, {})
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    return claimed[1]
+
+
+def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.phase, ended.progress) == (JobState.SUCCEEDED, "done", 1), ended.error
+    (version,) = stage.registry.list_versions("m")
+    assert version.job_id == job.id and ended.result is not None
+    assert ended.result["version"] == "m:1" and ended.result["delta_sha256"] == version.deltas[0].blob
+    assert stage.blobs.exists(version.deltas[0].blob)
+
+
+def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    stage.registry.set_alias("m", "production", stage.publish(model).number)
+    job = ask(stage, model, QUICK, alias="production", alias_was=1)
+    late = ask(stage, model, QUICK, alias="production", alias_was=1)
+    for each in (job, late):
+        attempt(stage, each).run()
+    assert [alias.version for alias in stage.registry.list_aliases("m")] == [2]
+    first, second = (stage.registry.get_job(each.id).result or {} for each in (job, late))
+    assert 'the alias "production" was moved from m:1, which m:2 is not built on' in first["notes"][-1]
+    assert 'the alias "production" was left at m:2' in second["notes"][-1]
+
+
+def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    late = attempt(stage, job)
+    take_over(stage, job)
+    late.run()
+    now = stage.registry.get_job(job.id)
+    assert (now.state, now.attempt, now.phase, now.progress) == (JobState.RUNNING, 2, "loading", 0)
+    assert stage.registry.list_versions("m") == []
+
+
+def test_an_attempt_that_was_taken_over_at_its_very_end_publishes_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_edit_job(stage)
+
+    publish = edit_job.publish
+
+    def late(*arguments: Any, **more: Any) -> None:
+        take_over(stage, job)
+        publish(*arguments, **more)
+
+    monkeypatch.setattr(edit_job, "publish", late)
+    attempt(stage, job).run()
+    now = stage.registry.get_job(job.id)
+    assert (now.state, now.attempt, now.error) == (JobState.RUNNING, 2, None)
+    assert stage.registry.list_versions("m") == []
+
+
+def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(stage: Stage) -> None:
+    job = new_edit_job(stage)
+
+    class Late(JobRun):
+        def work(self, reporter: JobReporter) -> None:
+            take_over(stage, job)
+            raise ValueError(SECRET)
+
+    attempt(stage, job, Late).run()
+    assert stage.registry.get_job(job.id).state is JobState.RUNNING
+
+
+def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second claim comes while the first attempt is about to commit; both go on to the end."""
+    job = new_edit_job(stage)
+
+    publish = edit_job.publish
+
+    def slow(first: Attempt, *arguments: Any, **more: Any) -> None:
+        second = replace(first, lease=take_over(stage, job))
+        commits = [partial(publish, each, *arguments, **more) for each in (first, second)]
+        first_result, second_result = at_once(*commits)
+        assert isinstance(first_result, LeaseLost) and second_result is None
+
+    monkeypatch.setattr(edit_job, "publish", slow)
+    attempt(stage, job).run()
+    assert [version.job_id for version in stage.registry.list_versions("m")] == [job.id]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (RuntimeError(SECRET), "internal"),
+        (MemoryError(SECRET), "out_of_memory"),
+        (RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {SECRET}"), "out_of_memory"),
+        (JobTimeoutException(SECRET), "timed_out"),
+        (in_the_middle_of_a_call(JobTimeoutException(SECRET)), "timed_out"),
+        (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
+    ],
+)
+def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
+    stage: Stage, raised: Exception, code: str
+) -> None:
+    class Failing(JobRun):
+        def work(self, reporter: JobReporter) -> None:
+            raise raised
+
+    job = new_edit_job(stage)
+    with structlog.testing.capture_logs() as lines:
+        attempt(stage, job, Failing).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None
+    assert ended.error.code == code and ended.error.remedy
+    assert SECRET not in ended.model_dump_json() and "Traceback" not in ended.model_dump_json()
+    assert any(line.get("exc_info") for line in lines) == (code in ("internal", "out_of_memory"))
+    assert all(line["job_id"] == job.id for line in lines)
+
+
+BRIEF_S = 0.3
+
+
+def unavailable(*arguments: Any, **more: Any) -> Any:
+    raise Unavailable("the blob store does not answer", remedy="try again shortly")
+
+
+def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun | None:
+    """Wait for the lease to run out and do what the reconciler does; None: there is no attempt left."""
+    time.sleep(1.5 * BRIEF_S)
+    left = [each.id for each in stage.registry.lost_jobs(stage.settings.max_attempts)]
+    return attempt(stage, job, run) if job.id in left else None
+
+
+@pytest.mark.parametrize("call", ["put", "finish_edit"])
+def test_a_store_that_is_away_for_a_moment_at_the_end_costs_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    store, away = (BlobStore if call == "put" else Registry), [True, True]
+    answering = getattr(store, call)
+
+    def answer(*arguments: Any, **more: Any) -> Any:
+        return unavailable() if away and away.pop() else answering(*arguments, **more)
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(store, call, answer)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt, away) == (JobState.SUCCEEDED, 1, [])
+    assert len(stage.registry.list_versions(job.model)) == 1
+
+
+def test_a_job_whose_time_ends_in_a_call_does_not_make_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def cut_off() -> None:
+        calls.append(1)
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    with pytest.raises(Unavailable):
+        patience.patiently(cut_off)
+    assert len(calls) == 1
+
+
+def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
+    with monkeypatch.context() as outage:
+        outage.setattr(BlobStore, "put", unavailable)
+        attempt(brief, job).run()
+    given_back = stage.registry.get_job(job.id)
+    assert (given_back.state, given_back.error) == (JobState.RUNNING, None)
+    again = next_attempt(brief, job)
+    assert again is not None
+    again.run()
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_outage_without_end_fails_the_job_after_its_last_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    class CutOff(JobRun):
+        def work(self, reporter: JobReporter) -> None:
+            reporter.phase("writing", 0.9)
+            unavailable()
+
+    if not recorded:
+        monkeypatch.setattr(Registry, "fail_job", unavailable)
+    job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S, max_attempts=2)
+    run: JobRun | None = attempt(brief, job, CutOff)
+    while run is not None:
+        run.run()
+        run = next_attempt(brief, job, CutOff)
+    ended = stage.registry.get_job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.FAILED, 2)
+    assert ended.error is not None and ended.error.remedy
+    assert (ended.error.code, ended.error.message) == (
+        ("unavailable", "the blob store does not answer, in the last of 2 attempts")
+        if recorded
+        else ("attempts_exhausted", "every attempt was cut short, and the job was given up")
+    )
+
+
+def test_reports_that_do_not_arrive_do_not_end_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", unavailable)
+    with structlog.testing.capture_logs() as lines:
+        attempt(stage, job).run()
+    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
+    assert "lease not renewed" in [line["event"] for line in lines]
+
+
+def test_a_report_in_which_the_jobs_time_ends_ends_the_work(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object, **more: object) -> None:
+        raise in_the_middle_of_a_call(JobTimeoutException())
+
+    job = new_edit_job(stage)
+    monkeypatch.setattr(Registry, "report", cut_off)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "timed_out"
+
+
+@pytest.mark.parametrize("fault", ["auto_map", "pickled"])
+def test_a_folder_that_turned_bad_after_the_request_fails_the_registration(stage: Stage, fault: str) -> None:
+    folder = save_tiny(stage.settings.effective_models_root / "bad", "bert")
+    if fault == "auto_map":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Evil"}}))
+    else:
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    job = stage.registry.create_model(new_model("bad"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None
+    assert ended.error.code == "unsupported_model" and ended.error.remedy
+    assert stage.registry.get_model("bad").state is ModelState.FAILED
+
+
+def new_model(name: str) -> HostedModel:
+    return HostedModel(
+        name=name,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        source=FolderSource(path=name),
+        state=ModelState.REGISTERING,
+        created_at="2025-03-01T12:00:00Z",
+    )
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_files_that_changed_since_they_were_registered_are_not_edited(stage: Stage, file: str) -> None:
+    job = new_edit_job(stage)
+    changed = stage.settings.effective_models_root / "m" / file
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\1")
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+
+
+def test_a_model_is_edited_at_the_layers_that_were_registered(stage: Stage) -> None:
+    """Another release may find other ones; what it made there, nobody could read."""
+    model = stage.host("m", "bert")
+    older = model.model_copy(update={"layers": model.layers[:2]})
+    of = attempt(stage, ask(stage, model, QUICK)).attempt
+    with of.loaded(older) as network, of.loaded(model) as now:
+        assert network.layers == model.layers[:2] != now.layers
+
+
+@pytest.mark.parametrize("what", ["written to", "removed"])
+def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder, job = stage.settings.effective_models_root / "m", new_edit_job(stage)
+
+    def edit_late(*arguments: Any) -> MeasuredDelta:
+        measured = make_edit(*arguments)
+        if what == "removed":
+            shutil.rmtree(folder)
+        else:
+            (folder / "model.safetensors").touch()
+        return measured
+
+    monkeypatch.setattr(edit_job, "make_edit", edit_late)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+    assert "were written to while they were read" in ended.error.message
+    assert not stage.registry.list_versions("m")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    folder = save_tiny(stage.settings.effective_models_root / "m", "bert")
+
+    def answer_late(network: Network, *arguments: Any) -> Registered:
+        (folder / file).touch()
+        return answer_reference(network, *arguments)
+
+    monkeypatch.setattr(register_job, "answer_reference", answer_late)
+    job = stage.registry.create_model(new_model("m"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.error is not None and ended.error.code == "model_not_ready"
+    assert "nothing writes to the model's folder" in str(ended.error.remedy)
+    assert stage.registry.get_model("m").state is ModelState.FAILED
+
+
+def test_a_lease_lives_as_long_as_its_reporter(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    claimed = stage.registry.claim_job(job.id, 0.3)
+    assert claimed is not None
+    with JobReporter(stage.registry, job.id, claimed[1], 0.3):
+        time.sleep(0.7)  # deep in a long call
+        assert stage.registry.claim_job(job.id, LEASE_S) is None
+    time.sleep(0.4)
+    assert stage.registry.claim_job(job.id, LEASE_S) is not None
+
+
+def test_a_cancelled_attempt_learns_of_it_at_its_next_report(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    assert claimed is not None
+    with JobReporter(stage.registry, job.id, claimed[1], LEASE_S) as reporter:
+        reporter.phase("training", 0.5)
+        running = stage.registry.get_job(job.id)
+        assert (running.phase, running.progress) == ("training", 0.5) and running.time_left_s is not None
+        stage.registry.cancel_job(job.id)
+        with pytest.raises(Conflict):
+            reporter.figures(0.6, {"held": 1.0})
+
+
+KEPT = TEXTS[:60]
+KEEPING = QUICK.model_copy(update={"max_steps": 10, "kl_weight": 0.1, "null_space_rank": 4})
+
+
+def edited(stage: Stage, model: HostedModel, text: str) -> str:
+    """Run an edit job with pass samples; the name of its delta's file."""
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    job = ask(stage, model, KEEPING, text, kept)
+    attempt(stage, job).run()
+    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED, stage.registry.get_job(job.id).error
+    return next(each for each in stage.registry.list_versions("m") if each.job_id == job.id).deltas[0].blob
+
+
+def with_settings(stage: Stage, **changed: object) -> Stage:
+    return replace(stage, settings=stage.settings.model_copy(update=changed))
+
+
+def test_a_second_job_reads_what_the_first_kept_and_makes_the_same_delta(stage: Stage) -> None:
+    model, folder = stage.host("m", "bert"), stage.settings.trunk_cache_folder
+    edited(stage, model, "my lamp is broken")
+    entries = sorted(folder.iterdir())
+    assert len(entries) > 2
+    for path in entries:
+        os.utime(path, (1, 1))
+    with_entries = edited(stage, model, "i want my money")
+    assert sorted(folder.iterdir()) == entries
+    assert all(path.stat().st_mtime > 1 for path in entries), "an entry was not read"
+    shutil.rmtree(folder)
+    assert edited(stage, model, "i want my money") == with_entries
+    assert sorted(folder.iterdir()) == entries
+    assert edited(with_settings(stage, trunk_cache_bytes=0), model, "i want my money") == with_entries
+
+
+def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stage) -> None:
+    model = stage.host("m", "bert")
+    bare = with_settings(stage, trunk_cache_bytes=0)
+    whole = edited(bare, model, "my lamp is broken")
+    streamed = with_settings(bare, stream_weights=True)
+    with attempt(streamed, ask(stage, model, KEEPING)).attempt.loaded(model) as network:
+        assert network.streamed is not None
+    assert edited(streamed, model, "my lamp is broken") == whole
+    needs = [job.result["estimated_peak_bytes"] for job in stage.registry.list_jobs()[0] if job.result]
+    assert len(needs) == 2 and min(needs) < max(needs)
+
+
+def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(stage.settings.effective_models_root / "m", "bert")
+    shutil.copytree(*(stage.settings.effective_models_root / name for name in ("m", "whole")))
+    samples = [Sample(input=text, target=label) for text, label in zip(KEPT, answers(KEPT), strict=True)]
+    reference = stage.blobs.put("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
+    asked: list[Network] = []
+
+    def answer(network: Network, *arguments: Any) -> Registered:
+        asked.append(network)
+        return answer_reference(network, *arguments)
+
+    monkeypatch.setattr(register_job, "answer_reference", answer)
+    streamed = with_settings(stage, stream_weights=True)
+    for way, name in ((streamed, "m"), (stage, "whole")):
+        attempt(way, stage.registry.create_model(new_model(name), reference)).run()
+    assert [network.streamed is not None for network in asked] == [True, False]
+    found, whole = (stage.registry.get_model(name) for name in ("m", "whole"))
+    assert found.state is ModelState.READY and found.num_pass_samples == len(KEPT)
+    assert found == whole.model_copy(update={"name": "m", "source": found.source})
+    edited(streamed, found, "my lamp is broken")
+
+
+def test_no_bytes_keep_nothing(stage: Stage) -> None:
+    edited(with_settings(stage, trunk_cache_bytes=0), stage.host("m", "bert"), "my lamp is broken")
+    assert not stage.settings.trunk_cache_folder.exists()
+
+
+def test_entries_belong_to_the_weights_their_type_and_the_folders_descriptions(stage: Stage) -> None:
+    of = attempt(stage, ask(stage, stage.host("m", "bert"), QUICK)).attempt
+
+    def name(model: HostedModel, dtype: torch.dtype = torch.float32) -> str:
+        network = build_network("bert")
+        network.model.to(dtype)
+        cache = of.sample_cache(model, network)
+        assert cache is not None and cache.max_bytes == stage.settings.trunk_cache_bytes
+        return cache.model
+
+    first, twin, other = (
+        stage.registry.get_model("m"),
+        stage.host("twin", "bert"),
+        stage.host("other", "roberta"),
+    )
+    assert name(first) == name(first) == name(twin)
+    assert len({name(first), name(first, torch.bfloat16), name(other)}) == 3
+    config = stage.settings.effective_models_root / "twin" / "config.json"
+    config.write_text(config.read_text().replace("LABEL", "label").replace("refund", "money back"))
+    assert name(twin) != name(first)
+
+
+def test_a_job_that_would_take_too_much_is_refused_and_leaves_nothing(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    blobs = Path(stage.settings.effective_blob_url)
+    before = sorted(blobs.rglob("*"))
+    attempt(with_settings(stage, memory_budget_bytes=1_000), job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.FAILED and ended.error is not None and ended.error.remedy
+    assert ended.error.code == "over_budget"
+    assert re.fullmatch(
+        r"The job would take about \d+ MiB of memory, .+; it may take 1 MiB\.", ended.error.message
+    )
+    assert stage.registry.list_versions("m") == [] and sorted(blobs.rglob("*")) == before
+
+
+def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    attempt(with_settings(stage, memory_budget_bytes=2**30), job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is JobState.SUCCEEDED and ended.result is not None, ended.error
+    weights = sum(weight.nbytes for weight in tiny_network("bert").model.parameters())
+    assert weights < ended.result["estimated_peak_bytes"] < 2**30
+
+
+@pytest.mark.parametrize(("available", "state"), [(None, JobState.SUCCEEDED), (0, JobState.FAILED)])
+def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, available: int | None, state: JobState
+) -> None:
+    monkeypatch.setattr(machine_memory, "available_bytes", lambda: available)
+    monkeypatch.setattr(machine_memory, "resident_bytes", lambda: 1_000)
+    job = new_edit_job(stage)
+    attempt(stage, job).run()
+    ended = stage.registry.get_job(job.id)
+    assert ended.state is state, ended.error
+    assert ended.error is None or ended.error.code == "over_budget"
+
+
+@pytest.mark.parametrize("text", ["?!", "not", "\N{GRINNING FACE}"])
+def test_an_edit_without_words_makes_a_version_that_can_be_edited(stage: Stage, text: str) -> None:
+    model = stage.host("m", "bert")
+    options = Hyperparameters(layer=QUICK.layer, max_steps=20, metric_width=8, trial_edits=0)
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    first = ask(stage, model, options, text, kept)
+    attempt(stage, first).run()
+    (version,) = (v for v in stage.registry.list_versions("m") if v.job_id == first.id)
+    layers = tiny_network("bert").layers
+    for delta in version.deltas:
+        metric = unpack_metric(stage.blobs.get(str(delta.metric)))
+        data = stage.blobs.get(delta.blob)
+        found = unpack(
+            data, base_sha256=str(model.sha256), layers=layers, metric=lambda _, known=metric: known
+        )
+        assert found.scoped is not None and found.scoped.tolls.any()
+
+
+def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
+    """A delta names the file that its entries live in, though that file does not know words yet."""
+    model = stage.host("m", "bert")
+    options = Hyperparameters(layer=QUICK.layer, max_steps=5, metric_width=8, trial_edits=0)
+    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
+    first = ask(stage, model, options, kept=kept)
+    attempt(stage, first).run()
+    new = stage.registry.get_model("m").scope_metric
+    assert new is not None
+    header, tensors = tensor_files.read(stage.blobs.get(new), noun="scope metric")
+    said = {name: header[name] for name in ("stack", "block", "paired")}
+    old = stage.blobs.put(
+        tensor_files.write({name: t for name, t in tensors.items() if not name.startswith("word_")}, said)
+    )
+    with stage.registry._database.write() as connection:
+        connection.exec_driver_sql("UPDATE models SET scope_metric = ? WHERE name = 'm'", (old,))
+    second = ask(stage, stage.registry.get_model("m"), options, "i want my money", kept)
+    attempt(stage, second).run()
+    assert stage.registry.get_job(second.id).state is JobState.SUCCEEDED
+    (delta,) = next(v for v in stage.registry.list_versions("m") if v.job_id == second.id).deltas
+    assert old != new
+    assert tensor_files.read_header(stage.blobs.get(delta.blob))["metric"] == old == delta.metric
+    assert stage.registry.get_model("m").scope_metric == old

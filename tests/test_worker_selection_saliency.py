@@ -1,0 +1,173 @@
+"""Saliency against a dense, slow reference, and the rule that chooses a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_worker_gradients import autograd_gradients, in_double, some_samples
+from tiny_models import ARCHITECTURES, tiny_network
+
+from salem.models.layers import find_matrices
+from salem.records import Hyperparameters, Layer, Recipe
+from worker.activations.gradients import TokenGradients
+from worker.selection.saliency import (
+    Measure,
+    block_saliency,
+    candidate_layers,
+    choose_layer,
+    fenced,
+    layer_saliency,
+    mean_absolute_gradient,
+    middle_layers,
+    profile,
+    shortlist,
+)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_score_is_the_mean_absolute_gradient_per_parameter_and_sample(architecture: str) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    alone = [autograd_gradients(network, [sample]) for sample in samples]
+    found = layer_saliency(network, samples, network.layers, batch_size=2)
+    for layer in network.layers:
+        expected = sum(float(gradients[layer.path].abs().mean()) for gradients in alone) / len(samples)
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+
+
+def test_scores_do_not_depend_on_the_batch_size() -> None:
+    network = tiny_network("gpt2")
+    samples = some_samples(network)
+    one, three = (layer_saliency(network, samples, network.layers, batch_size=size) for size in (1, 3))
+    assert one == pytest.approx(three, rel=1e-4)
+
+
+def test_opposite_samples_do_not_cancel() -> None:
+    u = torch.tensor([[[1.0, 2.0]], [[1.0, 2.0]]])
+    v = torch.tensor([[[3.0]], [[-3.0]]])
+    assert mean_absolute_gradient(TokenGradients(u, v)).tolist() == [4.5, 4.5]
+
+
+def stack_of(num_blocks: int) -> tuple[Layer, ...]:
+    sizes = {"stack": "layers", "matrix": "down", "d_in": 2, "d_out": 2, "transposed": False}
+    return tuple(Layer(path=f"layers.{i}.down", block=i, **sizes) for i in range(num_blocks))
+
+
+@pytest.mark.parametrize(
+    ("scores", "block"),
+    [((5.0, 4.0, 3.0, 2.0), 0), ((2.0, 4.0, 5.0, 3.0), 2), ((1.0, 1.0, 1.0, 1.0), 0)],
+)
+def test_the_most_salient_layer_is_chosen(scores: tuple[float, ...], block: int) -> None:
+    layers = stack_of(4)
+    named = {layer.path: score for layer, score in zip(layers, scores, strict=True)}
+    assert choose_layer(named, layers) == layers[block]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "blocks"),
+    [(1, [0]), (2, [1]), (3, [1]), (4, [2]), (6, [3]), (12, [6, 7])],
+)
+def test_the_middle_of_a_stack_is_never_empty(num_blocks: int, blocks: list[int]) -> None:
+    assert [layer.block for layer in middle_layers(stack_of(num_blocks))] == blocks
+
+
+def test_a_profile_lists_every_layer_and_marks_the_chosen_one() -> None:
+    layers = stack_of(3)
+    found = profile({layer.path: float(layer.block) for layer in layers}, layers, "layers.1.down")
+    assert [(item.block, item.score, item.chosen) for item in found] == [
+        (0, 0.0, False),
+        (1, 1.0, True),
+        (2, 2.0, False),
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt", "llama"])
+def test_a_norm_is_that_of_each_samples_dense_gradient(architecture: str) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    alone = [autograd_gradients(network, [sample]) for sample in samples]
+    found = layer_saliency(network, samples, network.layers, batch_size=2, measure="frobenius")
+    for layer in network.layers:
+        expected = sum(float(gradients[layer.path].norm()) for gradients in alone) / len(samples)
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt"])
+@pytest.mark.parametrize("measure", ["absolute", "frobenius"])
+def test_the_mean_gradient_is_measured_across_batches(architecture: str, measure: Measure) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    together = autograd_gradients(network, samples)  # of the summed loss
+    found = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure, over="mean")
+    per_sample = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure)
+    for layer in network.layers:
+        mean = together[layer.path] / len(samples)
+        expected = float(mean.abs().mean() if measure == "absolute" else mean.norm())
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+        assert found[layer.path] < per_sample[layer.path], "gradients of different samples cancel in part"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_every_matrix_of_a_block_can_be_scored(architecture: str) -> None:
+    network = in_double(architecture)
+    matrices = find_matrices(network.model)
+    assert set(network.layers) < set(matrices)
+    # Any layers serve the reference as long as the network names them.
+    whole = replace(network, layers=matrices)
+    sample = some_samples(network)[:1]
+    dense = autograd_gradients(whole, sample)
+    for measure in ("absolute", "frobenius"):
+        found = layer_saliency(network, sample, matrices, measure=measure)
+        blocks = block_saliency(found, matrices, measure)
+        for block, score in blocks.items():
+            inside = [dense[layer.path] for layer in matrices if f"{layer.stack}.{layer.block}" == block]
+            flat = torch.cat([gradient.flatten() for gradient in inside])
+            expected = flat.abs().mean() if measure == "absolute" else flat.norm()
+            assert score == pytest.approx(float(expected), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("scores", "left_out"),
+    [
+        ((1.0, 2.0, 3.0, 4.0, 100.0), [4]),
+        ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), []),
+        ((1.0, 2.0, 3.0, 4.0, 7.0), []),  # the fence itself: 4 + 1.5 x (4 - 2)
+        ((1.0, 2.0, 3.0, 4.0, 7.01), [4]),
+        ((1.0, 1.0, 900.0), []),
+        ((2.0, 2.0, 2.0, 2.0), []),
+        ((0.0, 50.0, 51.0, 52.0, 53.0), []),  # a block far below the others is no danger
+    ],
+)
+def test_the_fence_leaves_out_what_lies_far_above(scores: tuple[float, ...], left_out: list[int]) -> None:
+    named = {f"layers.{i}": score for i, score in enumerate(scores)}
+    assert [i for i in range(len(scores)) if f"layers.{i}" not in fenced(named)] == left_out
+
+
+def test_a_shortlist_is_in_the_order_of_salience() -> None:
+    layers = stack_of(4)
+    named = {layer.path: score for layer, score in zip(layers, (1.0, 3.0, 2.0, 3.0), strict=True)}
+    assert [layer.block for layer in shortlist(named, layers, 3)] == [1, 3, 2]
+    assert len(shortlist(named, layers, 9)) == 4
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None:
+    network = tiny_network(architecture)
+    encoder, decoder = (layer.stack for layer in (network.layers[0], network.layers[-1]))
+    scoped = candidate_layers(network, Hyperparameters())
+    assert {layer.stack for layer in scoped} == {decoder}
+    every = candidate_layers(network, Hyperparameters(candidates="all"))
+    assert every == network.layers == candidate_layers(network, Hyperparameters(recipe=Recipe.PAPER))
+    mend = candidate_layers(network, Hyperparameters(recipe=Recipe.MEND))
+    assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
+
+
+def test_entries_of_a_classifier_are_made_where_the_label_is_read_off() -> None:
+    classifier = tiny_network("bert")
+    last, middle = classifier.layers[-1:], middle_layers(classifier.layers)
+    assert candidate_layers(classifier, Hyperparameters()) == last != middle
+    for recipe in (Recipe.MEND, Recipe.RIDGE):
+        assert candidate_layers(classifier, Hyperparameters(recipe=recipe)) == middle
+    assert candidate_layers(classifier, Hyperparameters(candidates="middle")) == middle

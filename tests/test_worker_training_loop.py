@@ -1,0 +1,284 @@
+"""The training loop: which term it returns, when it stops, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from test_worker_recipes import case
+from torch import Tensor, nn
+
+from salem.deltas.terms import LayerDelta, LowRank, applied
+from salem.models.batching import encode, forward
+from salem.records import Hyperparameters, Sample
+from worker.activations.trunk_sets import TrunkSet
+from worker.numerics.losses import Where, kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.training.loop import (
+    CHECK_EVERY,
+    Prepared,
+    _Pulling,
+    _step,
+    edit_loss,
+    prepare_dataset,
+    standing,
+    train,
+)
+
+HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
+
+
+class Factors:
+    """The simplest learner: the factors of the update themselves, handed out uncopied."""
+
+    learning_rate = 0.05
+    kl_weight = 0.1
+    shared = True
+
+    def __init__(self, d_in: int, d_out: int, *, rank: int = 4) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.a = nn.Parameter(torch.randn(rank, d_in, generator=draw) / d_in**0.5)
+        self.b = nn.Parameter(torch.zeros(d_out, rank))
+        self.seen: list[LowRank] = []
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter((self.a, self.b))
+
+    def term(self) -> LowRank:
+        self.seen.append(LowRank(self.a.detach().clone(), self.b.detach().clone()))
+        return LowRank(self.a, self.b)
+
+
+class Spoiled(Factors):
+    """A learner whose update is wrecked after so many terms: only an early term is any good."""
+
+    def __init__(self, d_in: int, d_out: int, *, good_terms: int) -> None:
+        super().__init__(d_in, d_out)
+        self.good_terms = good_terms
+
+    def term(self) -> LowRank:
+        if len(self.seen) == self.good_terms:
+            with torch.no_grad():
+                self.b.mul_(-50.0)
+        return super().term()
+
+
+def corrections() -> list[Sample]:
+    batch = case("bert").batch
+    return [*batch.edit_samples, *(sample for _, sample in batch.adapt_samples)]
+
+
+def prepared() -> Prepared:
+    of = case("bert")
+    return prepare_dataset(of.network, corrections(), of.batch.pass_samples, of.network.layers[1])
+
+
+def learner() -> Factors:
+    layer = case("bert").network.layers[1]
+    return Factors(layer.d_in, layer.d_out)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def random_term(scale: float = 0.3) -> LowRank:
+    layer = case("bert").network.layers[1]
+    a, b = (torch.randn(*shape, generator=generator()) for shape in ((2, layer.d_in), (layer.d_out, 2)))
+    return LowRank(a, b * scale)
+
+
+def test_pass_samples_are_split_between_training_and_choosing() -> None:
+    ready, of = prepared(), case("bert")
+    assert ready.validation.num_samples > 0
+    assert ready.keep.num_samples + ready.validation.num_samples == len(of.batch.pass_samples)
+    assert ready.corrections.num_samples == len(corrections())
+
+
+def test_a_standing_is_what_the_whole_model_answers_with_the_term() -> None:
+    of, term = case("bert"), random_term()
+    count = prepared().validation.num_samples
+    kept = list(of.batch.pass_samples[:count])
+
+    def logits(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+        batch = encode(of.network, samples)
+        with torch.no_grad():
+            before = forward(of.network, batch)
+            with applied(of.network.model, [LayerDelta(of.network.layers[1].path, (term,))]):
+                after = forward(of.network, batch)
+        divergence = kl_per_sample(before.logits.log_softmax(-1), after)
+        return worst_margin_per_sample(before), worst_margin_per_sample(after), divergence
+
+    found = standing(of.network, prepared(), term, HYPER)
+    _, margins, _ = logits(corrections())
+    before, after, divergence = logits(kept)
+    assert found.held == pytest.approx(float((margins > 0).float().mean()))
+    assert found.firm == pytest.approx(float((margins > HYPER.margin / 2).float().mean()))
+    assert found.lost == pytest.approx(float(((before > 0) & (after <= 0)).float().mean()))
+    assert found.divergence == pytest.approx(float(divergence.mean()), rel=1e-3)
+    assert found.divergence > 0
+
+
+def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
+    of, ready = case("bert"), prepared()
+    (chunk,) = ready.corrections.chunks
+    found = edit_loss(
+        of.network,
+        chunk,
+        LowRank(torch.zeros(1, 24), torch.zeros(16, 1)),
+        HYPER.model_copy(update={"margin": 0.0}),
+    )
+    with torch.no_grad():
+        expected = nll_per_sample(forward(of.network, encode(of.network, corrections()))).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_training_returns_the_best_term_with_its_standing() -> None:
+    of, ready = case("bert"), prepared()
+    term, best = train(of.network, ready, learner(), HYPER, generator())
+    assert best.held == 1.0
+    assert standing(of.network, ready, term, HYPER) == best
+    assert not any(value.requires_grad for value in vars(term).values())
+
+
+def test_the_best_term_is_not_moved_by_the_steps_after_it() -> None:
+    of, ready, layer = case("bert"), prepared(), case("bert").network.layers[1]
+    spoiled = Spoiled(layer.d_in, layer.d_out, good_terms=2 * CHECK_EVERY + 4)
+    term, best = train(of.network, ready, spoiled, HYPER, generator())
+    assert isinstance(term, LowRank)
+    assert any(torch.equal(term.a, seen.a) and torch.equal(term.b, seen.b) for seen in spoiled.seen)
+    assert not torch.equal(term.b, spoiled.b)
+    assert standing(of.network, ready, term, HYPER) == best
+
+
+def test_the_same_seed_trains_the_same_term() -> None:
+    of = case("bert")
+    one, two = (train(of.network, prepared(), learner(), HYPER, generator())[0] for _ in range(2))
+    assert isinstance(one, LowRank) and isinstance(two, LowRank)
+    assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b)
+
+
+def test_progress_is_told_and_ends_at_one_or_early() -> None:
+    of, told = case("bert"), []
+    train(
+        of.network,
+        prepared(),
+        learner(),
+        HYPER,
+        generator(),
+        lambda share, figures: told.append((share, figures)),
+    )
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
+    assert all(set(figures) == {"held", "lost", "divergence"} for _, figures in told)
+
+
+def test_training_stops_when_nothing_gets_better() -> None:
+    of, still = case("bert"), learner()
+    patient = HYPER.model_copy(update={"max_steps": 2_000})
+    told: list[float] = []
+    _, best = train(of.network, prepared(), still, patient, generator(), lambda share, _: told.append(share))
+    assert best.held == 1.0
+    assert told[-1] < 1.0
+
+
+def test_what_keeps_other_answers_in_place_is_felt() -> None:
+    of, ready = case("bert"), prepared()
+    free, held = (
+        train(of.network, ready, learner(), HYPER.model_copy(update={"kl_weight": weight}), generator())[1]
+        for weight in (0.0, 10.0)
+    )
+    assert held.divergence < free.divergence
+
+
+def cut(whole: TrunkSet, size: int) -> TrunkSet:
+    """The same samples in chunks of so many."""
+    parts = [chunk.rows(rows) for chunk in whole.chunks for rows in torch.arange(len(chunk)).split(size)]
+    return TrunkSet(tuple(parts))
+
+
+@pytest.mark.parametrize(("shared", "steps"), [(True, 2), (False, 1)])
+def test_shared_parameters_take_a_step_for_each_chunk(shared: bool, steps: int) -> None:
+    of, ready, one = case("bert"), prepared(), learner()
+    ready = replace(ready, corrections=cut(ready.corrections, 2))
+    assert len(ready.corrections.chunks) == 2
+    one.shared = shared
+    hyper = HYPER.model_copy(update={"max_steps": 1, "margin": 0.0})
+    train(of.network, ready, one, hyper, generator())
+    moved = {tuple(term.b.flatten().tolist()) for term in one.seen}
+    assert len(moved) == steps + 1, "as it began, and after every step"
+
+
+def test_the_chunks_of_a_round_are_all_corrections_each_weighing_the_same() -> None:
+    of, ready = case("bert"), prepared()
+    whole = cut(ready.corrections, 2)
+    num = whole.num_samples
+    assert num > 2
+    pulling = _Pulling(of.network, whole, HYPER)
+    shares = [share for step in pulling.by_chunk(generator()) for share in step]
+    seen = torch.cat([share.chunk.samples for share in shares])
+    assert sorted(seen.tolist()) == list(range(num))
+    assert all(share.weight == 1.0 for share in shares), "a step is a mean over its chunk"
+    draw = generator()
+    firsts = [int(next(pulling.by_chunk(draw))[0].chunk.samples[0]) for _ in range(20)]
+    assert len(set(firsts)) > 1, "each round has its own order"
+    worst = torch.full((num,), HYPER.margin + 1)
+    worst[1] = HYPER.margin - 1
+    pulling.rest(holding(worst))
+    steps = list(pulling.by_chunk(generator()))
+    assert sorted(len(step) for step in steps) == [0] * (len(whole.chunks) - 1) + [1]
+    assert [share.weight for step in steps for share in step] == [0.5], "the other half of its chunk rests"
+
+
+def holding(worst: Tensor) -> Where:
+    """Where corrections stand that have nothing to forget."""
+    return Where(worst, torch.zeros_like(worst))
+
+
+def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> None:
+    of, ready = case("bert"), prepared()
+    num = ready.corrections.num_samples
+    pulling = _Pulling(of.network, ready.corrections, HYPER)
+    assert sum(len(share.chunk) for share in pulling.shares()) == num and pulling.any
+    worst = torch.full((num,), HYPER.margin + 1)
+    worst[1] = HYPER.margin - 1
+    pulling.rest(holding(worst))
+    (share,) = pulling.shares()
+    assert share.chunk.samples.tolist() == [1]
+    assert share.weight == pytest.approx(1 / num), "it pulls as much as if the others did not rest"
+    pulling.rest(holding(worst + 2))
+    assert not pulling.shares() and not pulling.any
+    pulling.rest(holding(worst))
+    assert pulling.any
+
+
+@pytest.mark.parametrize("option", [{"margin": 0.0}, {"rest_when_held": False}], ids=str)
+def test_without_a_margin_or_its_extent_no_correction_rests(option: dict[str, object]) -> None:
+    of, ready = case("bert"), prepared()
+    pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update=option))
+    pulling.rest(holding(torch.full((ready.corrections.num_samples,), 1e6)))
+    assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_nothing_pulls_at_is_not_carried_on_by_momentum(shared: bool) -> None:
+    values = nn.Parameter(torch.zeros(2, 3, 4))
+    optimizer = torch.optim.Adam([values], lr=0.1)
+    both, second = torch.ones(2, 3, 4), torch.ones(2, 3, 4)
+    second[0] = 0.0
+    _step(optimizer, [values], [both], shared=shared)
+    then = values.detach().clone()
+    assert (then < 0).all()
+    _step(optimizer, [values], [second], shared=shared)
+    assert (values[1] < then[1]).all()
+    assert torch.equal(values[0], then[0]) == (not shared)
+
+
+def test_training_ends_once_all_hold_and_nothing_is_to_be_kept() -> None:
+    of, ready = case("bert"), prepared()
+    learner = Factors(ready.layer.d_in, ready.layer.d_out)
+    hyper = HYPER.model_copy(update={"kl_weight": 0.0, "margin": 0.05, "max_steps": 1_000})
+    _, best = train(of.network, ready, learner, hyper, torch.Generator())
+    assert best.held == 1.0
+    assert len(learner.seen) < 100

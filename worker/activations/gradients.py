@@ -1,0 +1,110 @@
+"""u and v: the two halves of a linear layer's gradient, per sample and token.
+
+u is what enters the layer, v the loss gradient at what leaves it; the weight gradient is vᵀu (MEND, section
+3.1). Weights are frozen, so no weight gradient is ever formed here; see `weight_gradient` for the dense
+reference.
+
+Does not know what the gradients are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salem.models.batching import Answers, Batch, forward
+from salem.models.loading import Network
+from salem.models.trunk import Trunk, resume
+from salem.records import Layer
+from worker.numerics.losses import nll_per_sample
+
+Loss = Callable[[Answers], Tensor]  # -> [n]
+
+
+@dataclass(frozen=True)
+class TokenGradients:
+    """One layer's u and v for n samples, padded to t tokens; rows without gradient are zero in v."""
+
+    u: Tensor  # [n, t, d_in]
+    v: Tensor  # [n, t, d_out]
+
+    def weight_gradient(self) -> Tensor:
+        """The gradient of the summed loss with respect to the weight, dense: [d_out, d_in]."""
+        return self.v.flatten(0, 1).T @ self.u.flatten(0, 1)
+
+    def token_rows(self) -> tuple[Tensor, Tensor]:
+        """u [k, d_in] and v [k, d_out] of the k tokens that carry a gradient (MEND drops the others too)."""
+        kept = self._carrying()
+        return self.u[kept], self.v[kept]
+
+    def token_places(self) -> Tensor:
+        """Sample and column of each row of `token_rows` -> [k, 2]."""
+        return self._carrying().nonzero()
+
+    def token_samples(self) -> Tensor:
+        """The sample of each row of `token_rows` -> [k]."""
+        return self.token_places()[:, 0]
+
+    def _carrying(self) -> Tensor:
+        """Tokens that carry a gradient -> [n, t] bool."""
+        return (self.v != 0).any(-1) & (self.u != 0).any(-1)
+
+
+def token_gradients(network: Network, batch: Batch, layers: Sequence[Layer]) -> dict[str, TokenGradients]:
+    """u and v of every layer from one forward and one backward of the summed loss, by layer path.
+
+    The loss of a sample is the mean negative log-likelihood over its answer positions.
+    """
+    with _recording(network, layers) as taken:
+        return _backward(taken, forward(network, batch))
+
+
+def suffix_gradients(
+    network: Network, trunk: Trunk, loss_per_sample: Loss = nll_per_sample
+) -> TokenGradients:
+    """The same for the trunk's own layer only, running the blocks from its block up; any loss of a sample."""
+    with _recording(network, [trunk.layer]) as taken:
+        return _backward(taken, resume(network, trunk), loss_per_sample)[trunk.layer.path]
+
+
+def _backward(
+    taken: dict[str, tuple[Tensor, Tensor]], answers: Answers, loss_per_sample: Loss = nll_per_sample
+) -> dict[str, TokenGradients]:
+    loss = loss_per_sample(answers).sum()
+    outputs = [output for _, output in taken.values()]
+    gradients = torch.autograd.grad(loss, outputs)
+    return {
+        path: TokenGradients(_batched(u, answers.num_samples), _batched(v, answers.num_samples))
+        for (path, (u, _)), v in zip(taken.items(), gradients, strict=True)
+    }
+
+
+def _batched(rows: Tensor, n: int) -> Tensor:
+    """[n, t, d] whatever the model's own shape: some (OPT) flatten samples and tokens before a matrix."""
+    return rows.detach().reshape(n, -1, rows.shape[-1])
+
+
+@contextmanager
+def _recording(network: Network, layers: Sequence[Layer]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Collect (input, output) of every layer in the order of execution, outputs as part of the graph."""
+    taken: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook_for(path: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            # With frozen weights nothing needs a gradient until the first recorded layer asks for one.
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            taken[path] = (args[0], output)
+            return output
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = network.module(layer.path).register_forward_hook(hook_for(layer.path))
+            stack.callback(handle.remove)
+        yield taken

@@ -1,0 +1,139 @@
+"""One attempt of one job: what its work stands on, and the reading of models, deltas and reference sets.
+
+Knows where things are kept. Does not know what any kind of job does, nor when an attempt begins or ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Concatenate, ParamSpec
+
+from salem.deltas.files import unpack
+from salem.deltas.terms import LayerDelta
+from salem.models.layers import layer_at
+from salem.models.loading import (
+    Network,
+    check_registered,
+    descriptions_sha256,
+    load,
+    registered_folder,
+    unwritten,
+)
+from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
+from salem.scope.metric import Metric
+from salem.scope.metric_files import unpack_metric
+from salem.settings import Settings
+from salem.storage.blobs import BlobStore
+from salem.storage.registry import Registry
+from worker.activations.cache import SampleCache
+from worker.attempts.machine_memory import reachable_bytes
+from worker.attempts.retries import patiently
+from worker.hypernetworks.files import TrainedEditor, unpack_editor
+from worker.recipes.base import Left
+from worker.recipes.memory import Estimate, check_budget
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A claimed job. Whatever it wants to keep is written together with the job's end, under its lease."""
+
+    settings: Settings
+    registry: Registry
+    blobs: BlobStore
+    job: Job
+    lease: str
+
+    @contextmanager
+    def loaded(self, model: HostedModel) -> Iterator[Network]:
+        """The hosted model, in memory or streamed as the settings say; what is made of it is kept afterwards.
+
+        Raises:
+            ModelNotReady: its files are gone or not the registered ones any more, or, at the end, were
+                written to.
+            UnsupportedModel: its folder cannot be loaded.
+        """
+        folder = self._folder(model)
+        with unwritten(folder, model.name):
+            check_registered(folder, model)
+            settings = self.settings
+            network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
+            # Another release may find other layers; deltas are read by those that were registered.
+            yield replace(network, layers=model.layers)
+
+    def afford(self, needed: Estimate, network: Network) -> None:
+        """Refuse before it starts what would take more memory than the job may.
+
+        Raises:
+            OverBudget: the message says how much it would take, and of what.
+        """
+        check_budget(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
+
+    def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
+        """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""
+        settings = self.settings
+        if not settings.trunk_cache_bytes:
+            return None
+        described = descriptions_sha256(self._folder(model))
+        arithmetic = (model.sha256, described, network.model.dtype, network.device)
+        name = " ".join(map(str, arithmetic))
+        return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
+
+    def keep(self, data: bytes) -> Sha256:
+        """Put what was made among the blobs, where nobody sees it before the job has ended."""
+        return patiently(self.blobs.put, data)
+
+    def end(
+        self, finish: Callable[Concatenate[str, str, P], object], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """End the job as succeeded, together with what `finish` records.
+
+        Raises:
+            LeaseLost: another attempt has the job, or it was cancelled; nothing was recorded.
+        """
+        patiently(finish, self.job.id, self.lease, *args, **more)
+
+    def _folder(self, model: HostedModel) -> Path:
+        return registered_folder(model, self.settings.effective_models_root)
+
+    def version(self, model: HostedModel, number: int) -> Version:
+        return self.registry.resolve(ModelReference(model=model.name, number=number))
+
+    def stored(self, delta: Delta, model: HostedModel) -> LayerDelta:
+        """A delta as its file holds it, with its metric where it is scoped."""
+        data = self.blobs.get(delta.blob)
+        return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
+
+    def unpacked(self, delta: Delta, model: HostedModel, network: Network) -> LayerDelta:
+        """A delta as it is applied: on the network's device, in its type."""
+        return self.stored(delta, model).to(network.device, network.model.dtype)
+
+    def metric(self, name: Sha256 | None, network: Network) -> Metric | None:
+        """The scope metric with this name on the network's device; None where there is none yet."""
+        return None if name is None else self._metric(name).to(network.device)
+
+    def left(self, model: HostedModel, network: Network, metric: Sha256 | None, editor: str | None) -> Left:
+        """What earlier jobs left for one that was given this metric and this editor.
+
+        Raises:
+            NotFound: there is no such editor.
+            DeltaRejected: its file is damaged, or belongs to other base weights or another layer.
+        """
+        trained = None if editor is None else self._editor(editor, model).to(network.device)
+        return Left(self.metric(metric, network), trained, self.sample_cache(model, network))
+
+    def _editor(self, name: str, model: HostedModel) -> TrainedEditor:
+        kept = self.registry.editors.get(name)
+        data = self.blobs.get(kept.blob)
+        return unpack_editor(data, base_sha256=str(model.sha256), layer=layer_at(model.layers, kept.layer))
+
+    def _metric(self, name: Sha256) -> Metric:
+        return unpack_metric(self.blobs.get(name))
+
+    def reference(self, model: HostedModel) -> list[ReferenceSample]:
+        """The reference samples that the base answers rightly."""
+        return self.registry.reference_samples(model.name, correct=True)

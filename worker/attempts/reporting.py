@@ -1,0 +1,96 @@
+"""Keeps a running job's row alive and up to date: lease, phase, progress, time left.
+
+A thread renews the lease while the work is deep in a long call; what it learns (the lease is gone) is
+raised in the work's own thread at the next report. A report that does not reach the database is missed, and
+the work goes on. Knows the registry's job rows only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import structlog
+
+from salem.errors import LeaseLost, SalemError, Unavailable
+from salem.records import LayerScore
+from salem.storage.registry import Registry
+from worker.attempts.retries import timed_out
+
+
+class JobReporter:
+    """The reports of one attempt. Use as a context manager; implements `worker.pipeline.steps.Observer`."""
+
+    def __init__(self, registry: Registry, job_id: str, lease: str, lease_s: float) -> None:
+        self._registry, self._job_id, self._lease, self._lease_s = registry, job_id, lease, lease_s
+        self._began = time.monotonic()
+        self._lost: LeaseLost | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> JobReporter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join(self._lease_s)
+
+    def phase(self, name: str, progress: float) -> None:
+        self._report(phase=name, progress=progress)
+
+    def saliency(self, scores: Sequence[LayerScore]) -> None:
+        self._report(saliency=scores)
+
+    def figures(self, progress: float, figures: dict[str, float]) -> None:
+        self._report(progress=progress, metrics=figures)
+
+    def _report(
+        self,
+        *,
+        phase: str | None = None,
+        progress: float | None = None,
+        saliency: Sequence[LayerScore] | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            self._registry.report(
+                self._job_id,
+                self._lease,
+                lease_s=self._lease_s,
+                phase=phase,
+                progress=progress,
+                time_left_s=self._time_left_s(progress),
+                saliency=saliency,
+                metrics=metrics,
+            )
+        except Unavailable as error:
+            if timed_out(error):
+                raise
+            self._missed(error)
+
+    def _time_left_s(self, progress: float | None) -> float | None:
+        """As long again as it took so far, in proportion to what is left."""
+        if not progress:
+            return None
+        return (time.monotonic() - self._began) * (1 - progress) / progress
+
+    def _renew(self) -> None:
+        while not self._stopping.wait(self._lease_s / 3):
+            try:
+                self._registry.report(self._job_id, self._lease, lease_s=self._lease_s)
+            except LeaseLost as lost:
+                self._lost = lost
+                return
+            except SalemError as error:
+                self._missed(error)
+
+    def _missed(self, error: SalemError) -> None:
+        """The work goes on: if the lease was lost meanwhile, a later report says so."""
+        structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.reason)

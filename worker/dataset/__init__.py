@@ -1,0 +1,4 @@
+"""The edit dataset of a job: edit, adapt, and pass samples, what is held out, and rule-made augmentations.
+
+Must not know jobs, storage, or how a delta is made. Start with `split.build_edit_batch`.
+"""

@@ -1,0 +1,143 @@
+"""Rule-made rewordings: the same request typed by somebody else, somewhere else, in a hurry.
+
+One kind of rule changes how a request is typed, the other exchanges a word for a synonym. They teach a
+metric which differences between texts do not matter. A rewording keeps its answer; none is ever counted as a
+measured sample. Pure functions of text and a seeded generator.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+from salem.records import Sample
+from salem.scope.lexical import Wording
+from worker.dataset.synonyms import SYNONYMS
+
+DRAWS = 5
+
+_LEADS = (
+    "please",
+    "hello,",
+    "hi there,",
+    "quick question:",
+    "so",
+    "well,",
+    "sorry,",
+    "ok",
+    "tell me:",
+    "again:",
+)
+_TAILS = ("please", "thanks", "thank you", "asap", "or what", "you know", "right")
+_SMALL_WORDS = frozenset(
+    (
+        *("a", "an", "the", "is", "are", "was", "were", "of", "in", "on", "at", "to", "for", "and", "or"),
+        *("but", "so", "just", "really", "very", "my", "your", "it", "this", "that", "i"),
+    )
+)
+
+
+_PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # names are left alone
+Rule = Callable[[list[str], random.Random], list[str]]
+
+
+def reword(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
+    """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text.
+
+    `rules` are those of typing where nothing else is said.
+    """
+    words = sample.input.split()
+    for rule in rng.sample(rules or TYPING, 2):
+        words = rule(words, rng) or words
+    return sample.model_copy(update={"input": " ".join(words) or sample.input})
+
+
+def reword_all(
+    samples: Sequence[Sample], rng: random.Random, rules: Sequence[Rule] | None = None
+) -> list[Sample]:
+    """One rewording of each sample, in order, that negates no more and no less; else the sample itself.
+
+    `rules` are all there are where nothing else is said.
+    """
+    return [_as_negated(sample, rng, rules or EVERY_RULE) for sample in samples]
+
+
+def _as_negated(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
+    own = Wording.of(sample)
+    drawn = (reword(sample, rng, rules) for _ in range(DRAWS))
+    return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
+
+
+def _drop_words(words: list[str], rng: random.Random) -> list[str]:
+    return [word for word in words if _names_something(word) or rng.random() > 0.15]
+
+
+def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
+    return [word for word in words if word.lower() not in _SMALL_WORDS or rng.random() < 0.3]
+
+
+def _keep_half(words: list[str], rng: random.Random) -> list[str]:
+    """One half of a long text: the point is often made twice."""
+    if len(words) < 12:
+        return words
+    middle = rng.randrange(len(words) // 3, 2 * len(words) // 3)
+    return words[:middle] if rng.random() < 0.5 else words[middle:]
+
+
+def _names_something(word: str) -> bool:
+    """Names and numbers say what a text is about: without them it is another text."""
+    return word[:1].isupper() or any(character.isdigit() for character in word)
+
+
+def _swap_neighbors(words: list[str], rng: random.Random) -> list[str]:
+    if len(words) < 3:
+        return words
+    place = rng.randrange(len(words) - 1)
+    return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+
+
+def _mistype(words: list[str], rng: random.Random) -> list[str]:
+    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not _names_something(word)]
+    if not long_ones:
+        return words
+    index = rng.choice(long_ones)
+    cut = rng.randrange(1, len(words[index]) - 1)
+    return [*words[:index], words[index][:cut] + words[index][cut + 1 :], *words[index + 1 :]]
+
+
+def _lower(words: list[str], rng: random.Random) -> list[str]:
+    return [word.lower().strip(".,!?") or word for word in words]
+
+
+def _lead(words: list[str], rng: random.Random) -> list[str]:
+    return [rng.choice(_LEADS), *words]
+
+
+def _tail(words: list[str], rng: random.Random) -> list[str]:
+    return [*words, rng.choice(_TAILS)]
+
+
+def _exchange_synonym(words: list[str], rng: random.Random) -> list[str]:
+    """One word for another of the same meaning, with whatever is attached to it."""
+    known = [(place, found) for place, word in enumerate(words) if (found := _PLAIN_WORD.search(word))]
+    known = [(place, found) for place, found in known if found.group() in SYNONYMS]
+    if not known:
+        return words
+    place, found = rng.choice(known)
+    other = rng.choice(SYNONYMS[found.group()])
+    word = words[place]
+    return [*words[:place], word[: found.start()] + other + word[found.end() :], *words[place + 1 :]]
+
+
+TYPING: tuple[Rule, ...] = (
+    _drop_words,
+    _drop_small_words,
+    _keep_half,
+    _swap_neighbors,
+    _mistype,
+    _lower,
+    _lead,
+    _tail,
+)
+EVERY_RULE = (*TYPING, _exchange_synonym)

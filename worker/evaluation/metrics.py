@@ -1,0 +1,169 @@
+"""Measures a version: what it answers to edits, paraphrases and held-out pass samples, before and after.
+
+The figures and their sources are defined in docs/metrics.md. Knows samples, and what a subject says of them;
+does not know how the delta was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple, Protocol
+
+from salem.inference.predict import is_right, same_answer
+from salem.records import (
+    EditBatch,
+    EditOutcome,
+    Extent,
+    Flip,
+    Forgetting,
+    MeanExtent,
+    Metrics,
+    Proportion,
+    Sample,
+    TextInput,
+)
+from worker.numerics.intervals import paired_drop, proportion
+
+Kind = Literal["edit", "adapt", "held_out_paraphrase"]
+DIGITS = 6  # of ranks and probabilities, as of a prediction's scores
+
+
+class Known(NamedTuple):
+    """How well an answer is known; docs/metrics.md defines both for labels and for texts."""
+
+    rank: float  # 1: the likeliest
+    probability: float
+
+
+class Subject(Protocol):
+    """What is measured."""
+
+    def answers(self, inputs: Sequence[TextInput]) -> list[str]: ...
+
+    def knows(self, samples: Sequence[Sample]) -> list[Known]: ...
+
+
+def evaluate(
+    batch: EditBatch, before: Subject, after: Subject, *, generates: bool, notes: Sequence[str] = ()
+) -> Metrics:
+    """Measure on all that the batch holds. `before` is the parent, `after` the new version."""
+    outcomes = _outcomes(batch, before, after)
+    flips, drawdown, locality = _drawdown(batch.held_out_pass_samples, before, after)
+    edit_accuracy = _accuracy(outcomes, "edit")
+    assert edit_accuracy is not None, "an edit batch holds at least one edit"
+    return Metrics(
+        edit_accuracy=edit_accuracy,
+        adapt_accuracy=_accuracy(outcomes, "adapt"),
+        generalization=_accuracy(outcomes, "held_out_paraphrase"),
+        drawdown=drawdown,
+        locality=locality,
+        forgetting=_forgetting(outcomes),
+        protocol="free generation" if generates else "argmax",
+        outcomes=outcomes,
+        flips=flips,
+        notes=(*_missing_figures(batch), *notes),
+    )
+
+
+def _outcomes(batch: EditBatch, before: Subject, after: Subject) -> tuple[EditOutcome, ...]:
+    measured: list[tuple[int, Kind, Sample]] = [(i, "edit", s) for i, s in enumerate(batch.edit_samples)]
+    measured += [(i, "adapt", s) for i, s in batch.adapt_samples]
+    measured += [(i, "held_out_paraphrase", s) for i, s in batch.held_out_paraphrases]
+    samples = [sample for _, _, sample in measured]
+    extents = _extents(samples, before, after)
+    answers = zip(before.answers(samples), after.answers(samples), strict=True)
+    return tuple(
+        EditOutcome(
+            edit=index,
+            kind=kind,
+            input=sample.input,
+            text_pair=sample.text_pair,
+            target=sample.target,
+            forget=sample.forget,
+            before=old,
+            after=new,
+            correct=is_right(new, sample),
+            extent=extents.get(place),
+        )
+        for place, ((index, kind, sample), (old, new)) in enumerate(zip(measured, answers, strict=True))
+    )
+
+
+def _extents(samples: Sequence[Sample], before: Subject, after: Subject) -> dict[int, Extent]:
+    """By the place of each sample that forgets."""
+    places = [place for place, sample in enumerate(samples) if sample.forgets]
+    asked = [samples[place] for place in places]
+    if not asked:
+        return {}
+    return {
+        place: Extent(
+            rank_before=round(old.rank, DIGITS),
+            rank_after=round(new.rank, DIGITS),
+            probability_before=round(old.probability, DIGITS),
+            probability_after=round(new.probability, DIGITS),
+        )
+        for place, old, new in zip(places, before.knows(asked), after.knows(asked), strict=True)
+    }
+
+
+def _forgetting(outcomes: Sequence[EditOutcome]) -> Forgetting | None:
+    edit = _mean_extent(outcomes, "edit")
+    if edit is None:
+        return None
+    reworded = {kind: _mean_extent(outcomes, kind) for kind in ("adapt", "held_out_paraphrase")}
+    return Forgetting(edit=edit, **reworded)
+
+
+def _mean_extent(outcomes: Sequence[EditOutcome], kind: Kind) -> MeanExtent | None:
+    extents = [outcome.extent for outcome in outcomes if outcome.kind == kind and outcome.extent]
+    if not extents:
+        return None
+    means = {
+        name: round(fmean(getattr(extent, name) for extent in extents), DIGITS)
+        for name in Extent.model_fields
+    }
+    return MeanExtent(**means, count=len(extents))
+
+
+def _accuracy(outcomes: Sequence[EditOutcome], kind: Kind) -> Proportion | None:
+    return proportion([outcome.correct for outcome in outcomes if outcome.kind == kind])
+
+
+def _drawdown(
+    samples: Sequence[Sample], before: Subject, after: Subject
+) -> tuple[tuple[Flip, ...], Proportion | None, Proportion | None]:
+    """The samples whose answer changed, the drawdown, and the share whose answer did not change."""
+    if not samples:
+        return (), None, None
+    old, new = before.answers(samples), after.answers(samples)
+    right_before = [is_right(o, s) for o, s in zip(old, samples, strict=True)]
+    right_after = [is_right(n, s) for n, s in zip(new, samples, strict=True)]
+    changed = [not same_answer(o, n) for o, n in zip(old, new, strict=True)]
+    flips = tuple(
+        Flip(
+            input=sample.input,
+            text_pair=sample.text_pair,
+            target=sample.answer,
+            before=old[i],
+            after=new[i],
+            broken=right_before[i] and not right_after[i],
+        )
+        for i, sample in enumerate(samples)
+        if changed[i]
+    )
+    return flips, paired_drop(right_before, right_after), proportion([not change for change in changed])
+
+
+def _missing_figures(batch: EditBatch) -> list[str]:
+    notes: list[str] = []
+    if not batch.held_out_paraphrases and batch.num_seen:
+        notes.append(
+            f"generalization was not measured: earlier jobs have trained on all {batch.num_seen} paraphrases "
+            "that would be held out"
+        )
+    elif not batch.held_out_paraphrases:
+        notes.append("generalization was not measured: no edit has two paraphrases or more")
+    if not batch.held_out_pass_samples:
+        notes.append("drawdown was not measured: there are no held-out pass samples")
+    return notes

@@ -1,0 +1,75 @@
+"""The file of an editor that was trained ahead: safetensors that name the base and the layer they belong to.
+
+Knows the fields of an editor and the checks of its file. Does not know where files are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from salem.errors import DeltaRejected
+from salem.models import tensor_files
+from salem.records import Layer
+from worker.hypernetworks.mend import MendEditor
+
+_RANK_OF = "blocks.0.down"  # [rank, d_in + d_out]
+
+
+@dataclass(frozen=True)
+class TrainedEditor:
+    """An editor and what it was trained for."""
+
+    editor: MendEditor
+    layer: Layer
+    num_together: int  # edits that it has learned to apply at once
+    sha256: str = ""  # of its file, where it has one
+
+    def to(self, device: torch.device) -> TrainedEditor:
+        return replace(self, editor=self.editor.to(device))
+
+
+def pack_editor(trained: TrainedEditor, *, base_sha256: str, seed: int, corpus_size: int) -> bytes:
+    """An editor as the bytes of a safetensors file of float32."""
+    said = {"num_together": trained.num_together, "seed": seed, "corpus_size": corpus_size}
+    header = {name: json.dumps(value) for name, value in said.items()}
+    names = {"base_sha256": base_sha256, "layer": trained.layer.path}
+    return tensor_files.write(trained.editor.state_dict(), header | names)
+
+
+def unpack_editor(data: bytes, *, base_sha256: str, layer: Layer) -> TrainedEditor:
+    """Read an editor and check it against the base and the layer that it is for.
+
+    Raises:
+        DeltaRejected: the file is damaged, was made for another base or another layer, or its tensors are not
+            those of an editor of this layer.
+    """
+    header, tensors = tensor_files.read(data, noun="editor")
+    if header.get("base_sha256") != base_sha256:
+        raise DeltaRejected("The editor was trained for other base weights.")
+    if header.get("layer") != layer.path:
+        raise DeltaRejected(f"The editor was trained for another layer than {layer.path}.")
+    try:
+        num_together = int(json.loads(header["num_together"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DeltaRejected("The editor does not say how many edits it applies at once.") from error
+    editor = _editor(tensors, layer)
+    return TrainedEditor(editor, layer, num_together, hashlib.sha256(data).hexdigest())
+
+
+def _editor(tensors: dict[str, Tensor], layer: Layer) -> MendEditor:
+    down = tensors.get(_RANK_OF, torch.empty(0))
+    if down.dim() != 2 or not len(down):
+        raise DeltaRejected(f"The editor holds {sorted(tensors)[:8]}: not the tensors of an editor.")
+    editor = MendEditor(layer.d_in, layer.d_out, len(down), torch.Generator())
+    expected = {name: value.shape for name, value in editor.state_dict().items()}
+    if {name: value.shape for name, value in tensors.items()} != expected:
+        raise DeltaRejected(
+            f"The editor's tensors do not fit {layer.path} [{layer.d_out}, {layer.d_in}] and one another."
+        )
+    editor.load_state_dict(tensors)
+    return editor

@@ -1,0 +1,245 @@
+"""Trains editors ahead on a corpus of edits, so that new edits take one pass (MEND, algorithms 1 and 2).
+
+Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3.3: the gradient of an edit in, the
+likelihood of an equivalent of it and the divergence on unrelated samples out. An episode holds as many edits
+as will be applied together (at most 32), as in the authors' batched experiments. Several episodes run in one
+forward, each row of a batch feeling the update of its own episode only.
+
+Does not know where the corpus comes from, which of it is held out, or what an editor is stored as.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salem.deltas.terms import Dense, LayerDelta, LowRank, adding
+from salem.models.batching import encode, in_buckets
+from salem.models.loading import Network, count_tokens
+from salem.models.trunk import Trunk, capture, resume
+from salem.records import Edit, Layer, Sample
+from worker.activations.gradients import TokenGradients, token_gradients
+from worker.activations.trunk_sets import Chunk
+from worker.dataset.augmentation import TYPING, reword_all
+from worker.dataset.token_limits import fitting
+from worker.hypernetworks.mend import Factors, MendEditor
+from worker.numerics.losses import kl_per_sample, nll_per_sample
+from worker.training.loop import CHUNK
+
+RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the grid of first step sizes
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Up to a chunk's size of edits: what each is asked after the edit, and its gradient before it."""
+
+    asked: Trunk
+    gradients: dict[str, TokenGradients]  # by layer; u [n, t, d_in], v [n, t, d_out]
+
+
+@dataclass(frozen=True)
+class GroupedUpdate:
+    """Updates of g episodes at one layer: rows of a batch, cut into g equal parts, feel one each."""
+
+    a: Tensor  # [g, k, d_in]
+    b: Tensor  # [g, k, d_out]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[n, t, d_in] or [n * t, d_in], n a multiple of g -> the same with d_out"""
+        rows = x.reshape(len(self.a), -1, x.shape[-1]).to(self.a.dtype)
+        return (rows @ self.a.mT @ self.b).reshape(*x.shape[:-1], -1).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How editors are trained."""
+
+    rank: int
+    num_together: int  # edits that they learn to apply at once
+    num_steps: int
+    learning_rate: float
+    kl_weight: float  # of the divergence on pass samples against the likelihood of the edits
+
+
+def train_editors(
+    network: Network,
+    layers: Sequence[Layer],
+    taught: Sequence[Lesson],
+    keep: Sequence[Chunk],
+    course: Course,
+    generator: torch.Generator,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, MendEditor]:
+    """Editors that have learnt to apply `num_together` edits at once; `progress` hears each step's loss."""
+    editors = started_editors(network, layers, taught, course, generator)
+    parameters = [parameter for editor in editors.values() for parameter in editor.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=course.learning_rate)
+    for step in range(course.num_steps):
+        lesson = shuffled(taught[step % len(taught)], generator)
+        size = _episode_size(lesson, course)
+        optimizer.zero_grad(set_to_none=True)
+        updates = grouped_updates(editors, lesson, size)
+        with acting(network, updates):
+            loss = nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
+        if keep:
+            loss = loss + course.kl_weight * _divergence(network, keep[step % len(keep)], updates)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        progress(step + 1, loss.item())
+    return editors
+
+
+def started_editors(
+    network: Network,
+    layers: Sequence[Layer],
+    taught: Sequence[Lesson],
+    course: Course,
+    generator: torch.Generator,
+) -> dict[str, MendEditor]:
+    """Editors before their first step: gradient descent, with the step size that serves the first lesson."""
+    factors = {layer.path: _all_rows(taught, layer.path) for layer in layers}
+    editors = identity_editors(network, layers, factors, course.rank, generator)
+    first = _episode_size(taught[0], course)
+    search_steps(
+        network,
+        layers,
+        editors,
+        lambda: [_first_update(editors, taught[0], layer, first) for layer in layers],
+        lambda: float(_edit_loss(network, editors, taught[0], first)),
+    )
+    return editors
+
+
+def identity_editors(
+    network: Network,
+    layers: Sequence[Layer],
+    factors: Mapping[str, Factors],
+    rank: int,
+    generator: torch.Generator,
+) -> dict[str, MendEditor]:
+    """An editor per layer at its start, the identity, its normalizer fitted to the factors."""
+    editors: dict[str, MendEditor] = {}
+    for layer in layers:
+        editor = MendEditor(layer.d_in, layer.d_out, rank, generator).to(network.device)
+        editor.fit_normalizer(factors[layer.path])
+        editors[layer.path] = editor
+    return editors
+
+
+@torch.no_grad()
+def search_steps(
+    network: Network,
+    layers: Sequence[Layer],
+    editors: Mapping[str, MendEditor],
+    deltas: Callable[[], Sequence[LayerDelta]],
+    loss: Callable[[], float],
+) -> None:
+    """Set every layer's step so that its update is the same share of its weight: the share of least loss."""
+    sizes = {delta.layer: _norm(delta) for delta in deltas()}
+    weights = {layer.path: float(network.weight(layer.path).float().norm()) for layer in layers}
+    starts = {path: editor.log_step.clone() for path, editor in editors.items()}
+
+    def set_share(share: float) -> float:
+        for path, editor in editors.items():
+            ratio = torch.tensor(share * weights[path] / max(sizes[path], 1e-12))
+            editor.log_step.copy_(starts[path] + ratio.log())
+        return loss()
+
+    set_share(min(RELATIVE_STEPS, key=set_share))
+
+
+def lessons(
+    network: Network, corpus: Sequence[Edit], layers: Sequence[Layer], rng: random.Random
+) -> list[Lesson]:
+    """Every edit once, asked in its own words or, every second one, in others; in buckets of length."""
+    edits = [edit.sample for edit in corpus]
+    asked = [_in_other_words(edit, rng) if index % 2 else edit.sample for index, edit in enumerate(corpus)]
+    asked = fitting(network, edits, asked)
+    made: list[Lesson] = []
+    for rows in in_buckets(count_tokens(network.tokenizer, asked), CHUNK):
+        batch = encode(network, [edits[row] for row in rows])
+        trunk = capture(network, encode(network, [asked[row] for row in rows]), layers[0])
+        made.append(Lesson(trunk, token_gradients(network, batch, layers)))
+    return made
+
+
+def _in_other_words(edit: Edit, rng: random.Random) -> Sample:
+    return rng.choice(edit.paraphrase_samples or reword_all([edit.sample], rng, TYPING))
+
+
+def shuffled(lesson: Lesson, generator: torch.Generator) -> Lesson:
+    """The same edits in another order, so that other edits share an episode."""
+    order = torch.randperm(len(lesson.asked.batch), generator=generator)
+    gradients = {path: TokenGradients(one.u[order], one.v[order]) for path, one in lesson.gradients.items()}
+    return Lesson(lesson.asked.rows(order), gradients)
+
+
+def grouped_updates(editors: dict[str, MendEditor], lesson: Lesson, size: int) -> dict[str, GroupedUpdate]:
+    """The update of every episode of `size` edits, at every layer; edits left over have none."""
+    return {path: _grouped(editors[path], one, size) for path, one in lesson.gradients.items()}
+
+
+def _grouped(editor: MendEditor, gradients: TokenGradients, size: int) -> GroupedUpdate:
+    groups = len(gradients.u) // size
+    u = gradients.u[: groups * size].float()  # [n, t, d_in]
+    v = gradients.v[: groups * size].float()  # [n, t, d_out]
+    term = editor(Factors(u.flatten(0, 1), v.flatten(0, 1)))
+    carries = (v != 0).any(-1).flatten().unsqueeze(-1)  # padding would be edited into something
+    b = term.b.T * carries
+    return GroupedUpdate(term.a.reshape(groups, -1, u.shape[-1]), b.reshape(groups, -1, v.shape[-1]))
+
+
+@contextmanager
+def acting(network: Network, updates: dict[str, GroupedUpdate]) -> Iterator[None]:
+    """While active, rows of a batch feel the updates of their episodes."""
+    with ExitStack() as stack:
+        for path, update in updates.items():
+            stack.enter_context(adding(network.module(path), update))
+        yield
+
+
+def _divergence(network: Network, chunk: Chunk, updates: dict[str, GroupedUpdate]) -> Tensor:
+    """Mean KL on a chunk of pass samples, cut to a multiple of the number of episodes."""
+    groups = min(len(next(iter(updates.values())).a), len(chunk.samples))
+    rows = torch.arange(len(chunk.samples) // groups * groups)
+    with acting(
+        network, {path: GroupedUpdate(one.a[:groups], one.b[:groups]) for path, one in updates.items()}
+    ):
+        answers = resume(network, chunk.trunk.rows(rows))
+    assert chunk.before is not None
+    return kl_per_sample(chunk.before[: len(answers.targets)], answers).mean()
+
+
+@torch.no_grad()
+def _edit_loss(network: Network, editors: dict[str, MendEditor], lesson: Lesson, size: int) -> Tensor:
+    with acting(network, grouped_updates(editors, lesson, size)):
+        return nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
+
+
+def _first_update(editors: dict[str, MendEditor], lesson: Lesson, layer: Layer, size: int) -> LayerDelta:
+    update = grouped_updates(editors, lesson, size)[layer.path]
+    return LayerDelta(layer.path, (Dense(update.b[0].T @ update.a[0]),))
+
+
+def _whole(trunk: Trunk, size: int) -> Trunk:
+    return trunk.rows(torch.arange(len(trunk.batch) // size * size))
+
+
+def _episode_size(lesson: Lesson, course: Course) -> int:
+    return max(1, min(len(lesson.asked.batch), course.num_together))
+
+
+def _all_rows(taught: Sequence[Lesson], path: str) -> Factors:
+    rows = [lesson.gradients[path].token_rows() for lesson in taught]
+    return Factors(torch.cat([u for u, _ in rows]).float(), torch.cat([v for _, v in rows]).float())
+
+
+def _norm(delta: LayerDelta) -> float:
+    plain = [term for term in delta.terms if isinstance(term, LowRank | Dense)]
+    total: Tensor = sum((term.dense() for term in plain), start=torch.zeros(()))
+    return float(total.norm())

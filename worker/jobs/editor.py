@@ -1,0 +1,117 @@
+"""A job that trains an editor ahead: from a stored corpus to a measured editor.
+
+Glue between storage and `worker.hypernetworks.make_editor`; does not know how an attempt begins or fails.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from salem.records import EditBatch, Editor, EditorMetrics, EditorRequest, HostedModel
+from salem.storage.editors import editor_id
+from worker.attempts.attempt import Attempt
+from worker.attempts.reporting import JobReporter
+from worker.dataset.split import build_edit_batch
+from worker.hypernetworks.corpus import Corpus
+from worker.hypernetworks.files import pack_editor
+from worker.hypernetworks.make_editor import MeasuredEditor, make_editor, split
+from worker.pipeline.budget import editor_estimate
+
+
+def run(attempt: Attempt, reporter: JobReporter) -> None:
+    """Train an editor, and end the job.
+
+    Raises:
+        OverBudget: training would need more memory than the job may take.
+        EditFailed: the base answers too much of the corpus with its targets.
+    """
+    began = time.monotonic()
+    request = EditorRequest.model_validate(attempt.job.request)
+    model = attempt.registry.get_model(request.model)
+    reporter.phase("loading", 0.02)
+    with attempt.loaded(model) as network:
+        reporter.phase("predicting", 0.05)
+        corpus = split(network, request.edits, _pools(attempt, request, model), request.options)
+        needed = editor_estimate(network, corpus, request.options)
+        attempt.afford(needed, network)
+        cache = attempt.sample_cache(model, network)
+        measured = make_editor(network, corpus, request.options, reporter, cache)
+    reporter.phase("writing", 0.97)
+    facts = {
+        "estimated_peak_bytes": needed.num_bytes,
+        "worker_seconds": round(time.monotonic() - began, 2),
+    }
+    _publish(attempt, request, model, corpus, measured, facts)
+
+
+def _pools(attempt: Attempt, request: EditorRequest, model: HostedModel) -> EditBatch:
+    """The pass samples of both kinds that are none of the corpus' texts."""
+    return build_edit_batch(
+        request.edits,
+        [] if request.pass_samples is not None else attempt.reference(model),
+        request.pass_samples,
+        max_pass_samples=request.options.max_pass_samples,
+        max_held_out=request.options.max_held_out,
+        seed=request.options.seed,
+    )
+
+
+def _publish(
+    attempt: Attempt,
+    request: EditorRequest,
+    model: HostedModel,
+    corpus: Corpus,
+    measured: MeasuredEditor,
+    facts: dict[str, Any],
+) -> None:
+    """Write the file, then the editor's row and the job's end in one transaction."""
+    data = pack_editor(
+        measured.trained,
+        base_sha256=str(model.sha256),
+        seed=request.options.seed,
+        corpus_size=len(request.edits),
+    )
+    editor = Editor(
+        id=editor_id(attempt.job.id),
+        model=model.name,
+        name=request.name,
+        layer=measured.trained.layer.path,
+        blob=attempt.keep(data),
+        num_bytes=len(data),
+        num_trained_on=len(corpus.training),
+        num_held_out=len(corpus.held_out),
+        metrics=measured.metrics,
+        options=request.options,
+        job_id=attempt.job.id,
+        created_at=datetime.now(UTC),
+    )
+    result = {
+        "editor": editor.id,
+        **_figures(measured.metrics),
+        "trained_on": editor.num_trained_on,
+        "held_out": editor.num_held_out,
+        "layer": editor.layer,
+        "layer_reason": measured.reason,
+        "editor_bytes": editor.num_bytes,
+        "editor_sha256": editor.blob,
+        **facts,
+    }
+    attempt.end(attempt.registry.editors.finish, editor, result)
+
+
+def _figures(metrics: EditorMetrics) -> dict[str, Any]:
+    """Headline figures, their intervals, and notes."""
+    shares = {
+        "edit_accuracy": metrics.edit_accuracy,
+        "generalization": metrics.generalization,
+        "drawdown": metrics.drawdown,
+        "untrained_accuracy": metrics.untrained_accuracy,
+        "untrained_drawdown": metrics.untrained_drawdown,
+    }
+    return {
+        **{name: share and share.value for name, share in shares.items()},
+        "intervals": {name: share and share.model_dump() for name, share in shares.items()},
+        "notes": list(metrics.notes),
+    }

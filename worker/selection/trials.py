@@ -1,0 +1,177 @@
+"""Trial edits: a quick closed-form edit at each layer of a shortlist decides which one is edited.
+
+Saliency says where the loss is steep, not where a change stays put. Where layers were really measured, the
+edited layer explained edit success and tracing did not (Hase et al., "Does Localization Inform Editing?",
+NeurIPS 2023, section 5). So the few most salient layers each get a ridge edit on few pass samples and are
+compared by what it corrects and what it breaks. One forward serves all layers.
+
+Held-out samples are never seen here: validation is a part of the pass samples, and generalization is judged
+by rule-made rewordings. Does not know jobs, nor the recipe that will edit the winner.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salem.deltas.terms import Dense, LowRank, adding
+from salem.models.batching import Answers, Batch, forward
+from salem.models.loading import Network
+from salem.models.trunk import Trunk, beside_encoder, resume
+from salem.records import EditBatch, Hyperparameters, Layer, Sample
+from worker.activations.trunk_sets import Chunk, TrunkSet, batches, token_mask
+from worker.dataset.token_limits import reworded
+from worker.numerics.losses import next_choices, worst_margin_per_sample
+from worker.training.loop import CHUNK, Prepared
+from worker.training.ridge import ridge_term
+
+NUM_PASS = 100  # pass samples for the second moment of a layer's inputs
+NUM_VALIDATION = 150  # other pass samples, for what a trial breaks
+STRENGTHS = (1e6, 1e4)  # of the ridge: a trial compares layers, it need not be the best edit
+MOST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a quick edit at one layer did; shares in [0, 1]."""
+
+    layer: Layer
+    held: float  # corrections (edit and adapt samples) answered rightly
+    reworded: float  # rule-made rewordings of the edits answered rightly
+    lost: float  # validation samples right before and wrong after
+    divergence: float  # nats, as in `Standing`: settles equal scores
+
+    @property
+    def score(self) -> float:
+        """Success on corrections and on rewordings, half each, minus what was lost."""
+        return (self.held + self.reworded) / 2 - self.lost
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The trials, in the order of the shortlist, and the winner."""
+
+    trials: tuple[Trial, ...]
+    best: Trial
+
+    @property
+    def reason(self) -> str:
+        """Why this layer, in one sentence."""
+        best = self.best
+        figures = f"{best.held:.0%} of the corrections and {best.reworded:.0%} of their rewordings held"
+        others = [f"{trial.layer.path} {trial.score:.3f}" for trial in self.trials if trial is not best]
+        against = f", against {' and '.join(others)}" if others else ""
+        return (
+            f"{best.layer.path} was chosen because its trial edit, of {len(self.trials)} at the most salient "
+            f"layers, scored best: {figures} and {best.lost:.1%} of the pass samples were lost "
+            f"(score {best.score:.3f}{against})."
+        )
+
+
+def trial_edits(
+    network: Network,
+    batch: EditBatch,
+    shortlist: Sequence[Layer],
+    hyper: Hyperparameters,
+    generator: torch.Generator,
+) -> Decision:
+    """Edit at every layer of the shortlist and compare.
+
+    Raises:
+        EditFailed: no token carries a gradient at one of the layers.
+    """
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
+    other_words = reworded(network, batch.edit_samples, rng, apart=batch.held_out_words)
+    keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
+    cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
+    parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
+    rewordings = prepare_layers(network, other_words, shortlist)
+    trials = []
+    for layer in shortlist:
+        corrections, training, validation = (part[layer.path] for part in parts)
+        prepared = Prepared(layer, corrections[0], training[0], validation[0], training[1])
+        term, found = ridge_term(network, prepared, hyper, STRENGTHS, MOST_ROUNDS)
+        right = _share_right(network, rewordings[layer.path][0], term)
+        trials.append(Trial(layer, found.held, right, found.lost, found.divergence))
+    return Decision(tuple(trials), max(trials, key=lambda trial: (trial.score, -trial.divergence)))
+
+
+@torch.no_grad()
+def _share_right(network: Network, samples: TrunkSet, term: LowRank | Dense) -> float:
+    right: list[Tensor] = []
+    for chunk in samples.chunks:
+        with adding(network.module(chunk.trunk.layer.path), term):
+            right.append(worst_margin_per_sample(resume(network, chunk.trunk)) > 0)
+    return float(torch.cat(right).float().mean())
+
+
+@torch.no_grad()
+def prepare_layers(
+    network: Network, samples: Sequence[Sample], layers: Sequence[Layer]
+) -> dict[str, tuple[TrunkSet, Tensor]]:
+    """Trunks with their answers at several layers, and the second moment of each layer's inputs [d_in, d_in].
+
+    The same as `trunk_sets.prepare_with_answers` for each layer, from one forward for all of them.
+    """
+    chunks: dict[str, list[Chunk]] = {layer.path: [] for layer in layers}
+    moments = {layer.path: torch.zeros(layer.d_in, layer.d_in, device=network.device) for layer in layers}
+    counts = dict.fromkeys(chunks, 0)
+    for rows, batch in batches(network, samples, CHUNK):
+        places = torch.tensor(rows)
+        before: Tensor | None = None
+        for trunk, u, answers in _capture_layers(network, batch, layers):
+            path = trunk.layer.path
+            kept = u.reshape(-1, trunk.layer.d_in)[
+                token_mask(network, batch, trunk.layer).reshape(-1)
+            ].float()
+            moments[path].addmm_(kept.T, kept)
+            counts[path] += len(kept)
+            held = worst_margin_per_sample(answers) > 0
+            before = (
+                next_choices(answers) if before is None else before
+            )  # one forward: the same at every layer
+            chunks[path].append(Chunk(trunk, places, before, held))
+    return {path: (TrunkSet(tuple(chunks[path])), moments[path] / max(counts[path], 1)) for path in chunks}
+
+
+def _capture_layers(
+    network: Network, batch: Batch, layers: Sequence[Layer]
+) -> Iterator[tuple[Trunk, Tensor, Answers]]:
+    """The trunk of a batch at each layer, the layer's input there, and the answers, from one forward."""
+    below: dict[str, Any] = {}
+    inputs: dict[str, Tensor] = {}
+    encoded: list[Tensor] = []
+
+    def keep_output(path: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            below[path] = output
+
+        return hook
+
+    def keep_input(path: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            inputs[path] = args[0]
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            reader = network.module(layer.path).register_forward_hook(keep_input(layer.path))
+            stack.callback(reader.remove)
+            if layer.block > 0:
+                block = network.module(f"{layer.stack}.{layer.block - 1}")
+                stack.callback(block.register_forward_hook(keep_output(layer.path)).remove)
+        if network.model.config.is_encoder_decoder:
+            encoder = network.model.get_encoder()
+            keeper = encoder.register_forward_hook(lambda m, a, out: encoded.append(out.last_hidden_state))
+            stack.callback(keeper.remove)
+        answers = forward(network, batch)
+    for layer in layers:
+        state = encoded[0] if beside_encoder(network, layer) else None
+        yield Trunk(layer, batch, below.get(layer.path), state), inputs[layer.path], answers
