@@ -148,7 +148,7 @@ def _shape(network: Network) -> ModelShape:
 
 def _num_held(network: Network) -> int:
     """Parameters in memory at a time: of a streamed network those outside of blocks, and one block's."""
-    read = sum(weight.numel() for weight in network.model.parameters() if weight.is_meta)
+    read: int = sum(weight.numel() for weight in network.model.parameters() if weight.is_meta)
     num_blocks = len({(layer.stack, layer.block) for layer in network.layers})
     held: int = network.model.num_parameters()
     return held - read + ceil(read / num_blocks)
