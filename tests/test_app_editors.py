@@ -19,7 +19,7 @@ from api_service import Stage, serving
 from source_modules import ROOT
 from test_app_api import pointers, problem
 from test_app_entries import printed_json
-from test_salem_editors import new_editor
+from test_salem_storage_editors import new_editor
 
 from app.cli import main
 from app.validation.editors import FEWEST_EDITS, with_editor

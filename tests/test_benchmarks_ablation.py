@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_worker_ridge import pass_samples, wrong_samples
+from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import save_tiny, tiny_network
 
 from benchmarks import ablation

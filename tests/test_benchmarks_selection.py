@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_worker_gradients import some_samples
-from test_worker_ridge import pass_samples, wrong_samples
+from test_worker_activations_gradients import some_samples
+from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
 from benchmarks.quality_data import Material

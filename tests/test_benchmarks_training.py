@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from test_worker_recipes import case
+from test_worker_recipes_terms import case
 
 from app.api.schemas import EditsIn, ModelIn
 from benchmarks.training import (

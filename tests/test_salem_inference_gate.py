@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_salem_answers import greedy_ids
-from test_salem_scopes import TEXTS, metric_of, outputs, scoped_delta
+from test_salem_inference_predict import greedy_ids
+from test_salem_scope_scope import TEXTS, metric_of, outputs, scoped_delta
 from tiny_models import ARCHITECTURES, first_task, tiny_network
 from torch import nn
 

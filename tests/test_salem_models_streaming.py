@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_worker_gradients import some_samples
-from test_worker_recipes import assert_equal, case, hyper
+from test_worker_activations_gradients import some_samples
+from test_worker_recipes_terms import assert_equal, case, hyper
 from tiny_models import ARCHITECTURES, first_task, save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MixtralConfig

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_salem_scopes import SHORT, TEXTS, drawn, reading_of
+from test_salem_scope_scope import SHORT, TEXTS, drawn, reading_of
 from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_salem_answers import greedy_ids
+from test_salem_inference_predict import greedy_ids
 from tiny_models import LABELS, tiny_network
 from torch import Tensor, nn
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_worker_gradients import some_samples
+from test_worker_activations_gradients import some_samples
 from tiny_models import ARCHITECTURES, LABELS, tiny_network
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_worker_recipes import case, hyper
+from test_worker_recipes_terms import case, hyper
 
 from benchmarks.baselines.product import Quiet
 from salem.inference.predict import predict

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from test_worker_recipes import case, hyper
+from test_worker_recipes_terms import case, hyper
 from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, tiny_network
 
 from benchmarks.baselines.product import Quiet

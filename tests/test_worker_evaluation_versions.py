@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_salem_scopes import TEXTS, scoped_delta
-from test_worker_ridge import pass_samples, wrong_samples
+from test_salem_scope_scope import TEXTS, scoped_delta
+from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
 from benchmarks.baselines.product import Quiet

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from test_salem_answers import greedy_ids
-from test_worker_gradients import some_samples
+from test_salem_inference_predict import greedy_ids
+from test_worker_activations_gradients import some_samples
 from tiny_models import tiny_network
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_salem_answers import with_changed_weight
-from test_worker_recipes import Case, case, hyper
+from test_salem_inference_predict import with_changed_weight
+from test_worker_recipes_terms import Case, case, hyper
 
 from benchmarks.baselines.product import Quiet
 from salem.deltas.terms import Dense, LayerDelta

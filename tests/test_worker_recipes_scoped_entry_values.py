@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_recipes import Case, as_delta, case, hyper, num_right, train
+from test_worker_recipes_terms import Case, as_delta, case, hyper, num_right, train
 
 from salem.deltas.terms import LowRank
 from salem.records import Recipe

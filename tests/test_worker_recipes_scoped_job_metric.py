@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from test_worker_recipes import case
+from test_worker_recipes_terms import case
 from torch.testing import assert_close
 
 from salem.records import EditBatch, Hyperparameters, Sample, TextInput

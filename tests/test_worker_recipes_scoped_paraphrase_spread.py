@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_recipes import case
+from test_worker_recipes_terms import case
 
 from salem.records import Hyperparameters, Sample, TextInput
 from salem.scope.lexical import NUMBERS

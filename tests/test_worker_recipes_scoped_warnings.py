@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_scoping import EDITS, batch_of, drawn
+from test_worker_recipes_scoped_calibration import EDITS, batch_of, drawn
 from tiny_models import LABELS
 
 from salem.messages import MOST_NOTES

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_gradients import autograd_gradients, in_double, some_samples
+from test_worker_activations_gradients import autograd_gradients, in_double, some_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
 from salem.models.layers import find_matrices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_worker_ridge import pass_samples, wrong_samples
+from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
 from salem.models.loading import Network

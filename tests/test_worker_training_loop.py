@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_recipes import case
+from test_worker_recipes_terms import case
 from torch import Tensor, nn
 
 from salem.deltas.terms import LayerDelta, LowRank, applied

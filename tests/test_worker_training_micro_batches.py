@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_worker_recipes import case
+from test_worker_recipes_terms import case
 from torch import Tensor, nn
 
 from salem.deltas.terms import LowRank, Term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_worker_gradients import in_double, some_samples
+from test_worker_activations_gradients import in_double, some_samples
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
