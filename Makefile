@@ -55,7 +55,7 @@ bench-ablation: $(VENV)/.dev-ready ## what each piece of the default recipe brin
 
 bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; QUICK=1: a slice; ARGS="--plan": the plan
 	@status=0; nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --processes 2 $(ARGS) || status=$$?; \
-	  $(BIN)/python -m benchmarks.quality_report || status=$$?; exit $$status
+	  $(BIN)/python -m benchmarks.quality.report || status=$$?; exit $$status
 
 clean: ## remove the virtual environment and every cache
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

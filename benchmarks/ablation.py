@@ -23,10 +23,10 @@ import torch
 
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.product import Quiet, known_paraphrases
-from benchmarks.measures import figures, measure
-from benchmarks.quality_data import DATASETS, material
-from benchmarks.quality_jobs import Sizes, draw_job
-from benchmarks.quality_units import RESULTS
+from benchmarks.quality.data import DATASETS, material
+from benchmarks.quality.jobs import Sizes, draw_job
+from benchmarks.quality.measures import figures, measure
+from benchmarks.quality.units import RESULTS
 from salem.errors import SalemError
 from salem.models.loading import load
 from salem.records import EditBatch, Hyperparameters

@@ -11,9 +11,9 @@ from tiny_models import save_tiny, tiny_network
 
 from benchmarks import ablation
 from benchmarks.ablation import LINES, ablated, ablation_report, put
-from benchmarks.quality_data import Material
-from benchmarks.quality_facts import Correction
-from benchmarks.quality_jobs import Sizes
+from benchmarks.quality.data import Material
+from benchmarks.quality.facts import Correction
+from benchmarks.quality.jobs import Sizes
 from salem.records import Edit, EditBatch, Hyperparameters
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.contract import Ahead, Edited, Editing
-from benchmarks.methods import METHODS, method
+from benchmarks.quality.methods import METHODS, method
 from salem.errors import Misconfigured
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward

@@ -7,10 +7,10 @@ import random
 import pytest
 from tiny_models import tiny_network
 
-from benchmarks import quality_passages
-from benchmarks.quality_data import WORDS_KEPT, Material, corrections_of_errors
-from benchmarks.quality_facts import Correction, corrections_of_facts
-from benchmarks.quality_jobs import (
+from benchmarks.quality import passages
+from benchmarks.quality.data import WORDS_KEPT, Material, corrections_of_errors
+from benchmarks.quality.facts import Correction, corrections_of_facts
+from benchmarks.quality.jobs import (
     VALIDATION_SHARE,
     Sizes,
     draw_job,
@@ -224,10 +224,10 @@ TEXT = "\n".join(
 
 def test_passages_leave_headings_out_and_fit_the_model() -> None:
     network = tiny_network("llama")
-    found = quality_passages.passages(network, TEXT, None)
-    assert all(len(sample.input.split()) == quality_passages.BEGINNING for sample in found)
+    found = passages.passages(network, TEXT, None)
+    assert all(len(sample.input.split()) == passages.BEGINNING for sample in found)
     assert not any("heading" in sample.input for sample in found)
-    edited, kept = quality_passages.halves(found)
+    edited, kept = passages.halves(found)
     assert not texts_of(edited) & texts_of(kept)
 
 
@@ -236,17 +236,17 @@ def test_completions_are_ten_tokens_of_the_text_itself(architecture: str) -> Non
     network = tiny_network(architecture)
     sample = Sample(input="the password", target="does not work and i cannot log in to my account")
     unknown = Sample(input="the password", target="does <unk> work and i cannot log in to my account")
-    found = quality_passages.completions(network, [sample, unknown])
+    found = passages.completions(network, [sample, unknown])
     assert len(found) <= 1
     for item in found:
         assert sample.target.startswith(item.target)
         ids = network.tokenizer(f" {item.target}", add_special_tokens=False)["input_ids"]
-        assert abs(len(ids) - quality_passages.COMPLETION_TOKENS) <= 1
+        assert abs(len(ids) - passages.COMPLETION_TOKENS) <= 1
 
 
 def test_a_beginning_is_cut_at_its_front_only() -> None:
     sample = Sample(input="one two three four five six", target="seven")
-    short = quality_passages.shortened(sample)
+    short = passages.shortened(sample)
     assert sample.input.endswith(short.input)
     assert 3 <= len(short.input.split()) < 6
     assert short.target == "seven"

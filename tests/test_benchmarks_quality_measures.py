@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny_models import LABELS, build_network
 
-from benchmarks.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
-from benchmarks.quality_facts import Correction
+from benchmarks.quality.facts import Correction
+from benchmarks.quality.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
 from salem.inference.predict import predict
 from salem.models.batching import Batch, encode
 from salem.models.loading import Network

@@ -11,15 +11,15 @@ import pytest
 import torch
 from tiny_models import save_tiny, tiny_model
 
-from benchmarks import quality_models
-from benchmarks.measures import forced
-from benchmarks.quality_models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
+from benchmarks.quality import models
+from benchmarks.quality.measures import forced
+from benchmarks.quality.models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
 from salem.inference.predict import predict
 from salem.models.batching import encode
 from salem.models.loading import load, weights_sha256
 from salem.records import Sample, Task
 
-PORTABLY = quality_models.portably
+PORTABLY = models.portably
 WRITER = WriterRecipe(vocabulary=300, width=16, blocks=2, heads=2, window=16, epochs=2, batch=4)
 TEXT = "\n".join(["the parcel is at the door and the order is on its way to the door"] * 60)
 CLASSIFIER = ClassifierRecipe(epochs=12, batch=8, learning_rate=1e-2, frozen_blocks=1)
@@ -32,8 +32,8 @@ SAMPLES = [
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quality_models, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(quality_models, "portably", lambda make, folder: make(folder))
+    monkeypatch.setattr(models, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(models, "portably", lambda make, folder: make(folder))
     torch.set_num_threads(1)
 
 
@@ -48,7 +48,7 @@ def test_a_writer_learns_its_text_and_is_made_once(monkeypatch: pytest.MonkeyPat
     def refuse(*arguments: object) -> None:
         raise AssertionError("it is there already")
 
-    monkeypatch.setattr(quality_models, "_train_writer", refuse)
+    monkeypatch.setattr(models, "_train_writer", refuse)
     assert writer_folder("text", TEXT, WRITER) == folder
     with pytest.raises(AssertionError, match="there already"):
         writer_folder("text", TEXT, replace(WRITER, epochs=1))
@@ -57,7 +57,7 @@ def test_a_writer_learns_its_text_and_is_made_once(monkeypatch: pytest.MonkeyPat
 def test_a_classifier_learns_its_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "bert")
     tiny_model("bert").base_model.save_pretrained(base)  # a bare encoder: the head is new
-    monkeypatch.setattr(quality_models, "base_model", lambda: str(base))
+    monkeypatch.setattr(models, "base_model", lambda: str(base))
     folder = classifier_folder("desk", SAMPLES, CLASSIFIER)
     network = load(folder, Task.SEQUENCE_CLASSIFICATION, device="cpu")
     answers = predict(network, SAMPLES)
@@ -68,9 +68,9 @@ def test_a_classifier_learns_its_labels(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_same_recipe_makes_the_same_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quality_models, "portably", PORTABLY)
+    monkeypatch.setattr(models, "portably", PORTABLY)
     first = weights_sha256(writer_folder("text", TEXT, WRITER))
-    monkeypatch.setattr(quality_models, "CACHE", tmp_path / "elsewhere")
+    monkeypatch.setattr(models, "CACHE", tmp_path / "elsewhere")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert weights_sha256(writer_folder("text", TEXT, WRITER)) == first
 
@@ -96,7 +96,7 @@ def test_a_folder_appears_only_when_it_is_complete(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("the power is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(quality_models, "_train_writer", break_off)
+        patched.setattr(models, "_train_writer", break_off)
         with pytest.raises(RuntimeError):
             writer_folder("text", TEXT, WRITER)
     assert (writer_folder("text", TEXT, WRITER) / "model.safetensors").is_file()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality_bounds import MISSED, best_rival, must_reach, verdict
-from benchmarks.quality_plots import draw_balance, draw_sequence
-from benchmarks.quality_report import between_markers, report
-from benchmarks.quality_tables import lines, table
-from benchmarks.resampling import first, interval
-from benchmarks.selection_report import WAYS, selection_report
+from benchmarks.quality.bounds import MISSED, best_rival, must_reach, verdict
+from benchmarks.quality.plots import draw_balance, draw_sequence
+from benchmarks.quality.report import between_markers, report
+from benchmarks.quality.resampling import first, interval
+from benchmarks.quality.tables import lines, table
+from benchmarks.selection.report import WAYS, selection_report
 
 KEPT = 400
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from tiny_models import LABELS, build_network, save_tiny
 
-from benchmarks import quality_unit_run
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.quality_data import Material
-from benchmarks.quality_facts import Correction
-from benchmarks.quality_jobs import Sizes, draw_job
-from benchmarks.quality_unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
-from benchmarks.quality_units import Unit
+from benchmarks.quality import unit_run
+from benchmarks.quality.data import Material
+from benchmarks.quality.facts import Correction
+from benchmarks.quality.jobs import Sizes, draw_job
+from benchmarks.quality.unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
+from benchmarks.quality.units import Unit
 from salem.models.batching import Batch
 from salem.models.loading import Network
 from salem.records import Edit, Sample, Task, TextInput
@@ -71,7 +71,7 @@ def vanish(editing: Editing) -> Shoved:
 
 def use(monkeypatch: pytest.MonkeyPatch, edit: Any) -> None:
     made = Method("shove", "rate", (0.1, 0.5, 0.9), 1_000, edit, "here", True)
-    monkeypatch.setattr(quality_unit_run, "method", {"shove": made}.__getitem__)
+    monkeypatch.setattr(unit_run, "method", {"shove": made}.__getitem__)
 
 
 def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
@@ -128,7 +128,7 @@ def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, shove)
-    monkeypatch.setattr(quality_unit_run, "SEQUENTIAL_BATCH", 5)
+    monkeypatch.setattr(unit_run, "SEQUENTIAL_BATCH", 5)
     job = draw_job(tiny_material(Path()), 15, 0, SIZES)
     found = run_job(build_network("bert"), job, replace(UNIT, num_edits=1_000), tmp_path)
     assert [point["num_edits"] for point in found.curve] == [5, 10, 15]
@@ -147,7 +147,7 @@ def test_a_row_is_made_however_its_process_ends(
     use(monkeypatch, edit)
     save_tiny(tmp_path / "model", "bert")
     made = tiny_material(tmp_path / "model")
-    monkeypatch.setattr(quality_unit_run, "material", lambda name, limit: made)
+    monkeypatch.setattr(unit_run, "material", lambda name, limit: made)
     row = run_apart(Work(UNIT, SIZES, None))
     assert row["key"] == UNIT.key and row["unit_seconds"] > 0
     if error is None:
@@ -162,7 +162,7 @@ def test_a_unit_leaves_the_threads_of_its_parent_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, fail)
-    monkeypatch.setattr(quality_unit_run, "material", lambda name, limit: tiny_material(tmp_path))
+    monkeypatch.setattr(unit_run, "material", lambda name, limit: tiny_material(tmp_path))
     before = torch.get_num_threads()
     run_apart(Work(UNIT, SIZES, None))
     assert torch.get_num_threads() == before

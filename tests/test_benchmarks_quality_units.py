@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.methods import METHODS, method
-from benchmarks.quality_units import (
+from benchmarks.quality.methods import METHODS, method
+from benchmarks.quality.units import (
     FRESH_SEEDS,
     PROTOCOL,
     ResultFile,

@@ -8,17 +8,18 @@ from test_worker_activations_gradients import some_samples
 from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
-from benchmarks.quality_data import Material
-from benchmarks.quality_facts import Correction
-from benchmarks.quality_jobs import DrawnJob
-from benchmarks.selection import PAPER, choices, compared, rankings, within
-from benchmarks.selection_costs import (
+from benchmarks.quality.data import Material
+from benchmarks.quality.facts import Correction
+from benchmarks.quality.jobs import DrawnJob
+from benchmarks.selection.choices import PAPER, choices, compared, rankings
+from benchmarks.selection.costs import (
     inference,
     memory_ratios,
     passes,
     peak_bytes,
     plain_backward,
     time_ratios,
+    within,
 )
 from salem.models.batching import encode, forward
 from salem.records import Edit, EditBatch, Hyperparameters

@@ -1,6 +1,6 @@
 """Writes what the quality benchmark found into docs/results.md and draws its plots under docs/plots.
 
-    python -m benchmarks.quality_report [--quick]
+    python -m benchmarks.quality.report [--quick]
 
 The tables stand between two markers; what is written by hand around them stays. Does not run anything.
 """
@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.ablation import ablation_report
-from benchmarks.quality_bounds import must_reach
-from benchmarks.quality_plots import draw_balance, draw_sequence
-from benchmarks.quality_tables import Line, lines, table
-from benchmarks.quality_units import (
+from benchmarks.quality.bounds import must_reach
+from benchmarks.quality.plots import draw_balance, draw_sequence
+from benchmarks.quality.tables import Line, lines, table
+from benchmarks.quality.units import (
     FRESH_SEEDS,
     RESULTS,
     SEQUENCE,
@@ -27,9 +27,9 @@ from benchmarks.quality_units import (
     Row,
     of_newest_weights,
 )
-from benchmarks.selection_report import selection_report
+from benchmarks.selection.report import selection_report
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.quality_bounds import OURS
-from benchmarks.quality_tables import Line
-from benchmarks.quality_units import Row
+from benchmarks.quality.bounds import OURS
+from benchmarks.quality.tables import Line
+from benchmarks.quality.units import Row
 
 COLUMNS = 3
 LINEAR_BELOW = 0.005  # of drawdown: nought and small gains have a place on the axis

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from benchmarks.baselines.contract import Method
 
 PROTOCOL = "1"  # raised when the same inputs would be measured in another way
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 TIE = 0.02  # of what a setting is chosen by
 SEARCH_EDITS = 10
 SIZES = (10, 100, 1, 1_000)  # numbers of edits, in the order of work

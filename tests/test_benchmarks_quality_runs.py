@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import quality
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.quality import Course, planned_time, work_off
-from benchmarks.quality_jobs import Sizes
-from benchmarks.quality_unit_run import NO_FIGURES, Work
-from benchmarks.quality_units import PROTOCOL, ResultFile, claimed, plan
+from benchmarks.quality import __main__ as command
+from benchmarks.quality import runs
+from benchmarks.quality.jobs import Sizes
+from benchmarks.quality.runs import Run, planned_time, run_units
+from benchmarks.quality.unit_run import NO_FIGURES, Work
+from benchmarks.quality.units import PROTOCOL, ResultFile, claimed, plan
 
 
 def edit_nothing(editing: Editing) -> Any:
@@ -24,9 +25,9 @@ def edit_nothing(editing: Editing) -> Any:
 STEADY = Method("steady", "rate", (0.1, 0.2, 0.3), 1_000, edit_nothing, "here", True, num_seeds=2)
 
 
-def course(folder: Path, *, seconds: float = 60) -> Course:
+def some_run(folder: Path, *, seconds: float = 60) -> Run:
     units = plan({"nli": ("a" * 64, 5_000)}, [STEADY], [0, 1], [10, 100])
-    return Course(
+    return Run(
         units=tuple(units),
         grids={"steady": STEADY.grid},
         results=ResultFile(folder / "rows.json"),
@@ -55,12 +56,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         works.append(work)
         return made_up(work)
 
-    monkeypatch.setattr(quality, "run_apart", run)
+    monkeypatch.setattr(runs, "run_apart", run)
     return works
 
 
 def test_the_search_chooses_what_is_measured_with(taken: list[Work], tmp_path: Path) -> None:
-    assert work_off(course(tmp_path)) == 2  # a hundred edits, on two seeds
+    assert run_units(some_run(tmp_path)) == 2  # a hundred edits, on two seeds
     assert [(w.unit.kind, w.unit.num_edits, w.unit.setting) for w in taken[:5]] == [
         ("search", 10, 0.1),
         ("search", 10, 0.2),
@@ -72,30 +73,30 @@ def test_the_search_chooses_what_is_measured_with(taken: list[Work], tmp_path: P
 
 
 def test_a_second_run_makes_no_row_again(taken: list[Work], tmp_path: Path) -> None:
-    work_off(course(tmp_path))
-    work_off(course(tmp_path))
+    run_units(some_run(tmp_path))
+    run_units(some_run(tmp_path))
     assert len(taken) == 7
     assert len({row["key"] for row in ResultFile(tmp_path / "rows.json").rows()}) == 7
 
 
 def test_no_unit_is_taken_after_the_time(taken: list[Work], tmp_path: Path) -> None:
-    work_off(course(tmp_path, seconds=-1))
+    run_units(some_run(tmp_path, seconds=-1))
     assert taken == []
 
 
 def test_a_unit_that_another_holds_is_passed_by(
     taken: list[Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "WAIT_S", 0.1)
-    planned = course(tmp_path, seconds=2)
+    monkeypatch.setattr(runs, "WAIT_S", 0.1)
+    planned = some_run(tmp_path, seconds=2)
     with claimed(planned.units[0].key, tmp_path):
-        work_off(planned)
+        run_units(planned)
     # The rest waits for the search, which the other has not finished.
     assert [(w.unit.kind, w.unit.setting) for w in taken] == [("search", 0.2), ("search", 0.3)]
 
 
 def test_the_plan_multiplies_rows_by_their_seconds(taken: list[Work], tmp_path: Path) -> None:
-    planned = course(tmp_path)
+    planned = some_run(tmp_path)
     assert "7 rows, 0.0 hours on one core; 7 rows have no time yet." in planned_time(planned)
     for unit in planned.units[:3]:
         planned.results.add(made_up(Work(unit, Sizes(), None)))
@@ -110,5 +111,5 @@ def test_missing_models_are_said_plainly(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SALEM_SHARED", str(tmp_path))
-    assert quality.main(["--plan"]) == 1
+    assert command.main(["--plan"]) == 1
     assert "SALEM_SHARED" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.baselines.contract import Edited
-from benchmarks.quality_facts import MAX_NEW_TOKENS, Correction
+from benchmarks.quality.facts import MAX_NEW_TOKENS, Correction
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import Batch, encode, forward, in_buckets
 from salem.models.loading import Network, count_tokens

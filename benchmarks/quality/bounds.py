@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.quality_tables import Line, markdown, share
-from benchmarks.quality_units import SEQUENCE
+from benchmarks.quality.tables import Line, markdown, share
+from benchmarks.quality.units import SEQUENCE
 
 OURS = "salem"
 LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005

@@ -2,8 +2,8 @@
 
 Times are medians of paired rounds (each round runs every kind once, so a busy machine slows all alike), on
 one encoded batch. Memory is counted, not sampled: the weights, and the largest sum of tensor bytes that the
-pass held at one time, from the allocations and releases that torch's profiler records. The resident set of a
-process would hide both behind the interpreter, and depends on what the allocator gave back.
+pass held at one time, from the allocations and releases that torch's profiler records. The resident set of
+a process would hide both behind the interpreter, and depends on what the allocator gave back.
 
 Does not know how good a choice is.
 """
@@ -11,7 +11,7 @@ Does not know how good a choice is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from statistics import median
 from typing import Any
@@ -21,14 +21,50 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.tracing import trace_batch
-from salem.models.batching import Batch, forward
+from salem.models.batching import Batch, encode, forward
 from salem.models.loading import Network
+from salem.records import Sample
 from worker.numerics.losses import nll_per_sample
 from worker.selection import saliency
 from worker.selection.saliency import Measure, batch_saliency
 
 BATCH = 10
 ROUNDS = 15
+
+
+def costs(network: Network, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Time and memory of selection on one batch."""
+    batch = encode(network, samples)
+    return {
+        "time_over_plain": {kind: round(ratio, 3) for kind, ratio in time_ratios(network, batch).items()},
+        "tracing_over_selection": round(tracing_over_selection(network, batch), 1),
+        "memory_over_inference": {
+            kind: round(ratio, 3) for kind, ratio in memory_ratios(network, batch).items()
+        },
+    }
+
+
+def summarized(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The worst of all sets, of the pass that a job makes: mean |gradient|, a few samples at a time.
+
+    Time and memory are those of the same pass; the whole batch at once, which trades one for the other,
+    stands beside.
+    """
+    return {
+        "cost_over_forward_backward": max(item["time_over_plain"]["absolute"] for item in sets),
+        "causal_tracing_over_selection": min(item["tracing_over_selection"] for item in sets),
+        "memory_over_inference": max(item["memory_over_inference"]["absolute"] for item in sets),
+    }
+
+
+def within(summary: Mapping[str, float]) -> dict[str, bool]:
+    """Which of the claimed bounds hold; none where nothing was measured."""
+    bounds = {
+        "cost_over_forward_backward": lambda ratio: ratio <= 1.3,
+        "causal_tracing_over_selection": lambda ratio: ratio >= 20,
+        "memory_over_inference": lambda ratio: ratio <= 1.2,
+    }
+    return {key: bounds[key](value) for key, value in summary.items()}
 
 
 def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:

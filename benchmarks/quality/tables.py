@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.quality_units import TIE, Row
-from benchmarks.resampling import Values, first, interval
+from benchmarks.quality.resampling import Values, first, interval
+from benchmarks.quality.units import TIE, Row
 from worker.numerics.intervals import proportion
 
 

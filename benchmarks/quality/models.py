@@ -41,7 +41,7 @@ from salem.models.loading import Network, as_network, weights_sha256
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Sample, Task
 
-CACHE = Path(__file__).resolve().parent / ".cache"
+CACHE = Path(__file__).resolve().parent.parent / ".cache"
 PAD, END = "<pad>", "</s>"
 # Sums come out by the width of the registers, the number of threads and, in MKL, by who made the processor,
 # unless it is held to what all makers have. These are read when a process starts.

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.contract import Ahead
-from benchmarks.measures import Outcomes, counts, figures, measure
-from benchmarks.methods import Edited, Editing, Method, method
-from benchmarks.quality_data import Material, material
-from benchmarks.quality_jobs import DrawnJob, Sizes, draw_job, draw_validation_job, slices
-from benchmarks.quality_units import PROTOCOL, SEQUENCE, Row, Unit
+from benchmarks.quality.data import Material, material
+from benchmarks.quality.jobs import DrawnJob, Sizes, draw_job, draw_validation_job, slices
+from benchmarks.quality.measures import Outcomes, counts, figures, measure
+from benchmarks.quality.methods import Edited, Editing, Method, method
+from benchmarks.quality.units import PROTOCOL, SEQUENCE, Row, Unit
 from salem.models.loading import Network, load
 from salem.parent_death import die_with_parent
 from salem.records import Sample

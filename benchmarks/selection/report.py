@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_plots import draw_profiles
+from benchmarks.quality.plots import draw_profiles
 
 WAYS = {
     "absolute sample": "mean abs. gradient, per sample (the paper)",

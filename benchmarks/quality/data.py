@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks import quality_models, quality_passages
-from benchmarks.quality_facts import MAX_NEW_TOKENS, Correction, Made, corrections_of_facts
-from benchmarks.quality_models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
+from benchmarks.quality import models, passages
+from benchmarks.quality.facts import MAX_NEW_TOKENS, Correction, Made, corrections_of_facts
+from benchmarks.quality.models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
 from benchmarks.shared_data import (
     banking_parts,
     fever_parts,
@@ -76,8 +76,8 @@ def material(name: str, limit: int | None = None) -> Material:
         hashlib.sha256((shared_folder() / "data" / file).read_bytes()).hexdigest() for file in source.files
     ]
     digest = hashlib.sha256(repr((name, REVISION, limit, sha256, files)).encode()).hexdigest()
-    path = quality_models.CACHE / f"material-{name}-{digest[:16]}.json"
-    with quality_models.only_one(path.stem):
+    path = models.CACHE / f"material-{name}-{digest[:16]}.json"
+    with models.only_one(path.stem):
         if not path.is_file():
             network = load(model, source.task, device="cpu")
             found = Material(
@@ -130,15 +130,15 @@ def _distinct(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
 
 def _passages(network: Network, limit: int | None) -> Made:
     studied, rest = text_parts()
-    edited, kept = quality_passages.halves(quality_passages.passages(network, rest, limit))
+    edited, kept = passages.halves(passages.passages(network, rest, limit))
     corrections = [
-        Correction(edit=Edit(**sample.model_dump()), reworded=(quality_passages.shortened(sample),))
-        for sample in quality_passages.completions(network, edited)
+        Correction(edit=Edit(**sample.model_dump()), reworded=(passages.shortened(sample),))
+        for sample in passages.completions(network, edited)
     ]
     before = predict(network, [item.edit for item in corrections], max_new_tokens=MAX_NEW_TOKENS)
     pairs = zip(corrections, before, strict=True)
     wrong = tuple(item for item, answer in pairs if not same_answer(answer.output, item.edit.target))
-    return Made(wrong, len(wrong), tuple(kept), tuple(quality_passages.passages(network, studied, limit)))
+    return Made(wrong, len(wrong), tuple(kept), tuple(passages.passages(network, studied, limit)))
 
 
 def _facts(model: str) -> _Source:

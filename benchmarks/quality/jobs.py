@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.quality_data import Material
-from benchmarks.quality_facts import Correction
+from benchmarks.quality.data import Material
+from benchmarks.quality.facts import Correction
 from salem.records import Edit, EditBatch, Sample, TextInput
 
 VALIDATION_SHARE = 0.06  # of the corrections

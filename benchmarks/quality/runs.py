@@ -1,0 +1,183 @@
+"""One run of the quality benchmark: works through the units that are not done yet, in order.
+
+Several processes may work on the same result file. Does not know what a method does or how a row is measured.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from transformers.utils import logging
+
+from benchmarks.quality.data import DATASETS, material
+from benchmarks.quality.jobs import Sizes, measured_pool
+from benchmarks.quality.methods import METHODS, Method
+from benchmarks.quality.unit_run import Work, run_apart
+from benchmarks.quality.units import (
+    RESULTS,
+    SIZES,
+    ResultFile,
+    Unit,
+    claimed,
+    expected_seconds,
+    plan,
+    resolved,
+)
+
+QUICK_SETS = ("nli", "questions", "gpt-facts")  # one for each task
+QUICK_LIMIT = 1_200  # reference samples that are looked at
+QUICK_SIZES = Sizes(held_out=200, validation_held_out=100, pass_samples=400)
+WAIT_S = 5.0  # between looks, while another process searches the settings of the remaining units
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line asks for; an empty `sets` or `methods` means all of them."""
+
+    sets: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    sizes: tuple[int, ...] = SIZES
+    minutes: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The units of a run, and what they need."""
+
+    units: tuple[Unit, ...]
+    grids: dict[str, tuple[float, ...]]  # the values that the search tries, by method
+    results: ResultFile
+    sizes: Sizes
+    limit: int | None  # of the material's reference samples
+    until: float  # on the monotonic clock: no unit starts later
+
+
+def prepared(choice: Choice, *, quick: bool) -> Run:
+    """The run for a choice; trains the models that are missing. A quick run measures a small slice."""
+    limit = QUICK_LIMIT if quick else None
+    sets = choice.sets or (QUICK_SETS if quick else DATASETS)
+    methods: list[Method] = [m for m in METHODS if not choice.methods or m.name in choice.methods]
+    seeds, sizes = ((0,), (10,)) if quick else (choice.seeds, choice.sizes)
+    units = plan(_pools(sets, limit), methods, seeds, sizes, quick=quick)
+    return Run(
+        units=tuple(units),
+        grids={method.name: method.grid for method in methods},
+        results=ResultFile(RESULTS / ("quick.json" if quick else "quality.json")),
+        sizes=QUICK_SIZES if quick else Sizes(),
+        limit=limit,
+        until=time.monotonic() + 60 * choice.minutes,
+    )
+
+
+def run_units(run: Run) -> int:
+    """Run every unit that no process has finished or claimed, in order. Returns how many failed."""
+    failed = 0
+    while time.monotonic() < run.until:
+        taken = False
+        waiting = False
+        for unit in run.units:
+            if time.monotonic() >= run.until:
+                break
+            rows = run.results.rows()
+            known = resolved(unit, run.grids[unit.method], rows)
+            if known is None:
+                waiting = True
+                continue
+            if any(row["key"] == known.key for row in rows):
+                continue
+            with claimed(known.key, run.results.path.parent) as mine:
+                # Another process may have finished it between the look and the claim.
+                if mine and not any(row["key"] == known.key for row in run.results.rows()):
+                    row = run_apart(Work(known, run.sizes, run.limit))
+                    run.results.add(row)
+                    print(_line(row), flush=True)
+                    taken, failed = True, failed + ("error" in row)
+        if not taken and not waiting:
+            break
+        if not taken:
+            time.sleep(WAIT_S)
+    return failed
+
+
+def run_and_exit(run: Run) -> None:
+    """`run_units` as the job of a process: the exit status is 1 when a unit failed."""
+    sys.exit(1 if run_units(run) else 0)
+
+
+def planned_time(run: Run) -> str:
+    """A table of the missing rows and the seconds that they will take, by data set and number of edits."""
+    rows = run.results.rows()
+    done = {row["key"] for row in rows}
+    groups: dict[tuple[str, str, int], list[float | None]] = defaultdict(list)
+    for unit in run.units:
+        known = resolved(unit, run.grids[unit.method], rows)
+        if known is None or known.key not in done:
+            groups[unit.kind, unit.dataset, unit.num_edits].append(expected_seconds(unit, rows))
+    lines = ["| rows of | data set | edits | rows | seconds each | seconds |", "|---|---|---|---|---|---|"]
+    total, unknown = 0.0, 0
+    for (kind, dataset, size), times in groups.items():
+        known_times = [value for value in times if value is not None]
+        unknown += len(times) if not known_times else 0
+        mean = sum(known_times) / len(known_times) if known_times else None
+        # A method without a row yet counts with the mean of the others.
+        expected = None if mean is None else mean * len(times)
+        total += expected or 0.0
+        shown = "unknown | unknown" if mean is None else f"{mean:.1f} | {expected:.0f}"
+        lines.append(f"| {kind} | {dataset} | {size} | {len(times)} | {shown} |")
+    num_rows = sum(len(times) for times in groups.values())
+    lines.append(f"\n{num_rows} rows, {total / 3600:.1f} hours on one core; {unknown} rows have no time yet.")
+    return "\n".join(lines)
+
+
+def _pools(sets: Sequence[str], limit: int | None) -> dict[str, tuple[str, int]]:
+    """For each data set: the weights' sha256 and how many edits a measured job can draw from.
+
+    Trains missing models. Works in a process of its own, because a process that has run tensor operations
+    must not fork the ones that measure.
+    """
+    pools: dict[str, tuple[str, int]] = {}
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+        for name in sets:
+            began = time.monotonic()
+            pools[name] = apart.submit(_pool, name, limit).result()
+            print(
+                f"{name}: {pools[name][1]} edits to draw from ({time.monotonic() - began:.0f} s)", flush=True
+            )
+    return pools
+
+
+def _pool(name: str, limit: int | None) -> tuple[str, int]:
+    hide_progress_bars()
+    found = material(name, limit)
+    return found.model_sha256, len(measured_pool(found, max(SIZES)))
+
+
+def hide_progress_bars() -> None:
+    """Turn off the progress bars and warnings of transformers."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def num_missing(run: Run) -> int:
+    """How many units of the run have no row yet."""
+    rows = run.results.rows()
+    done = {row["key"] for row in rows}
+    known = [resolved(unit, run.grids[unit.method], rows) for unit in run.units]
+    return sum(unit is None or unit.key not in done for unit in known)
+
+
+def _line(row: dict[str, object]) -> str:
+    shown = ["kind", "dataset", "method", "setting", "num_edits", "seed", "edit_accuracy", "generalization"]
+    shown += ["drawdown", "neighborhood", "seconds", "unit_seconds", "error"]
+    return " ".join(f"{name}={_short(row[name])}" for name in shown if name in row and row[name] is not None)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

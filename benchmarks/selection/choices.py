@@ -1,0 +1,99 @@
+"""How good the choice of a layer is: every layer gets the same full ridge edit, scored on held-out samples.
+
+The score of a layer is (edit accuracy + generalization) / 2 - drawdown. Each way to select ranks the layers
+without those samples. *regret@1* is the best layer's score minus the score of the first choice; *hit@3*
+says whether the best layer is among the first three.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.baselines.added import Added
+from benchmarks.quality.jobs import DrawnJob
+from benchmarks.quality.measures import figures, measure
+from benchmarks.tracing import trace_layer
+from salem.deltas.terms import LayerDelta
+from salem.models.loading import Network
+from salem.records import EditBatch, Hyperparameters, Layer
+from worker.selection.saliency import layer_saliency, shortlist
+from worker.selection.trials import trial_edits
+from worker.training.loop import prepare_dataset
+from worker.training.ridge import ridge_term
+
+HIT_AT = 3
+PAPER = "absolute sample"  # mean |gradient| of each sample, then over samples
+
+
+def choices(network: Network, job: DrawnJob, hyper: Hyperparameters) -> dict[str, Any]:
+    """Score every layer by editing it, rank the layers in every way, and compare."""
+    scores = {layer.path: exhaustive(network, job, layer, hyper) for layer in network.layers}
+    ranked, seconds, saliency = rankings(network, job.batch(), hyper)
+    found = {way: compared(scores, order) | {"seconds": seconds[way]} for way, order in ranked.items()}
+    return {
+        "layers": [
+            {
+                "path": layer.path,
+                "block": layer.block,
+                "score": round(scores[layer.path], 4),
+                "saliency": saliency[layer.path],
+            }
+            for layer in network.layers
+        ],
+        "selection": found,
+    }
+
+
+def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparameters) -> float:
+    """The held-out score of a full ridge edit at a layer."""
+    batch, perplexity = job.batch(), job.material.perplexity
+    prepared = prepare_dataset(network, batch.corrections, batch.pass_samples, layer)
+    term, _ = ridge_term(network, prepared, hyper)
+    edited = Added(network, (LayerDelta(layer.path, (term,)),))
+    outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=perplexity)
+    found = figures(outcomes, perplexity=perplexity)
+    success = [found[name] for name in ("edit_accuracy", "generalization") if found[name] is not None]
+    return sum(map(float, success)) / len(success) - float(found["drawdown"] or 0)
+
+
+def rankings(
+    network: Network, batch: EditBatch, hyper: Hyperparameters
+) -> tuple[dict[str, list[str]], dict[str, float], dict[str, float]]:
+    """Layers from first choice to last and the seconds that it took, by way; and the paper's saliency."""
+    ranked: dict[str, list[str]] = {}
+    seconds: dict[str, float] = {}
+    saliency: dict[str, float] = {}
+    layers = network.layers
+    for size in ("absolute", "frobenius"):
+        for over in ("sample", "mean"):
+            began = time.monotonic()
+            scores = layer_saliency(network, batch.corrections, layers, measure=size, over=over)
+            way = f"{size} {over}"
+            saliency = scores if way == PAPER else saliency
+            ranked[way] = [layer.path for layer in shortlist(scores, layers, len(layers))]
+            seconds[way] = round(time.monotonic() - began, 2)
+    began = time.monotonic()
+    traced = trace_layer(network, batch.edit_samples, layers, torch.Generator().manual_seed(hyper.seed))
+    ranked["tracing"] = sorted(traced, key=lambda path: -traced[path])
+    seconds["tracing"] = round(time.monotonic() - began, 2)
+    began = time.monotonic()
+    first = [layer for layer in layers if layer.path in ranked[PAPER][:HIT_AT]]
+    decision = trial_edits(network, batch, first, hyper, torch.Generator().manual_seed(hyper.seed))
+    ordered = sorted(decision.trials, key=lambda trial: (-trial.score, trial.divergence))
+    ranked["trial edits"] = [trial.layer.path for trial in ordered]
+    seconds["trial edits"] = round(time.monotonic() - began, 2)
+    return ranked, seconds, saliency
+
+
+def compared(scores: Mapping[str, float], order: Sequence[str]) -> dict[str, Any]:
+    """regret@1 and hit@3 of an order of layers against the scores of editing each."""
+    best = max(scores, key=lambda path: scores[path])
+    return {
+        "first": order[0],
+        "regret_at_1": round(scores[best] - scores[order[0]], 4),
+        "hit_at_3": best in order[:HIT_AT],
+    }
