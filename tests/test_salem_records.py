@@ -403,17 +403,6 @@ def test_a_sample_that_forgets_says_what() -> None:
     assert {recipe.value for recipe in Recipe if recipe.forgets} == {"scoped", "mend"}
 
 
-def test_what_was_stored_before_anything_could_be_forgotten_still_loads() -> None:
-    stored: dict[str, Any] = {"input": "x", "text_pair": None, "target": "y"}
-    assert Edit.model_validate({**stored, "paraphrases": ["z"]}).target == "y"
-    assert EditRequest.model_validate({"model": "m", "parent": 0, "edits": [stored]}).edits[0].forget is None
-    assert Entry.model_validate({**stored, "keys": []}).target == "y"
-    outcome = {**stored, "edit": 0, "kind": "edit", "before": "b", "after": "y", "correct": True}
-    old = {name: value for name, value in METRICS.model_dump().items() if name != "forgetting"}
-    found = Metrics.model_validate({**old, "outcomes": [outcome]})
-    assert found.forgetting is None and found.outcomes[0].extent is None
-
-
 def test_tasks_know_whether_they_write() -> None:
     assert [task.generates for task in Task] == [False, True, True]
 

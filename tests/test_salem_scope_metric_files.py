@@ -13,7 +13,7 @@ from salem.errors import DeltaRejected
 from salem.models import tensor_files
 from salem.scope.features import Reading
 from salem.scope.lexical import NUMBERS
-from salem.scope.metric import EVERYWHERE, EXCHANGE, Metric
+from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric, unpack_metric
 
 
@@ -45,11 +45,6 @@ def test_the_same_metric_is_the_same_bytes_and_another_is_not() -> None:
     assert len({named(metric).sha256 for metric in others}) == 4
 
 
-def test_a_metric_that_was_written_before_equivalents_were_gauged_is_read() -> None:
-    found = unpack_metric(tensor_files.write({name: torch.ones(of) for name, of in HELD.items()}, SAID))
-    assert (found.exchange, found.extent) == (EXCHANGE, EVERYWHERE)
-
-
 def test_a_damaged_file_is_refused() -> None:
     data = pack_metric(some_metric())
     for length in range(0, len(data), 7):
@@ -60,7 +55,7 @@ def test_a_damaged_file_is_refused() -> None:
             unpack_metric(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
-SAID = {"stack": "blocks", "block": "1", "paired": "false"}
+SAID = {"stack": "blocks", "block": "1", "paired": "false", "exchange": "0.1", "extent": "0.7"}
 HELD = {"rarity": (7,), "center": (5,), "spread": (5,), "projection": (3, 5), "word_rarity": (NUMBERS,)} | {
     "word_steadiness": (NUMBERS,)
 }
@@ -81,6 +76,7 @@ HELD = {"rarity": (7,), "center": (5,), "spread": (5,), "projection": (3, 5), "w
         ({}, {"block": None}, "does not say what it reads"),
         ({}, {"paired": None}, "does not say what it reads"),
         ({}, {"block": "one"}, "does not say what it reads"),
+        ({}, {"exchange": None}, "exchange is no number"),
         ({}, {"exchange": "much"}, "exchange is no number"),
         ({}, {"exchange": "null"}, "exchange is no number"),
         ({}, {"exchange": "0"}, "exchange is 0.0; it is more than 0"),

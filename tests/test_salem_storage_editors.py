@@ -6,26 +6,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from registry_records import NOW, claim, new_version, publish, ready_model
+from registry_records import NOW, claim, ready_model
 
 from salem.errors import LeaseLost, NotFound
 from salem.records import (
-    Edit,
     Editor,
     EditorMetrics,
     EditorOptions,
-    EditRequest,
-    Hyperparameters,
     Job,
     JobKind,
     JobState,
-    ModelReference,
     Proportion,
 )
-from salem.storage.database import Database
 from salem.storage.editors import editor_id
 from salem.storage.registry import Registry
 
@@ -110,46 +102,3 @@ def test_an_editor_that_is_not_there(registry: Registry, name: str) -> None:
     with pytest.raises(NotFound) as caught:
         registry.editors.get(name)
     assert caught.value.remedy == "GET /editors lists them"
-
-
-def test_going_back_forgets_editors_and_what_names_them(database_url: str, registry: Registry) -> None:
-    """The older code refuses fields and kinds of jobs that it does not know."""
-    ready_model(registry)
-    editor = finished(registry)
-    used = Hyperparameters(editor=editor.id)
-    request = EditRequest(
-        model="intents", parent=0, edits=(Edit(input="a", target="refund"),), hyperparameters=used
-    )
-    job, _ = registry.create_job(JobKind.EDIT, "intents", request.model_dump(mode="json"))
-    version = new_version().model_copy(update={"hyperparameters": used})
-    registry.finish_edit(job.id, claim(registry, job), version, None, {})
-    publish(registry)
-    config = Config()
-    config.set_main_option("script_location", "salem:migrations")
-    database = Database.connect(database_url)
-    with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0002")
-        kinds = connection.execute(sa.text("SELECT kind FROM jobs")).scalars().all()
-        assert sorted(kinds) == ["edit", "edit", "register"]
-        assert not sa.inspect(connection).has_table("editors")
-        table = sa.table("versions", sa.column("hyperparameters", sa.JSON))
-        stored = connection.execute(sa.select(table)).scalars().all()
-        assert len(stored) == 2 and not any("editor" in each for each in stored)
-        requests = connection.execute(sa.select(sa.table("jobs", sa.column("request", sa.JSON)))).scalars()
-        found = list(requests)
-        assert not any("editor" in each.get("hyperparameters", {}) for each in found)
-        assert not any("forget" in edit for each in found for edit in each.get("edits", ()))
-        metrics = sa.table("versions", sa.column("metrics", sa.JSON))
-        for each in connection.execute(sa.select(metrics)).scalars():
-            assert "forgetting" not in (each or {})
-            for outcome in (each or {}).get("outcomes", ()):
-                assert not {"forget", "extent"} & set(outcome)
-    with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    database.close()
-    assert registry.editors.list() == []
-    found = registry.resolve(ModelReference(model="intents", number=1))
-    older = Hyperparameters(first_token_weight=0.0, lexical_weight=0.0, anchor_samples=0, candidates="middle")
-    assert found.hyperparameters == older, "older versions did not ask"

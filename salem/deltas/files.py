@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from salem.deltas.terms import Dense, LayerDelta, LowRank, Term
 from salem.errors import DeltaRejected
 from salem.models import tensor_files
-from salem.models.tensor_files import TEXT
 from salem.records import Layer
 from salem.scope.metric import Metric
 from salem.scope.scope import Scoped
@@ -97,23 +95,7 @@ def _terms(tensors: dict[str, Tensor], layer: Layer, metric: Metric | None) -> t
     return tuple(terms)
 
 
-def _as_written_now(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The fields of a term from a file of any age."""
-    if {"keys", "values"} <= tensors.keys():
-        if tensors["values"].dim() == 2:  # [e, d_out], as first written: one for all positions
-            tensors = tensors | {"values": tensors["values"].unsqueeze(1)}
-        if not {"said", "shares", "doubts"} & tensors.keys():  # scopes that did not ask the base
-            num = len(tensors["keys"])
-            silent = {"said": torch.zeros(num, 0), "shares": torch.zeros(num, 0), "doubts": torch.zeros(num)}
-            tensors = tensors | silent
-        if not {"words", "tolls"} & tensors.keys():  # scopes that did not mind single words
-            num = len(tensors["keys"])
-            tensors = tensors | {"words": torch.zeros(num, 0, dtype=TEXT), "tolls": torch.zeros(num)}
-    return tensors
-
-
 def _term(tensors: dict[str, Tensor], metric: Metric | None) -> Term:
-    tensors = _as_written_now(tensors)
     kind = _KINDS.get(frozenset(tensors))
     if kind is None or any(tensor.dim() != _DIMENSIONS[name] for name, tensor in tensors.items()):
         raise DeltaRejected(f"A term with the fields {sorted(tensors)} is of no known kind.")

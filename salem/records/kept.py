@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from salem.records.base import EDIT_ID_PATTERN, EDITOR_ID_PATTERN, Name, Record, Sha256
 from salem.records.method import EditorOptions, Hyperparameters, Layer
@@ -115,9 +115,7 @@ class EntryKey(Record):
     text: str
     radius: float  # likeness from which on the entry fires (docs/recipes.md)
     nearest_pass_sample: str | None = None  # the text most like this one that is to stay as it is
-    nearest_likeness: float | None = Field(
-        default=None, validation_alias=AliasChoices("nearest_likeness", "nearest_cosine")
-    )  # at most: out of reach it is the cosine. The second name is that of earlier versions
+    nearest_likeness: float | None = None  # an upper bound: out of reach it is the cosine
 
 
 class Entry(Sample):

@@ -11,13 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from salem.errors import DeltaRejected
 from salem.models import tensor_files
 from salem.scope.features import Reading
 from salem.scope.lexical import NUMBERS
-from salem.scope.metric import EVERYWHERE, EXCHANGE, Metric
+from salem.scope.metric import Metric
 
 _OF_WORDS = ("word_rarity", "word_steadiness")
 _FIELDS = {"rarity": 1, "center": 1, "spread": 1, "projection": 2, "word_rarity": 1, "word_steadiness": 1}
@@ -57,9 +55,6 @@ def unpack_metric(data: bytes) -> Metric:
         DeltaRejected: the file is damaged, or its fields do not fit together.
     """
     header, tensors = tensor_files.read(data, noun="scope metric")
-    if not set(_OF_WORDS) & tensors.keys():  # as first written: every word tells as much as any
-        tensors.pop("steadiness", None)  # of tokens, for a while
-        tensors |= dict.fromkeys(_OF_WORDS, torch.ones(NUMBERS))
     if {name: tensor.dim() for name, tensor in tensors.items()} != _FIELDS:
         raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
     width = len(tensors["center"])
@@ -72,18 +67,18 @@ def unpack_metric(data: bytes) -> Metric:
         raise DeltaRejected("The scope metric does not say what it reads.") from error
     return Metric(
         reading=Reading(header.get("stack", ""), block, paired, tensors.pop("rarity")),
-        exchange=_positive(header, "exchange", EXCHANGE),
-        extent=_positive(header, "extent", EVERYWHERE),
+        exchange=_positive(header, "exchange"),
+        extent=_positive(header, "extent"),
         sha256=hashlib.sha256(data).hexdigest(),
         **tensors,
     )
 
 
-def _positive(header: Mapping[str, str], name: str, before: float) -> float:
-    """A number of the header; `before` in files that were written before there was one."""
+def _positive(header: Mapping[str, str], name: str) -> float:
+    """A positive number in the header."""
     try:
-        found = float(json.loads(header.get(name, json.dumps(before))))
-    except (ValueError, TypeError) as error:
+        found = float(json.loads(header[name]))
+    except (KeyError, ValueError, TypeError) as error:
         raise DeltaRejected(f"The scope metric's {name} is no number.") from error
     if not 0 < found < math.inf:
         raise DeltaRejected(f"The scope metric's {name} is {found}; it is more than 0.")

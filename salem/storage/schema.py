@@ -2,7 +2,7 @@
 
 What is searched or sorted by is a column; what is only stored and returned is JSON. The JSON type is the
 textual one, not PostgreSQL's JSONB: texts of users may hold U+0000, which JSONB refuses.
-Knows how a record becomes a row. Does not know queries; salem/migrations keeps this file's history.
+Knows how a record becomes a row. Does not know queries; `migrations/` keeps the history of this file.
 """
 
 from __future__ import annotations
