@@ -114,7 +114,7 @@ def _preface(rows: Sequence[Row]) -> str:
         "95% interval: bootstrap over the samples of all seeds, which says nothing of how seeds differ; "
         "those stand in the tables of bounds. Bold: the best of a column; of drawdowns, among those within "
         ".02 of the best edit accuracy. Costs are of several days and machines. What each method is, and "
-        "how each figure is defined: [metrics](metrics.md#the-methods)."
+        "how each figure is defined: [benchmark methods](benchmark-methods.md)."
     )
 
 
