@@ -110,7 +110,10 @@ def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings
         (b"\x80 as a delta holds", "not UTF-8"),
         (b'{"input": "a"}\n', "line 1"),
         (b"{}\n", "line 1"),
-        (b'{"input": "a", "target": "b"}\n{"input": "a", "target": "c"}\n', "keep the right one"),
+        (
+            b'{"input": "a", "target": "b"}\n{"input": "a", "target": "c"}\n',
+            "keep the row with the correct target",
+        ),
         (b"", "empty"),
     ],
 )

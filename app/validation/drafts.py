@@ -23,11 +23,21 @@ BOUNDED = BeforeValidator(_read_whole)
 """Of a list from a client: one beyond any limit is refused before its items are looked at."""
 
 
+def words_of(text: str | None) -> str:
+    """The text with single spaces: two texts with the same words count as the same text."""
+    return " ".join((text or "").split())
+
+
 class DraftText(Record):
     """What a client asks a model."""
 
     input: str
     text_pair: str | None = None
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What identifies the input: its words and those of its pair, whatever the white space."""
+        return words_of(self.input), words_of(self.text_pair)
 
     def checked(self) -> TextInput:
         return TextInput(input=self.input, text_pair=self.text_pair)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.validation.drafts import DraftEdit, DraftSample
+from app.validation.drafts import DraftEdit, DraftSample, words_of
 from app.validation.texts import (
     CountTokens,
     check_answers,
@@ -51,11 +51,6 @@ class Place:
     def answer_pointer(self) -> str:
         """Of its answer, which is to be given or to be forgotten."""
         return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Identity of the input: its words, and those of its pair."""
-        return _words(self.sample.input, self.sample.text_pair)
 
     @property
     def readable(self) -> bool:
@@ -189,7 +184,7 @@ def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
     """Samples that ask the same: repeated, contradicting, or edited and kept at once."""
     first: dict[tuple[str, str], Place] = {}
     for place in places:
-        earlier = first.setdefault(place.key, place)
+        earlier = first.setdefault(place.sample.words, place)
         if earlier is not place:
             yield from _clash(earlier, place)
 
@@ -224,11 +219,11 @@ def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[s
     newest: dict[tuple[str, str], ListedEntry] = {}
     for entry in entries:
         for text in (entry.input, *(key.text for key in entry.keys)):
-            newest.setdefault(_words(text, entry.text_pair), entry)
+            newest.setdefault((words_of(text), words_of(entry.text_pair)), entry)
     notes = []
     for edit in edits:
         for text in (edit.input, *edit.paraphrases):
-            old = newest.get(_words(text, edit.text_pair))
+            old = newest.get((words_of(text), words_of(edit.text_pair)))
             if old is not None and not _same(old.becomes, edit.becomes):
                 was, now = wanted(old.becomes), wanted(edit.becomes)
                 notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
@@ -246,8 +241,4 @@ def entry_prevails(note: str, recipe: Recipe) -> Pointer:
 
 def _same(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
     """Whether two samples are to become the same, as `Sample.becomes` tells; white space aside."""
-    return [(text or "").split() for text in one] == [(text or "").split() for text in other]
-
-
-def _words(text: str, pair: str | None) -> tuple[str, str]:
-    return " ".join(text.split()), " ".join((pair or "").split())
+    return [words_of(text) for text in one] == [words_of(text) for text in other]

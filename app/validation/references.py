@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.validation.drafts import DraftReference
+from app.validation.drafts import DraftReference, words_of
 from app.validation.texts import check_input, check_text
 from salem.errors import MOST_PLACES, InvalidRequest, Pointer
 from salem.messages import quoted
@@ -61,22 +61,27 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
 
 
 def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Iterator[Pointer]:
-    """Blank texts and targets, and inputs with two different targets; pointers are `<prefix>/<index>`."""
+    """Blank texts and targets, and rows with the same words but different targets.
+
+    Pointers are `<prefix>/<index>`.
+    """
     if not drafts:
         yield Pointer(prefix, "the reference set is empty; give labeled samples of what the model is asked")
-    first: dict[tuple[str, str | None], tuple[int, str]] = {}
+    first: dict[tuple[str, str], int] = {}
     for index, draft in enumerate(drafts):
         pointer = f"{prefix}/{index}"
         yield from check_input(pointer, draft)
         yield from check_text(f"{pointer}/target", draft.target, "target")
         for place, text in enumerate(draft.paraphrases):
             yield from check_text(f"{pointer}/paraphrases/{place}", text, "paraphrase")
-        where, target = first.setdefault((draft.input, draft.text_pair), (index, draft.target))
-        if target != draft.target:
+        earlier = first.setdefault(draft.words, index)
+        target = drafts[earlier].target
+        if words_of(target) != words_of(draft.target):
             yield Pointer(
                 f"{pointer}/target",
-                f"{quoted(draft.input)} is {quoted(draft.target)} here, but {quoted(target)} at "
-                f"{prefix}/{where}; keep the right one",
+                f"{quoted(draft.input)} has the target {quoted(draft.target)} here but {quoted(target)} at "
+                f"{prefix}/{earlier} (only the words count, not the white space); keep the row with the "
+                "correct target",
             )
 
 
