@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -50,6 +51,12 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
             yield client
             server.should_exit = True
         thread.join()
+
+
+def request_of(client: httpx.Client, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job was asked to do."""
+    request: dict[str, Any] = client.get(f"/jobs/{job['id']}/request").raise_for_status().json()
+    return request
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Stage:
             layer=layer.path, blob=self.blobs.put(data), num_bytes=len(data), kind="low_rank", rank=2
         )
         job = job or self.registry.create_job(JobKind.EDIT, model.name, {"edits": []})[0]
-        asked = job.request
+        asked = self.registry.get_request(job.id)
         version = Version(
             model=model.name,
             number=0,

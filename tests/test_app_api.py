@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_service import Stage, serving
+from api_service import Stage, request_of, serving
 from fastapi.exceptions import RequestValidationError
 from pydantic import SecretStr, ValidationError
 from tiny_models import LABELS, save_tiny
@@ -79,7 +79,7 @@ def test_a_model_is_added(client: httpx.Client, stage: Stage, small: Settings) -
     assert response.headers["location"] == f"/jobs/{job['id']}"
     assert response.headers["retry-after"].isdigit()
     assert (job["kind"], job["state"]) == ("register", "queued")
-    stored = stage.blobs.get(job["request"]["reference"]).decode().splitlines()
+    stored = stage.blobs.get(request_of(client, job)["reference"]).decode().splitlines()
     assert [json.loads(line) for line in stored] == REFERENCE
     assert client.get("/models/intents").json()["state"] == "registering"
     assert JobQueue.connect(small.effective_redis_url, small.queue).holds(job["id"])
@@ -99,7 +99,8 @@ def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings
         "source": {"kind": "folder", "path": "intents"},
         "reference_sha256": response.json()["sha256"],
     }
-    assert client.post("/models", json=body).json()["request"]["reference"] == response.json()["sha256"]
+    job = client.post("/models", json=body).json()
+    assert request_of(client, job)["reference"] == response.json()["sha256"]
     unknown = client.post("/models", json={**body, "name": "other", "reference_sha256": "0" * 64})
     assert pointers(problem(unknown, 422, "invalid_request")) == {"/reference_sha256"}
 
@@ -193,11 +194,11 @@ def test_edits_make_a_job_for_the_named_parent(
     assert response.status_code == 202, response.text
     job = response.json()
     assert response.headers["location"] == f"/jobs/{job['id']}"
-    assert job["request"]["parent"] == 1
-    assert job["request"]["hyperparameters"]["seed"] == 7
-    assert job["request"]["pass_samples"] is None
+    asked = request_of(client, job)
+    assert (asked["kind"], asked["parent"], asked["pass_samples"]) == ("edit", 1, None)
+    assert asked["hyperparameters"]["seed"] == 7
     base = client.post("/edits", json={"model": "intents", "edits": [EDIT]}).json()
-    assert base["request"]["parent"] == 0
+    assert request_of(client, base)["parent"] == 0
 
 
 def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
@@ -208,7 +209,8 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     body = {"model": "intents@production", "alias": "production", "edits": [EDIT]}
     jobs = [client.post("/edits", json=body).json() for _ in range(2)]
     for job in jobs:
-        assert (job["request"]["parent"], job["request"]["alias_was"]) == (0, 0)
+        asked = request_of(client, job)
+        assert (asked["parent"], asked["alias_was"]) == (0, 0)
         stage.publish(intents, job=stage.registry.get_job(job["id"]))
     path = "/models/intents/aliases/production"
     assert [alias["version"] for alias in client.get(path).json()["data"]] == [1, 0]
@@ -216,12 +218,13 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     assert first == {"version": "intents:1"}
     (note,) = second["notes"]
     assert all(words in note for words in ("left at intents:1", "intents:2", f"PUT {path}"))
-    again = client.post("/edits", json=body).json()["request"]
+    again = request_of(client, client.post("/edits", json=body).json())
     assert (again["parent"], again["alias_was"]) == (1, 1)
     removal = {"edits": ["1.0"], "alias": "production"}
     stage.registry.set_alias("intents", "production", 2)
     response = client.post("/models/intents/versions/1/removals", json=removal)
-    assert response.status_code == 202 and response.json()["request"]["alias_was"] == 2
+    assert response.status_code == 202
+    assert request_of(client, response.json())["alias_was"] == 2
 
 
 def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
@@ -238,7 +241,7 @@ def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
         "sent again: the same"
     )
     for model, parent in (("intents@production", 1), ("intents:0", 0)):
-        asked = client.post("/edits", json={**body, "model": model}).json()["request"]
+        asked = request_of(client, client.post("/edits", json={**body, "model": model}).json())
         assert (asked["parent"], asked["alias_was"]) == (parent, 1)
 
 
@@ -362,12 +365,11 @@ def test_jobs_are_listed_in_pages_and_cancelled(
     ]
     page = client.get("/jobs", params={"limit": 2}).json()
     assert [job["id"] for job in page["data"]] == ids[:0:-1] and page["has_more"]
-    assert "request" not in page["data"][0]
     rest = client.get("/jobs", params={"limit": 2, "after": ids[1]}).json()
     assert rest["data"][0]["id"] == ids[0]
 
     shown = client.get(f"/jobs/{ids[0]}")
-    assert shown.json()["request"]["edits"][0]["input"] == "a"
+    assert request_of(client, shown.json())["edits"][0]["input"] == "a"
     assert shown.headers["retry-after"] == "1"
     ended = client.post(f"/jobs/{ids[0]}/cancel")
     assert ended.json()["state"] == "cancelled"
@@ -375,7 +377,22 @@ def test_jobs_are_listed_in_pages_and_cancelled(
     assert not JobQueue.connect(small.effective_redis_url, small.queue).holds(ids[0])
     problem(client.post(f"/jobs/{ids[0]}/cancel"), 409, "conflict")
     problem(client.get("/jobs/unknown"), 404, "not_found")
+    problem(client.get("/jobs/unknown/request"), 404, "not_found")
     assert registry.get_job(ids[1]).state is JobState.QUEUED
+
+
+def test_a_job_of_a_thousand_edits_is_polled_in_few_bytes(settings: Settings, registry: Registry) -> None:
+    Stage.of(settings, registry).host("intents", "bert")
+    edits = [
+        EDIT | {"input": f"money back for order {n}", "paraphrases": [f"refund {n}"]} for n in range(1_000)
+    ]
+    with serving(settings) as client:
+        posted = client.post("/edits", json={"model": "intents", "edits": edits})
+        assert posted.status_code == 202, posted.text
+        polled, listed = client.get(f"/jobs/{posted.json()['id']}"), client.get("/jobs")
+        asked = request_of(client, posted.json())
+    assert [edit["input"] for edit in asked["edits"]] == [edit["input"] for edit in edits]
+    assert max(len(response.content) for response in (posted, polled, listed)) < 20_000
 
 
 def test_bad_query_parameters_are_named(client: httpx.Client) -> None:

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import typer
 from api_service import Stage, serving
 from tiny_models import save_tiny
 
-from app.cli.client import ServiceError
+from app.cli.client import POLL_S, Client, ServiceError
 from app.cli.files import read_edit_request
+from app.cli.printing import report_job
 from app.service.doctor import Finding, check_address, check_blobs, check_database, check_python, check_redis
 from salem import __version__
 from salem.settings import Settings
@@ -64,12 +67,14 @@ def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
     assert (posted.returncode, job["state"]) == (0, "queued")
     assert "intents" in salem("jobs", "list", "--url", url).stdout
     shown = json.loads(salem("jobs", "show", job["id"], "--url", url).stdout)
-    assert [edit["input"] for edit in shown["request"]["edits"]] == ["money back", "b"]
-    assert [(edit["target"], edit["forget"]) for edit in shown["request"]["edits"]] == [
+    assert shown["state"] == "queued" and "request" not in shown
+    asked = json.loads(salem("jobs", "request", job["id"], "--url", url).stdout)
+    assert [edit["input"] for edit in asked["edits"]] == ["money back", "b"]
+    assert [(edit["target"], edit["forget"]) for edit in asked["edits"]] == [
         ("refund", None),
         (None, "login"),
     ]
-    assert shown["request"]["hyperparameters"]["seed"] == 3
+    assert asked["hyperparameters"]["seed"] == 3
     assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
     ended = salem("jobs", "show", job["id"], "--wait", "--url", url)
     assert ended.returncode == 1 and json.loads(ended.stdout)["state"] == "cancelled"
@@ -190,3 +195,19 @@ def test_migrate(tmp_path: Path) -> None:
     migrated = salem("migrate", SALEM_HOME=str(tmp_path))
     assert migrated.returncode == 0, migrated.stderr
     assert check_database(Settings(home=tmp_path)).state == "ok"
+
+
+def test_waiting_for_a_job_does_not_download_its_request(
+    url: str, stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edits = [EDIT | {"input": f"money back for order {number}"} for number in range(1_000)]
+    sizes: list[int] = []
+    with Client(url) as client:
+        job = client.post("/edits", {"model": "intents", "edits": edits})
+        client._http.event_hooks["response"].append(lambda response: sizes.append(len(response.read())))
+        polled_twice = threading.Timer(2.5 * POLL_S, lambda: stage.registry.cancel_job(job["id"]))
+        polled_twice.start()
+        with pytest.raises(typer.Exit):
+            report_job(client, job, wait=True)
+    assert json.loads(capsys.readouterr().out)["state"] == "cancelled"
+    assert len(sizes) >= 3 and sum(sizes) < 20_000

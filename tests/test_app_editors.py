@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_service import Stage, serving
+from api_service import Stage, request_of, serving
 from source_modules import ROOT
 from test_app_api import pointers, problem
 from test_app_entries import printed_json
@@ -82,7 +82,7 @@ def test_a_corpus_becomes_a_job(client: httpx.Client, settings: Settings) -> Non
     job = response.json()
     assert response.headers["location"] == f"/jobs/{job['id']}"
     assert (job["kind"], job["state"], job["model"]) == ("train_editor", "queued", "intents")
-    request = EditorRequest.model_validate(job["request"])
+    request = EditorRequest.model_validate(request_of(client, job))
     assert (request.name, len(request.edits), request.options.num_together) == ("late orders", 32, 4)
     assert request.edits[1].paraphrases == ("order 1 is late",) and request.pass_samples is None
     assert JobQueue.connect(settings.effective_redis_url, settings.queue).holds(job["id"])
@@ -150,7 +150,7 @@ def test_an_edit_takes_the_recipe_and_the_layer_of_its_editor(
         body = {"model": "intents", "edits": [EDIT], "options": {"editor": editor.id, **options}}
         response = client.post("/edits", json=body)
         assert response.status_code == 202, response.text
-        hyper = Hyperparameters.model_validate(response.json()["request"]["hyperparameters"])
+        hyper = Hyperparameters.model_validate(request_of(client, response.json())["hyperparameters"])
         assert (hyper.editor, hyper.recipe, hyper.layer) == (editor.id, Recipe.MEND, editor.layer)
 
 
@@ -217,7 +217,7 @@ def test_the_command_line(
     status, job, _ = salem("editors", "train", str(file), *options)
     assert status == 0 and printed_json(job)["kind"] == "train_editor"
     (queued,) = [each for each in stage.registry.list_jobs()[0] if each.state == "queued"]
-    request = EditorRequest.model_validate(stage.registry.get_job(queued.id).request)
+    request = EditorRequest.model_validate(stage.registry.get_request(queued.id))
     assert (request.name, request.options.num_together, request.options.seed) == ("late", 3, 5)
     _, shown, _ = salem("editors", "list", "--model", "intents")
     assert all(word in shown for word in (editor.id, "refunds", editor.layer, "0.50"))

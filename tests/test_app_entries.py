@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from api_service import Stage, serving
+from api_service import Stage, request_of, serving
 from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
@@ -218,11 +218,12 @@ def test_an_edit_that_overrides_an_entry_says_so(
         {"input": "log in", "text_pair": "or out", "target": "refund"},
     ]
     job = client.post("/edits", json={"model": "intents:1", "edits": edits}).json()
-    assert job["request"]["notes"] == [
+    assert request_of(client, job)["notes"] == [
         '"log in" overrides entry 1.1: it was "delivery", now "refund"',
         '"when will my order arrive" overrides entry 1.0: it was "refund", now "other"',
     ]
-    assert client.post("/edits", json={"model": "intents", "edits": edits}).json()["request"]["notes"] == []
+    base = client.post("/edits", json={"model": "intents", "edits": edits}).json()
+    assert request_of(client, base)["notes"] == []
     plain = {"model": "intents:1", "edits": edits, "options": {"recipe": "mend"}}
     (refused,) = client.post("/edits", json=plain).json()["errors"]
     assert refused["pointer"] == "/options/recipe" and '"log in" overrides entry 1.1' in refused["detail"]
@@ -238,7 +239,7 @@ def test_of_many_overridden_texts_a_few_are_named(
     publish(stage, intents, (Edit(input=texts[0], target="refund", paraphrases=tuple(texts[1:])),))
     edit = {"input": texts[0], "target": "other", "paraphrases": texts[1:]}
     job = client.post("/edits", json={"model": "intents:1", "edits": [edit]}).json()
-    notes = job["request"]["notes"]
+    notes = request_of(client, job)["notes"]
     assert len(notes) == 21 and notes[0].startswith('"where is order 0" overrides entry 1.0')
     assert notes[-1] == "and 10 more texts that override an entry"
 
@@ -254,7 +255,8 @@ def test_edits_are_removed_by_a_job(
     job = response.json()
     assert response.headers["location"] == f"/jobs/{job['id']}" and response.headers["retry-after"]
     assert (job["kind"], job["state"]) == ("remove", "queued")
-    assert job["request"] == {"model": "intents", "parent": 1, **body, "alias_was": None}
+    asked = {"kind": "remove", "model": "intents", "parent": 1, **body, "alias_was": None}
+    assert request_of(client, job) == asked
     assert JobQueue.connect(settings.effective_redis_url, settings.queue).holds(job["id"])
     client.put("/models/intents/aliases/production", json={"version": 1})
     assert client.post(path, json=body, headers=headers).json()["id"] == job["id"]

@@ -198,7 +198,6 @@ ONE_OF_EACH = [
         state=JobState.FAILED,
         phase="training",
         progress=0.4,
-        request={"edits": [1, {"deep": None}]},
         saliency=(SCORE,),
         metrics={"loss": 0.1},
         error=ERROR,

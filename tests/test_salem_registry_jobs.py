@@ -40,12 +40,16 @@ def registry(any_registry: Registry) -> Registry:
 
 def test_a_job_is_kept_as_it_was_asked_for(registry: Registry) -> None:
     ready_model(registry)
-    job, created = registry.create_job(JobKind.EDIT, "intents", {"edits": [{"input": "naïve \x00 ☃"}]})
+    request = {"edits": [{"input": "naïve \x00 ☃"}]}
+    job, created = registry.create_job(JobKind.EDIT, "intents", request)
     assert created
     assert registry.get_job(job.id) == job
+    assert registry.get_request(job.id) == request
     assert len(job.id) == 24 and job.id.startswith("job-")
     with pytest.raises(NotFound, match="job-none"):
         registry.get_job("job-none")
+    with pytest.raises(NotFound, match="job-none"):
+        registry.get_request("job-none")
     with pytest.raises(NotFound, match='no model "nope"'):
         new_job(registry, "nope")
 

@@ -43,7 +43,7 @@ def registry(any_registry: Registry) -> Registry:
 def test_a_model_is_registered_by_its_job(registry: Registry) -> None:
     job = registry.create_model(new_model(), BLOB)
     assert (job.kind, job.state, job.phase) == (JobKind.REGISTER, JobState.QUEUED, "waiting")
-    assert job.request == {"model": "intents", "reference": BLOB}
+    assert registry.get_request(job.id) == {"kind": "register", "model": "intents", "reference": BLOB}
     assert registry.get_model("intents") == new_model()
     lease = claim(registry, job)
     ready = new_model().model_copy(update={"labels": ("a", "b"), "num_pass_samples": 3})

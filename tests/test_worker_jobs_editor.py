@@ -137,7 +137,9 @@ def test_a_job_with_an_editor_takes_one_pass(
     data = stage.blobs.get(version.deltas[0].blob)
     assert read_header(data)["editor"] == f'"{editor.blob}"'
     stored = unpack(data, base_sha256=str(model.sha256), layers=model.layers)
-    check_one_pass(stage, model, editor, EditRequest.model_validate(job.request), stored)
+    check_one_pass(
+        stage, model, editor, EditRequest.model_validate(stage.registry.get_request(job.id)), stored
+    )
 
 
 def check_one_pass(

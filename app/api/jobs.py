@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from app.api.schemas import JOB_ID, JobId, Page
 from app.api.services import Machines, Services
 from salem.errors import Unavailable
-from salem.records import NAME_PATTERN, Job, JobState
+from salem.records import NAME_PATTERN, Job, JobRequest, JobState
 
 router = APIRouter(tags=["jobs"])
 
@@ -47,7 +47,7 @@ def announce(job: Job, machines: Services, response: Response) -> Job:
     return job
 
 
-@router.get("/jobs", response_model_exclude={"data": {"__all__": {"request"}}})
+@router.get("/jobs")
 def list_jobs(
     machines: Machines,
     model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
@@ -55,7 +55,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(pattern=JOB_ID, description="Last id of the page before")] = None,
 ) -> Page[Job]:
-    """Jobs, newest first, without their requests."""
+    """Jobs, newest first."""
     jobs, has_more = machines.registry.list_jobs(
         model=model, state=state.value if state else None, limit=limit, after=after
     )
@@ -69,6 +69,12 @@ def show_job(job_id: JobId, machines: Machines, response: Response) -> Job:
     if not job.state.ended:
         response.headers["Retry-After"] = str(POLL_S)
     return job
+
+
+@router.get("/jobs/{job_id}/request", response_model=JobRequest)
+def show_request(job_id: JobId, machines: Machines) -> dict[str, Any]:
+    """What a job was asked to do: the edits and samples of the request after every check. May be large."""
+    return machines.registry.get_request(job_id)
 
 
 @router.post("/jobs/{job_id}/cancel")

@@ -37,7 +37,7 @@ def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: 
 def report_job(client: Client, job: dict[str, Any], wait: bool) -> None:
     """Print a new job; or follow it to its end and print what came of it, exiting 1 unless it succeeded."""
     if not wait:
-        print_json({key: value for key, value in job.items() if key != "request"})
+        print_json(job)
         return
     progress = Progress(
         TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)

@@ -122,10 +122,17 @@ def jobs_list(
 
 @jobs_commands.command("show")
 def jobs_show(job_id: str, wait: Wait = False, url: Url = None) -> None:
-    """Show a job."""
+    """Show a job: its progress, and its result or error."""
     with client_for(url) as client:
         job = client.get(f"/jobs/{job_id}")
         report_job(client, job, wait) if wait else print_json(job)
+
+
+@jobs_commands.command("request")
+def jobs_request(job_id: str, url: Url = None) -> None:
+    """Show what a job was asked to do: its edits, samples and options."""
+    with client_for(url) as client:
+        print_json(client.get(f"/jobs/{job_id}/request"))
 
 
 @jobs_commands.command("cancel")

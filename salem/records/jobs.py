@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -41,7 +41,10 @@ class JobError(Record):
 
 
 class Job(Record):
-    """A long task with a life of its own: hosting a model, editing it, removing edits, training an editor."""
+    """A long task: hosting a model, editing it, removing edits, or training an editor.
+
+    What the client asked for is stored beside it (`JobRequest`): it can be megabytes, and a job is polled.
+    """
 
     id: str
     kind: JobKind
@@ -52,7 +55,6 @@ class Job(Record):
     progress: float = Field(ge=0, le=1)
     time_left_s: float | None = None
     attempt: int = 0
-    request: dict[str, Any]
     saliency: tuple[LayerScore, ...] = ()
     metrics: dict[str, float] = Field(default_factory=dict)  # the figures so far, while running
     result: dict[str, Any] | None = None  # an edit: {"version": "intents:3", ...}
@@ -65,6 +67,7 @@ class Job(Record):
 class EditRequest(Record):
     """What an edit job is to do, as stored with the job: the client's words after every check."""
 
+    kind: Literal[JobKind.EDIT] = JobKind.EDIT
     model: Name
     parent: int  # the version edited; 0 is the base
     edits: tuple[Edit, ...]
@@ -78,6 +81,7 @@ class EditRequest(Record):
 class RemoveRequest(Record):
     """What a removal job is to do: a version without some edits of its parent."""
 
+    kind: Literal[JobKind.REMOVE] = JobKind.REMOVE
     model: Name
     parent: int
     edits: tuple[str, ...]  # ids
@@ -88,6 +92,7 @@ class RemoveRequest(Record):
 class EditorRequest(Record):
     """What a job is to train an editor on, as stored with the job: the client's words after every check."""
 
+    kind: Literal[JobKind.TRAIN_EDITOR] = JobKind.TRAIN_EDITOR
     model: Name
     name: str | None = None
     edits: tuple[Edit, ...]  # the corpus
@@ -98,5 +103,12 @@ class EditorRequest(Record):
 class RegisterRequest(Record):
     """What a registration job is to do, as stored with the job."""
 
+    kind: Literal[JobKind.REGISTER] = JobKind.REGISTER
     model: Name
     reference: Sha256  # blob: JSONL of samples
+
+
+JobRequest = Annotated[
+    EditRequest | RemoveRequest | EditorRequest | RegisterRequest, Field(discriminator="kind")
+]
+"""What a job was asked to do, as stored with it."""

@@ -207,6 +207,11 @@ class Registry:
         with self._database.read() as connection:
             return job_rows.get(connection, job_id)
 
+    def get_request(self, job_id: str) -> dict[str, Any]:
+        """What a job was asked to do: a `JobRequest` as JSON. Raises NotFound."""
+        with self._database.read() as connection:
+            return job_rows.get_request(connection, job_id)
+
     def list_jobs(
         self,
         *,
@@ -258,7 +263,7 @@ class Registry:
             return job
 
     def lost_jobs(self, max_attempts: int) -> list[Job]:
-        """The jobs that should be in the queue, oldest first, without their requests.
+        """The jobs that should be in the queue, oldest first.
 
         Running jobs whose lease expired are queued again, or failed once they have had `max_attempts`.
         """

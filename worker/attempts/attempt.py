@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
@@ -64,6 +64,10 @@ class Attempt:
             network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
             # Another release may find other layers; deltas are read by those that were registered.
             yield replace(network, layers=model.layers)
+
+    def request(self) -> dict[str, Any]:
+        """What the job is to do: a `JobRequest` as JSON."""
+        return self.registry.get_request(self.job.id)
 
     def afford(self, needed: Estimate, network: Network) -> None:
         """Refuse before it starts what would take more memory than the job may.

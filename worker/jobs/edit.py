@@ -47,7 +47,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         OverBudget: training would need more memory than the job may take.
     """
     began = time.monotonic()
-    request = EditRequest.model_validate(attempt.job.request)
+    request = EditRequest.model_validate(attempt.request())
     model = attempt.registry.get_model(request.model)
     parent = attempt.version(model, request.parent)
     reporter.phase("loading", 0.02)

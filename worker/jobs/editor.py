@@ -28,7 +28,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         EditFailed: the base answers too much of the corpus with its targets.
     """
     began = time.monotonic()
-    request = EditorRequest.model_validate(attempt.job.request)
+    request = EditorRequest.model_validate(attempt.request())
     model = attempt.registry.get_model(request.model)
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:

@@ -15,7 +15,7 @@ from worker.evaluation.reference import Registered, answer_reference
 
 def run(attempt: Attempt, reporter: JobReporter) -> None:
     """Make the model ready, and end the job."""
-    request = RegisterRequest.model_validate(attempt.job.request)
+    request = RegisterRequest.model_validate(attempt.request())
     model = attempt.registry.get_model(request.model)
     reporter.phase("loading", 0.05)
     settings = attempt.settings

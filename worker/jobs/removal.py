@@ -177,7 +177,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         OverBudget: one of the trainings would need more memory than the job may take.
     """
     began = time.monotonic()
-    request = RemoveRequest.model_validate(attempt.job.request)
+    request = RemoveRequest.model_validate(attempt.request())
     model = attempt.registry.get_model(request.model)
     parent = attempt.version(model, request.parent)
     requests = attempt.registry.entries.edit_requests(

@@ -18,7 +18,6 @@ from salem.records import Job, JobKind, JobState, Name
 from salem.storage.schema import columns_of, jobs, row_values
 
 _JOB_COLUMNS = columns_of(jobs, Job)
-_BRIEF_COLUMNS = [column for column in _JOB_COLUMNS if column.name != "request"]  # which may be megabytes
 _MAX_KEY_LENGTH = 255
 
 
@@ -65,11 +64,10 @@ def create(connection: Connection, key: IdempotencyKey, model: Name, request: di
         state=JobState.QUEUED,
         phase="waiting",
         progress=0,
-        request=request,
         created_at=datetime.now(UTC),
     )
-    bookkeeping = {"idempotency_key": key.key, "body_sha256": key.body_sha256}
-    connection.execute(insert(jobs).values(row_values(job) | bookkeeping))
+    apart = {"request": request, "idempotency_key": key.key, "body_sha256": key.body_sha256}
+    connection.execute(insert(jobs).values(row_values(job) | apart))
     return job
 
 
@@ -81,8 +79,24 @@ def get(connection: Connection, job_id: str) -> Job:
     """
     row = connection.execute(select(*_JOB_COLUMNS).where(jobs.c.id == job_id)).mappings().first()
     if row is None:
-        raise NotFound(f'there is no job "{job_id}"', remedy="GET /jobs lists them")
+        raise _no_such_job(job_id)
     return _job(row)
+
+
+def get_request(connection: Connection, job_id: str) -> dict[str, Any]:
+    """What a job was asked to do; may be megabytes.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    request: dict[str, Any] | None = connection.scalar(select(jobs.c.request).where(jobs.c.id == job_id))
+    if request is None:
+        raise _no_such_job(job_id)
+    return request
+
+
+def _no_such_job(job_id: str) -> NotFound:
+    return NotFound(f'there is no job "{job_id}"', remedy="GET /jobs lists them")
 
 
 def list_page(
@@ -90,13 +104,11 @@ def list_page(
 ) -> tuple[list[Job], bool]:
     """At most `limit` jobs, newest first, from the one after `after` on; True where there are more.
 
-    Their requests are not read: each is empty.
-
     Raises:
         InvalidRequest: there is no such state.
         NotFound: there is no job `after`.
     """
-    query = select(*_BRIEF_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
+    query = select(*_JOB_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
     if model is not None:
         query = query.where(jobs.c.model == model)
     if state is not None:
@@ -105,19 +117,15 @@ def list_page(
         query = query.where(jobs.c.state == state)
     if after is not None:
         query = query.where(jobs.c.id < get(connection, after).id)
-    found = [_brief(row) for row in connection.execute(query).mappings()]
+    found = [_job(row) for row in connection.execute(query).mappings()]
     return found[:limit], len(found) > limit
 
 
 def list_queued(connection: Connection) -> list[Job]:
-    """Oldest first, with empty requests."""
-    query = select(*_BRIEF_COLUMNS).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.id)
-    return [_brief(row) for row in connection.execute(query).mappings()]
+    """Oldest first."""
+    query = select(*_JOB_COLUMNS).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.id)
+    return [_job(row) for row in connection.execute(query).mappings()]
 
 
 def _job(row: Any) -> Job:
     return Job.model_validate({name: row[name] for name in Job.model_fields})
-
-
-def _brief(row: Any) -> Job:
-    return _job({**row, "request": {}})
