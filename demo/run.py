@@ -1,8 +1,7 @@
-"""The demo from one end to the other: a desk's misrouted tickets and a new policy become a measured version.
+"""Runs the demo: corrects a desk's misrouted tickets and applies a new policy, then measures the version.
 
-Fine-tunes the classifier (kept for the next run), starts the whole product, and then is a client like any
-other: everything goes over HTTP. The last line of its output is one JSON object; the exit status is 0 only
-when the edits were made and hold.
+Fine-tunes the classifier (and keeps it for the next run), starts the service, and then talks to it over HTTP.
+The last line of its output is one JSON object. The exit status is 0 only if the edits hold.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FIGURES = ("edit_accuracy", "generalization", "drawdown")
 def main() -> int:
     """Run the demo; returns the exit status."""
     signal.signal(signal.SIGTERM, _end)
-    logging.set_verbosity_error()  # a new head is what is wanted here, not a reason to warn
+    logging.set_verbosity_error()  # no warning about the new head
     logging.disable_progress_bar()
     screen = Screen()
     desk = load_desk()
@@ -47,27 +46,27 @@ def main() -> int:
             running_service(FOLDER / "home", FOLDER / "models") as url,
             Client(url) as client,
         ):
-            screen.say(f"The service runs at {url}, with its worker, its queue and its database.")
+            screen.say(f"The service is running at {url}, with its worker, queue, and database.")
             outcome = correct(desk, client, screen)
     except (SalemError, ServiceError) as error:
         screen.say(" ".join([error.message, error.remedy or ""]))
         outcome = {"state": "failed", "error": error.message}
     except KeyboardInterrupt:
-        screen.say("Ended.")
+        screen.say("Stopped.")
         return 130
     print(json.dumps(outcome), flush=True)
     return 0 if holds(outcome) else 1
 
 
 def prepare(desk: Desk, screen: Screen, folder: Path) -> None:
-    """Write the reference set under `folder`, and the classifier unless one of the same making is there."""
+    """Write the reference set to `folder`, and train the classifier unless an identical one is there."""
     folder.mkdir(exist_ok=True)
     lines = (sample.model_dump_json(exclude_none=True) for sample in desk.reference)
     (folder / "reference.jsonl").write_text("".join(f"{line}\n" for line in lines))
     model, stamp = folder / "models" / MODEL, folder / "classifier.sha256"
     made_from = fingerprint(desk)
     if model.is_dir() and stamp.is_file() and stamp.read_text() == made_from:
-        screen.say("The classifier is there from an earlier run.")
+        screen.say("Using the classifier from an earlier run.")
         return
     stamp.unlink(missing_ok=True)
     shutil.rmtree(model, ignore_errors=True)
@@ -78,13 +77,13 @@ def prepare(desk: Desk, screen: Screen, folder: Path) -> None:
 
 
 def correct(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
-    """Host the classifier, find what it gets wrong, have it corrected and compare; gives the last line."""
+    """Host the classifier, correct what it gets wrong, and compare; return the last line of output."""
     registered = register(desk, client, screen)
     if registered["state"] != "succeeded":
         return {"state": registered["state"], "error": registered["error"]}
     edits = choose_edits(desk, client)
-    num_tickets = len(edits) - len(desk.policy_edits)
-    screen.say(f"{num_tickets} misrouted tickets and {len(desk.policy_edits)} sentences under a new policy:")
+    num_policy = len(desk.policy_edits)
+    screen.say(f"Correcting {len(edits) - num_policy} misrouted tickets and {num_policy} policy sentences")
     job, seconds = post_edits(edits, client, screen)
     if job["state"] != "succeeded":
         return {"state": job["state"], "error": job["error"]}
@@ -99,7 +98,7 @@ def correct(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
 
 
 def register(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
-    """Upload the reference set and host the classifier; gives the ended job."""
+    """Upload the reference set and host the classifier; return the finished job."""
     lines = "".join(f"{sample.model_dump_json(exclude_none=True)}\n" for sample in desk.reference)
     reference = client.upload("/references", lines.encode())
     body = {
@@ -112,14 +111,14 @@ def register(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
     if job["state"] == "succeeded":
         accuracy = job["result"]["reference_accuracy"]
         screen.say(
-            f"It answers {accuracy['value']:.1%} of {accuracy['count']} labeled sentences rightly: "
+            f"It answers {accuracy['value']:.1%} of {accuracy['count']:,} labeled sentences correctly. "
             f"{job['result']['num_held_out']} of these are held out to measure what breaks."
         )
     return job
 
 
 def choose_edits(desk: Desk, client: Client) -> list[Edit]:
-    """The first misrouted ticket of every intent that has one, and what the new policy says."""
+    """Return the first misrouted ticket of each intent, and the edits for the new policy."""
     inputs = [{"input": ticket.input} for ticket in desk.tickets]
     answers = client.post("/predict", {"model": MODEL, "inputs": inputs})["predictions"]
     misrouted: dict[str, Edit] = {}
@@ -130,7 +129,7 @@ def choose_edits(desk: Desk, client: Client) -> list[Edit]:
 
 
 def post_edits(edits: Sequence[Edit], client: Client, screen: Screen) -> tuple[dict[str, Any], float]:
-    """Send the edits and follow the job; gives it and the seconds from POST to its end."""
+    """Send the edits and follow the job; return it and the seconds that it took."""
     body = {
         "model": MODEL,
         "alias": ALIAS,
@@ -142,7 +141,7 @@ def post_edits(edits: Sequence[Edit], client: Client, screen: Screen) -> tuple[d
 
 
 def follow(client: Client, job: dict[str, Any], title: str, screen: Screen) -> dict[str, Any]:
-    """Show a job until it has ended."""
+    """Show a job's progress until it ends; return the finished job."""
     with screen.track(title) as report:
         return client.wait_for_job(
             job["id"], lambda seen: report(seen["phase"], seen["progress"], seen["time_left_s"])
@@ -150,8 +149,8 @@ def follow(client: Client, job: dict[str, Any], title: str, screen: Screen) -> d
 
 
 def compare(desk: Desk, outcomes: Sequence[dict[str, Any]], client: Client, screen: Screen) -> None:
-    """Ask the base and the new version the same: a held-out rewording of an edit, and neighbors of it."""
-    questions = [first_reworded(outcomes), *(sample.input for sample in neighbors(desk))]
+    """Ask the base and the new version the same: a held-out paraphrase of an edit, and its neighbors."""
+    questions = [unseen_paraphrase(outcomes), *(sample.input for sample in neighbors(desk))]
     names = (f"{MODEL}:0", f"{MODEL}@{ALIAS}")
     inputs = [{"input": question} for question in questions]
     answers = {
@@ -160,21 +159,21 @@ def compare(desk: Desk, outcomes: Sequence[dict[str, Any]], client: Client, scre
     screen.side_by_side(questions, answers)
 
 
-def first_reworded(outcomes: Sequence[dict[str, Any]]) -> str:
-    """A paraphrase that training never saw: of the policy's first edit that changed it, else the last one."""
+def unseen_paraphrase(outcomes: Sequence[dict[str, Any]]) -> str:
+    """Return a paraphrase that training never saw, preferably one that a policy edit changed."""
     unseen = [outcome for outcome in outcomes if outcome["kind"] == "held_out_paraphrase"]
     changed = [o for o in unseen if o["target"] == "cancel_membership" and o["before"] != o["after"]]
     return str((changed or unseen[-1:])[0]["input"])
 
 
 def neighbors(desk: Desk) -> list[Sample]:
-    """Two held-out sentences of the intent that the policy's sentences had before."""
+    """Return two held-out sentences of the intent that the policy's sentences had before."""
     near = [s for s in desk.reference if s.target == "payment_problem" and held_out(s.content_hash)]
     return near[:2]
 
 
 def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The last line."""
+    """Return the last line of output."""
     return {
         **{name: result[name] for name in FIGURES},
         "job_seconds": round(seconds, 2),
@@ -184,7 +183,7 @@ def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def holds(outcome: dict[str, Any]) -> bool:
-    """Whether the edits were made and stay made."""
+    """Whether the edits hold."""
     accuracy = outcome.get("edit_accuracy")
     return accuracy is not None and accuracy >= LEAST_EDIT_ACCURACY
 

@@ -1,6 +1,6 @@
-"""Runs `salem serve` for the demo: an empty home, a free port, and an end that leaves nothing running.
+"""Runs `salem serve` for the demo, with an empty home and a free port, and stops it completely.
 
-Knows how the service is started and where it says its address. Does not know what it is asked.
+Must not know what the demo asks the service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from salem import parent_death
 from salem.errors import Unavailable
 
-START_TIMEOUT_S = 180.0  # the first import of torch on a cold disk takes long
+START_TIMEOUT_S = 180.0  # the first import of torch from a cold disk is slow
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.1
 ADDRESS = re.compile(r"Salem serves at (http://\S+)")
@@ -28,10 +28,10 @@ KEPT_SETTINGS = ("SALEM_DEVICE", "SALEM_NUM_THREADS")
 
 @contextmanager
 def running_service(home: Path, models_root: Path) -> Iterator[str]:
-    """Serve from an emptied home for as long as the block runs; gives the service's URL.
+    """Serve from an emptied home while the block runs; yield the service's URL.
 
     Raises:
-        Unavailable: the service ended or did not answer in time; its log is beside the home.
+        Unavailable: the service stopped or did not answer in time. Its log is next to the home.
     """
     shutil.rmtree(home, ignore_errors=True)
     log = home.with_suffix(".log")
@@ -42,7 +42,7 @@ def running_service(home: Path, models_root: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the demo alone, which ends the service
+            start_new_session=True,  # Ctrl-C reaches only the demo, which stops the service
         )
     try:
         yield _await_address(process, log)
@@ -51,7 +51,7 @@ def running_service(home: Path, models_root: Path) -> Iterator[str]:
 
 
 def environment(home: Path, models_root: Path) -> dict[str, str]:
-    """This process's variables without its settings of Salem, so that the whole product is the demo's own."""
+    """Return this process's variables without Salem's settings, so that the demo uses its own."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -71,7 +71,7 @@ def _await_address(process: subprocess.Popen[bytes], log: Path) -> str:
         if said := ADDRESS.search(log.read_text(errors="replace")):
             return said[1]
         time.sleep(POLL_S)
-    raise Unavailable("The service did not start.", remedy=f"{log} says why.")
+    raise Unavailable("The service did not start.", remedy=f"See {log}.")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

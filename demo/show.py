@@ -1,6 +1,6 @@
-"""What the demo looks like: a live bar and colored tables in a terminal, plain lines anywhere else.
+"""Prints the demo: a live progress bar and colored tables in a terminal, plain lines anywhere else.
 
-Knows rich and the shape of the service's answers. Does not know HTTP or the order of things.
+Must not know HTTP or the order of the demo's steps.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_WIDTH = 110
-PLAIN_EVERY_S = 5.0  # between two plain lines of one phase
+PLAIN_EVERY_S = 5.0  # between two plain lines of the same phase
 BAR_WIDTH = 32
 TEXT_WIDTH = 46
 
 
 class Report(Protocol):
-    """Takes how far something is: what it does now, the share done, and the seconds left when known."""
+    """Receives progress: the current phase, the share done, and the seconds left if known."""
 
     def __call__(self, phase: str, share: float, time_left_s: float | None = None) -> None: ...
 
 
 class Screen:
-    """Where the demo writes."""
+    """The demo's output."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         if not self._console.is_terminal:
             self._console = Console(file=self._console.file, width=PLAIN_WIDTH, no_color=True)
 
-    def say(self, words: str = "") -> None:
-        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str = "") -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def track(self, title: str) -> Iterator[Report]:
-        """A bar that lives as long as the block; without a terminal, a line now and then."""
+        """Show a progress bar while the block runs, or a line now and then without a terminal."""
         if not self._console.is_terminal:
             yield _PlainReport(self, title)
             return
@@ -55,8 +55,8 @@ class Screen:
             yield _LiveReport(progress, progress.add_task(title, total=1.0, left=""), title)
 
     def saliency(self, scores: Sequence[dict[str, Any]]) -> None:
-        """Every layer's score as a bar; the edited one is marked."""
-        table = Table(title="Saliency of every layer", title_justify="left", box=None, pad_edge=False)
+        """Show each layer's score as a bar, and mark the edited layer."""
+        table = Table(title="Saliency of each layer", title_justify="left", box=None, pad_edge=False)
         for name, justify in (("layer", "left"), ("", "left"), ("score", "right"), ("", "left")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         highest = max(score["score"] for score in scores)
@@ -69,29 +69,29 @@ class Screen:
         self._console.print(table)
 
     def edits(self, outcomes: Sequence[dict[str, Any]]) -> None:
-        """Each edit before and after, with how many of its paraphrases follow it."""
-        table = Table(title="Every edit, before and after", title_justify="left", box=None, pad_edge=False)
-        for name in ("ticket", "before", "after", "right?", "reworded"):
+        """Show each edit before and after, and how many of its paraphrases follow."""
+        table = Table(title="Each edit, before and after", title_justify="left", box=None, pad_edge=False)
+        for name in ("ticket", "before", "after", "correct", "paraphrases"):
             table.add_column(name, no_wrap=True)
         for outcome in outcomes:
             if outcome["kind"] != "edit":
                 continue
             own = [o for o in outcomes if o["edit"] == outcome["edit"] and o["kind"] != "edit"]
-            right = sum(o["correct"] for o in own)
+            correct = sum(o["correct"] for o in own)
             verdict = Text("yes", "green") if outcome["correct"] else Text("NO", "bold red")
             table.add_row(
                 Text(_short(outcome["input"])),
                 outcome["before"],
                 outcome["after"],
                 verdict,
-                f"{right}/{len(own)}",
+                f"{correct}/{len(own)}",
             )
         self._console.print(table)
 
     def figures(self, result: dict[str, Any]) -> None:
-        """The headline figures with their intervals."""
-        table = Table(title="Figures, 95% intervals", title_justify="left", box=None, pad_edge=False)
-        for name in ("figure", "value", "interval", "samples"):
+        """Show the metrics with their intervals."""
+        table = Table(title="Metrics with 95% intervals", title_justify="left", box=None, pad_edge=False)
+        for name in ("metric", "value", "95% interval", "samples"):
             table.add_column(name)
         for name, interval in result["intervals"].items():
             if interval is not None:
@@ -100,8 +100,10 @@ class Screen:
         self._console.print(table)
 
     def side_by_side(self, questions: Sequence[str], answers: dict[str, Sequence[dict[str, Any]]]) -> None:
-        """The same questions to several versions, a column for each."""
-        table = Table(title="The same question to both", title_justify="left", box=None, pad_edge=False)
+        """Show the answers of several versions to the same questions, one column per version."""
+        table = Table(
+            title="The same questions, before and after", title_justify="left", box=None, pad_edge=False
+        )
         for name in ("question", *answers):
             table.add_column(name)
         for index, question in enumerate(questions):
@@ -116,12 +118,12 @@ class _LiveReport:
 
     def __call__(self, phase: str, share: float, time_left_s: float | None = None) -> None:
         left = "" if time_left_s is None else f"{time_left_s:.0f} s left"
-        words = f"{self._title}: {phase}" if phase else self._title
-        self._progress.update(self._task, description=words, completed=share, left=left)
+        label = f"{self._title}: {phase}" if phase else self._title
+        self._progress.update(self._task, description=label, completed=share, left=left)
 
 
 class _PlainReport:
-    """A line at the start of a phase and then every few seconds."""
+    """Prints a line at the start of a phase and then every few seconds."""
 
     def __init__(self, screen: Screen, title: str) -> None:
         self._screen, self._title = screen, title
@@ -134,8 +136,8 @@ class _PlainReport:
             return
         self._phase, self._said_at = phase, now
         left = "" if time_left_s is None else f", {time_left_s:.0f} s left"
-        words = f"{self._title}: {phase}" if phase else self._title
-        self._screen.say(f"{words} {share:.0%}{left}")
+        label = f"{self._title}: {phase}" if phase else self._title
+        self._screen.say(f"{label} {share:.0%}{left}")
 
 
 def _short(text: str) -> str:

@@ -12,7 +12,7 @@ from source_modules import ROOT
 
 from demo.classifier import fingerprint
 from demo.desk import load_desk
-from demo.run import first_reworded, holds, neighbors, summary
+from demo.run import holds, neighbors, summary, unseen_paraphrase
 from demo.service import environment
 from demo.show import Screen
 from salem.records import Hyperparameters, Metrics, Recipe
@@ -110,8 +110,8 @@ def test_edits_are_shown_with_their_paraphrases() -> None:
 def test_a_changed_paraphrase_is_asked_of_both() -> None:
     unseen = {**OUTCOME, "kind": "held_out_paraphrase"}
     same, changed = {**unseen, "after": "x"}, {**unseen, "input": "another", "after": "cancel_membership"}
-    assert first_reworded([same, changed, same]) == "another"
-    assert first_reworded([same]) == "a ticket"
+    assert unseen_paraphrase([same, changed, same]) == "another"
+    assert unseen_paraphrase([same]) == "a ticket"
 
 
 def test_the_last_line_holds_the_figures() -> None:
