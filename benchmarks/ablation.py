@@ -1,10 +1,11 @@
-"""What each piece of the default recipe brings: the same job with one piece left out or exchanged.
+"""What each piece of the default recipe adds: the same job with one piece left out or replaced.
 
     python -m benchmarks.ablation [--sets gpt-facts questions nli] [--edits 100] [--seeds 0] [--only NAME ...]
 
-Every line is a job of the quality benchmark, measured as there, with other hyperparameters or less to learn
-from; nothing is searched. A line that was run takes its place in benchmarks/results/ablation.json.
-Does not know what a piece does.
+Every line is a job of the quality benchmark, measured in the same way, with other hyperparameters or less
+training data. Nothing is searched. Each line replaces its earlier result in
+benchmarks/results/ablation.json. QUICK=1 runs a few lines with ten edits on one small data set and writes
+no file. Does not know what a piece does.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import torch
 
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.product import Quiet, known_paraphrases
+from benchmarks.command import Progress, exit_status, quick
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.measures import figures, measure
 from benchmarks.quality.units import RESULTS
+from benchmarks.shared_data import shared_folder
 from salem.errors import SalemError
 from salem.models.loading import load
 from salem.records import EditBatch, Hyperparameters
@@ -34,6 +37,9 @@ from worker.pipeline.steps import make_delta
 
 SETS = ("gpt-facts", "questions", "nli")
 NAMED = ("line", "dataset", "num_edits", "seed")
+QUICK_LINES = ("the default", "exchanged words do not count", "mend", "ridge")
+FULL = Sizes()
+QUICK_SIZES, QUICK_LIMIT = Sizes(held_out=100, pass_samples=200), 600
 FIGURES = ("edit_accuracy", "generalization", "drawdown", "neighborhood")
 
 
@@ -84,27 +90,37 @@ LINES: dict[str, Line] = {
 
 
 def main() -> int:
-    """Measure line by line, each in a process of its own; returns the exit status."""
+    """Measure each line in a process of its own; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=list(SETS))
-    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument(
+        "--sets", nargs="+", choices=DATASETS, default=["gpt-facts"] if quick() else list(SETS)
+    )
+    parser.add_argument("--edits", type=int, default=10 if quick() else 100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=list(LINES), default=list(LINES))
+    parser.add_argument(
+        "--only", nargs="+", choices=list(LINES), default=QUICK_LINES if quick() else list(LINES)
+    )
     options = parser.parse_args()
+    shared_folder()
+    progress = Progress()
     for seed in options.seeds:
         for dataset in options.sets:
             for name in options.only:
+                progress(f"{dataset}, seed {seed}: {name}")
+                sizes = QUICK_SIZES if quick() else FULL
                 with multiprocessing.get_context("spawn").Pool(1) as apart:
-                    row = apart.apply(ablated, (name, dataset, options.edits, seed))
+                    row = apart.apply(ablated, (name, dataset, options.edits, seed, sizes))
                 print(json.dumps(row), flush=True)
-                put(row, RESULTS / "ablation.json")
+                if not quick():
+                    put(row, RESULTS / "ablation.json")
+    progress("done")
     return 0
 
 
 def put(row: Mapping[str, Any], path: Path) -> None:
-    """Write a row into the file, in place of an earlier one of the same line, data set, size and seed."""
+    """Write a row to the file, in place of an earlier row of the same line, data set, size, and seed."""
     rows: list[Mapping[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     same = [all(row[name] == other[name] for name in NAMED) for other in rows]
     kept = [other for other, is_same in zip(rows, same, strict=True) if not is_same]
@@ -113,13 +129,13 @@ def put(row: Mapping[str, Any], path: Path) -> None:
     unfinished.rename(path)
 
 
-def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes | None = None) -> dict[str, Any]:
+def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes = FULL) -> dict[str, Any]:
     """The figures of one line on one data set."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    line, data = LINES[name], material(dataset)
+    line, data = LINES[name], material(dataset, QUICK_LIMIT if quick() else None)
     network = load(Path(data.folder), data.task, device="cpu")
-    job = draw_job(data, num_edits, seed, sizes or Sizes())
+    job = draw_job(data, num_edits, seed, sizes)
     batch = line.less(job.batch().model_copy(update={"equivalents": known_paraphrases(job.corpus)}))
     row = {"line": name, "dataset": dataset, "num_edits": num_edits, "seed": seed}
     began = time.process_time()
@@ -142,7 +158,7 @@ def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes | N
 
 
 def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page's part on the ablation: a table per data set, means over seeds."""
+    """The ablation's part of the results page: a table for each data set, with means over seeds."""
     seeds = sorted({row["seed"] for row in rows})
     parts = [
         "## What each piece brings",
@@ -174,4 +190,4 @@ def _table_row(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.shared_data import shared_model, shared_samples
+from benchmarks.command import Progress, exit_status, quick
+from benchmarks.shared_data import shared_folder, shared_model, shared_samples
 from salem.deltas.terms import LayerDelta
 from salem.inference.gate import gated
 from salem.models.batching import encode_inputs
@@ -47,9 +48,14 @@ UNREACHED = 1.1  # a radius that no cosine reaches
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure both models; print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--rounds", type=int, default=5 if quick() else 41)
     rounds = parser.parse_args(argv).rounds
-    found = {name: gate_cost(*_material(name), rounds=rounds) for name in MODELS}
+    shared_folder()
+    progress, found = Progress(), {}
+    for name in MODELS:
+        progress(f"{name}: {rounds} rounds of forward passes with up to {max(NUM_ENTRIES):,} entries")
+        found[name] = gate_cost(*_material(name), rounds=rounds)
+    progress("done")
     print("| model | " + " | ".join(f"{num:,} entries" for num in NUM_ENTRIES) + " |")
     print("|---" * (1 + len(NUM_ENTRIES)) + "|")
     for name, costs in found.items():
@@ -128,4 +134,4 @@ def _gated(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -2,8 +2,9 @@
 
     python -m benchmarks.main_job [--sets nli questions ...] [--recipe scoped] [--edits 10] [--seed 0]
 
-Prints a line per model and, last, one JSON list of all rows. Edits of a generating model contradict what it
-knows; those of the classifier are samples that it really fails, the most confident errors first.
+Prints a line for each model and one JSON list of all rows at the end. The edits of a generating model
+contradict what it knows. The edits of the classifier are samples that it gets wrong, the most confident
+errors first. QUICK=1 uses a smaller reference set.
 """
 
 from __future__ import annotations
@@ -16,47 +17,44 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.shared_data import SETS, edit_set
+from benchmarks.baselines.product import Quiet
+from benchmarks.command import Progress, exit_status, quick
+from benchmarks.shared_data import SETS, edit_set, shared_folder
 from salem.inference.predict import predict
 from salem.models.loading import Network, load
-from salem.records import Edit, Hyperparameters, LayerScore, Recipe, ReferenceSample
+from salem.records import Edit, Hyperparameters, Recipe, ReferenceSample
 from worker.dataset.split import build_edit_batch
 from worker.evaluation.reference import answer_reference
 from worker.pipeline.steps import make_edit
 
-NUM_REFERENCE = 3_000
-
-
-class Quiet:
-    """An observer that only listens."""
-
-    def phase(self, name: str, progress: float) -> None:
-        """A phase began."""
-
-    def saliency(self, scores: Sequence[LayerScore]) -> None:
-        """Every layer's score is known."""
-
-    def figures(self, progress: float, figures: dict[str, float]) -> None:
-        """Training was looked at."""
+NUM_REFERENCE, QUICK_REFERENCE = 3_000, 600  # labeled samples
 
 
 def main() -> int:
     """Run the chosen sets; returns the exit status: 1 when an edit accuracy is below 0.9."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
     parser.add_argument("--recipe", choices=[recipe.value for recipe in Recipe], default=Recipe.SCOPED.value)
     parser.add_argument("--edits", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     hyper = Hyperparameters(recipe=Recipe(options.recipe), seed=options.seed)
-    rows = [measure(name, options.edits, hyper) for name in options.sets]
+    shared_folder()
+    progress = Progress()
+    rows = []
+    for name in options.sets:
+        progress(f"{name}: loading the model and asking it the reference set")
+        rows.append(measure(name, options.edits, hyper, QUICK_REFERENCE if quick() else NUM_REFERENCE))
+        progress(f"{name}: {options.edits} edits took {rows[-1]['seconds']} s")
     print(json.dumps(rows))
     return 0 if all(row["edit_accuracy"] >= 0.9 for row in rows) else 1
 
 
-def measure(name: str, num_edits: int, hyper: Hyperparameters) -> dict[str, Any]:
+def measure(name: str, num_edits: int, hyper: Hyperparameters, num_reference: int) -> dict[str, Any]:
     """Edit one model and return its row."""
-    data = edit_set(name, NUM_REFERENCE, hyper.seed)
+    data = edit_set(name, num_reference, hyper.seed)
     network = load(data.model, data.task, device="cpu")
     reference = answer_reference(network, data.reference, lambda share: None).reference
     edits = data.edits[:num_edits] or confident_errors(network, reference, num_edits)
@@ -95,7 +93,7 @@ def measure(name: str, num_edits: int, hyper: Hyperparameters) -> dict[str, Any]
 def confident_errors(
     network: Network, reference: Sequence[ReferenceSample], num_edits: int
 ) -> tuple[Edit, ...]:
-    """The reference samples that a classifier fails with the highest score for its wrong answer."""
+    """The reference samples that a classifier gets wrong with the highest confidence."""
     wrong = [item for item in reference if not item.correct]
     scores = [
         max((answer.scores or {}).values()) for answer in predict(network, [item.sample for item in wrong])
@@ -105,4 +103,4 @@ def confident_errors(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,4 +1,4 @@
-"""The models and data sets that benchmarks edit: a folder beside the project, named by `SALEM_SHARED`.
+"""The models and data sets that benchmarks edit, in the folder `SALEM_SHARED` (default: ../shared).
 
 They are not part of the project. Knows their file formats; does not know methods.
 """
@@ -22,34 +22,41 @@ TEXT_SHARE = 0.8  # of the running text
 
 @dataclass(frozen=True)
 class EditSet:
-    """A model, labeled samples that it was asked, and what is to change."""
+    """A model, a labeled reference set, and edits."""
 
     name: str
     model: Path
     task: Task
-    reference: tuple[Edit, ...]  # labeled samples, as a reference set holds them
-    edits: tuple[Edit, ...]  # empty: the samples that the model fails are the edits
+    reference: tuple[Edit, ...]  # labeled samples
+    edits: tuple[Edit, ...]  # if empty, the model's errors are the edits
 
 
 def shared_folder() -> Path:
     """The folder of shared models and data.
 
     Raises:
-        Misconfigured: it is not there; says which variable names it.
+        Misconfigured: it is not there.
     """
     folder = Path(os.environ.get("SALEM_SHARED", "../shared"))
-    if not (folder / "models").is_dir():
+    if not ((folder / "models").is_dir() and (folder / "data").is_dir()):
         raise Misconfigured(
-            "The benchmark's models and data were not found.",
-            remedy="Set SALEM_SHARED to the folder that holds data/ and models/.",
+            f"The benchmark's models and data are not in {folder}: set SALEM_SHARED to the folder that holds "
+            "models/ and data/."
         )
     return folder
 
 
+def _shared_path(kind: str, name: str) -> Path:
+    path = shared_folder() / kind / name
+    if not path.exists():
+        raise Misconfigured(f"The benchmark needs {path}, which does not exist: check SALEM_SHARED.")
+    return path
+
+
 def shared_rows(name: str) -> list[dict[str, Any]]:
-    """The records of a data file, as they stand in it."""
-    path = shared_folder() / "data" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records of a data file."""
+    text = _shared_path("data", f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def shared_samples(name: str) -> list[Sample]:
@@ -59,16 +66,16 @@ def shared_samples(name: str) -> list[Sample]:
 
 def shared_text(name: str) -> str:
     """A data file of running text."""
-    return (shared_folder() / "data" / f"{name}.txt").read_text()
+    return _shared_path("data", f"{name}.txt").read_text()
 
 
 def shared_model(name: str) -> Path:
     """The folder of a model."""
-    return shared_folder() / "models" / name
+    return _shared_path("models", name)
 
 
 def fever_parts() -> tuple[list[Sample], list[Sample]]:
-    """(training, reference) of FEVER-symmetric, apart by evidence: no sentence stands in both."""
+    """(training, reference) of FEVER-symmetric, split by evidence: no sentence is in both."""
     samples = shared_samples("fever_symmetric")
     evidence = sorted({sample.input for sample in samples})
     random.Random(0).shuffle(evidence)
@@ -78,21 +85,21 @@ def fever_parts() -> tuple[list[Sample], list[Sample]]:
 
 
 def banking_parts() -> tuple[list[Sample], list[Sample]]:
-    """(training, reference) of banking77: only a part of its training file is trained on."""
+    """(training, reference) of banking77: the model is trained on a part of the training file only."""
     samples = shared_samples("banking77_train")
     random.Random(0).shuffle(samples)
     return samples[:BANKING_TRAINING], samples[BANKING_TRAINING:] + shared_samples("banking77_test")
 
 
 def text_parts() -> tuple[str, str]:
-    """(studied, rest) of WikiText-2's validation text, cut between two lines."""
+    """(training, rest) of WikiText-2's validation text, cut between two lines."""
     lines = shared_text("wikitext2_valid").splitlines()
     cut = int(TEXT_SHARE * len(lines))
     return "\n".join(lines[:cut]), "\n".join(lines[cut:])
 
 
 def edit_set(name: str, num_reference: int, seed: int) -> EditSet:
-    """One of `SETS`, with `num_reference` reference samples drawn by `seed`."""
+    """One of `SETS`; `seed` draws its `num_reference` reference samples."""
     task, model, reference, edits = SETS[name]
     rng = random.Random(seed)
     samples = shared_samples(reference)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.baselines.contract import Editing, Method
-from benchmarks.quality import __main__ as command
+from benchmarks.command import Progress
 from benchmarks.quality import runs
 from benchmarks.quality.jobs import Sizes
 from benchmarks.quality.runs import Run, planned_time, run_units
@@ -34,6 +34,7 @@ def some_run(folder: Path, *, seconds: float = 60) -> Run:
         sizes=Sizes(),
         limit=None,
         until=time.monotonic() + seconds,
+        progress=Progress(),
     )
 
 
@@ -105,11 +106,3 @@ def test_the_plan_multiplies_rows_by_their_seconds(taken: list[Work], tmp_path: 
     text = planned_time(planned)
     assert "| measure | nli | 10 | 1 | 3.0 | 3 |" in text
     assert "| measure | nli | 100 | 2 | unknown | unknown |" in text
-
-
-def test_missing_models_are_said_plainly(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("SALEM_SHARED", str(tmp_path))
-    assert command.main(["--plan"]) == 1
-    assert "SALEM_SHARED" in capsys.readouterr().err

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
 
+from benchmarks.command import exit_status, quick
 from benchmarks.quality.data import DATASETS
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.runs import (
@@ -29,18 +29,13 @@ from benchmarks.quality.runs import (
 )
 from benchmarks.quality.units import FRESH_SEEDS, SIZES
 from benchmarks.shared_data import shared_folder
-from salem.errors import SalemError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or plan; returns the exit status: 1 when a unit of this run failed."""
     options = _options(argv)
+    shared_folder()
     hide_progress_bars()
-    try:
-        shared_folder()
-    except SalemError as error:
-        print(error.message, error.remedy or "", file=sys.stderr)
-        return 1
     choice = Choice(
         sets=tuple(options.sets or ()),
         methods=tuple(options.methods or ()),
@@ -48,23 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes=tuple(options.edits),
         minutes=options.minutes,
     )
-    run = prepared(choice, quick=bool(os.environ.get("QUICK")))
+    work = prepared(choice, quick=quick())
     if options.forget:
-        gone = run.results.forget(options.forget, options.sets or DATASETS, options.edits)
+        gone = work.results.forget(options.forget, options.sets or DATASETS, options.edits)
         print(f"{gone} rows are forgotten.")
     if options.plan:
-        print(planned_time(run))
+        print(planned_time(work))
         return 0
     others = [
-        multiprocessing.get_context("fork").Process(target=run_and_exit, args=(run,))
+        multiprocessing.get_context("fork").Process(target=run_and_exit, args=(work,))
         for _ in range(options.processes - 1)
     ]
     for process in others:
         process.start()
-    failed = run_units(run)
+    failed = run_units(work)
     for process in others:
         process.join()
-    print(f"{num_missing(run)} of {len(run.units)} units are still to be done.")
+    print(f"{num_missing(work)} of {len(work.units)} units are still to be done.")
     return 1 if failed or any(process.exitcode for process in others) else 0
 
 
@@ -87,4 +82,4 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from transformers.utils import logging
 
+from benchmarks.command import Progress
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, measured_pool
-from benchmarks.quality.methods import METHODS, Method
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.unit_run import Work, run_apart
 from benchmarks.quality.units import (
     RESULTS,
@@ -31,8 +32,9 @@ from benchmarks.quality.units import (
 )
 
 QUICK_SETS = ("nli", "questions", "gpt-facts")  # one for each task
-QUICK_LIMIT = 1_200  # reference samples that are looked at
-QUICK_SIZES = Sizes(held_out=200, validation_held_out=100, pass_samples=400)
+QUICK_METHODS = ("fine-tune-kl", "mend-top3", "grace", "salem")  # one for each kind of method
+QUICK_LIMIT = 600  # reference samples
+QUICK_SIZES = Sizes(held_out=60, validation_held_out=60, pass_samples=100)
 WAIT_S = 5.0  # between looks, while another process searches the settings of the remaining units
 
 
@@ -57,22 +59,29 @@ class Run:
     sizes: Sizes
     limit: int | None  # of the material's reference samples
     until: float  # on the monotonic clock: no unit starts later
+    progress: Progress
 
 
 def prepared(choice: Choice, *, quick: bool) -> Run:
-    """The run for a choice; trains the models that are missing. A quick run measures a small slice."""
+    """The run for a choice; trains the models that are missing. A quick run measures a small slice, anew."""
     limit = QUICK_LIMIT if quick else None
     sets = choice.sets or (QUICK_SETS if quick else DATASETS)
-    methods: list[Method] = [m for m in METHODS if not choice.methods or m.name in choice.methods]
+    names = choice.methods or (QUICK_METHODS if quick else [method.name for method in METHODS])
+    methods = [method for method in METHODS if method.name in names]
     seeds, sizes = ((0,), (10,)) if quick else (choice.seeds, choice.sizes)
-    units = plan(_pools(sets, limit), methods, seeds, sizes, quick=quick)
+    progress = Progress()
+    units = plan(_pools(sets, limit, progress), methods, seeds, sizes, quick=quick)
+    results = ResultFile(RESULTS / ("quick.json" if quick else "quality.json"))
+    if quick:
+        results.path.unlink(missing_ok=True)
     return Run(
         units=tuple(units),
         grids={method.name: method.grid for method in methods},
-        results=ResultFile(RESULTS / ("quick.json" if quick else "quality.json")),
+        results=results,
         sizes=QUICK_SIZES if quick else Sizes(),
         limit=limit,
         until=time.monotonic() + 60 * choice.minutes,
+        progress=progress,
     )
 
 
@@ -95,6 +104,7 @@ def run_units(run: Run) -> int:
             with claimed(known.key, run.results.path.parent) as mine:
                 # Another process may have finished it between the look and the claim.
                 if mine and not any(row["key"] == known.key for row in run.results.rows()):
+                    run.progress(_name(known))
                     row = run_apart(Work(known, run.sizes, run.limit))
                     run.results.add(row)
                     print(_line(row), flush=True)
@@ -136,7 +146,7 @@ def planned_time(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _pools(sets: Sequence[str], limit: int | None) -> dict[str, tuple[str, int]]:
+def _pools(sets: Sequence[str], limit: int | None, progress: Progress) -> dict[str, tuple[str, int]]:
     """For each data set: the weights' sha256 and how many edits a measured job can draw from.
 
     Trains missing models. Works in a process of its own, because a process that has run tensor operations
@@ -145,11 +155,8 @@ def _pools(sets: Sequence[str], limit: int | None) -> dict[str, tuple[str, int]]
     pools: dict[str, tuple[str, int]] = {}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
         for name in sets:
-            began = time.monotonic()
+            progress(f"{name}: preparing the model and its samples")
             pools[name] = apart.submit(_pool, name, limit).result()
-            print(
-                f"{name}: {pools[name][1]} edits to draw from ({time.monotonic() - began:.0f} s)", flush=True
-            )
     return pools
 
 
@@ -171,6 +178,11 @@ def num_missing(run: Run) -> int:
     done = {row["key"] for row in rows}
     known = [resolved(unit, run.grids[unit.method], rows) for unit in run.units]
     return sum(unit is None or unit.key not in done for unit in known)
+
+
+def _name(unit: Unit) -> str:
+    many = "one edit at a time" if unit.num_edits == 1 else f"{unit.num_edits} edits"
+    return f"{unit.dataset}: {unit.method}, {many}, seed {unit.seed}, setting {unit.setting:g} ({unit.kind})"
 
 
 def _line(row: dict[str, object]) -> str:

@@ -3,7 +3,8 @@
     python -m benchmarks.selection [--sets nli ...] [--edits 10] [--no-costs] [--no-regret]
 
 Prints a line for each set and one JSON object at the end. A run of all sets is written to
-benchmarks/results/selection.json, which the report reads.
+benchmarks/results/selection.json, which the report reads. QUICK=1 measures two sets with few samples and
+rounds.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import Progress, exit_status, quick
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.units import RESULTS
 from benchmarks.selection.choices import choices
-from benchmarks.selection.costs import BATCH, costs, summarized, within
+from benchmarks.selection.costs import BATCH, ROUNDS, costs, summarized, within
+from benchmarks.shared_data import shared_folder
 from salem.models.loading import load
 from salem.records import Hyperparameters
 
-SIZES = Sizes(held_out=300, pass_samples=400)
+SIZES, QUICK_SIZES = Sizes(held_out=300, pass_samples=400), Sizes(held_out=60, pass_samples=100)
+QUICK_SETS = ("nli", "gpt-facts")
+QUICK_LIMIT = 600  # reference samples
+QUICK_ROUNDS = 2
 
 
 def main() -> int:
@@ -32,29 +38,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--sets", nargs="+", choices=DATASETS, default=None)
     parser.add_argument("--edits", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-costs", action="store_true")
     parser.add_argument("--no-regret", action="store_true")
     options = parser.parse_args()
+    shared_folder()
     torch.set_flush_denormal(True)
+    names = options.sets or (QUICK_SETS if quick() else DATASETS)
+    progress = Progress()
     sets: dict[str, dict[str, Any]] = {}
-    for name in options.sets:
-        data = material(name)
+    for name in names:
+        progress(f"{name}: preparing the model and its samples")
+        data = material(name, QUICK_LIMIT if quick() else None)
         network = load(Path(data.folder), data.task, device="cpu")
-        job = draw_job(data, options.edits, options.seed, SIZES)
-        sets[name] = {} if options.no_costs else costs(network, job.pass_samples[:BATCH])
+        job = draw_job(data, options.edits, options.seed, QUICK_SIZES if quick() else SIZES)
+        sets[name] = {}
+        if not options.no_costs:
+            progress(f"{name}: timing selection")
+            rounds = QUICK_ROUNDS if quick() else ROUNDS
+            sets[name] |= costs(network, job.pass_samples[:BATCH], rounds)
         if not options.no_regret:
-            sets[name] |= choices(network, job, Hyperparameters(seed=options.seed))
+            hyper = Hyperparameters(seed=options.seed)
+            sets[name] |= choices(network, job, hyper, lambda step, name=name: progress(f"{name}: {step}"))
         print(name, json.dumps(sets[name]), flush=True)
     summary = {} if options.no_costs else summarized(list(sets.values()))
     found = {**summary, "num_edits": options.edits, "seed": options.seed, "sets": sets}
-    if set(options.sets) == set(DATASETS) and not (options.no_costs or options.no_regret):
+    if set(names) == set(DATASETS) and not quick() and not (options.no_costs or options.no_regret):
         (RESULTS / "selection.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-    return 0 if all(within(summary).values()) else 1
+    # Two rounds of a quick run say too little about a bound.
+    return 0 if quick() or all(within(summary).values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

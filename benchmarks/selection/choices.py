@@ -8,7 +8,7 @@ says whether the best layer is among the first three.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,18 @@ HIT_AT = 3
 PAPER = "absolute sample"  # mean |gradient| of each sample, then over samples
 
 
-def choices(network: Network, job: DrawnJob, hyper: Hyperparameters) -> dict[str, Any]:
-    """Score every layer by editing it, rank the layers in every way, and compare."""
-    scores = {layer.path: exhaustive(network, job, layer, hyper) for layer in network.layers}
+def choices(
+    network: Network,
+    job: DrawnJob,
+    hyper: Hyperparameters,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Score every layer by editing it, rank the layers in every way, and compare. Reports each step."""
+    scores: dict[str, float] = {}
+    for layer in network.layers:
+        progress(f"editing {layer.path}")
+        scores[layer.path] = exhaustive(network, job, layer, hyper)
+    progress("ranking the layers in every way")
     ranked, seconds, saliency = rankings(network, job.batch(), hyper)
     found = {way: compared(scores, order) | {"seconds": seconds[way]} for way, order in ranked.items()}
     return {
@@ -63,7 +72,7 @@ def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparame
 def rankings(
     network: Network, batch: EditBatch, hyper: Hyperparameters
 ) -> tuple[dict[str, list[str]], dict[str, float], dict[str, float]]:
-    """Layers from first choice to last and the seconds that it took, by way; and the paper's saliency."""
+    """By way: the layers from first choice to last, and the seconds it took; and the paper's saliency."""
     ranked: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
     saliency: dict[str, float] = {}
@@ -90,7 +99,7 @@ def rankings(
 
 
 def compared(scores: Mapping[str, float], order: Sequence[str]) -> dict[str, Any]:
-    """regret@1 and hit@3 of an order of layers against the scores of editing each."""
+    """regret@1 and hit@3 of an order of layers, from the score of editing each."""
     best = max(scores, key=lambda path: scores[path])
     return {
         "first": order[0],

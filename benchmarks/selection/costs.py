@@ -1,4 +1,4 @@
-"""What it costs to choose a layer: time against a plain forward and backward, memory against inference.
+"""What it costs to choose a layer: time against a plain forward and backward pass, memory against inference.
 
 Times are medians of paired rounds (each round runs every kind once, so a busy machine slows all alike), on
 one encoded batch. Memory is counted, not sampled: the weights, and the largest sum of tensor bytes that the
@@ -32,11 +32,13 @@ BATCH = 10
 ROUNDS = 15
 
 
-def costs(network: Network, samples: Sequence[Sample]) -> dict[str, Any]:
+def costs(network: Network, samples: Sequence[Sample], rounds: int = ROUNDS) -> dict[str, Any]:
     """Time and memory of selection on one batch."""
     batch = encode(network, samples)
     return {
-        "time_over_plain": {kind: round(ratio, 3) for kind, ratio in time_ratios(network, batch).items()},
+        "time_over_plain": {
+            kind: round(ratio, 3) for kind, ratio in time_ratios(network, batch, rounds).items()
+        },
         "tracing_over_selection": round(tracing_over_selection(network, batch), 1),
         "memory_over_inference": {
             kind: round(ratio, 3) for kind, ratio in memory_ratios(network, batch).items()
