@@ -1,13 +1,13 @@
 # syntax=docker/dockerfile:1
 # One file, two images: `--target api` and `--target worker`.
 #
-#   TORCH_BUILD=cpu    the CPU build where an index has it, the larger plain build (it runs on a CPU too) where none does
-#   TORCH_BUILD=cuda   the plain build, which on Linux x86-64 carries CUDA
-#   PIP_EXTRA_INDEX_URL, PIP_INDEX_URL   read by pip itself: indexes to look in besides, or instead of, the default
+#   TORCH_BUILD=cpu    the CPU build if an index has it, otherwise the larger plain build, which also runs on a CPU
+#   TORCH_BUILD=cuda   the plain build, which includes CUDA on Linux x86-64
+#   PIP_EXTRA_INDEX_URL, PIP_INDEX_URL   indexes that pip uses in addition to, or instead of, the default
 
 ARG PYTHON_VERSION=3.11
 
-# What compiles or downloads stays in this stage.
+# Compilers and downloads stay in this stage.
 FROM python:${PYTHON_VERSION}-slim AS build
 
 ARG TORCH_BUILD=cpu
@@ -21,14 +21,14 @@ ENV PATH=/opt/salem/bin:$PATH
 WORKDIR /src
 COPY constraints.txt pyproject.toml ./
 
-# Dependencies come before the source: a change of code rebuilds the last, small layer alone.
+# Dependencies come before the source, so a code change rebuilds only the last, small layer.
 RUN set -eu; \
     case "$TORCH_BUILD" in \
       cpu) pip install --constraint constraints.txt "torch==${TORCH_VERSION}+cpu" \
-           || { echo "No CPU build of torch on the configured indexes: taking the plain build"; \
+           || { echo "The configured indexes have no CPU build of torch; installing the plain build"; \
                 pip install --constraint constraints.txt "torch==${TORCH_VERSION}"; } ;; \
       cuda) pip install --constraint constraints.txt "torch==${TORCH_VERSION}" ;; \
-      *) echo "TORCH_BUILD is \"$TORCH_BUILD\": write cpu or cuda" >&2; exit 1 ;; \
+      *) echo "TORCH_BUILD is \"$TORCH_BUILD\"; use cpu or cuda" >&2; exit 1 ;; \
     esac
 RUN set -eu; \
     python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*p["dependencies"], *x["postgres"], *x["s3"], sep="\n")' > requirements.txt; \
@@ -40,10 +40,10 @@ COPY app app
 COPY worker worker
 RUN ["pip", "install", "--no-deps", "--constraint", "constraints.txt", "."]
 
-# What runs has no compiler, no package cache and no root.
+# The runtime stage has no compiler, no package cache, and no root user.
 FROM python:${PYTHON_VERSION}-slim AS runtime
 
-# Everything written goes to the two volumes, so that the root filesystem can be mounted read-only.
+# All writes go to the two volumes, so the root filesystem can be mounted read-only.
 RUN set -eu; \
     groupadd --gid 10001 salem; \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/salem --shell /usr/sbin/nologin salem; \
