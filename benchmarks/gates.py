@@ -25,7 +25,8 @@ from benchmarks.shared_data import shared_folder, shared_model, shared_samples
 from salem.deltas.terms import LayerDelta
 from salem.inference.gate import gated
 from salem.models.batching import encode_inputs
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Hyperparameters, Layer, Task, TextInput
 from salem.scope.features import Reading, features, token_rarity
 from salem.scope.first_token import unheard

@@ -21,7 +21,8 @@ from benchmarks.baselines.product import Quiet
 from benchmarks.command import Progress, exit_status, quick
 from benchmarks.shared_data import SETS, edit_set, shared_folder
 from salem.inference.predict import predict
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Edit, Hyperparameters, Recipe, ReferenceSample
 from worker.dataset.split import build_edit_batch
 from worker.evaluation.reference import answer_reference

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from salem.inference.predict import predict
 from salem.models.batching import Batch, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Layer, Sample
 from worker.activations.trunk_sets import token_mask
 from worker.numerics.losses import nll_per_sample

@@ -37,7 +37,8 @@ from salem.deltas.terms import LowRank, adding
 from salem.errors import EditFailed
 from salem.inference.predict import predict
 from salem.models.batching import Answers, forward
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Layer, Sample, Task
 from worker.numerics.losses import kl_per_sample, margin_loss_per_sample
 from worker.training.loop import CHUNK, Prepared, prepare_dataset

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from demo.desk import Desk
 from salem.errors import Misconfigured
 from salem.models.batching import encode, in_buckets
-from salem.models.loading import Network, as_network
+from salem.models.network import Network, as_network
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Task
 

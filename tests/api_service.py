@@ -23,7 +23,7 @@ from app.main import create_app
 from app.service.address import bind
 from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta, LowRank
-from salem.models import loading
+from salem.models import folders, loading
 from salem.records import Delta, FolderSource, HostedModel, Job, JobKind, ModelState, Task, Version
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
@@ -95,8 +95,8 @@ class Stage:
         ready = model.model_copy(
             update={
                 "state": ModelState.READY,
-                "sha256": loading.weights_sha256(folder),
-                "descriptions_sha256": loading.descriptions_sha256(folder),
+                "sha256": folders.weights_sha256(folder),
+                "descriptions_sha256": folders.descriptions_sha256(folder),
                 "labels": network.labels,
                 "layers": network.layers,
                 "max_input_tokens": network.max_input_tokens,

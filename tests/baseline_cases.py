@@ -12,7 +12,7 @@ from tiny_models import LABELS, tiny_network
 from benchmarks.baselines.contract import Edited, Editing
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, Sample, TextInput
 from worker.numerics.losses import nll_per_sample
 

@@ -21,7 +21,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from salem.deltas.terms import LowRank
 from salem.inference.predict import predict
-from salem.models.loading import Network, as_network, count_tokens, load
+from salem.models.loading import load
+from salem.models.network import Network, as_network
+from salem.models.tokens import count_tokens
 from salem.records import Hyperparameters, Layer, Sample, Task
 from worker.attempts.machine_memory import resident_bytes
 from worker.recipes.memory import Lengths, estimate, shape_of

@@ -39,4 +39,4 @@ if __name__ == "__main__":
     worker = QueueWorker(
         [queue], connection=redis, serializer=JSONSerializer, job_monitoring_interval=interval_s
     )
-    worker.recipes.base(logging_level="WARNING")
+    worker.work(logging_level="WARNING")

@@ -19,7 +19,7 @@ from app.api.problems import from_validation_error, invalid_request
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
 from salem.errors import MOST_PLACES, Misconfigured, Pointer
-from salem.models.loading import weights_sha256
+from salem.models.folders import weights_sha256
 from salem.queue.job_queue import JobQueue
 from salem.records import MOST_ITEMS, HostedModel, JobState, Record, Task
 from salem.settings import Settings

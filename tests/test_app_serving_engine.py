@@ -22,7 +22,10 @@ from salem.deltas.terms import LayerDelta, LowRank
 from salem.errors import BlobCorrupted, BlobMissing, DeltaRejected, ModelNotReady, SalemError
 from salem.inference import predict
 from salem.models import loading
+from salem.models import network as networks
 from salem.models.layers import find_layers
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import (
     HostedModel,
     Layer,
@@ -98,7 +101,7 @@ def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_li
     there: set[int] = set()  # of the models: which of their networks somebody still holds
     most = 0
 
-    def counted(folder: Path, *arguments: Any, **options: Any) -> loading.Network:
+    def counted(folder: Path, *arguments: Any, **options: Any) -> Network:
         nonlocal most
         network = load(folder, *arguments, **options)
         there.add(name := id(network.model))
@@ -108,7 +111,7 @@ def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_li
         return network
 
     monkeypatch.setattr(loading, "load", counted)
-    monkeypatch.setattr(loading, "owned", lambda network: network)
+    monkeypatch.setattr(loading, "copy_into_memory", lambda network: network)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(engine.predict, m, base(stage, m), INPUTS, max_new_tokens=1) for m in models * 8]
         given = [future.result(60) for future in asked]
@@ -126,12 +129,12 @@ def test_a_model_is_served_at_the_layers_that_were_registered(
     layers: list[tuple[Layer, ...]] = []
     unpatched = predict.predict
 
-    def seen(network: loading.Network, *arguments: Any, **options: Any) -> list[Prediction]:
+    def seen(network: Network, *arguments: Any, **options: Any) -> list[Prediction]:
         layers.append(network.layers)
         return unpatched(network, *arguments, **options)
 
     monkeypatch.setattr(predict, "predict", seen)
-    monkeypatch.setattr(loading, "find_layers", lambda loaded: find_layers(loaded)[:1])
+    monkeypatch.setattr(networks, "find_layers", lambda loaded: find_layers(loaded)[:1])
     assert engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1) == given
     assert layers == [model.layers]
 
@@ -174,7 +177,7 @@ def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: 
     engine = engine_of(stage)
     for model, labels in ((one, LABELS), (two, ("money back", *LABELS[1:]))):
         tokenizer = loading.load_tokenizer(stage.settings.effective_models_root / model.name)
-        assert engine.count_tokens(model, INPUTS) == loading.count_tokens(tokenizer, INPUTS)
+        assert engine.count_tokens(model, INPUTS) == count_tokens(tokenizer, INPUTS)
         for answer in engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1):
             assert answer.scores is not None and set(answer.scores) == set(labels)
     assert one.sha256 == two.sha256
@@ -217,7 +220,7 @@ def test_files_that_change_while_they_load_are_noticed(
 ) -> None:
     model, load = stage.host("m", "bert"), loading.load
 
-    def load_late(folder: Path, task: Task, **options: Any) -> loading.Network:
+    def load_late(folder: Path, task: Task, **options: Any) -> Network:
         network = load(folder, task, **options)
         (folder / file).touch()
         return network

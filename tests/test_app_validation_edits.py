@@ -14,7 +14,7 @@ from app.validation.editors import FEWEST_EDITS, check_corpus
 from app.validation.edits import EditLimits, check_edit_request, overridden
 from app.validation.texts import CountTokens
 from salem.errors import MOST_PLACES
-from salem.models import loading
+from salem.models import tokens
 from salem.models.batching import IGNORED, encode
 from salem.records import (
     EntryKey,
@@ -401,7 +401,7 @@ def test_an_answer_is_as_long_as_training_encodes_it(architecture: str) -> None:
         found = check_answers(
             edit("where is", sample.answer),
             task=network.task,
-            count=lambda inputs: loading.count_tokens(network.tokenizer, inputs),
+            count=lambda inputs: tokens.count_tokens(network.tokenizer, inputs),
         )
         assert bool(found) == (length > 32)
         assert all(detail.endswith(f"to {length}") for detail in found.values())

@@ -26,7 +26,7 @@ from benchmarks.baselines.values import KeyValues
 from benchmarks.baselines.weights import lent, swapped
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import capture
 from salem.records import Sample, TextInput
 from worker.hypernetworks.mend import Factors, MendEditor

@@ -19,7 +19,7 @@ from benchmarks.quality.jobs import (
     slices,
 )
 from salem.inference.predict import predict
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, Sample, Task, TextInput
 
 SIZES = Sizes(held_out=60, validation_held_out=20, pass_samples=80)

@@ -16,7 +16,7 @@ from benchmarks.quality.facts import Correction
 from benchmarks.quality.measures import CHUNK, Forced, Outcomes, counts, figures, forced, measure, outputs
 from salem.inference.predict import predict
 from salem.models.batching import Batch, encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, Sample, TextInput
 
 TEXTS = (

@@ -16,7 +16,8 @@ from benchmarks.quality.measures import forced
 from benchmarks.quality.models import ClassifierRecipe, WriterRecipe, classifier_folder, writer_folder
 from salem.inference.predict import predict
 from salem.models.batching import encode
-from salem.models.loading import load, weights_sha256
+from salem.models.folders import weights_sha256
+from salem.models.loading import load
 from salem.records import Sample, Task
 
 PORTABLY = models.portably

@@ -21,7 +21,7 @@ from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
 from benchmarks.quality.units import Unit
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, Sample, Task, TextInput
 
 UNIT = Unit("measure", "tiny", "0" * 64, "shove", 10, 0, 0.5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.tracing import NOISE, own_answers, trace_batch, trace_layer
 from salem.models.batching import answers_of, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from worker.numerics.losses import nll_per_sample
 
 

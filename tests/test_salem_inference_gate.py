@@ -17,7 +17,8 @@ from salem.inference import gate
 from salem.inference.gate import fire, gated
 from salem.inference.predict import predict
 from salem.models.batching import encode_inputs, in_buckets
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.scope.features import entering
 from salem.scope.scope import Firing
 

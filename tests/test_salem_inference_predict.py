@@ -15,7 +15,8 @@ from salem.deltas.terms import Dense, LayerDelta, LowRank, Term, applied
 from salem.errors import InvalidRequest
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import encode_inputs
-from salem.models.loading import Network, as_network, count_tokens
+from salem.models.network import Network, as_network
+from salem.models.tokens import count_tokens
 from salem.records import Layer, Task, TextInput
 
 INPUTS = [

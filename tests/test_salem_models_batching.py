@@ -24,7 +24,7 @@ from salem.models.batching import (
     gives_answers_alone,
     in_buckets,
 )
-from salem.models.loading import Network, as_network
+from salem.models.network import Network, as_network
 from salem.models.tokens import continuation_ids
 from salem.records import Sample, Task, TextInput
 

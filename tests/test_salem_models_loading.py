@@ -25,14 +25,9 @@ from transformers import AutoModel, PreTrainedModel
 
 from salem.errors import UnsupportedModel
 from salem.inference.predict import predict
-from salem.models.loading import (
-    Network,
-    as_network,
-    count_tokens,
-    load,
-    load_tokenizer,
-    tokenize,
-)
+from salem.models.loading import load, load_tokenizer
+from salem.models.network import Network, as_network
+from salem.models.tokens import count_tokens, tokenize
 from salem.records import Task, TextInput
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -24,7 +24,8 @@ from salem.errors import UnsupportedModel
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.layers import find_stacks
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.models.streaming import Outline, StoredWeights, _Slot
 from salem.models.trunk import capture, resume
 from salem.records import Layer, Recipe, Sample, Task

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import LayerDelta, LowRank, adding, applied
 from salem.models.batching import Answers, Batch, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import capture, resume
 from salem.records import Layer, Sample
 

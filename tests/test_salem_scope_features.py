@@ -12,7 +12,8 @@ from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 
 from salem.models.batching import encode_inputs
-from salem.models.loading import Network, tokenize
+from salem.models.network import Network
+from salem.models.tokens import tokenize
 from salem.records import Task, TextInput
 from salem.scope.features import COMMON, SLOTS, Reading, entering, features, pool, token_rarity
 

@@ -16,7 +16,8 @@ from salem.deltas.terms import Dense, LayerDelta, applied
 from salem.inference.gate import fire, gated
 from salem.inference.predict import predict
 from salem.models.batching import encode_inputs
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope import lookups
 from salem.scope import scope as scopes

@@ -17,7 +17,7 @@ from salem.inference.gate import fire
 from salem.inference.predict import predict
 from salem.models import tensor_files
 from salem.models.batching import encode_inputs
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Layer, Prediction, TextInput
 from salem.scope.features import Reading, features, token_rarity
 from salem.scope.first_token import Openings, openings, unheard

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import Dense, adding
 from salem.models.batching import encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Layer
 from worker.activations.block_replay import BlockMemory, Room

@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, LABELS, tiny_network
 from torch import Tensor
 
 from salem.models.batching import encode, forward
-from salem.models.loading import Network, as_network
+from salem.models.network import Network, as_network
 from salem.models.trunk import capture
 from salem.records import Layer, Sample
 from worker.activations.gradients import TokenGradients, suffix_gradients, token_gradients

@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_network
 from torch import Tensor
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope.features import Reading, features, token_rarity
 from salem.scope.lexical import NUMBERS

@@ -12,7 +12,7 @@ from tiny_models import ARCHITECTURES, LABELS, tiny_network
 from torch import Tensor
 
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample
 from salem.scope.scope import Firing

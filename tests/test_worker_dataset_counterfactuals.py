@@ -9,7 +9,7 @@ from test_worker_recipes_terms import case, hyper
 
 from benchmarks.baselines.product import Quiet
 from salem.inference.predict import predict
-from salem.models.loading import count_tokens
+from salem.models.tokens import count_tokens
 from salem.records import EditBatch, Recipe, Sample
 from worker.dataset.counterfactuals import neighbors, with_neighbors
 from worker.pipeline import steps

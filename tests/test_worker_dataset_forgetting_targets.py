@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salem.inference.predict import predict
 from salem.models.batching import IGNORED, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.tokens import Diverted
 from salem.records import EditBatch, Sample, TextInput
 from worker.dataset import forgetting_targets as diversion

@@ -13,7 +13,7 @@ from benchmarks.baselines.product import Quiet
 from salem.errors import EditFailed
 from salem.inference.predict import predict
 from salem.models.batching import encode, encode_inputs
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.tokens import sample_lengths
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scope.lexical import Wording

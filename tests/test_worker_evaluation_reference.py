@@ -10,7 +10,7 @@ from salem.errors import EditFailed, InvalidRequest
 from salem.inference.predict import predict
 from salem.messages import quoted
 from salem.models.batching import encode
-from salem.models.loading import count_tokens
+from salem.models.tokens import count_tokens
 from salem.records import Edit, ReferenceSample, TextInput, held_out
 from worker.dataset.split import build_edit_batch
 from worker.evaluation import reference as registration

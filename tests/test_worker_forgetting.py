@@ -15,7 +15,7 @@ from salem.deltas.terms import LayerDelta, applied
 from salem.inference.gate import fire
 from salem.inference.predict import is_right, predict
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, LayerScore, Recipe, Sample, TextInput
 from worker.dataset.split import build_edit_batch
 from worker.evaluation.versions import Version

@@ -11,7 +11,7 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank
 from salem.errors import EditFailed
 from salem.models.batching import encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Layer
 from worker.activations.gradients import token_gradients
 from worker.hypernetworks import one_pass

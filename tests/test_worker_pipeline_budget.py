@@ -9,7 +9,8 @@ from tiny_models import LABELS, build_network, first_task, tiny_network
 
 from salem.errors import UnsupportedModel
 from salem.models.batching import encode
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample
 from worker.pipeline.budget import VALUE_COPIES, _deepest, _lengths, _value_bytes, job_estimate
 from worker.recipes.scoped.entries import NEAR_SAMPLES

@@ -14,7 +14,7 @@ from benchmarks.baselines.product import Quiet
 from salem.deltas.terms import Dense, LayerDelta
 from salem.errors import EditFailed
 from salem.inference.predict import predict
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import LayerScore, Recipe, Sample
 from worker.pipeline import steps
 from worker.pipeline.steps import make_delta, make_edit

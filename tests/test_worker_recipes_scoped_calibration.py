@@ -12,7 +12,7 @@ from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
 from salem.deltas.terms import LayerDelta
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from salem.scope import lookups
 from salem.scope.first_token import Openings

@@ -9,7 +9,7 @@ from tiny_models import LABELS, tiny_network
 from salem.deltas.terms import act, adding
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Layer, Sample
 from salem.scope.scope import Firing, Scoped
 from worker.dataset.split import build_edit_batch

@@ -16,7 +16,7 @@ from salem.deltas.files import pack, unpack
 from salem.deltas.terms import Dense, LayerDelta, LowRank, Term
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import IGNORED, encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scope.metric import Metric
 from salem.scope.metric_files import pack_metric, unpack_metric

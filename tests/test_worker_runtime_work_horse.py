@@ -26,7 +26,7 @@ from salem.deltas.files import unpack
 from salem.errors import Conflict, LeaseLost, NotFound, Unavailable
 from salem.inference.predict import predict
 from salem.models import tensor_files
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import (
     Edit,
     EditRequest,

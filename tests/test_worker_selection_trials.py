@@ -7,7 +7,7 @@ import torch
 from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import EditBatch, Hyperparameters, Layer
 from worker.activations.trunk_sets import prepare_with_answers

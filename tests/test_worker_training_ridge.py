@@ -11,7 +11,7 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank, adding
 from salem.errors import EditFailed
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Hyperparameters, Sample
 from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import margin_loss_per_sample, margins

@@ -43,7 +43,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from salem.models.loading import Network, as_network
+from salem.models.network import Network, as_network
 from salem.records import Task
 
 LABELS = ("refund", "delivery", "login", "other")

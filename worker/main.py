@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         worker_ttl=WORKER_TTL_S,
         default_result_ttl=RESULT_TTL_S,
     )
-    worker.recipes.base(burst=options.burst, logging_level="WARNING")
+    worker.work(burst=options.burst, logging_level="WARNING")
     return 0
 
 

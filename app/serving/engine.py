@@ -22,8 +22,9 @@ from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
 from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
 from salem.inference import gate, predict
-from salem.models import loading
+from salem.models import folders, loading, tokens
 from salem.models.devices import resolve_device
+from salem.models.network import Network
 from salem.records import (
     Delta,
     EditId,
@@ -54,7 +55,7 @@ class Counter:
 
     def count(self, inputs: Sequence[TextInput]) -> list[int]:
         with self.lock:
-            return loading.count_tokens(self.tokenizer, inputs)
+            return tokens.count_tokens(self.tokenizer, inputs)
 
 
 @dataclass
@@ -156,8 +157,8 @@ class Engine:
         key = self._identity(model)
         counter = self._counters.get(key)
         if counter is None:
-            folder = loading.registered_folder(model, self._models_root)
-            loading.check_descriptions(folder, model)
+            folder = folders.registered_folder(model, self._models_root)
+            folders.check_descriptions(folder, model)
             counter = Counter(loading.load_tokenizer(folder))
             with self._lock:
                 counter = self._counters.setdefault(key, counter)
@@ -170,7 +171,7 @@ class Engine:
             UnsupportedModel: says what is missing.
         """
         if isinstance(source, FolderSource):
-            loading.check_folder(loading.locate(source, self._models_root))
+            folders.check_folder(folders.locate(source, self._models_root))
 
     def close(self) -> None:
         """Let go of every model."""
@@ -178,12 +179,12 @@ class Engine:
         with self._lock:
             self._counters.clear()
 
-    def _load(self, model: HostedModel) -> loading.Network:
+    def _load(self, model: HostedModel) -> Network:
         """What was registered, its weights in memory of their own, whatever becomes of the folder later."""
-        folder = loading.registered_folder(model, self._models_root)
-        with loading.unwritten(folder, model.name):
-            loading.check_registered(folder, model)
-            return loading.owned(loading.load(folder, model.task, device=self._device))
+        folder = folders.registered_folder(model, self._models_root)
+        with folders.ensure_unchanged(folder, model.name):
+            folders.check_registered(folder, model)
+            return loading.copy_into_memory(loading.load(folder, model.task, device=self._device))
 
     def _fetched(self, model: HostedModel, delta: Delta) -> LayerDelta:
         """A delta as it is kept, or as it is stored."""
@@ -193,9 +194,7 @@ class Engine:
         data = self._blobs.get(delta.blob)
         return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
 
-    def _placed(
-        self, model: HostedModel, delta: Delta, unpacked: LayerDelta, network: loading.Network
-    ) -> LayerDelta:
+    def _placed(self, model: HostedModel, delta: Delta, unpacked: LayerDelta, network: Network) -> LayerDelta:
         """A delta where its model is and of its type, kept."""
         key = (self._identity(model), delta.blob)
         kept = self._deltas.get(key)

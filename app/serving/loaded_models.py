@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from salem.models.loading import Network
+from salem.models.network import Network
 
 
 @dataclass

@@ -17,7 +17,7 @@ from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
 from salem.errors import Misconfigured
 from salem.inference.gate import fire
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 
 

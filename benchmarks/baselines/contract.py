@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, TextInput
 from worker.activations.cache import SampleCache
 

@@ -30,7 +30,7 @@ from benchmarks.baselines.one_layer import (
 from benchmarks.baselines.together import divergence, share_held
 from salem.deltas.terms import Dense, adding
 from salem.models.batching import Answers
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from salem.records import Layer
 from worker.activations.trunk_sets import Chunk, TrunkSet

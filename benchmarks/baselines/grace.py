@@ -23,7 +23,7 @@ from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import edited_layer, pass_samples, reading_stack
 from benchmarks.baselines.prompt_tokens import at_prompt, key_states
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample, TextInput
 from worker.activations.trunk_sets import prepare

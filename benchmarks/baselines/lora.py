@@ -23,7 +23,7 @@ from benchmarks.baselines.one_layer import NUM_ROUNDS, generator_of, prepared_at
 from benchmarks.baselines.together import fit
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.models.layers import find_stacks
-from salem.models.loading import Network
+from salem.models.network import Network
 
 RANK = 8
 ALPHA = 16

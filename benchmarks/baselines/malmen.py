@@ -26,7 +26,7 @@ from benchmarks.baselines.one_layer import (
 from benchmarks.baselines.ridge import ridge_operator
 from salem.deltas.terms import Dense, LayerDelta, applied
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from worker.activations.gradients import suffix_gradients
 from worker.activations.trunk_sets import TrunkSet

@@ -29,7 +29,7 @@ from benchmarks.tracing import trace_layer
 from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
 from salem.models.batching import encode
 from salem.models.layers import layer_at
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample
 from worker.activations.gradients import token_gradients

@@ -20,7 +20,7 @@ from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.mend import EDITOR_RANK, EDITOR_RATE, top_layers
 from benchmarks.baselines.one_layer import generator_of, pass_samples
 from salem.deltas.terms import Dense, LayerDelta
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, Layer, Sample
 from worker.activations.trunk_sets import prepare_with_answers
 from worker.hypernetworks.mend import MendEditor

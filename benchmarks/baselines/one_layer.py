@@ -16,7 +16,7 @@ from benchmarks.baselines.added import Added, earlier, merged
 from benchmarks.baselines.contract import Editing
 from salem.deltas.terms import Dense, LowRank, applied
 from salem.models.layers import layer_at
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import beside_encoder
 from salem.records import Hyperparameters, Layer, Sample
 from worker.selection.saliency import choose_layer, layer_saliency, middle_layers

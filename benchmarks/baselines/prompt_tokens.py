@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from salem.models.batching import encode_inputs, in_buckets
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import Layer, Task, TextInput
 from worker.training.loop import CHUNK
 

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume
 from worker.activations.trunk_sets import Chunk, TrunkSet
 from worker.numerics.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import adding
 from salem.models.batching import Batch
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import nll_per_sample, worst_margin_per_sample

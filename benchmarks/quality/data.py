@@ -26,7 +26,9 @@ from benchmarks.shared_data import (
     text_parts,
 )
 from salem.inference.predict import predict, same_answer
-from salem.models.loading import Network, load, weights_sha256
+from salem.models.folders import weights_sha256
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Edit, Record, Sample, Task
 from worker.dataset.augmentation import reword
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from salem.inference.predict import predict, same_answer
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, Record, Sample
 
 MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one

@@ -19,7 +19,8 @@ from benchmarks.baselines.contract import Edited
 from benchmarks.quality.facts import MAX_NEW_TOKENS, Correction
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import Batch, encode, forward, in_buckets
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import Sample, TextInput
 from worker.numerics.intervals import paired_drop
 

@@ -37,7 +37,8 @@ from transformers import (
 
 from demo.classifier import base_model
 from salem.models.batching import encode, in_buckets
-from salem.models.loading import Network, as_network, weights_sha256
+from salem.models.folders import weights_sha256
+from salem.models.network import Network, as_network
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Sample, Task
 

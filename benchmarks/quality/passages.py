@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.tokens import continuation_ids
 from salem.records import Sample
 

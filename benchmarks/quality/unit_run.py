@@ -27,7 +27,8 @@ from benchmarks.quality.jobs import DrawnJob, Sizes, draw_job, draw_validation_j
 from benchmarks.quality.measures import Outcomes, counts, figures, measure
 from benchmarks.quality.methods import Edited, Editing, Method, method
 from benchmarks.quality.units import PROTOCOL, SEQUENCE, Row, Unit
-from salem.models.loading import Network, load
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.parent_death import die_with_parent
 from salem.records import Sample
 from worker.activations.cache import SampleCache

@@ -18,7 +18,7 @@ from benchmarks.quality.jobs import DrawnJob
 from benchmarks.quality.measures import figures, measure
 from benchmarks.tracing import trace_layer
 from salem.deltas.terms import LayerDelta
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Hyperparameters, Layer
 from worker.selection.saliency import layer_saliency, shortlist
 from worker.selection.trials import trial_edits

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.tracing import trace_batch
 from salem.models.batching import Batch, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Sample
 from worker.numerics.losses import nll_per_sample
 from worker.selection import saliency

@@ -19,7 +19,7 @@ from torch import Tensor
 from salem.deltas.terms import LayerDelta, applied
 from salem.models.batching import Batch
 from salem.models.layers import layer_at
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope.features import Glimpse, Reading, pool
 from salem.scope.first_token import Openings

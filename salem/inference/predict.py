@@ -16,8 +16,8 @@ from salem.errors import InvalidRequest, Pointer
 from salem.inference.gate import gated
 from salem.models.batching import encode_inputs, in_buckets
 from salem.models.generation import greedy
-from salem.models.loading import Network, count_tokens
-from salem.models.tokens import prompt_lengths
+from salem.models.network import Network
+from salem.models.tokens import count_tokens, prompt_lengths
 from salem.records import Prediction, Sample, Task, TextInput
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from salem.errors import EditFailed
 from salem.messages import quoted
-from salem.models.loading import Network, tokenize
-from salem.models.tokens import Diverted, continuation_ids, prompt_ids, sample_lengths, written_ids
+from salem.models.network import Network
+from salem.models.tokens import Diverted, continuation_ids, prompt_ids, sample_lengths, tokenize, written_ids
 from salem.records import Sample, Task, TextInput
 
 IGNORED = -100  # the target where no answer is asked

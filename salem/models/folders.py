@@ -131,7 +131,7 @@ def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
 
 
 @contextmanager
-def unwritten(folder: Path, name: str) -> Iterator[None]:
+def ensure_unchanged(folder: Path, name: str) -> Iterator[None]:
     """Stand over work that reads a model's folder, weights mapped from its files included.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from salem.models.loading import Network
+from salem.models.network import Network
 
 
 def greedy(network: Network, max_new_tokens: int, **more: Any) -> GenerationConfig:

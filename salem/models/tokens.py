@@ -1,14 +1,18 @@
-"""Token ids of single samples, unpadded: a prompt as the model is asked it, an answer as it writes it.
+"""Token ids of texts and samples, unpadded: the prompt as the model reads it, the answer as it writes it.
 
-Knows tokenizers and what each task puts around a text. Does not know padding, tensors or layers.
+Knows tokenizers and what each task puts around a text. Must not know padding, tensors, or layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from salem.models.loading import Network, tokenize
+from transformers import PreTrainedTokenizerBase
+
+from salem.models.network import Network
 from salem.records import Sample, Task, TextInput
+
+_COUNTED_TOGETHER = 64  # texts: a tokenizer returns thirty or more bytes for each byte that it reads
 
 
 class Diverted(Sample):
@@ -21,6 +25,28 @@ class Diverted(Sample):
     tokens: tuple[int, ...]  # of the other way: ids, from the first of the answer on
     place: int  # among them: where the ways part
     forgotten: int  # the token that the answer has there
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> list[int]:
+    """Number of tokens of each input as the model would see it, special tokens included."""
+    starts = range(0, len(inputs), _COUNTED_TOGETHER)
+    parts = (inputs[start : start + _COUNTED_TOGETHER] for start in starts)
+    return [len(ids) for part in parts for ids in tokenize(tokenizer, part)["input_ids"]]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> dict[str, list[list[int]]]:
+    """Unpadded token ids (and token types, if the tokenizer makes them) of each input.
+
+    An empty `text_pair` counts as none, as in `TextInput.content_hash`; tokenizers are inconsistent about it.
+    """
+    paired = [item for item in inputs if item.text_pair]
+    if paired and len(paired) < len(inputs):
+        rows = [tokenize(tokenizer, [item]) for item in inputs]
+        return {key: [row[key][0] for row in rows] for key in rows[0]}
+    first = [item.input for item in inputs]
+    second = [item.text_pair for item in paired] if paired else None
+    encoded = tokenizer(first, second, padding=False, truncation=False, verbose=False)
+    return {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
 
 
 def prompt_lengths(network: Network, inputs: Sequence[TextInput]) -> list[int]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from salem.models.batching import Answers, Batch, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Layer
 
 

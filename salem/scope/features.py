@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from salem.models.batching import encode_inputs, in_buckets
-from salem.models.loading import Network, count_tokens, tokenize
+from salem.models.network import Network
+from salem.models.tokens import count_tokens, tokenize
 from salem.records import Task, TextInput
 
 FEATURE_BATCH = 64

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from salem.models.batching import encode_inputs, in_buckets
 from salem.models.generation import greedy
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import Task, TextInput
 
 KEPT = 16  # of the likeliest tokens

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope.first_token import Openings, openings
 from salem.scope.lexical import Wording

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope.features import Reading, features
 

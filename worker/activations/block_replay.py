@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Layer
 
 Forward = Callable[..., Any]

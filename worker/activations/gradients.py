@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from salem.models.batching import Answers, Batch, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from salem.records import Layer
 from worker.numerics.losses import nll_per_sample

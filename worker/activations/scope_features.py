@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope.features import Reading, features
 from salem.scope.metric import Metric

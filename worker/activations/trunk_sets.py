@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from salem.models.batching import Answers, Batch, encode, in_buckets
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Layer, Sample
 from salem.scope.scope import Firing

@@ -13,15 +13,10 @@ from typing import Any, Concatenate, ParamSpec
 
 from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
+from salem.models.folders import check_registered, descriptions_sha256, ensure_unchanged, registered_folder
 from salem.models.layers import layer_at
-from salem.models.loading import (
-    Network,
-    check_registered,
-    descriptions_sha256,
-    load,
-    registered_folder,
-    unwritten,
-)
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
 from salem.scope.metric import Metric
 from salem.scope.metric_files import unpack_metric
@@ -58,7 +53,7 @@ class Attempt:
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
-        with unwritten(folder, model.name):
+        with ensure_unchanged(folder, model.name):
             check_registered(folder, model)
             settings = self.settings
             network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)

@@ -20,7 +20,7 @@ from itertools import compress
 from salem.deltas.terms import LayerDelta
 from salem.inference.predict import predict
 from salem.messages import quoted
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample, TextInput
 from salem.scope.lexical import NUMBERS, Wording, negates, numbers, split, word_rarity
 from worker.dataset.token_limits import prompts_fit

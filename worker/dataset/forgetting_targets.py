@@ -20,8 +20,8 @@ from torch import Tensor
 
 from salem.inference.predict import same_answer
 from salem.models.batching import IGNORED, encode, forward
-from salem.models.loading import Network, count_tokens
-from salem.models.tokens import Diverted
+from salem.models.network import Network
+from salem.models.tokens import Diverted, count_tokens
 from salem.records import EditBatch, Sample, Task, TextInput
 
 LONGEST = 12  # tokens of the other way, from where it parts on

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence, Set
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.tokens import prompt_lengths, sample_lengths
 from salem.records import Sample, TextInput
 from worker.dataset.augmentation import Rule, reword_all

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from salem.inference.predict import is_right
 from salem.messages import quoted
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import MOST_NEW_TOKENS, EditBatch, Sample, TextInput
 from worker.evaluation.versions import Overlaid, Version
 

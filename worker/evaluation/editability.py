@@ -16,7 +16,7 @@ from torch import Tensor
 
 from salem.errors import UnsupportedModel
 from salem.models.batching import Batch, encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import capture, resume
 from salem.records import Layer, Sample
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from salem.errors import InvalidRequest, Pointer
 from salem.inference.predict import is_right, predict
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.records import Edit, Proportion, ReferenceSample, held_out
 from worker.dataset.token_limits import samples_fit
 from worker.numerics.intervals import proportion

@@ -17,7 +17,7 @@ from salem.deltas.terms import LayerDelta, applied
 from salem.inference.gate import fire
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Sample, TextInput
 from salem.scope.lookups import Asking
 from salem.scope.metric import Metric

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import Dense, LowRank
 from salem.errors import EditFailed
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Hyperparameters, Layer
 from salem.scope.scope import Scope, Scoped
 from worker.activations.gradients import suffix_gradients

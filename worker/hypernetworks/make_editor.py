@@ -15,7 +15,7 @@ import torch
 from salem.deltas.terms import LayerDelta
 from salem.inference.predict import predict, same_answer
 from salem.models.layers import layer_at
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Edit, EditBatch, EditorMetrics, EditorOptions, Layer, LayerScore, Proportion, Sample
 from worker.activations.cache import SampleCache
 from worker.activations.trunk_sets import prepare_with_answers

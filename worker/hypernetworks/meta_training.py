@@ -20,7 +20,8 @@ from torch import Tensor
 
 from salem.deltas.terms import Dense, LayerDelta, LowRank, adding
 from salem.models.batching import encode, in_buckets
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Edit, Layer, Sample
 from worker.activations.gradients import TokenGradients, token_gradients

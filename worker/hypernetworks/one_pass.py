@@ -15,7 +15,7 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank
 from salem.errors import EditFailed
 from salem.models.batching import encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Layer, Sample
 from worker.activations.gradients import token_gradients
 from worker.hypernetworks.mend import Factors, MendEditor

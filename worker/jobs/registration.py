@@ -5,7 +5,9 @@ Glue between storage and `worker.evaluation.reference`; does not know how an att
 
 from __future__ import annotations
 
-from salem.models.loading import Network, descriptions_sha256, load, locate, unwritten, weights_sha256
+from salem.models.folders import descriptions_sha256, ensure_unchanged, locate, weights_sha256
+from salem.models.loading import load
+from salem.models.network import Network
 from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
@@ -20,7 +22,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     reporter.phase("loading", 0.05)
     settings = attempt.settings
     folder = locate(model.source, settings.effective_models_root)
-    with unwritten(folder, model.name):
+    with ensure_unchanged(folder, model.name):
         network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
         check_editable(network)
         sha256, described = weights_sha256(folder), descriptions_sha256(folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.tensor_files import read_header
 from salem.records import (
     Delta,

@@ -12,7 +12,8 @@ from math import ceil
 
 from salem.models.batching import LENGTH_BUCKET, gives_answers_alone
 from salem.models.layers import layer_at
-from salem.models.loading import Network, count_tokens
+from salem.models.network import Network
+from salem.models.tokens import count_tokens
 from salem.models.trunk import sees_answer
 from salem.records import (
     EditBatch,

@@ -16,7 +16,7 @@ from salem.errors import EditFailed
 from salem.inference.predict import is_right, predict
 from salem.messages import a_few, quoted
 from salem.models.layers import layer_at
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import (
     EditBatch,
     Entry,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from salem.deltas.terms import LayerDelta, Term
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Entry, Hyperparameters, Layer, Sample
 from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Hyperparameters, Layer, Recipe
 from worker.hypernetworks.files import TrainedEditor
 from worker.hypernetworks.learners import mend_learner

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from salem.models.batching import Batch, encode
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import sees_answer
 from salem.records import Hyperparameters, Layer, LayerScore, Recipe, Sample
 from worker.activations.gradients import TokenGradients, token_gradients

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from salem.deltas.terms import Dense, LowRank, adding
 from salem.models.batching import Answers, Batch, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, beside_encoder, resume
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from worker.activations.trunk_sets import Chunk, TrunkSet, batches, token_mask

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import Term, act, adding
 from salem.models.batching import Answers
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import Hyperparameters, Layer, Sample
 from worker.activations.block_replay import Room
 from worker.activations.cache import SampleCache

@@ -26,7 +26,7 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank, adding
 from salem.errors import EditFailed
 from salem.models.batching import Answers
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from salem.records import Hyperparameters
 from worker.activations.gradients import suffix_gradients

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from salem.deltas.terms import LayerDelta
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
 from salem.scope.first_token import openings, unheard
 from salem.scope.lexical import Wording, packed

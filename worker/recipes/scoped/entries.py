@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import applied
 from salem.models.batching import encode, forward
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import resume, sees_answer
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.scope.scope import Scoped

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salem.deltas.terms import LowRank
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.scope.scope import Scoped
 from worker.activations.gradients import suffix_gradients
 from worker.activations.trunk_sets import Chunk

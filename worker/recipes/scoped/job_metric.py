@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from salem.models.loading import Network
+from salem.models.network import Network
 from salem.models.trunk import beside_encoder
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.scope.features import Reading, token_rarity
