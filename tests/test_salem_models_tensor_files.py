@@ -1,4 +1,4 @@
-"""Files of named tensors: what comes back, whose name messages use; test_salem_deltas.py tears them up."""
+"""Files of named tensors: what comes back, and whose name a message uses."""
 
 from __future__ import annotations
 
