@@ -137,25 +137,33 @@ def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(
     assert found.delta_bytes == 12
 
 
-@pytest.mark.parametrize(
-    ("edit", "error"),
-    [(shove, None), (fail, "RuntimeError: no such luck"), (vanish, "ended without a result (exit code 3)")],
-)
-def test_a_row_is_made_however_its_process_ends(
-    edit: Any, error: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def row_of(edit: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
+    """The row of one unit that runs in a process of its own."""
     use(monkeypatch, edit)
-    save_tiny(tmp_path / "model", "bert")
-    made = tiny_material(tmp_path / "model")
+    save_tiny(folder, "bert")
+    made = tiny_material(folder)
     monkeypatch.setattr(unit_run, "material", lambda name, limit: made)
     row = run_apart(Work(UNIT, SIZES, None))
     assert row["key"] == UNIT.key and row["unit_seconds"] > 0
-    if error is None:
-        assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalization"] is None
-        assert row["held_out"] == 30 and row["layer"] == "classifier" and "error" not in row
-    else:
-        assert error in row["error"]
-        assert row["edit_accuracy"] is None and row["seconds"] is None
+    return row
+
+
+def test_a_unit_makes_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    row = row_of(shove, monkeypatch, tmp_path)
+    assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalization"] is None
+    assert row["held_out"] == 30 and row["layer"] == "classifier" and "error" not in row
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [(fail, "RuntimeError: no such luck"), (vanish, "ended without a result (exit code 3)")],
+)
+def test_a_unit_that_fails_makes_a_row_with_the_error(
+    edit: Any, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = row_of(edit, monkeypatch, tmp_path)
+    assert error in row["error"]
+    assert row["edit_accuracy"] is None and row["seconds"] is None
 
 
 def test_a_unit_leaves_the_threads_of_its_parent_alone(

@@ -184,21 +184,22 @@ def try_to_claim(folder: Path, answers: Any) -> None:
         answers.put(mine)
 
 
-def test_a_unit_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
+def claimed_elsewhere(folder: Path) -> bool:
+    """Whether another process can claim the unit now."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    for expected in (False, True):
-        if expected:
-            process = context.Process(target=try_to_claim, args=(tmp_path, answers))
-            process.start()
-            assert answers.get(timeout=30) is True
-        else:
-            with claimed("k", tmp_path) as mine:
-                assert mine
-                process = context.Process(target=try_to_claim, args=(tmp_path, answers))
-                process.start()
-                assert answers.get(timeout=30) is False
-        process.join()
+    process = context.Process(target=try_to_claim, args=(folder, answers))
+    process.start()
+    mine: bool = answers.get(timeout=60)
+    process.join()
+    return mine
+
+
+def test_a_unit_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with claimed("k", tmp_path) as mine:
+        assert mine
+        assert not claimed_elsewhere(tmp_path)
+    assert claimed_elsewhere(tmp_path)
 
 
 def test_expected_seconds_are_those_of_like_units() -> None:

@@ -173,12 +173,21 @@ def test_a_store_without_a_name_is_taken_by_who_knows_its_blobs(store: BlobStore
 def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> None:
     data = os.urandom(1) * 2_000_000
     digest = hashlib.sha256(data).hexdigest()
-    writers = [threading.Thread(target=lambda: [in_folder.put(data) for _ in range(5)]) for _ in range(3)]
+    enough = threading.Event()
+
+    def write() -> None:
+        while not enough.is_set():
+            in_folder.put(data)
+
+    in_folder.put(data)
+    writers = [threading.Thread(target=write) for _ in range(3)]
     for writer in writers:
         writer.start()
-    while any(writer.is_alive() for writer in writers):
-        if in_folder.exists(digest):
-            assert in_folder.get(digest) == data
+    seen = [in_folder.get(digest) == data for _ in range(20)]
+    enough.set()
+    for writer in writers:
+        writer.join()
+    assert all(seen)
     assert [path.name for path in (folder / digest[:2]).iterdir()] == [digest]
 
 

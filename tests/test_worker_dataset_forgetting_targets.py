@@ -137,7 +137,7 @@ def test_a_way_ends_where_the_window_does(architecture: str) -> None:
     (way,) = divert(network, batch_of(Sample(input=text, forget="Rome"))).edit_samples
     assert isinstance(way, Diverted) and way.tokens
     width = encode(network, [way]).targets.shape[1]
-    assert width <= MAX_TOKENS if architecture == "gpt2" else True
+    assert width <= MAX_TOKENS
 
 
 def test_corrections_and_forgetting_share_a_batch() -> None:

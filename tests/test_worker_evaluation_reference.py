@@ -52,18 +52,16 @@ def test_generated_answers_are_compared_as_texts() -> None:
 def test_what_the_window_does_not_hold_with_its_target_is_no_pass_sample(architecture: str) -> None:
     """The answer is cut off where the window ends, and is right as far as it goes."""
     network = tiny_network(architecture)
+    texts = [TextInput(input=" ".join(["a"] * size)) for size in range(1, MAX_TOKENS)]
+    texts = [text for text in texts if count_tokens(network.tokenizer, [text])[0] <= MAX_TOKENS]
+    answers = [predict(network, [text], max_new_tokens=3)[0].output for text in texts]
+    samples = [Edit(input=t.input, target=a) for t, a in zip(texts, answers, strict=True) if a]
     found: list[ReferenceSample] = []
-    for size in range(1, MAX_TOKENS):
-        asked = TextInput(input=" ".join(["a"] * size))
-        if count_tokens(network.tokenizer, [asked])[0] > MAX_TOKENS:
-            continue
-        (answer,) = predict(network, [asked], max_new_tokens=3)
-        if answer.output:
-            sample = Edit(input=asked.input, target=answer.output)
-            answered = answer_reference(network, [sample], lambda share: None, max_new_tokens=3)
-            found += answered.reference
-            assert answered.accuracy is not None and answered.accuracy.value == 1
-            assert answered.num_pass_samples == answered.reference[0].passes
+    for sample in samples:
+        answered = answer_reference(network, [sample], lambda share: None, max_new_tokens=3)
+        found += answered.reference
+        assert answered.accuracy is not None and answered.accuracy.value == 1
+        assert answered.num_pass_samples == answered.reference[0].passes
     kept, unfit = ([item.sample for item in found if item.passes is passes] for passes in (True, False))
     assert kept and unfit, "some fit and some do not"
     assert len(encode(network, kept)) == len(kept)

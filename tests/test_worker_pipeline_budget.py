@@ -64,7 +64,7 @@ def test_lengths_are_those_of_encoded_samples(architecture: str) -> None:
     asked = count_tokens(network.tokenizer, edited.held_out_pass_samples)
     written = MEND.max_new_tokens if first_task(architecture).generates else 0
     assert found.held_out == [min(length + written, network.max_input_tokens) for length in asked]
-    assert 0 < found.answer_share < 1 if written else found.answer_share == 0
+    assert 0 <= found.answer_share < 1 and (found.answer_share > 0) is (written > 0)
 
 
 def test_scoped_entries_train_on_rewordings_and_on_the_nearest_pass_samples() -> None:

@@ -110,12 +110,15 @@ def tensors(term: Term) -> dict[str, Tensor]:
     return {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
 
 
+def metric_sha256(term: Term) -> str:
+    return term.metric.sha256 if isinstance(term, Scoped) else "no metric"
+
+
 def assert_equal(one: Term, other: Term) -> None:
     assert type(one) is type(other)
     for name, value in tensors(one).items():
         assert torch.equal(value, getattr(other, name)), name
-    if isinstance(one, Scoped) and isinstance(other, Scoped):
-        assert one.metric.sha256 == other.metric.sha256 != ""
+    assert metric_sha256(one) == metric_sha256(other) != ""
 
 
 def enough(recipe: Recipe, of: Case) -> int:
@@ -162,8 +165,9 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
 def test_another_seed_gives_another_term(recipe: Recipe) -> None:
     of = case("gpt2")
     one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
+    assert type(one) is type(other)
     same = [torch.equal(value, getattr(other, name)) for name, value in tensors(one).items() if value.numel()]
-    assert type(one) is not type(other) or not all(same)
+    assert same and not all(same)
 
 
 @pytest.mark.parametrize("recipe", list(Recipe))
@@ -186,8 +190,7 @@ def test_a_scoped_parent_keeps_its_edits(recipe: Recipe) -> None:
     found = train(Case(of.network, later), recipe, (parent,), block=2)
     both = (parent, as_delta(of, found, block=2))
     assert num_right(of, later.edit_samples, both) == 2
-    if recipe is Recipe.SCOPED:
-        assert num_right(of, first.edit_samples, both) == 1
+    assert num_right(of, first.edit_samples, both) >= (1 if recipe is Recipe.SCOPED else 0)
 
 
 def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
@@ -221,7 +224,7 @@ def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture:
     lengths = (encode(of.network, of.batch.edit_samples).targets != IGNORED).sum(-1)
     written = of.network.task.generates and "encoder" not in layer.path
     assert found.term.values.shape == (len(EDIT_TEXTS), 1 + int(lengths.max()) if written else 1, layer.d_out)
-    assert not written or not found.term.values[:, -1].any(), "behind its answer an entry adds nothing"
+    assert bool(found.term.values[:, -1].any()) is not written, "behind its answer an entry adds nothing"
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("llama", 1), ("t5", -1)])
@@ -284,6 +287,6 @@ def test_a_model_in_half_precision_is_edited(recipe: Recipe) -> None:
     network.model.to(torch.bfloat16)
     found = train(Case(network, of.batch), recipe, max_steps=3)
     tensors = {name: value for name, value in vars(found.term).items() if isinstance(value, Tensor)}
-    words = tensors.pop("words", None)
-    assert words is None or words.dtype == torch.uint8
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values())
+    words = tensors.pop("words", torch.empty(0, dtype=torch.uint8))
+    assert words.dtype == torch.uint8
+    assert tensors and all(v.dtype == torch.float32 and v.isfinite().all() for v in tensors.values())
