@@ -213,7 +213,7 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
         assert (asked["parent"], asked["alias_was"]) == (0, 0)
         stage.publish(intents, job=stage.registry.get_job(job["id"]))
     path = "/models/intents/aliases/production"
-    assert [alias["version"] for alias in client.get(path).json()["data"]] == [1, 0]
+    assert [alias["version"] for alias in client.get(f"{path}/history").json()["data"]] == [1, 0]
     first, second = (client.get(f"/jobs/{job['id']}").json()["result"] for job in jobs)
     assert first == {"version": "intents:1"}
     (note,) = second["notes"]

