@@ -34,7 +34,7 @@ from salem.scope.lexical import NUMBERS, Wording, packed
 from salem.scope.metric import Metric
 from salem.scope.scope import Scope
 from worker.hypernetworks.learners import empty_entries
-from worker.selection.saliency import middle_layers
+from worker.selection.candidates import middle_layers
 
 MODELS = {
     "minilm-nli": (Task.SEQUENCE_CLASSIFICATION, "nli_test"),

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         return self.home / "trunk-cache"
 
     @property
+    def file_digests(self) -> Path:
+        """Remembered sha256 of the model folders' files, so that workers do not hash weights for each job."""
+        return self.home / "file-digests.json"
+
+    @property
     def redis_socket(self) -> Path:
         """Socket of the private Redis; used when no `redis_url` is set.
 

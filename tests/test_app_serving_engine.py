@@ -227,7 +227,7 @@ def test_files_that_change_while_they_load_are_noticed(
 
     monkeypatch.setattr(loading, "load", load_late)
     engine = engine_of(stage)
-    with pytest.raises(ModelNotReady, match="were written to while they were read"):
+    with pytest.raises(ModelNotReady, match="changed while they were read"):
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
 
 

@@ -58,7 +58,7 @@ def test_a_folder_that_may_not_be_read_is_refused(root: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("id_", ["org/a--b", "org/a.git", "org/x..y"])
 def test_an_id_that_the_hub_does_not_know_the_form_of_is_refused(root: Path, id_: str) -> None:
-    with pytest.raises(UnsupportedModel, match="not an id of the hub"):
+    with pytest.raises(UnsupportedModel, match="is not a Hub id"):
         locate(HubSource(id=id_, revision="0" * 40), root)
 
 
@@ -95,7 +95,7 @@ def test_links_out_of_the_root_are_refused(root: Path) -> None:
         with pytest.raises(UnsupportedModel, match="no folder"):
             locate(FolderSource(path=path), root)
     (root / "intents" / WEIGHTS).symlink_to(root.parent / "outside" / "config.json")
-    with pytest.raises(UnsupportedModel, match="holds a link that leaves the models root"):
+    with pytest.raises(UnsupportedModel, match="contains a link that leaves the models root"):
         locate(FolderSource(path="intents"), root)
 
 
@@ -117,7 +117,7 @@ def test_a_hub_that_cannot_be_reached_is_a_clear_error(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        UnsupportedModel, match="did not give someone/model at revision aaaaaaaaaaaa"
+        UnsupportedModel, match="did not serve someone/model at revision aaaaaaaaaaaa"
     ) as caught:
         locate(HubSource(id="someone/model", revision="a" * 40), tmp_path)
     assert "network" in str(caught.value.remedy)

@@ -13,7 +13,7 @@ from salem.models.batching import encode
 from salem.models.network import Network
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Layer
-from worker.activations.block_replay import BlockMemory, Room
+from worker.activations.block_replay import BlockMemory, MemoryBudget
 from worker.numerics.losses import nll_per_sample
 
 PLENTY = 2**30
@@ -43,14 +43,14 @@ def test_answers_and_gradients_are_the_same_bits(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = encode(network, some_samples(network))
     for layer in places(network):
-        trunk, memory = capture(network, batch, layer), BlockMemory(Room(PLENTY))
+        trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))
         with torch.no_grad(), memory.passing(network, layer):
             resume(network, trunk)
         assert memory.num_bytes > 0
         for seed in (1, 2):
             weight = matrix(layer, seed).requires_grad_()
             remembered = loss_and_gradient(network, trunk, memory, weight)
-            computed = loss_and_gradient(network, trunk, BlockMemory(Room(0)), weight)
+            computed = loss_and_gradient(network, trunk, BlockMemory(MemoryBudget(0)), weight)
             assert torch.equal(remembered[0], computed[0]) and torch.equal(remembered[1], computed[1])
             assert remembered[1].any()
 
@@ -58,7 +58,7 @@ def test_answers_and_gradients_are_the_same_bits(architecture: str) -> None:
 def test_a_parents_addition_to_the_same_matrix_is_made_once() -> None:
     network = tiny_network("bert")
     layer, batch = network.layers[1], encode(network, some_samples(network))
-    trunk, memory = capture(network, batch, layer), BlockMemory(Room(PLENTY))
+    trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))
     with torch.no_grad(), adding(network.module(layer.path), Dense(matrix(layer, 3))):
         expected = resume(network, trunk).logits
         for _ in range(3):
@@ -70,7 +70,7 @@ def test_a_parents_addition_to_the_same_matrix_is_made_once() -> None:
 def test_remembered_modules_do_not_run_and_the_block_is_left_as_it_was() -> None:
     network = tiny_network("bert")
     layer, batch = network.layers[1], encode(network, some_samples(network))
-    trunk, memory = capture(network, batch, layer), BlockMemory(Room(PLENTY))
+    trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))
     block = network.module("bert.encoder.layer.1")
     ran: list[nn.Module] = []
     linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
@@ -92,12 +92,12 @@ def test_room_is_shared_and_what_does_not_fit_is_computed() -> None:
     network = tiny_network("bert")
     layer, batch = network.layers[1], encode(network, some_samples(network))
     trunk = capture(network, batch, layer)
-    whole = BlockMemory(Room(PLENTY))
+    whole = BlockMemory(MemoryBudget(PLENTY))
     with torch.no_grad():
         with whole.passing(network, layer):
             expected = resume(network, trunk).logits
-        room = Room(int(whole.num_bytes * 1.5))
-        one, two = BlockMemory(room), BlockMemory(room)
+        budget = MemoryBudget(int(whole.num_bytes * 1.5))
+        one, two = BlockMemory(budget), BlockMemory(budget)
         for memory in (one, two, one, two):
             with memory.passing(network, layer):
                 assert torch.equal(resume(network, trunk).logits, expected)
@@ -110,7 +110,7 @@ def test_room_is_shared_and_what_does_not_fit_is_computed() -> None:
 
 def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     network = tiny_network("bert")
-    layer, memory = network.layers[1], BlockMemory(Room(PLENTY))
+    layer, memory = network.layers[1], BlockMemory(MemoryBudget(PLENTY))
     with pytest.raises(MemoryError), memory.passing(network, layer):
         raise MemoryError
     assert memory.num_bytes == 0
@@ -125,7 +125,7 @@ def test_a_block_that_writes_into_what_its_modules_returned_remembers_nothing() 
         trunk = capture(network, batch, layer)
         with torch.no_grad():
             expected = resume(network, trunk).logits
-            memory = BlockMemory(Room(PLENTY))
+            memory = BlockMemory(MemoryBudget(PLENTY))
             for _ in range(3):
                 with memory.passing(network, layer):
                     assert torch.equal(resume(network, trunk).logits, expected)
@@ -136,7 +136,7 @@ def test_what_is_written_into_later_is_remembered_no_longer() -> None:
     """With an addition of another's hook the sum is written into; when it rests, what is remembered."""
     network = tiny_network("falcon")
     layer, batch = network.layers[1], encode(network, some_samples(network))
-    trunk, memory = capture(network, batch, layer), BlockMemory(Room(PLENTY))
+    trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))
     with torch.no_grad():
         expected = resume(network, trunk).logits
         with adding(network.module(layer.path), Dense(matrix(layer, 3))), memory.passing(network, layer):

@@ -76,3 +76,20 @@ def test_points_outlive_the_job_under_the_metrics_name(
     FeatureMemo(network, cache).points(TEXTS, other)
     FeatureMemo(network, cache).points(TEXTS[:2], metric)
     assert len(asked) == 8
+
+
+def test_one_changed_text_leaves_the_points_of_other_chunks_cached(
+    network: Network, reading: Reading, asked: list[str], tmp_path: Path
+) -> None:
+    texts = [TextInput(input=f"question {number}") for number in range(1_000)]
+    width = features(network, texts[:1], reading).shape[1]
+    projection = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    words = torch.ones(2, NUMBERS)
+    metric = Metric(reading, torch.zeros(width), torch.ones(width), projection, *words, sha256="a" * 64)
+    cache = SampleCache(tmp_path, 10**6, "model")
+    FeatureMemo(network, cache).points(texts, metric)
+    changed = [*texts[:70], TextInput(input="where is it"), *texts[71:]]
+    asked.clear()
+    found = FeatureMemo(network, cache).points(changed, metric)
+    assert "where is it" in asked and len(asked) < len(texts) / 2
+    assert torch.equal(found, FeatureMemo(network).points(changed, metric))

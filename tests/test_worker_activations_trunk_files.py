@@ -10,12 +10,14 @@ import torch
 from salem.models.batching import Batch
 from salem.models.trunk import Trunk
 from salem.records import Layer
-from worker.activations.trunk_files import from_tensors, to_tensors
+from worker.activations.trunk_files import CapturedChunk, from_tensors, to_tensors
 
 LAYER = Layer(path="a.1.m", stack="a", block=1, matrix="m", d_in=2, d_out=2, transposed=False)
 BATCH = Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}, torch.zeros(2, 1, dtype=torch.long))
 ONE, TWO = torch.arange(12.0).reshape(2, 3, 2), torch.ones(1, 4)
-BEFORE, HELD = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([True, False])
+INPUTS = torch.ones(5, 2)
+LOG_PROBS = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+CORRECT = torch.tensor([True, False])
 CPU = torch.device("cpu")
 
 
@@ -34,13 +36,15 @@ def equal(one: Any, other: Any) -> bool:
 )  # fmt: skip
 @pytest.mark.parametrize("encoder_state", [None, ONE + 1])
 def test_a_trunk_comes_back_as_it_was(state: Any, encoder_state: torch.Tensor | None) -> None:
-    named = to_tensors(Trunk(LAYER, BATCH, state, encoder_state), BEFORE, HELD)
+    named = to_tensors(CapturedChunk(Trunk(LAYER, BATCH, state, encoder_state), INPUTS, LOG_PROBS, CORRECT))
     assert named is not None
-    trunk, before, held = from_tensors(dict(named), LAYER, BATCH, CPU)
-    assert equal(trunk.state, state) and equal(trunk.encoder_state, encoder_state)
-    assert torch.equal(before, BEFORE) and torch.equal(held, HELD)
-    assert trunk.layer == LAYER and trunk.batch is BATCH
+    found = from_tensors(dict(named), LAYER, BATCH, CPU)
+    assert equal(found.trunk.state, state) and equal(found.trunk.encoder_state, encoder_state)
+    assert torch.equal(found.log_probs, LOG_PROBS) and torch.equal(found.correct, CORRECT)
+    assert torch.equal(found.inputs, INPUTS)
+    assert found.trunk.layer == LAYER and found.trunk.batch is BATCH
 
 
 def test_a_state_that_holds_something_else_is_not_stored() -> None:
-    assert to_tensors(Trunk(LAYER, BATCH, (ONE, {"cache": TWO}), None), BEFORE, HELD) is None
+    trunk = Trunk(LAYER, BATCH, (ONE, {"cache": TWO}), None)
+    assert to_tensors(CapturedChunk(trunk, INPUTS, LOG_PROBS, CORRECT)) is None

@@ -17,6 +17,7 @@ from salem.models.trunk import resume
 from salem.records import Layer, Sample
 from salem.scope.scope import Firing
 from worker.activations.cache import SampleCache
+from worker.activations.stable_chunks import CHUNKS_PER_LEAF
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
 from worker.numerics.losses import worst_margin_per_sample
 
@@ -58,9 +59,9 @@ def test_answers_before_are_the_models_own(architecture: str) -> None:
     for chunk in prepared.chunks:
         with torch.no_grad():
             expected = forward(network, encode(network, [samples[i] for i in chunk.samples.tolist()]))
-        assert chunk.before is not None and chunk.held is not None
+        assert chunk.before is not None and chunk.correct is not None
         torch.testing.assert_close(chunk.before, expected.logits.log_softmax(-1), rtol=1e-3, atol=1e-4)
-        assert torch.equal(chunk.held, worst_margin_per_sample(expected) > 0)
+        assert torch.equal(chunk.correct, worst_margin_per_sample(expected) > 0)
         torch.testing.assert_close(resume(network, chunk.trunk).logits, expected.logits, rtol=1e-3, atol=1e-4)
 
 
@@ -102,8 +103,8 @@ def assert_same(one: TrunkSet, other: TrunkSet, network: Network) -> None:
     assert len(one.chunks) == len(other.chunks)
     for left, right in zip(one.chunks, other.chunks, strict=True):
         assert left.before is not None and right.before is not None
-        assert left.held is not None and right.held is not None
-        assert torch.equal(left.before, right.before) and torch.equal(left.held, right.held)
+        assert left.correct is not None and right.correct is not None
+        assert torch.equal(left.before, right.before) and torch.equal(left.correct, right.correct)
         assert left.samples.tolist() == right.samples.tolist()
         with torch.no_grad():
             assert torch.equal(left.resume(network).logits, right.resume(network).logits)
@@ -127,6 +128,35 @@ def test_a_second_preparation_reads_the_cache_and_is_the_same(architecture: str,
     assert_same(second, plain, network)
 
 
+def some_texts(count: int) -> list[Sample]:
+    words = ("lamp", "order", "refund", "login", "price")
+    texts = [f"{words[number % 5]} {words[number // 5 % 5]} {number}" for number in range(count)]
+    return [Sample(input=text, target=LABELS[0]) for text in texts]
+
+
+def count_forwards(network: Network, samples: list[Sample], layer: Layer, cache: SampleCache | None) -> int:
+    """How often the first block runs while the samples are prepared."""
+    forwards: list[None] = []
+    block = network.module(f"{layer.stack}.0")
+    handle = block.register_forward_hook(lambda *_: forwards.append(None))
+    prepare_with_answers(network, samples, layer, chunk_size=4, cache=cache)
+    handle.remove()
+    return len(forwards)
+
+
+def test_one_changed_sample_is_all_that_is_run_again(tmp_path: Path) -> None:
+    network = tiny_network("bert")
+    samples, layer = some_texts(200), network.layers[1]
+    cache = SampleCache(tmp_path, 2**26, "model")
+    num_chunks = count_forwards(network, samples, layer, cache)
+    changed = [*samples[:80], Sample(input="where is it", target=LABELS[0]), *samples[81:]]
+    assert 1 <= count_forwards(network, changed, layer, cache) <= 2 * CHUNKS_PER_LEAF < num_chunks / 4
+    partly_cached, moment = prepare_with_answers(network, changed, layer, chunk_size=4, cache=cache)
+    plain, expected = prepare_with_answers(network, changed, layer, chunk_size=4)
+    assert_same(partly_cached, plain, network)
+    assert torch.equal(moment, expected)
+
+
 def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> None:
     network = tiny_network("bert")
     samples, layer = some_samples(network), network.layers[1]
@@ -136,7 +166,7 @@ def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> No
         path.unlink()
     second, again = prepare_with_answers(network, samples, layer, chunk_size=1, cache=cache)
     assert_same(first, second, network)
-    torch.testing.assert_close(again, moment)
+    assert torch.equal(again, moment)
 
 
 def test_a_cache_without_room_changes_nothing(tmp_path: Path) -> None:

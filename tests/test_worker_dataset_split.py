@@ -56,6 +56,17 @@ def test_the_seed_draws_pass_samples() -> None:
     assert len({build(seed=seed, most_pass=5).pass_samples for seed in range(5)}) > 1
 
 
+def test_a_changed_pass_sample_leaves_the_others_in_place() -> None:
+    before = build(given=PASS).pass_samples
+    changed = next(number for number, sample in enumerate(PASS) if sample == before[len(before) // 2])
+    other = Sample(input="an other question", target="login")
+    assert not held_out(other.content_hash)
+    after = build(given=(*PASS[:changed], other, *PASS[changed + 1 :])).pass_samples
+    assert [sample for sample in after if sample != other] == [
+        sample for sample in before if sample != PASS[changed]
+    ]
+
+
 def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
     batch, edit = build(), EDITS[3]
     held = next(sample for index, sample in batch.held_out_paraphrases if index == 3)

@@ -420,7 +420,7 @@ def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
-    assert "were written to while they were read" in ended.error.message
+    assert "changed while they were read" in ended.error.message
     assert not stage.registry.list_versions("m")
 
 

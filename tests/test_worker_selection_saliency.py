@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from test_worker_activations_gradients import autograd_gradients, in_double, some_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
-from salem.models.layers import find_matrices
 from salem.records import Hyperparameters, Layer, Recipe
 from worker.activations.gradients import TokenGradients
+from worker.selection.candidates import middle_layers
 from worker.selection.saliency import (
     Measure,
-    block_saliency,
     candidate_layers,
     choose_layer,
-    fenced,
     layer_saliency,
     mean_absolute_gradient,
-    middle_layers,
-    profile,
+    score_records,
     shortlist,
 )
 
@@ -65,17 +60,9 @@ def test_the_most_salient_layer_is_chosen(scores: tuple[float, ...], block: int)
     assert choose_layer(named, layers) == layers[block]
 
 
-@pytest.mark.parametrize(
-    ("num_blocks", "blocks"),
-    [(1, [0]), (2, [1]), (3, [1]), (4, [2]), (6, [3]), (12, [6, 7])],
-)
-def test_the_middle_of_a_stack_is_never_empty(num_blocks: int, blocks: list[int]) -> None:
-    assert [layer.block for layer in middle_layers(stack_of(num_blocks))] == blocks
-
-
-def test_a_profile_lists_every_layer_and_marks_the_chosen_one() -> None:
+def test_score_records_list_every_layer_and_mark_the_chosen_one() -> None:
     layers = stack_of(3)
-    found = profile({layer.path: float(layer.block) for layer in layers}, layers, "layers.1.down")
+    found = score_records({layer.path: float(layer.block) for layer in layers}, layers, "layers.1.down")
     assert [(item.block, item.score, item.chosen) for item in found] == [
         (0, 0.0, False),
         (1, 1.0, True),
@@ -107,42 +94,6 @@ def test_the_mean_gradient_is_measured_across_batches(architecture: str, measure
         expected = float(mean.abs().mean() if measure == "absolute" else mean.norm())
         assert found[layer.path] == pytest.approx(expected, rel=1e-8)
         assert found[layer.path] < per_sample[layer.path], "gradients of different samples cancel in part"
-
-
-@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
-def test_every_matrix_of_a_block_can_be_scored(architecture: str) -> None:
-    network = in_double(architecture)
-    matrices = find_matrices(network.model)
-    assert set(network.layers) < set(matrices)
-    # Any layers serve the reference as long as the network names them.
-    whole = replace(network, layers=matrices)
-    sample = some_samples(network)[:1]
-    dense = autograd_gradients(whole, sample)
-    for measure in ("absolute", "frobenius"):
-        found = layer_saliency(network, sample, matrices, measure=measure)
-        blocks = block_saliency(found, matrices, measure)
-        for block, score in blocks.items():
-            inside = [dense[layer.path] for layer in matrices if f"{layer.stack}.{layer.block}" == block]
-            flat = torch.cat([gradient.flatten() for gradient in inside])
-            expected = flat.abs().mean() if measure == "absolute" else flat.norm()
-            assert score == pytest.approx(float(expected), rel=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("scores", "left_out"),
-    [
-        ((1.0, 2.0, 3.0, 4.0, 100.0), [4]),
-        ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), []),
-        ((1.0, 2.0, 3.0, 4.0, 7.0), []),  # the fence itself: 4 + 1.5 x (4 - 2)
-        ((1.0, 2.0, 3.0, 4.0, 7.01), [4]),
-        ((1.0, 1.0, 900.0), []),
-        ((2.0, 2.0, 2.0, 2.0), []),
-        ((0.0, 50.0, 51.0, 52.0, 53.0), []),  # a block far below the others is no danger
-    ],
-)
-def test_the_fence_leaves_out_what_lies_far_above(scores: tuple[float, ...], left_out: list[int]) -> None:
-    named = {f"layers.{i}": score for i, score in enumerate(scores)}
-    assert [i for i in range(len(scores)) if f"layers.{i}" not in fenced(named)] == left_out
 
 
 def test_a_shortlist_is_in_the_order_of_salience() -> None:

@@ -19,7 +19,8 @@ from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.models.trunk import beside_encoder
 from salem.records import Hyperparameters, Layer, Sample
-from worker.selection.saliency import choose_layer, layer_saliency, middle_layers
+from worker.selection.candidates import middle_layers
+from worker.selection.saliency import choose_layer, layer_saliency
 from worker.training.loop import Learner, Prepared, prepare_dataset, train
 
 NUM_ROUNDS = 40  # over all corrections, in steps of up to 32 of them and 32 pass samples each

@@ -1,6 +1,6 @@
-"""The folder of a hosted model: where it is, whether it may be loaded, and the identity of what it holds.
+"""The folder of a hosted model: where it is, whether it may be loaded, and the identity of its content.
 
-Knows Hugging Face folders and hub snapshots. Reads JSON and bytes only: it loads no weights and no tokenizer.
+Knows Hugging Face folders and hub snapshots. Reads JSON and bytes only; it loads no weights and no tokenizer.
 A folder is refused before any of its code or pickles could run: safetensors only, no remote code.
 """
 
@@ -18,11 +18,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from salem.errors import ModelNotReady, UnsupportedModel
+from salem.models.digests import FileDigests
 from salem.records import FolderSource, HostedModel, HubSource
 
 _INDEX = "model.safetensors.index.json"
-# Of a model's folder, what settles tokens and classes: hosted models may share weights and differ here.
+# Files that define tokens and classes: hosted models may share weights and differ in these.
 _DESCRIPTIONS = frozenset({".bpe", ".codes", ".json", ".model", ".spm", ".tiktoken", ".txt", ".vocab"})
+_UNREMEMBERED = FileDigests()
 _HUB_FILES = sorted(f"*{suffix}" for suffix in _DESCRIPTIONS | {".safetensors"})
 
 
@@ -51,10 +53,10 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
     except OSError as error:
         raise UnsupportedModel(
             f'The folder "{source.path}" cannot be read.',
-            remedy="Let the user that Salem runs as read it and what it holds.",
+            remedy="Give the user that runs Salem read access to the folder and its files.",
         ) from error
     if not within:
-        raise UnsupportedModel(f'The folder "{source.path}" holds a link that leaves the models root.')
+        raise UnsupportedModel(f'The folder "{source.path}" contains a link that leaves the models root.')
     return folder
 
 
@@ -63,36 +65,40 @@ def _downloaded(source: HubSource) -> Path:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_HUB_FILES))
     except HFValidationError as error:
         raise UnsupportedModel(
-            f'"{source.id}" is not an id of the hub.', remedy="Write it as its page does: owner/name."
+            f'"{source.id}" is not a Hub id.', remedy="Write it as on its page: owner/name."
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnsupportedModel(
-            f"The hub did not give {source.id} at revision {source.revision[:12]}.",
-            remedy="Check the id, the 40-digit commit and the worker's network, or use a folder.",
+            f"The Hub did not serve {source.id} at revision {source.revision[:12]}.",
+            remedy="Check the id, the 40-digit commit, and the worker's network, or use a folder.",
         ) from error
 
 
-def weights_sha256(folder: Path) -> str:
-    """sha256 of a folder's weights: of its one safetensors file, or of all names and digests in order."""
-    digests = {path.name: _file_sha256(path) for path in _files(folder, frozenset({".safetensors"}))}
-    if len(digests) == 1:
-        return next(iter(digests.values()))
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+def weights_sha256(folder: Path, digests: FileDigests = _UNREMEMBERED) -> str:
+    """sha256 of a folder's weights: of its one safetensors file, or of all names and digests in order.
+
+    Args:
+        digests: remembers the digests of files that have not changed.
+    """
+    found = {path.name: _file_sha256(path, digests) for path in _files(folder, frozenset({".safetensors"}))}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def descriptions_sha256(folder: Path) -> str:
-    """sha256 of the rest of a folder that is read: config, labels, tokenizer."""
+    """sha256 of the other files that are read: config, labels, tokenizer."""
     digest = hashlib.sha256()
     for path in _files(folder, _DESCRIPTIONS):
-        digest.update(f"{path.name} {_file_sha256(path)}\n".encode())
+        digest.update(f"{path.name} {_file_sha256(path, _UNREMEMBERED)}\n".encode())
     return digest.hexdigest()
 
 
 def registered_folder(model: HostedModel, models_root: Path) -> Path:
-    """The local folder of a model that was registered.
+    """The local folder of a registered model.
 
     Raises:
-        ModelNotReady: it is not there any more, or cannot be read.
+        ModelNotReady: the folder is gone or cannot be read.
     """
     try:
         return locate(model.source, models_root)
@@ -100,22 +106,22 @@ def registered_folder(model: HostedModel, models_root: Path) -> Path:
         raise ModelNotReady(error.message, remedy=error.remedy) from error
 
 
-def check_registered(folder: Path, model: HostedModel) -> None:
-    """Refuse a folder that no longer holds what was registered.
+def check_registered(folder: Path, model: HostedModel, digests: FileDigests = _UNREMEMBERED) -> None:
+    """Refuse a folder whose weights, config, labels, or tokenizer have changed since registration.
 
     Raises:
-        ModelNotReady: its weights, config, labels or tokenizer are other ones.
+        ModelNotReady: they have.
     """
-    if weights_sha256(folder) != model.sha256:
+    if weights_sha256(folder, digests) != model.sha256:
         raise not_as_registered(model, "weights")
     check_descriptions(folder, model)
 
 
 def check_descriptions(folder: Path, model: HostedModel) -> None:
-    """Refuse other labels or another tokenizer; what a model of before they were noted had is not known.
+    """Refuse a folder whose config, labels, or tokenizer have changed since registration.
 
     Raises:
-        ModelNotReady: config, labels or tokenizer are not those that were registered.
+        ModelNotReady: they have.
     """
     if model.descriptions_sha256 not in (None, descriptions_sha256(folder)):
         kinds = ", ".join(f"*{suffix}" for suffix in sorted(_DESCRIPTIONS))
@@ -123,7 +129,7 @@ def check_descriptions(folder: Path, model: HostedModel) -> None:
 
 
 def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
-    """What to raise over files of a model's folder that are not the ones that were registered."""
+    """The error for files that differ from the registered ones."""
     return ModelNotReady(
         f'the {files} of "{model.name}" are not the ones that were registered',
         remedy="Put the registered files back, or register the new ones under another name",
@@ -132,23 +138,22 @@ def not_as_registered(model: HostedModel, files: str) -> ModelNotReady:
 
 @contextmanager
 def ensure_unchanged(folder: Path, name: str) -> Iterator[None]:
-    """Stand over work that reads a model's folder, weights mapped from its files included.
+    """Wrap work that reads a model's folder, including weights that are mapped from its files.
 
     Raises:
-        ModelNotReady: when the work is done, a file is not the one that it was before: what came of it is of
-            neither.
+        ModelNotReady: a file changed during the work, so the result belongs to neither version of it.
     """
     before = _stamps(folder)
     yield
     if not folder.is_dir() or _stamps(folder) != before:
         raise ModelNotReady(
-            f'the files of "{name}" were written to while they were read',
-            remedy="Send the request again when nothing writes to the model's folder any more",
+            f'the files of "{name}" changed while they were read',
+            remedy="Send the request again when nothing writes to the model's folder",
         )
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Name, inode, size and time of change of each file that is read: other ones tell of another file."""
+    """Name, inode, size, and modification time of each file that is read: they tell a changed file."""
     found = [(path.name, path.stat()) for path in _files(folder, _DESCRIPTIONS | {".safetensors"})]
     return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found)
 
@@ -157,23 +162,22 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.suffix in suffixes and path.is_file()]
 
 
-def _file_sha256(path: Path) -> str:
+def _file_sha256(path: Path, digests: FileDigests) -> str:
     """Raises ModelNotReady: the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digests.sha256(path)
     except OSError as error:
         raise ModelNotReady(
             f"{path.name} of the model's folder cannot be read",
-            remedy="Let the user that Salem runs as read every file of the folder",
+            remedy="Give the user that runs Salem read access to every file of the folder",
         ) from error
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that would need remote code, pickled weights or weights from elsewhere.
+    """Refuse a folder that needs remote code, pickled weights, or weights from elsewhere.
 
     Raises:
-        UnsupportedModel: with what was found and what is needed.
+        UnsupportedModel: the message says what was found and what is needed.
     """
     configs = [_read_json(folder, "config.json")]
     if _holds(folder, "tokenizer_config.json"):
@@ -185,7 +189,7 @@ def check_folder(folder: Path) -> None:
         )
     if _holds(folder, "adapter_config.json"):
         raise UnsupportedModel(
-            "The folder holds an adapter: the weights it stands on may come from anywhere.",
+            "The folder holds an adapter, whose base weights may come from anywhere.",
             remedy="Merge the adapter into its base model and host the result.",
         )
     if not any(folder.glob("*.safetensors")):
@@ -198,7 +202,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_index(folder: Path) -> None:
-    """Every shard lies in the folder itself, where `weights_sha256` sees it."""
+    """Require every shard to be in the folder itself, where `weights_sha256` sees it."""
     shards = _read_json(folder, _INDEX).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {""}
     if not names <= {path.name for path in folder.glob("*.safetensors")}:

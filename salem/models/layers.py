@@ -72,20 +72,6 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def find_matrices(model: nn.Module) -> tuple[Layer, ...]:
-    """Every matrix of every block, stack by stack: what saliency per matrix looks at.
-
-    Raises:
-        UnsupportedModel: no stack.
-    """
-    return tuple(
-        _as_layer(stack, index, matrix, module)
-        for stack, blocks in find_stacks(model).items()
-        for index, block in enumerate(blocks)
-        for matrix, module in _matrices(block)
-    )
-
-
 def _output_layer(stack: str, index: int, block: nn.Module) -> Layer:
     layers = [_as_layer(stack, index, matrix, module) for matrix, module in _matrices(block)]
     width = layers[0].d_in  # a gate that is registered behind the feed-forward part is narrower

@@ -1,13 +1,12 @@
-"""Inside the edited block: what its modules return before the edited matrix acts is the same at every step.
+"""Remembers what the modules of the edited block return before the edited matrix acts.
 
-The trunk stops at the block. Within it, attention, the first feed-forward matrix and even the edited matrix's
+The trunk stops at the block. In the block, attention, the first feed-forward matrix, and the edited matrix's
 own product with its input do not depend on what is trained. A `BlockMemory` keeps what these modules returned
-when a batch first passed, and lets them return it again whenever the same batch passes later: a step then
-runs only what lies behind the edited matrix. Hooks act as they always do: an addition to a remembered matrix
-still sees its input. Some blocks add to such a tensor in place; then nothing is remembered.
+when a batch first passed and replays it whenever the batch passes again, so a step runs only what comes
+after the edited matrix. Hooks act as always: an addition to a remembered matrix still sees its input. Some
+blocks add to such a tensor in place; then nothing is remembered.
 
-Knows a block's module tree and the order in which its modules ran, and no architecture. Does not know
-samples, objectives or what is added.
+Must not know samples, objectives, what is added, or any particular architecture.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from salem.models.network import Network
 from salem.records import Layer
 
 Forward = Callable[..., Any]
-# path of a module, what it returned, and how often that had been written into by then
+# path of a module, what it returned, and the number of in-place writes to it until then
 _Returned = tuple[str, Any, int]
 
 
-class Room:
-    """How many more bytes the memories that share it may take."""
+class MemoryBudget:
+    """Bytes left for the memories that share this budget."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
@@ -41,27 +40,27 @@ class Room:
 
 
 class BlockMemory:
-    """What the modules of a block returned for one batch: empty until it has passed, or for want of room."""
+    """What the modules of a block returned for one batch: empty before its first pass, or over budget."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._outputs: dict[str, Any] = {}  # path in the block -> a tensor, or a tuple with tensors
-        self._writes = 0  # that there had been into these tensors when they were returned
+        self._writes = 0  # in-place writes to these tensors when they were returned
 
     @contextmanager
     def passing(self, network: Network, layer: Layer) -> Iterator[None]:
-        """Around one forward of the batch: the first is remembered, later ones are spared the same work."""
+        """Wrap one forward pass of the batch: remember the first, and save later ones the same work."""
         block = network.module(f"{layer.stack}.{layer.block}")
         done: list[_Returned] = []
         with ExitStack() as stack:
             for path, module in _inner(block):
                 if path in self._outputs:
-                    forward = _once(self._outputs[path], module.forward)
-                elif not self._outputs and self._room.num_bytes > 0:
-                    forward = _noting(path, module.forward, done, layer.matrix)
+                    forward = _replaying_once(self._outputs[path], module.forward)
+                elif not self._outputs and self._budget.num_bytes > 0:
+                    forward = _recording(path, module.forward, done, layer.matrix)
                 else:
                     continue
-                stack.enter_context(_forwarding(module, forward))
+                stack.enter_context(_forward_replaced(module, forward))
             yield
         if self._outputs and _num_writes(self._outputs) != self._writes:
             self.forget()
@@ -69,7 +68,7 @@ class BlockMemory:
             outputs = _outermost(done)
             writes = {path: count for path, _, count in done}
             self._writes = sum(writes[path] for path in outputs)
-            if self._writes == _num_writes(outputs) and self._room.take(_num_bytes(outputs)):
+            if self._writes == _num_writes(outputs) and self._budget.take(_num_bytes(outputs)):
                 self._outputs = outputs
 
     @property
@@ -77,36 +76,36 @@ class BlockMemory:
         return _num_bytes(self._outputs)
 
     def forget(self) -> None:
-        """Give the memory back, for good: what forgets is short of room."""
+        """Free the memory and keep it empty from now on."""
         self._outputs = {}
-        self._room = Room(0)
+        self._budget = MemoryBudget(0)
 
 
-def _noting(path: str, forward: Forward, done: list[_Returned], last: str) -> Forward:
-    """Note in `done` what a module returns, until the module at `last` has returned."""
+def _recording(path: str, forward: Forward, done: list[_Returned], last: str) -> Forward:
+    """Record in `done` what a module returns, until the module at `last` has returned."""
 
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         if not done or done[-1][0] != last:
             done.append((path, output, _num_writes(output)))
         return output
 
-    return noted
+    return recorded
 
 
-def _once(output: Any, forward: Forward) -> Forward:
-    """Return `output` the first time: a module may be used again behind the edited matrix."""
+def _replaying_once(output: Any, forward: Forward) -> Forward:
+    """Return `output` the first time; a module may be used again after the edited matrix."""
     left = [output]
 
-    def remembered(*args: Any, **kwargs: Any) -> Any:
+    def replayed(*args: Any, **kwargs: Any) -> Any:
         return left.pop() if left else forward(*args, **kwargs)
 
-    return remembered
+    return replayed
 
 
 @contextmanager
-def _forwarding(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """Run `forward` in place of the module's own; hooks stay around it."""
+def _forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """Replace the module's own forward by `forward`; its hooks still run."""
     before = vars(module).get("forward")
     module.forward = forward  # type: ignore[method-assign]
     try:
@@ -125,7 +124,7 @@ def _inner(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _outermost(done: list[_Returned]) -> dict[str, Any]:
-    """Of modules that ran once, those that lie in no other of them; a second run would get the first's."""
+    """Outputs of modules that ran exactly once and lie inside no other such module."""
     runs = Counter(path for path, _, _ in done)
     once = {path: output for path, output, _ in done if runs[path] == 1}
     return {
@@ -140,7 +139,7 @@ def _num_bytes(outputs: dict[str, Any]) -> int:
 
 
 def _num_writes(output: Any) -> int:
-    """How often the tensors of an output were written into, as torch counts."""
+    """In-place writes to the tensors of an output, by torch's own counters."""
     return sum(tensor._version for tensor in _tensors(output))
 
 

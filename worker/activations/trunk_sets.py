@@ -1,8 +1,8 @@
-"""Samples prepared for training at one layer: chunks of captured trunks, in buckets of near-equal length.
+"""Samples prepared for training at one layer: chunks of captured trunks.
 
 Everything that stays constant while a delta is trained is computed here, once: what enters the edited
-block, the answers before the edit, and the second moment of the layer's inputs. With a cache it outlives the
-job. Does not know objectives or editors.
+block, the answers before the edit, and the second moment of the layer's inputs. A cache keeps it.
+Must not know objectives or editors.
 """
 
 from __future__ import annotations
@@ -20,43 +20,46 @@ from salem.models.tokens import count_tokens
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Layer, Sample
 from salem.scope.scope import Firing
-from worker.activations.block_replay import BlockMemory, Room
+from worker.activations.block_replay import BlockMemory, MemoryBudget
 from worker.activations.cache import SampleCache
-from worker.activations.trunk_files import from_tensors, to_tensors
+from worker.activations.stable_chunks import stable_chunks
+from worker.activations.trunk_files import CapturedChunk, from_tensors, to_tensors
 from worker.numerics.losses import next_choices, worst_margin_per_sample
 
-BLOCK_BYTES = 256 * 2**20  # of a set: what the edited block's modules returned, as far as it fits in here
+BLOCK_BYTES = 256 * 2**20  # per set: most memory for what the modules of the edited block returned
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to a chunk's size of samples, stopped below the layer."""
+    """Samples that share a forward pass, stopped below the layer."""
 
     trunk: Trunk
-    samples: Tensor  # [n] their places in the list that was prepared
-    before: Tensor | None  # [a, c] log-probabilities at the answer positions that are to stay, as they were
-    held: Tensor | None  # [n] whether the sample was answered rightly before
-    firing: Firing | None = None  # what fires on the samples, where scoped terms are trained
-    memory: BlockMemory = field(default_factory=lambda: BlockMemory(Room(0)))
+    samples: Tensor  # [n] their indices in the list that was prepared
+    before: (
+        Tensor | None
+    )  # [a, c] log-probabilities before the edit, at answer positions that must not change
+    correct: Tensor | None  # [n] bool: whether the sample was answered correctly before the edit
+    firing: Firing | None = None  # which entries act on the samples, if scoped terms are trained
+    memory: BlockMemory = field(default_factory=lambda: BlockMemory(MemoryBudget(0)))
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def resume(self, network: Network) -> Answers:
-        """Run the model from the edited block up; from the second time on, from the edited matrix up."""
+        """Run the model from the edited block up; from the second run on, from the edited matrix up."""
         with self.memory.passing(network, self.trunk.layer):
             return resume(network, self.trunk)
 
     def rows(self, index: Tensor) -> Chunk:
-        """The samples at `index` [k], ascending; the part has no memory of its own."""
+        """The samples at `index` [k], ascending, without a block memory."""
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[index] = True
-        asked = self.trunk.batch.asked.nonzero()[:, 0]  # [a] sample of each answer position
+        sample = self.trunk.batch.asked.nonzero()[:, 0]  # [a] of each answer position
         return Chunk(
             self.trunk.rows(index),
             self.samples[index],
-            before=None if self.before is None else self.before[chosen.to(asked.device)[asked]],
-            held=None if self.held is None else self.held[index],
+            before=None if self.before is None else self.before[chosen.to(sample.device)[sample]],
+            correct=None if self.correct is None else self.correct[index],
             firing=None if self.firing is None else self.firing.rows(index),
         )
 
@@ -72,7 +75,7 @@ class TrunkSet:
         return sum(len(chunk.samples) for chunk in self.chunks)
 
     def with_firing(self, firing: Firing) -> TrunkSet:
-        """The same samples, told what fires on each."""
+        """The same samples with what fires on each."""
         return TrunkSet(
             tuple(
                 replace(
@@ -84,23 +87,23 @@ class TrunkSet:
         )
 
     def cycle(self, generator: torch.Generator) -> Iterator[Chunk]:
-        """Chunks without end: every one once per round, each round in a new order."""
+        """Endless chunks: each chunk once per round, in a new order each round."""
         while self.chunks:
             for index in torch.randperm(len(self.chunks), generator=generator).tolist():
                 yield self.chunks[index]
 
 
 def batches(network: Network, samples: Sequence[Sample], size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Encoded batches of near-equal length with the places of their samples."""
+    """Encoded batches of near-equal length, with the indices of their samples."""
     for rows in in_buckets(count_tokens(network.tokenizer, samples), size):
         yield rows, encode(network, [samples[row] for row in rows])
 
 
 def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int) -> TrunkSet:
-    """Capture the trunks of samples that are to change; of those that forget, what is to stay is kept."""
-    room = Room(BLOCK_BYTES)
+    """Capture the trunks of samples to correct. Those that forget also get the base's next choices."""
+    budget = MemoryBudget(BLOCK_BYTES)
     chunks = [
-        Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(room))
+        Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(budget))
         for rows, batch in batches(network, samples, chunk_size)
     ]
     return TrunkSet(tuple(_with_next_choices(network, chunk) for chunk in chunks))
@@ -121,48 +124,66 @@ def prepare_with_answers(
     *,
     chunk_size: int,
     cache: SampleCache | None = None,
-    room: Room | None = None,
+    budget: MemoryBudget | None = None,
 ) -> tuple[TrunkSet, Tensor]:
-    """Capture the trunks of samples that are to stay, with their answers and the second moment of the inputs.
+    """Capture the trunks of samples whose answers must stay, with these answers and the layer's inputs.
 
-    `cache` is that of the network as it answers now. Chunks that it holds are not run again; new ones go
-    there, and on a CPU their tensors then stay on the disk, memory-mapped. Sets that are to share the memory
-    for what the edited block returned are given the same `room`.
+    Args:
+        cache: belongs to the network as it answers now. A chunk that it holds is not run again. On a CPU,
+            cached tensors stay on disk, memory-mapped.
+        budget: bytes for what the edited block returned; several sets may share it.
 
     Returns:
         The prepared samples, and the mean of u uᵀ over all their tokens that are not padding: [d_in, d_in].
     """
-    known = cache.get(cache.key("moment", samples, layer.path)) if cache else None
+    moment_key = cache.key("moment", samples, layer.path) if cache else ""
+    known = cache.get(moment_key) if cache else None
     moment = _Moment(network, layer)
-    room = room or Room(BLOCK_BYTES)
+    budget = budget or MemoryBudget(BLOCK_BYTES)
     chunks: list[Chunk] = []
-    for rows, batch in batches(network, samples, chunk_size):
-        key = cache.key("trunk", [samples[row] for row in rows], layer.path) if cache else ""
-        stored = cache.get(key) if cache and known else None
-        memory = BlockMemory(room)
+    for rows in stable_chunks(samples, count_tokens(network.tokenizer, samples), chunk_size):
+        memory = BlockMemory(budget)
+        found = _captured(network, [samples[row] for row in rows], layer, memory, cache)
+        if known is None:
+            moment.add(found.inputs.to(network.device).float())
+        chunks.append(Chunk(found.trunk, torch.tensor(rows), found.log_probs, found.correct, memory=memory))
+    if known is not None:
+        return TrunkSet(tuple(chunks)), known["moment"].to(network.device)
+    if cache and chunks:
+        cache.put(moment_key, {"moment": moment.mean})
+    return TrunkSet(tuple(chunks)), moment.mean
+
+
+def _captured(
+    network: Network, samples: Sequence[Sample], layer: Layer, memory: BlockMemory, cache: SampleCache | None
+) -> CapturedChunk:
+    """One chunk: from the cache if it is there, else from a forward pass."""
+    batch = encode(network, samples)
+    if cache is None:
+        return _run(network, batch, layer, memory)
+    key = cache.key("trunk", samples, layer.path)
+    stored = cache.get(key)
+    if stored is None:
+        chunk = _run(network, batch, layer, memory)
+        named = to_tensors(chunk)
+        if not named:
+            return chunk
+        cache.put(key, named)
+        stored = cache.get(key)
         if stored is None:
-            trunk, before, held = _run(network, batch, layer, memory, moment)
-            named = to_tensors(trunk, before, held) if cache else None
-            if cache and named:
-                cache.put(key, named)
-                stored = cache.get(key)
-        if stored is not None:
-            trunk, before, held = from_tensors(stored, layer, batch, network.device)
-        chunks.append(Chunk(trunk, torch.tensor(rows), before, held, memory=memory))
-    if cache and known is None and chunks:
-        cache.put(cache.key("moment", samples, layer.path), {"moment": moment.mean})
-    return TrunkSet(tuple(chunks)), known["moment"].to(network.device) if known else moment.mean
+            return chunk
+    return from_tensors(stored, layer, batch, network.device)
 
 
 class _Moment:
-    """The mean of u uᵀ over all tokens of a layer that are not padding."""
+    """The mean of u uᵀ over a layer's inputs."""
 
     def __init__(self, network: Network, layer: Layer) -> None:
         self._sum = torch.zeros(layer.d_in, layer.d_in, device=network.device)
         self._count = 0
 
     def add(self, u: Tensor) -> None:
-        """Count rows u [k, d_in]."""
+        """Add rows u [k, d_in]."""
         self._sum.addmm_(u.T, u)
         self._count += len(u)
 
@@ -171,10 +192,8 @@ class _Moment:
         return self._sum / max(self._count, 1)
 
 
-def _run(
-    network: Network, batch: Batch, layer: Layer, memory: BlockMemory, moment: _Moment
-) -> tuple[Trunk, Tensor, Tensor]:
-    """One pass of the whole model: trunk, log-probabilities before [a, c], whether each was right [n]."""
+def _run(network: Network, batch: Batch, layer: Layer, memory: BlockMemory) -> CapturedChunk:
+    """Run the whole model on a batch."""
     seen: list[Tensor] = []
     trunk = capture(network, batch, layer)
     handle = network.module(layer.path).register_forward_hook(_keep_input(seen))
@@ -183,8 +202,9 @@ def _run(
             answers = resume(network, trunk)
     finally:
         handle.remove()
-    moment.add(seen[0].reshape(-1, layer.d_in)[token_mask(network, batch, layer).reshape(-1)].float())
-    return trunk, answers.logits.float().log_softmax(-1), worst_margin_per_sample(answers) > 0
+    inputs = seen[0].reshape(-1, layer.d_in)[token_mask(network, batch, layer).reshape(-1)]
+    correct = worst_margin_per_sample(answers) > 0
+    return CapturedChunk(trunk, inputs, answers.logits.float().log_softmax(-1), correct)
 
 
 def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:
@@ -194,7 +214,7 @@ def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:
     )
     if not in_decoder:
         return batch.inputs["attention_mask"].bool()
-    # A decoder reads the start token and then its targets, one place later.
+    # A decoder reads the start token first, then its targets, shifted by one.
     length = batch.asked.sum(-1, keepdim=True)
     return torch.arange(batch.targets.shape[1], device=length.device) < length
 

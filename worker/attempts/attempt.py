@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
+from salem.models.digests import FileDigests
 from salem.models.folders import check_registered, descriptions_sha256, ensure_unchanged, registered_folder
 from salem.models.layers import layer_at
 from salem.models.loading import load
@@ -54,8 +55,8 @@ class Attempt:
         """
         folder = self._folder(model)
         with ensure_unchanged(folder, model.name):
-            check_registered(folder, model)
             settings = self.settings
+            check_registered(folder, model, FileDigests(settings.file_digests))
             network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
             # Another release may find other layers; deltas are read by those that were registered.
             yield replace(network, layers=model.layers)

@@ -5,7 +5,7 @@ Pure functions on samples. Knows the rules of splitting; does not know models, t
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 
 from salem.records import Edit, EditBatch, ReferenceSample, Sample, TextInput, held_out
@@ -40,8 +40,8 @@ def build_edit_batch(
     touched = {sample.words_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
     kept = [sample for sample in _pool(reference, pass_samples) if sample[0].words_hash not in touched]
     training = [sample for sample, apart_from_training in kept if not apart_from_training]
-    # Drawn apart, so that jobs with other edits train on the same pass samples, whose trunks are kept.
-    random.Random(seed).shuffle(training)
+    # By hash, so that adding or changing one sample leaves the others, whose trunks are cached, in order.
+    training.sort(key=lambda sample: hashlib.sha256(f"{seed} {sample.content_hash}".encode()).digest())
     return EditBatch(
         edit_samples=tuple(edit.sample for edit in edits),
         adapt_samples=tuple(adapt),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from salem.deltas.terms import LayerDelta, applied
 from salem.inference.gate import fire
@@ -20,10 +19,9 @@ from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.records import Sample, TextInput
 from salem.scope.lookups import Asking
-from salem.scope.metric import Metric
 from salem.scope.scope import Scoped
 from worker.activations.cache import SampleCache
-from worker.activations.scope_features import kept_points
+from worker.activations.scope_features import cached_points
 from worker.evaluation.metrics import Known
 
 BATCH = 32  # samples in one forward
@@ -107,15 +105,12 @@ class Overlaid:
             return []
         network, scoped = self.below.network, self.entries.scoped
         assert scoped is not None, "entries fire or do not"
-        parts = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
-        read = partial(self._read, parts, scoped.metric)
-        points = kept_points(self.cache, inputs, scoped.metric, read)
+        points = cached_points(
+            network, inputs, scoped.metric, partial(scoped.metric.read, network), self.cache
+        )
         firing = scoped.scope.fire_at(points, Asking(network, inputs))
         found: list[bool] = (firing.inside > -EDGE).tolist()
         return found
-
-    def _read(self, parts: Sequence[Sequence[TextInput]], metric: Metric) -> Tensor:
-        return torch.cat([metric.read(self.below.network, part) for part in parts])
 
     def knows(self, samples: Sequence[Sample]) -> list[Known]:
         return self._whole.knows(samples)

@@ -25,7 +25,8 @@ from worker.hypernetworks.mend import MendEditor
 from worker.hypernetworks.meta_training import Course, lessons, started_editors, train_editors
 from worker.hypernetworks.one_pass import update_of
 from worker.numerics.intervals import paired_drop, proportion
-from worker.selection.saliency import layer_saliency, middle_layers, most_salient, profile
+from worker.selection.candidates import middle_layers
+from worker.selection.saliency import layer_saliency, most_salient, score_records
 from worker.training.loop import CHUNK
 from worker.training.observer import Observer
 
@@ -81,7 +82,7 @@ def _choose_layer(
     else:
         candidates = network.layers if options.candidates == "all" else middle_layers(network.layers)
         layer, reason = most_salient(scores, candidates)
-    return layer, profile(scores, network.layers, layer.path), reason
+    return layer, score_records(scores, network.layers, layer.path), reason
 
 
 def _train(

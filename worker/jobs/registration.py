@@ -5,6 +5,7 @@ Glue between storage and `worker.evaluation.reference`; does not know how an att
 
 from __future__ import annotations
 
+from salem.models.digests import FileDigests
 from salem.models.folders import descriptions_sha256, ensure_unchanged, locate, weights_sha256
 from salem.models.loading import load
 from salem.models.network import Network
@@ -25,7 +26,8 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     with ensure_unchanged(folder, model.name):
         network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
         check_editable(network)
-        sha256, described = weights_sha256(folder), descriptions_sha256(folder)
+        sha256 = weights_sha256(folder, FileDigests(settings.file_digests))
+        described = descriptions_sha256(folder)
         lines = attempt.blobs.get(request.reference).splitlines()
         samples = [Edit.model_validate_json(line) for line in lines]
         reporter.phase("evaluating", 0.2)

@@ -35,7 +35,7 @@ from worker.evaluation.versions import Overlaid, Version, on_top
 from worker.hypernetworks.files import TrainedEditor
 from worker.recipes.base import Left
 from worker.recipes.terms import train_term
-from worker.selection.saliency import candidate_layers, layer_saliency, most_salient, profile, shortlist
+from worker.selection.saliency import candidate_layers, layer_saliency, most_salient, score_records, shortlist
 from worker.selection.trials import trial_edits
 from worker.training.observer import Observer
 
@@ -220,7 +220,7 @@ def _choose_layer(
     else:
         decision = trial_edits(network, batch, few, hyper, torch.Generator().manual_seed(hyper.seed))
         layer, reason = decision.best.layer, decision.reason
-    return layer, profile(scores, network.layers, layer.path), reason
+    return layer, score_records(scores, network.layers, layer.path), reason
 
 
 def _measure(

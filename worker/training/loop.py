@@ -18,7 +18,7 @@ from salem.deltas.terms import Term, act, adding
 from salem.models.batching import Answers
 from salem.models.network import Network
 from salem.records import Hyperparameters, Layer, Sample
-from worker.activations.block_replay import Room
+from worker.activations.block_replay import MemoryBudget
 from worker.activations.cache import SampleCache
 from worker.activations.trunk_sets import BLOCK_BYTES, Chunk, TrunkSet, prepare, prepare_with_answers
 from worker.numerics.losses import (
@@ -88,7 +88,12 @@ def prepare_dataset(
     """Run the trunk over all samples of a job once, or take it from the cache of the network as it is."""
     num_validation = int(len(keep) * VALIDATION_SHARE)
     run = partial(
-        prepare_with_answers, network, layer=layer, chunk_size=CHUNK, cache=cache, room=Room(BLOCK_BYTES)
+        prepare_with_answers,
+        network,
+        layer=layer,
+        chunk_size=CHUNK,
+        cache=cache,
+        budget=MemoryBudget(BLOCK_BYTES),
     )
     training, moment = run(keep[num_validation:])
     validation, _ = run(keep[:num_validation])
@@ -185,8 +190,8 @@ def _standing(
     lost, divergences, count = 0, 0.0, 0
     for chunk in prepared.validation.chunks:
         answers = answers_under(network, chunk, term)
-        assert chunk.before is not None and chunk.held is not None
-        lost += int((chunk.held & (worst_margin_per_sample(answers) <= 0)).sum())
+        assert chunk.before is not None and chunk.correct is not None
+        lost += int((chunk.correct & (worst_margin_per_sample(answers) <= 0)).sum())
         divergences += float(kl_per_sample(chunk.before, answers).sum())
         count += len(chunk.samples)
     asked = there.worst[: prepared.num_asked]

@@ -27,7 +27,7 @@ from worker.numerics.losses import worst_margin_per_sample
 from worker.recipes.base import Trained, Work
 from worker.recipes.scoped.calibration import Scoping, draw_scopes
 from worker.recipes.scoped.entry_values import DIRECTIONS, along
-from worker.selection.saliency import last_layers
+from worker.selection.candidates import last_layers
 from worker.training.loop import CHUNK, Prepared, answers_under
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
