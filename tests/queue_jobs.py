@@ -14,7 +14,7 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from worker.runtime.queue_worker import QueueWorker, endure
+from worker.runtime.queue_worker import QueueWorker, retry_while_unreachable
 
 
 def install(folder: Path) -> None:
@@ -33,7 +33,7 @@ def install(folder: Path) -> None:
 if __name__ == "__main__":
     install(Path(sys.argv[3]))
     redis = Redis.from_url(sys.argv[1])
-    endure(redis)
+    retry_while_unreachable(redis)
     queue = Queue(sys.argv[2], connection=redis, serializer=JSONSerializer)
     interval_s = int(sys.argv[4]) if len(sys.argv) > 4 else 30
     worker = QueueWorker(

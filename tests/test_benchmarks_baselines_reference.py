@@ -30,7 +30,7 @@ from salem.models.network import Network
 from salem.models.trunk import capture
 from salem.records import Sample, TextInput
 from worker.hypernetworks.mend import Factors, MendEditor
-from worker.hypernetworks.meta_training import GroupedUpdate, grouped_updates, lessons
+from worker.hypernetworks.meta_training import GroupedUpdate, grouped_updates, meta_batches
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -168,7 +168,7 @@ def test_grace_generates_alike_alone_and_beside_longer_prompts(architecture: str
 def test_grouped_updates_are_each_episode_s_own() -> None:
     network = tiny_network("bert")
     corpus, layer = wrong_for(network, CORPUS_TEXTS), network.layers[1]
-    lesson = lessons(network, corpus, [layer], Random(0))[0]
+    lesson = meta_batches(network, corpus, [layer], Random(0))[0]
     editor = MendEditor(layer.d_in, layer.d_out, 4, torch.Generator().manual_seed(0))
     update = grouped_updates({layer.path: editor}, lesson, 2)[layer.path]
     assert len(update.a) == 2

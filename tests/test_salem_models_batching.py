@@ -21,8 +21,8 @@ from salem.models.batching import (
     encode,
     encode_inputs,
     forward,
-    gives_answers_alone,
     in_buckets,
+    supports_logits_to_keep,
 )
 from salem.models.network import Network, as_network
 from salem.models.tokens import continuation_ids
@@ -296,8 +296,8 @@ def test_only_answers_pass_the_head_with_the_logits_of_a_whole_forward(architect
         answers = forward(network, batch)
     finally:
         handle.remove()
-    torch.testing.assert_close(answers.logits, whole[batch.asked], atol=1e-6, rtol=1e-5)
-    asked = int(batch.asked.sum())
+    torch.testing.assert_close(answers.logits, whole[batch.answer_mask], atol=1e-6, rtol=1e-5)
+    asked = int(batch.answer_mask.sum())
     assert asked < batch.targets.numel()
     assert entering == [(asked,) if architecture in WRITERS else tuple(batch.targets.shape)]
 
@@ -313,9 +313,9 @@ def test_a_decoder_that_cannot_be_told_gives_the_same_answers(monkeypatch: pytes
     def without_the_argument(self: Any, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
         return whole(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
-    assert gives_answers_alone(network)
+    assert supports_logits_to_keep(network)
     monkeypatch.setattr(kind, "forward", without_the_argument)
-    assert not gives_answers_alone(network)
+    assert not supports_logits_to_keep(network)
     torch.testing.assert_close(forward(network, batch).logits, told.logits, atol=1e-6, rtol=1e-5)
 
 

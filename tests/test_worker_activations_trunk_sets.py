@@ -19,7 +19,7 @@ from salem.scope.scope import Firing
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import CHUNKS_PER_LEAF
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
-from worker.numerics.losses import worst_margin_per_sample
+from worker.numerics.losses import min_margin_per_sample
 
 
 def naive_moment(network: Network, samples: list[Sample], layer: Layer) -> Tensor:
@@ -61,7 +61,7 @@ def test_answers_before_are_the_models_own(architecture: str) -> None:
             expected = forward(network, encode(network, [samples[i] for i in chunk.samples.tolist()]))
         assert chunk.before is not None and chunk.correct is not None
         torch.testing.assert_close(chunk.before, expected.logits.log_softmax(-1), rtol=1e-3, atol=1e-4)
-        assert torch.equal(chunk.correct, worst_margin_per_sample(expected) > 0)
+        assert torch.equal(chunk.correct, min_margin_per_sample(expected) > 0)
         torch.testing.assert_close(resume(network, chunk.trunk).logits, expected.logits, rtol=1e-3, atol=1e-4)
 
 

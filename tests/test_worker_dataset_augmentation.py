@@ -8,7 +8,7 @@ import pytest
 
 from salem.records import Sample
 from salem.scope.lexical import Wording
-from worker.dataset.augmentation import EVERY_RULE, TYPING, reword, reword_all
+from worker.dataset.augmentation import EVERY_RULE, TYPING, augment, augment_all
 from worker.dataset.synonyms import SYNONYMS
 
 TEXTS = (
@@ -28,7 +28,7 @@ TEXTS = (
 def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
     sample = Sample(input=text, text_pair="the parcel is here", target="delivery")
     for seed in range(200):
-        found = reword(sample, random.Random(seed))
+        found = augment(sample, random.Random(seed))
         assert found.input
         assert bool(found.input.split()) is bool(text.split())
         assert (found.text_pair, found.target) == (sample.text_pair, sample.target)
@@ -36,14 +36,14 @@ def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
 
 def test_the_same_seed_gives_the_same_rewordings() -> None:
     samples = [Sample(input=text, target="x") for text in TEXTS]
-    one, two, other = (reword_all(samples, random.Random(seed)) for seed in (1, 1, 2))
+    one, two, other = (augment_all(samples, random.Random(seed)) for seed in (1, 1, 2))
     assert one == two != other
     assert len(one) == len(samples)
 
 
 def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
     sample = Sample(input=TEXTS[5], target="x")
-    found = {reword(sample, random.Random(seed)).input for seed in range(100)}
+    found = {augment(sample, random.Random(seed)).input for seed in range(100)}
     assert len(found) > 60
     words = set(sample.input.lower().split())
     shared = [len(words & set(text.lower().split())) / len(words) for text in found]
@@ -53,10 +53,10 @@ def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
 def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
     """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
     sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
-    singly = [reword(sample, random.Random(seed)) for seed in range(40)]
+    singly = [augment(sample, random.Random(seed)) for seed in range(40)]
     own = Wording.of(sample)
     assert any(Wording.of(one).turned(own) for one in singly)
-    found = reword_all([sample] * 40, random.Random(0))
+    found = augment_all([sample] * 40, random.Random(0))
     assert not any(Wording.of(one).turned(own) for one in found)
     assert sum(one != sample for one in found) > 30
 
@@ -75,8 +75,8 @@ def test_a_synonym_takes_the_place_of_its_word_alone() -> None:
 def test_synonyms_are_what_a_metric_learns_from_and_what_no_other_text_is_made_by() -> None:
     sample = Sample(input="why is the movie in the parcel not fixed", target="late")
     others = {"film", "package", "repaired"}
-    assert any(others & set(one.input.split()) for one in reword_all([sample] * 40, random.Random(0)))
-    singly = [reword(sample, random.Random(seed)) for seed in range(200)]
+    assert any(others & set(one.input.split()) for one in augment_all([sample] * 40, random.Random(0)))
+    singly = [augment(sample, random.Random(seed)) for seed in range(200)]
     assert not any(others & set(one.input.split()) for one in singly)
 
 

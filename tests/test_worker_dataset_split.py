@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from salem.records import Edit, EditBatch, ReferenceSample, Sample, held_out
-from worker.dataset.split import build_edit_batch, unseen
+from worker.dataset.split import build_edit_batch, without_seen_paraphrases
 
 
 def edit(name: str, num_paraphrases: int) -> Edit:
@@ -70,13 +70,13 @@ def test_a_changed_pass_sample_leaves_the_others_in_place() -> None:
 def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
     batch, edit = build(), EDITS[3]
     held = next(sample for index, sample in batch.held_out_paraphrases if index == 3)
-    assert unseen(batch, EDITS) == batch, "the same edits have held out the same"
+    assert without_seen_paraphrases(batch, EDITS) == batch, "the same edits have held out the same"
     alone = edit.model_copy(update={"paraphrases": (held.input,)})  # one paraphrase is trained on
-    left = unseen(batch, [alone])
+    left = without_seen_paraphrases(batch, [alone])
     assert left.held_out_paraphrases == tuple(p for p in batch.held_out_paraphrases if p[0] != 3)
     assert left.adapt_samples == batch.adapt_samples
     others = edit.model_copy(update={"paraphrases": tuple(p for p in edit.paraphrases if p != held.input)})
-    assert unseen(batch, [others]) == batch
+    assert without_seen_paraphrases(batch, [others]) == batch
     assert left.num_seen == 1
 
 
@@ -87,13 +87,13 @@ def test_paraphrases_that_came_with_the_reference_set_measure_nothing_where_they
     taught = asked.model_copy(
         update={"paraphrases": tuple(text for each in edits for text in each.paraphrases)}
     )
-    left = unseen(batch, [], [taught])
+    left = without_seen_paraphrases(batch, [], [taught])
     # of a reference sample's paraphrases, too, some are held out and teach nothing
     assert left.held_out_paraphrases == tuple(
         (index, sample) for index, sample in batch.held_out_paraphrases if held_out(sample.content_hash)
     )
     assert 0 < left.num_seen == len(edits) - len(left.held_out_paraphrases) < len(edits)
-    assert unseen(batch, [], [taught.model_copy(update={"held_out": True})]) == batch
+    assert without_seen_paraphrases(batch, [], [taught.model_copy(update={"held_out": True})]) == batch
 
 
 def test_what_was_held_out_once_is_held_out_again() -> None:

@@ -17,10 +17,10 @@ from salem.models.network import Network
 from salem.models.tokens import sample_lengths
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scope.lexical import Wording
-from worker.dataset.augmentation import TYPING, reword_all
-from worker.dataset.token_limits import fitting, prompts_fit, reworded, samples_fit
+from worker.dataset.augmentation import TYPING, augment_all
+from worker.dataset.token_limits import augmented, prompts_fit, replace_too_long, samples_fit
 from worker.hypernetworks import meta_training as editor_training
-from worker.hypernetworks.meta_training import lessons
+from worker.hypernetworks.meta_training import meta_batches
 from worker.pipeline.steps import make_edit
 from worker.selection.trials import trial_edits
 
@@ -68,26 +68,26 @@ def test_only_what_does_not_fit_gives_way(architecture: str) -> None:
     network = tiny_network(architecture)
     target = "now" if network.task.generates else LABELS[0]
     samples = [of_length(network, MAX_TOKENS - number % 6, target, number) for number in range(40)]
-    drawn = reword_all(samples, random.Random(0), TYPING)
+    drawn = augment_all(samples, random.Random(0), TYPING)
     rng = random.Random(0)
-    found = reworded(network, samples, rng, TYPING)
+    found = augmented(network, samples, rng, TYPING)
     assert all(samples_fit(network, found))
     fits = samples_fit(network, drawn)
     assert found == [other if fit else own for own, other, fit in zip(samples, drawn, fits, strict=True)]
     assert 2 < sum(fits) < 38, "some fit and some do not"
     assert sum(one != own for one, own in zip(found, samples, strict=True)) > 5
     same = random.Random(0)
-    reword_all(samples, same, TYPING)
+    augment_all(samples, same, TYPING)
     assert rng.random() == same.random(), "what is drawn next is what it would have been"
 
 
 def test_no_rule_makes_again_what_is_held_out() -> None:
     network = tiny_network("bert")
     samples = [Sample(input="where is my order", target=LABELS[0])] * 300
-    freely = reworded(network, samples, random.Random(0))
+    freely = augmented(network, samples, random.Random(0))
     apart = freely[0].model_copy(update={"input": freely[0].input.replace(" ", "  ")})
     assert freely[0] != samples[0]
-    found = reworded(network, samples, random.Random(0), apart={apart.words_hash})
+    found = augmented(network, samples, random.Random(0), apart={apart.words_hash})
     assert all(sample.words_hash != apart.words_hash for sample in found)
     assert [a for a, b in zip(found, freely, strict=True) if b.words_hash != apart.words_hash] == [
         sample for sample in freely if sample.words_hash != apart.words_hash
@@ -98,8 +98,8 @@ def test_a_rewording_that_is_only_read_needs_no_room_for_an_answer() -> None:
     network = tiny_network("gpt2")
     own = of_length(network, MAX_TOKENS, "Rome now and then", 0)
     longer = own.model_copy(update={"input": f"{own.input} a"})
-    assert fitting(network, [own], [longer]) == [own]
-    assert fitting(network, [own], [longer], prompts_fit) == [longer]
+    assert replace_too_long(network, [own], [longer]) == [own]
+    assert replace_too_long(network, [own], [longer], prompts_fit) == [longer]
 
 
 def full(architecture: str) -> EditBatch:
@@ -149,5 +149,5 @@ def test_an_editors_corpus_may_fill_the_window() -> None:
     network = tiny_network("bert")
     edits = [Edit(**sample.model_dump()) for sample in full("bert").edit_samples]
     for seed in range(8):
-        made = lessons(network, edits, network.layers[:1], random.Random(seed))
+        made = meta_batches(network, edits, network.layers[:1], random.Random(seed))
         assert sum(len(lesson.asked.batch) for lesson in made) == len(edits)

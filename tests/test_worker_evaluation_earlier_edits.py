@@ -11,7 +11,7 @@ from tiny_models import tiny_network
 
 from salem.deltas.terms import Dense, LayerDelta
 from salem.records import EditBatch, Sample, TextInput
-from worker.evaluation.earlier_edits import lost_edits
+from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.versions import Version, on_top
 
 LONG = " ".join(["refund"] * 50)
@@ -46,7 +46,7 @@ def notes(before: Told, after: Told, earlier: dict[str, Sample], architecture: s
         held_out_paraphrases=(),
         held_out_pass_samples=(),
     )
-    return list(lost_edits(tiny_network(architecture), before, after, earlier, batch))  # type: ignore[arg-type]
+    return list(notes_on_lost_edits(tiny_network(architecture), before, after, earlier, batch))  # type: ignore[arg-type]
 
 
 def test_earlier_corrections_that_hold_no_more_are_told() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from salem.records import EditBatch, Metrics, Proportion, Sample, TextInput
-from worker.evaluation.metrics import Known, evaluate
+from worker.evaluation.metrics import AnswerLikelihood, evaluate
 
 
 def sample(text: str, target: str) -> Sample:
@@ -46,9 +46,9 @@ class Answering:
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         return [self.known.get(item.input, "C") for item in inputs]
 
-    def knows(self, samples: Sequence[Sample]) -> list[Known]:
+    def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
         """Every next sample is known a little worse."""
-        return [Known(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]
+        return [AnswerLikelihood(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]
 
 
 def measured(batch: EditBatch = BATCH, *, generates: bool = False) -> Metrics:

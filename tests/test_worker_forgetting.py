@@ -151,7 +151,7 @@ def test_rank_and_probability_are_those_of_the_answers_tokens(architecture: str)
     network = tiny_network(architecture)
     answer = "Rome is not" if network.task.generates else "login"
     samples = [Sample(input=text, forget=answer) for text in ("where is my order", "log in")]
-    for sample, known in zip(samples, Version(network, (), 4).knows(samples), strict=True):
+    for sample, known in zip(samples, Version(network, (), 4).answer_likelihoods(samples), strict=True):
         with torch.no_grad():
             answers = forward(network, encode(network, [sample]))
         rows = [row.softmax(-1).tolist() for row in answers.logits.double()]
@@ -168,4 +168,6 @@ def test_what_is_known_is_asked_through_the_scopes(architecture: str, layer: str
     delta = made(architecture, Recipe.SCOPED, layer).made.delta
     elsewhere = [Sample(input="the capital of Peru", forget=batch.edit_samples[0].answer)]
     assert fire(network, elsewhere, [delta])[0].strength.max() == 0
-    assert Version(network, [delta], 4).knows(elsewhere) == Version(network, (), 4).knows(elsewhere)
+    assert Version(network, [delta], 4).answer_likelihoods(elsewhere) == Version(
+        network, (), 4
+    ).answer_likelihoods(elsewhere)

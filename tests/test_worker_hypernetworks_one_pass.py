@@ -16,7 +16,7 @@ from salem.records import EditBatch, Layer
 from worker.activations.gradients import token_gradients
 from worker.hypernetworks import one_pass
 from worker.hypernetworks.mend import MendEditor
-from worker.hypernetworks.one_pass import one_pass_term, text_shares
+from worker.hypernetworks.one_pass import one_pass_term, text_weights
 
 
 def some_editor(layer: Layer, seed: int = 0) -> MendEditor:
@@ -79,7 +79,7 @@ def test_the_update_is_the_formula(architecture: str, chunk: int, monkeypatch: p
 
 def test_an_edit_counts_once_however_many_paraphrases_it_has() -> None:
     batch = some_batch(tiny_network("bert"))
-    assert text_shares(batch).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
+    assert text_weights(batch).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
 
 
 def test_factors_are_kept_where_they_take_fewer_numbers() -> None:

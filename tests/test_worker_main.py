@@ -23,7 +23,7 @@ from salem.records import JobState
 from salem.settings import Settings
 from salem.storage.registry import Registry
 from worker import main
-from worker.main import check_stores, connect, seconds_off
+from worker.main import check_stores, clock_offset_s, connect
 
 LAYER = "bert.encoder.layer.2.output.dense"
 QUICK = {"recipe": "mend", "max_steps": 30, "kl_weight": 0, "null_space_rank": 0, "layer": LAYER}
@@ -128,10 +128,10 @@ def test_a_worker_that_cannot_record_ends_with_words(
 
 def test_clocks_are_compared_with_that_of_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Redis.from_url(redis_url) as connection:
-        assert abs(seconds_off(connection)) < 1
+        assert abs(clock_offset_s(connection)) < 1
         here = time.time
         monkeypatch.setattr(time, "time", lambda: here() - 40)
-        assert -41 < seconds_off(connection) < -39
+        assert -41 < clock_offset_s(connection) < -39
 
 
 def test_a_redis_that_answers_is_taken(redis_url: str) -> None:

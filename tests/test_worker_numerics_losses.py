@@ -15,13 +15,13 @@ from salem.models.batching import IGNORED, Answers, Batch, answers_of, encode, f
 from salem.records import TextInput
 from worker.numerics.losses import (
     correction_loss_per_sample,
+    correction_states,
     kl_per_sample,
+    log_probs_without_forgotten,
     margin_loss_per_sample,
     margins,
-    next_choices,
+    min_margin_per_sample,
     nll_per_sample,
-    where,
-    worst_margin_per_sample,
 )
 
 NETWORKS = ["bert", "t5", "gpt2"]
@@ -86,7 +86,7 @@ def test_margins_are_leads_over_the_best_other_class(architecture: str) -> None:
     answers = answers_of(logits, Batch({}, targets))
     leads = [[lead(row, target) for row, target in rows] for rows in naive_rows(logits, targets)]
     assert margins(answers).tolist() == pytest.approx([value for rows in leads for value in rows], abs=1e-4)
-    assert worst_margin_per_sample(answers).tolist() == pytest.approx([min(rows) for rows in leads], abs=1e-4)
+    assert min_margin_per_sample(answers).tolist() == pytest.approx([min(rows) for rows in leads], abs=1e-4)
     expected = [sum(math.log1p(math.exp(2.0 - value)) for value in rows) for rows in leads]
     assert margin_loss_per_sample(answers, 2.0).tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -113,7 +113,7 @@ def test_all_margins_are_positive_exactly_when_greedy_decoding_writes_the_answer
 
     def worst(answer: list[int]) -> float:
         with torch.no_grad():
-            return float(worst_margin_per_sample(forward(network, asked_to_write(prompt, answer))))
+            return float(min_margin_per_sample(forward(network, asked_to_write(prompt, answer))))
 
     assert worst(written) > 0
     for place in range(len(written)):
@@ -129,7 +129,7 @@ def test_values_stay_with_their_samples() -> None:
         sample=torch.tensor([1, 1, 0]),
         num_samples=2,
     )
-    assert worst_margin_per_sample(answers).tolist() == [5.0, -1.0]
+    assert min_margin_per_sample(answers).tolist() == [5.0, -1.0]
     assert answers.mean_per_sample(torch.tensor([1.0, 2.0, 4.0])).tolist() == [4.0, 1.5]
 
 
@@ -179,7 +179,7 @@ def naive_loss(margin: float) -> list[float]:
 @pytest.mark.parametrize("margin", [2.0, 0.0])
 def test_the_objective_of_each_kind_of_sample(margin: float) -> None:
     after = pulled(1, grad=True)
-    found = correction_loss_per_sample(after, next_choices(pulled(0)), margin)
+    found = correction_loss_per_sample(after, log_probs_without_forgotten(pulled(0)), margin)
     assert found.tolist() == pytest.approx(naive_loss(margin), rel=1e-4, abs=1e-6)
     found.sum().backward()
     gradient = after.logits.grad
@@ -199,15 +199,17 @@ def test_without_anything_to_forget_the_objective_is_that_of_corrections() -> No
 
 def test_a_sample_has_forgotten_when_another_leads_and_the_rest_is_as_the_base_would_have_it() -> None:
     base = pulled(0)
-    clean = next_choices(base).clamp(min=-30.0)
+    clean = log_probs_without_forgotten(base).clamp(min=-30.0)
     ideal = Answers(clean, TARGETS, OF, 4, PULLS)
-    there = where(ideal, next_choices(base))
-    assert there.worst[1] > 20 and there.worst[2] > 20 and there.worst[3] == float("inf")
-    assert there.drift.abs().max() < 1e-4 and there.rest(6.0)[1:].all()
+    there = correction_states(ideal, log_probs_without_forgotten(base))
+    assert there.min_margin[1] > 20 and there.min_margin[2] > 20 and there.min_margin[3] == float("inf")
+    assert there.forgetting_kl.abs().max() < 1e-4 and there.satisfied(6.0)[1:].all()
     noise = clean.clone()
     noise[4] = torch.tensor([0.0, 0.0, 0.0, 0.0, -30.0]) + 20 * (clean[4] == clean[4].sort().values[1])
-    noisy = where(Answers(noise, TARGETS, OF, 4, PULLS), next_choices(base))
-    assert noisy.worst[2] > 6 and noisy.drift[2] > 1 and not noisy.rest(6.0)[2], (
+    noisy = correction_states(Answers(noise, TARGETS, OF, 4, PULLS), log_probs_without_forgotten(base))
+    assert noisy.min_margin[2] > 6 and noisy.forgetting_kl[2] > 1 and not noisy.satisfied(6.0)[2], (
         "another answer, but any other"
     )
-    assert where(base, next_choices(base)).drift[0] == 0, "a correction is not bound to what it was"
+    assert correction_states(base, log_probs_without_forgotten(base)).forgetting_kl[0] == 0, (
+        "a correction is not bound to what it was"
+    )

@@ -124,7 +124,7 @@ def test_a_note_tells_what_became_of_the_edits_that_a_job_was_given(monkeypatch:
         given["earlier"] = arguments[3]
         return ["1 of 1 earlier corrections"]
 
-    monkeypatch.setattr(steps, "lost_edits", told)
+    monkeypatch.setattr(steps, "notes_on_lost_edits", told)
     options = hyper(Recipe.SCOPED, trial_edits=0)
     made = make_edit(of.network, (), of.batch, options, Quiet(), Left(edits=earlier))
     assert given["earlier"] == earlier and "1 of 1 earlier corrections" in made.metrics.notes

@@ -18,7 +18,8 @@ from worker.recipes.base import Left, Work
 from worker.recipes.scoped.calibration import draw_scopes
 from worker.recipes.scoped.entries import _num_positions, _prepare_scoped
 from worker.recipes.scoped.entry_values import DIRECTIONS, SIZES, along, closed_form, editor_direction
-from worker.training.loop import Prepared, answers_under, reached
+from worker.training.active_corrections import answers_with_term
+from worker.training.loop import Prepared, states_with_term
 
 ARCHITECTURES = ("bert", "gpt2", "llama")
 
@@ -38,7 +39,7 @@ def loss(work: Work, prepared: Prepared, term: Scoped) -> float:
     return sum(
         float(correction_loss_per_sample(answers, chunk.before, work.hyper.margin).double().sum())
         for chunk in prepared.corrections.chunks
-        for answers in [answers_under(work.network, chunk, term)]
+        for answers in [answers_with_term(work.network, chunk, term)]
     )
 
 
@@ -103,10 +104,10 @@ def test_each_entry_goes_as_far_as_it_must_and_no_farther() -> None:
     for found in sizes:
         assert all(min(abs(float(size) - known) for known in SIZES) < 1e-3 for size in found)
     assert (sizes[0] <= sizes[1]).all() and (sizes[0] < sizes[1]).any()
-    held = reached(work.network, prepared.corrections, near).worst > 0
+    held = states_with_term(work.network, prepared.corrections, near).min_margin > 0
     assert held.any()
     one_shorter = replace(near, values=near.values / 2)
-    shorter = reached(work.network, prepared.corrections, one_shorter).worst
+    shorter = states_with_term(work.network, prepared.corrections, one_shorter).min_margin
     entries = torch.cat([chunk.firing.entry for chunk in prepared.corrections.chunks if chunk.firing])
     places = torch.cat([chunk.samples for chunk in prepared.corrections.chunks])
     for entry in range(len(near.values)):
@@ -120,7 +121,9 @@ def test_untrained_values_bring_edits_nearer_to_holding(architecture: str, kind:
     work, prepared, start = started(case(architecture))
     direction = DIRECTIONS[kind](work, prepared, start)
     term = along(work.network, prepared, start, direction, 0.5, work.hyper.margin)
-    before, after = (reached(work.network, prepared.corrections, each).worst for each in (start, term))
+    before, after = (
+        states_with_term(work.network, prepared.corrections, each).min_margin for each in (start, term)
+    )
     assert after.mean() > before.mean()
 
 

@@ -14,7 +14,7 @@ from salem.records import Hyperparameters, Sample, TextInput
 from salem.scope.lexical import NUMBERS
 from salem.scope.metric import EVERYWHERE, Metric
 from worker.activations.scope_features import FeatureMemo
-from worker.dataset.augmentation import reword_all
+from worker.dataset.augmentation import augment_all
 from worker.recipes.scoped import paraphrase_spread as gauging
 from worker.recipes.scoped.job_metric import job_metric
 from worker.recipes.scoped.paraphrase_spread import (
@@ -53,7 +53,7 @@ def measured(known: Pairs, apart: Sequence[Sample]) -> Metric:
 
 
 def rewordings(apart: Sequence[Sample]) -> Pairs:
-    return list(zip(apart, reword_all(apart, random.Random(0)), strict=True))
+    return list(zip(apart, augment_all(apart, random.Random(0)), strict=True))
 
 
 def test_where_nothing_was_seen_something_is_presumed() -> None:

@@ -25,7 +25,7 @@ from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Trained
 from worker.recipes.scoped.entries import attainable_margin
 from worker.recipes.terms import smallest_that_holds, train_term
-from worker.training.loop import prepare_dataset, standing
+from worker.training.loop import prepare_dataset, score_term
 
 BASE = "0" * 64
 KEPT_TEXTS = tuple(
@@ -263,7 +263,7 @@ def test_compression_never_loses_a_correction(tolerance: float) -> None:
     noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(0))
     term = Dense(trained.dense() + 0.05 * trained.dense().abs().mean() * noise)
     found = smallest_that_holds(of.network, prepared, term, hyper(Recipe.MEND), tolerance)
-    held = [standing(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
+    held = [score_term(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
     assert held[1] >= held[0] > 0
 
 

@@ -20,7 +20,7 @@ from salem.queue.job_queue import JobQueue
 from salem.queue.private_redis import PrivateRedis
 from salem.settings import Settings
 from worker.runtime import queue_worker
-from worker.runtime.queue_worker import QueueWorker, endure
+from worker.runtime.queue_worker import QueueWorker, retry_while_unreachable
 
 WORKER = Path(__file__).parent / "queue_jobs.py"
 
@@ -61,7 +61,7 @@ def test_a_redis_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(queue_worker, "LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(queue_worker, "NUM_RETRIES", 3)
     with Redis.from_url("unix:///nowhere.sock") as redis:
-        endure(redis)
+        retry_while_unreachable(redis)
         with pytest.raises(RedisConnectionError, match="nowhere"):
             redis.ping()
 

@@ -51,7 +51,7 @@ from worker.attempts import machine_memory
 from worker.attempts import retries as patience
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
-from worker.evaluation.reference import Registered, answer_reference
+from worker.evaluation.reference import ReferenceAnswers, answer_reference
 from worker.jobs import edit as edit_job
 from worker.jobs import registration as register_job
 from worker.pipeline.steps import MeasuredDelta, make_edit
@@ -430,7 +430,7 @@ def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
 ) -> None:
     folder = save_tiny(stage.settings.effective_models_root / "m", "bert")
 
-    def answer_late(network: Network, *arguments: Any) -> Registered:
+    def answer_late(network: Network, *arguments: Any) -> ReferenceAnswers:
         (folder / file).touch()
         return answer_reference(network, *arguments)
 
@@ -521,7 +521,7 @@ def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
     reference = stage.blobs.put("".join(f"{sample.model_dump_json()}\n" for sample in samples).encode())
     asked: list[Network] = []
 
-    def answer(network: Network, *arguments: Any) -> Registered:
+    def answer(network: Network, *arguments: Any) -> ReferenceAnswers:
         asked.append(network)
         return answer_reference(network, *arguments)
 

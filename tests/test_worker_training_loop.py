@@ -14,15 +14,15 @@ from salem.deltas.terms import LayerDelta, LowRank, applied
 from salem.models.batching import encode, forward
 from salem.records import Hyperparameters, Sample
 from worker.activations.trunk_sets import TrunkSet
-from worker.numerics.losses import Where, kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.numerics.losses import CorrectionStates, kl_per_sample, min_margin_per_sample, nll_per_sample
+from worker.training.active_corrections import ActiveCorrections
 from worker.training.loop import (
     CHECK_EVERY,
     Prepared,
-    _Pulling,
     _step,
     edit_loss,
     prepare_dataset,
-    standing,
+    score_term,
     train,
 )
 
@@ -96,7 +96,7 @@ def test_pass_samples_are_split_between_training_and_choosing() -> None:
     assert ready.corrections.num_samples == len(corrections())
 
 
-def test_a_standing_is_what_the_whole_model_answers_with_the_term() -> None:
+def test_a_score_counts_the_answers_of_the_whole_model_with_the_term() -> None:
     of, term = case("bert"), random_term()
     count = prepared().validation.num_samples
     kept = list(of.batch.pass_samples[:count])
@@ -108,9 +108,9 @@ def test_a_standing_is_what_the_whole_model_answers_with_the_term() -> None:
             with applied(of.network.model, [LayerDelta(of.network.layers[1].path, (term,))]):
                 after = forward(of.network, batch)
         divergence = kl_per_sample(before.logits.log_softmax(-1), after)
-        return worst_margin_per_sample(before), worst_margin_per_sample(after), divergence
+        return min_margin_per_sample(before), min_margin_per_sample(after), divergence
 
-    found = standing(of.network, prepared(), term, HYPER)
+    found = score_term(of.network, prepared(), term, HYPER)
     _, margins, _ = logits(corrections())
     before, after, divergence = logits(kept)
     assert found.held == pytest.approx(float((margins > 0).float().mean()))
@@ -134,11 +134,11 @@ def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_training_returns_the_best_term_with_its_standing() -> None:
+def test_training_returns_the_best_term_with_its_score() -> None:
     of, ready = case("bert"), prepared()
     term, best = train(of.network, ready, learner(), HYPER, generator())
     assert best.held == 1.0
-    assert standing(of.network, ready, term, HYPER) == best
+    assert score_term(of.network, ready, term, HYPER) == best
     assert not any(value.requires_grad for value in vars(term).values())
 
 
@@ -149,7 +149,7 @@ def test_the_best_term_is_not_moved_by_the_steps_after_it() -> None:
     assert isinstance(term, LowRank)
     assert any(torch.equal(term.a, seen.a) and torch.equal(term.b, seen.b) for seen in spoiled.seen)
     assert not torch.equal(term.b, spoiled.b)
-    assert standing(of.network, ready, term, HYPER) == best
+    assert score_term(of.network, ready, term, HYPER) == best
 
 
 def test_the_same_seed_trains_the_same_term() -> None:
@@ -167,10 +167,10 @@ def test_progress_is_told_and_ends_at_one_or_early() -> None:
         learner(),
         HYPER,
         generator(),
-        lambda share, figures: told.append((share, figures)),
+        lambda loss, figures: told.append((loss, figures)),
     )
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
+    losses = [loss for loss, _ in told]
+    assert losses == sorted(losses) and 0 < losses[0] <= losses[-1] <= 1
     assert all(set(figures) == {"held", "lost", "divergence"} for _, figures in told)
 
 
@@ -178,7 +178,7 @@ def test_training_stops_when_nothing_gets_better() -> None:
     of, still = case("bert"), learner()
     patient = HYPER.model_copy(update={"max_steps": 2_000})
     told: list[float] = []
-    _, best = train(of.network, prepared(), still, patient, generator(), lambda share, _: told.append(share))
+    _, best = train(of.network, prepared(), still, patient, generator(), lambda loss, _: told.append(loss))
     assert best.held == 1.0
     assert told[-1] < 1.0
 
@@ -215,54 +215,54 @@ def test_the_chunks_of_a_round_are_all_corrections_each_weighing_the_same() -> N
     whole = cut(ready.corrections, 2)
     num = whole.num_samples
     assert num > 2
-    pulling = _Pulling(of.network, whole, HYPER)
-    shares = [share for step in pulling.by_chunk(generator()) for share in step]
-    seen = torch.cat([share.chunk.samples for share in shares])
+    active = ActiveCorrections(of.network, whole, HYPER)
+    losses = [loss for step in active.losses_by_chunk(generator()) for loss in step]
+    seen = torch.cat([loss.chunk.samples for loss in losses])
     assert sorted(seen.tolist()) == list(range(num))
-    assert all(share.weight == 1.0 for share in shares), "a step is a mean over its chunk"
+    assert all(loss.weight == 1.0 for loss in losses), "a step is a mean over its chunk"
     draw = generator()
-    firsts = [int(next(pulling.by_chunk(draw))[0].chunk.samples[0]) for _ in range(20)]
+    firsts = [int(next(active.losses_by_chunk(draw))[0].chunk.samples[0]) for _ in range(20)]
     assert len(set(firsts)) > 1, "each round has its own order"
     worst = torch.full((num,), HYPER.margin + 1)
     worst[1] = HYPER.margin - 1
-    pulling.rest(holding(worst))
-    steps = list(pulling.by_chunk(generator()))
+    active.update(holding(worst))
+    steps = list(active.losses_by_chunk(generator()))
     assert sorted(len(step) for step in steps) == [0] * (len(whole.chunks) - 1) + [1]
-    assert [share.weight for step in steps for share in step] == [0.5], "the other half of its chunk rests"
+    assert [loss.weight for step in steps for loss in step] == [0.5], "the other half of its chunk rests"
 
 
-def holding(worst: Tensor) -> Where:
-    """Where corrections stand that have nothing to forget."""
-    return Where(worst, torch.zeros_like(worst))
+def holding(worst: Tensor) -> CorrectionStates:
+    """States of corrections that forget nothing."""
+    return CorrectionStates(worst, torch.zeros_like(worst))
 
 
 def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> None:
     of, ready = case("bert"), prepared()
     num = ready.corrections.num_samples
-    pulling = _Pulling(of.network, ready.corrections, HYPER)
-    assert sum(len(share.chunk) for share in pulling.shares()) == num and pulling.any
+    active = ActiveCorrections(of.network, ready.corrections, HYPER)
+    assert sum(len(loss.chunk) for loss in active.losses()) == num and active.any
     worst = torch.full((num,), HYPER.margin + 1)
     worst[1] = HYPER.margin - 1
-    pulling.rest(holding(worst))
-    (share,) = pulling.shares()
-    assert share.chunk.samples.tolist() == [1]
-    assert share.weight == pytest.approx(1 / num), "it pulls as much as if the others did not rest"
-    pulling.rest(holding(worst + 2))
-    assert not pulling.shares() and not pulling.any
-    pulling.rest(holding(worst))
-    assert pulling.any
+    active.update(holding(worst))
+    (loss,) = active.losses()
+    assert loss.chunk.samples.tolist() == [1]
+    assert loss.weight == pytest.approx(1 / num), "resting corrections do not change its weight"
+    active.update(holding(worst + 2))
+    assert not active.losses() and not active.any
+    active.update(holding(worst))
+    assert active.any
 
 
 @pytest.mark.parametrize("option", [{"margin": 0.0}, {"rest_when_held": False}], ids=str)
 def test_without_a_margin_or_its_extent_no_correction_rests(option: dict[str, object]) -> None:
     of, ready = case("bert"), prepared()
-    pulling = _Pulling(of.network, ready.corrections, HYPER.model_copy(update=option))
-    pulling.rest(holding(torch.full((ready.corrections.num_samples,), 1e6)))
-    assert sum(len(share.chunk) for share in pulling.shares()) == ready.corrections.num_samples
+    active = ActiveCorrections(of.network, ready.corrections, HYPER.model_copy(update=option))
+    active.update(holding(torch.full((ready.corrections.num_samples,), 1e6)))
+    assert sum(len(loss.chunk) for loss in active.losses()) == ready.corrections.num_samples
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_nothing_pulls_at_is_not_carried_on_by_momentum(shared: bool) -> None:
+def test_momentum_does_not_move_rows_without_a_gradient(shared: bool) -> None:
     values = nn.Parameter(torch.zeros(2, 3, 4))
     optimizer = torch.optim.Adam([values], lr=0.1)
     both, second = torch.ones(2, 3, 4), torch.ones(2, 3, 4)

@@ -13,7 +13,7 @@ from salem.deltas.terms import LowRank, Term
 from salem.records import Hyperparameters
 from worker.activations.trunk_sets import Chunk
 from worker.training.loop import Prepared, _keep_loss, edit_loss, prepare_dataset
-from worker.training.micro_batches import MicroBatches, Share, ran_out
+from worker.training.micro_batches import MicroBatches, WeightedLoss, ran_out_of_memory
 
 HYPER = Hyperparameters(margin=2.0)
 ENDS = [
@@ -54,8 +54,10 @@ def test_the_parts_add_up_to_the_whole(architecture: str, largest: int) -> None:
     network, ready = case(architecture).network, prepared(architecture)
     a, b = factors(ready)
     shares = [
-        Share(ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER)),
-        Share(ready.keep.chunks[0], 3.0, partial(_keep_loss, network)),
+        WeightedLoss(
+            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER)
+        ),
+        WeightedLoss(ready.keep.chunks[0], 3.0, partial(_keep_loss, network)),
     ]
     whole, cut = MicroBatches(), MicroBatches()
     cut.largest = largest
@@ -72,7 +74,7 @@ def test_a_pass_that_runs_out_is_halved_until_it_fits_and_stays_so(error: BaseEx
     small, chunk = Small(1, error), ready.corrections.chunks[0]
     assert len(chunk) == 4
     passes = MicroBatches()
-    shares = [Share(chunk, 1.0, partial(small.loss, network))]
+    shares = [WeightedLoss(chunk, 1.0, partial(small.loss, network))]
     found = passes.gradients(shares, lambda: LowRank(a, b), [a, b])
     assert passes.largest == 1 and small.passes == 1 + 1 + 4  # four at once, two at once, one by one
     small.passes = 0
@@ -84,7 +86,7 @@ def test_a_pass_that_runs_out_is_halved_until_it_fits_and_stays_so(error: BaseEx
 def test_one_sample_that_does_not_fit_is_the_end() -> None:
     ready = prepared("bert")
     a, b = factors(ready)
-    shares = [Share(ready.corrections.chunks[0], 1.0, partial(Small(0, MemoryError()).loss, None))]
+    shares = [WeightedLoss(ready.corrections.chunks[0], 1.0, partial(Small(0, MemoryError()).loss, None))]
     with pytest.raises(MemoryError):
         MicroBatches().gradients(shares, lambda: LowRank(a, b), [a, b])
 
@@ -93,10 +95,10 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     ready = prepared("bert")
     a, b = factors(ready)
     wrong = Small(0, RuntimeError("shapes differ"))
-    shares = [Share(ready.corrections.chunks[0], 1.0, partial(wrong.loss, None))]
+    shares = [WeightedLoss(ready.corrections.chunks[0], 1.0, partial(wrong.loss, None))]
     with pytest.raises(RuntimeError, match="shapes differ"):
         MicroBatches().gradients(shares, lambda: LowRank(a, b), [a, b])
-    assert wrong.passes == 1 and not ran_out(wrong.error)
+    assert wrong.passes == 1 and not ran_out_of_memory(wrong.error)
 
 
 def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
@@ -104,7 +106,9 @@ def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
     a, b = factors(ready)
     idle = nn.Parameter(torch.ones(3))
     shares = [
-        Share(ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER))
+        WeightedLoss(
+            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER)
+        )
     ]
     found = MicroBatches().gradients(shares, lambda: LowRank(a, b), [a, b, idle])
     assert found[2].tolist() == [0, 0, 0]

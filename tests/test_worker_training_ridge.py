@@ -15,15 +15,15 @@ from salem.models.network import Network
 from salem.records import Hyperparameters, Sample
 from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import margin_loss_per_sample, margins
-from worker.training.loop import Prepared, prepare_dataset, standing
+from worker.training.loop import Prepared, prepare_dataset, score_term
 from worker.training.ridge import (
-    Goal,
-    firm_enough,
-    push_rows,
+    StopRule,
     ridge_delta,
     ridge_factor,
     ridge_rows,
+    ridge_step,
     ridge_term,
+    sufficient_margin,
 )
 
 WORDS = ("red", "blue", "lamp", "order", "account", "city", "password", "train", "river", "stone")
@@ -89,7 +89,7 @@ def test_a_push_is_the_gradient_at_the_weights_so_far(architecture: str) -> None
     term = Dense(0.05 * drawn(layer.d_out, layer.d_in))
     rows = ridge_rows(network, prepared, 6.0)
     rows_in_double = rows.u.double()
-    push = push_rows(network, rows, term, Goal(6.0, 1e9, 1))
+    push = ridge_step(network, rows, term, StopRule(6.0, 1e9, 1))
     weight = term.weight.clone().requires_grad_()
     with adding(network.module(layer.path), Dense(weight)):
         losses = margin_loss_per_sample(forward(network, chunk.trunk.batch), 6.0)
@@ -110,7 +110,7 @@ def test_a_sample_that_holds_is_not_pushed() -> None:
     rows = ridge_rows(network, prepared_at(network, 1), 6.0)
     layer = network.layers[1]
     nothing = Dense(torch.zeros(layer.d_out, layer.d_in))
-    assert bool((push_rows(network, rows, nothing, Goal(6.0, -1e9, 1)).step == 0).all())
+    assert bool((ridge_step(network, rows, nothing, StopRule(6.0, -1e9, 1)).step == 0).all())
 
 
 @pytest.mark.parametrize(("architecture", "place"), [("bert", 1), ("gpt2", 1), ("llama", 1), ("t5", -2)])
@@ -121,9 +121,9 @@ def test_the_closed_form_corrects(architecture: str, place: int) -> None:
     layer = prepared.layer
     nothing = Dense(torch.zeros(layer.d_out, layer.d_in))
     term, found = ridge_term(network, prepared, hyper, (10.0, 0.1, 0.001))
-    assert standing(network, prepared, nothing, hyper).held < 0.5
+    assert score_term(network, prepared, nothing, hyper).held < 0.5
     assert found.held == 1.0
-    assert found == standing(network, prepared, term, hyper)
+    assert found == score_term(network, prepared, term, hyper)
 
 
 def test_corrections_hold_as_firmly_as_what_the_network_knows() -> None:
@@ -131,8 +131,8 @@ def test_corrections_hold_as_firmly_as_what_the_network_knows() -> None:
     prepared = prepared_at(network, 1)
     own = torch.cat([margins(forward(network, chunk.trunk.batch)) for chunk in prepared.keep.chunks])
     expected = max(0.5, float(own.quantile(0.25)))
-    assert firm_enough(prepared, 1e9) == pytest.approx(expected, rel=1e-4)
-    assert firm_enough(prepared, 0.25) == 0.25
+    assert sufficient_margin(prepared, 1e9) == pytest.approx(expected, rel=1e-4)
+    assert sufficient_margin(prepared, 0.25) == 0.25
 
 
 def test_edits_without_a_gradient_are_refused() -> None:

@@ -25,7 +25,7 @@ from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 from salem.storage.registry import Registry
 from worker.runtime import work_horse
-from worker.runtime.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, endure
+from worker.runtime.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, retry_while_unreachable
 
 MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
 WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("worker ends", code=error.code, reason=error.reason, remedy=error.remedy)
         return 1
     connection = connect(settings.effective_redis_url)
-    endure(connection)
-    off_s = seconds_off(connection)
+    retry_while_unreachable(connection)
+    off_s = clock_offset_s(connection)
     if abs(off_s) > MOST_OFF_S:
         log.warning("this host's clock is not that of Redis", seconds=round(off_s, 1), remedy=SET_CLOCKS)
     queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
@@ -102,7 +102,7 @@ def connect(url: str) -> Redis:
     return connection
 
 
-def seconds_off(connection: Redis) -> float:
+def clock_offset_s(connection: Redis) -> float:
     """How far this host's clock is ahead of that of Redis."""
     seconds, microseconds = connection.time()
     return time.time() - seconds - microseconds / 1e6

@@ -34,7 +34,7 @@ from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from salem.records import Layer
 from worker.activations.trunk_sets import Chunk, TrunkSet
-from worker.hypernetworks.meta_training import Lesson, lessons
+from worker.hypernetworks.meta_training import MetaBatch, meta_batches
 from worker.numerics.losses import nll_per_sample
 from worker.training.loop import CHUNK, Prepared
 
@@ -84,7 +84,7 @@ def enn(editing: Editing) -> Added:
 
     def made_editable() -> EditableLayer:
         editable = EditableLayer(network, layer)
-        taught = lessons(network, corpus, [layer], random.Random(editing.seed))
+        taught = meta_batches(network, corpus, [layer], random.Random(editing.seed))
         size = min(EPISODE, len(editing.batch.edit_samples))
         make_editable(editable, taught, prepared.keep, size, editing.setting, generator_of(editing))
         return editable
@@ -99,7 +99,7 @@ def enn(editing: Editing) -> Added:
 
 def make_editable(
     editable: EditableLayer,
-    taught: Sequence[Lesson],
+    taught: Sequence[MetaBatch],
     keep: TrunkSet,
     size: int,
     kl_weight: float,
@@ -171,7 +171,7 @@ def search_rate(editable: EditableLayer, trunks: Sequence[Trunk]) -> None:
     loss_with(min(INNER_SHARES, key=loss_with))
 
 
-def _rows(lesson: Lesson, size: int, generator: torch.Generator) -> Trunk:
+def _rows(lesson: MetaBatch, size: int, generator: torch.Generator) -> Trunk:
     """The samples of up to `size` edits of a lesson, drawn anew."""
     order = torch.randperm(len(lesson.asked.batch), generator=generator)
     return lesson.asked.rows(order[:size])

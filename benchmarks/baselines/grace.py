@@ -27,7 +27,7 @@ from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample, TextInput
 from worker.activations.trunk_sets import prepare
-from worker.numerics.losses import nll_per_sample, worst_margin_per_sample
+from worker.numerics.losses import min_margin_per_sample, nll_per_sample
 from worker.training.loop import CHUNK
 
 NUM_VALUE_STEPS = 100
@@ -103,7 +103,7 @@ def train_values(
             optimizer.zero_grad(set_to_none=True)
             with replacing(network, inputs, layer, acting, values + unit * shifts):
                 answers = resume(network, chunk.trunk)
-            if float(worst_margin_per_sample(answers).detach()[acting >= 0].min()) > FIRM:
+            if float(min_margin_per_sample(answers).detach()[acting >= 0].min()) > FIRM:
                 break
             nll_per_sample(answers)[acting >= 0].sum().backward()
             optimizer.step()

@@ -31,7 +31,7 @@ from salem.models.trunk import resume
 from worker.activations.gradients import suffix_gradients
 from worker.activations.trunk_sets import TrunkSet
 from worker.hypernetworks.mend import Factors, MendEditor
-from worker.hypernetworks.meta_training import identity_editors, search_steps
+from worker.hypernetworks.meta_training import new_editors, search_steps
 from worker.numerics.losses import nll_per_sample
 
 MAX_ROWS = 8_192  # tokens that take part in the solve; of many samples, each brings those that matter most
@@ -66,7 +66,7 @@ def malmen_ridge(editing: Editing) -> Added:
     with with_earlier(editing):
         prepared = prepared_at(editing, layer)
         rows = token_rows(network, prepared.corrections, MAX_ROWS)
-        editors = identity_editors(network, [layer], {layer.path: rows}, EDITOR_RANK, generator_of(editing))
+        editors = new_editors(network, [layer], {layer.path: rows}, EDITOR_RANK, generator_of(editing))
         learner = RidgeLearner(editors[layer.path], rows, editing.setting)
 
         def delta() -> list[LayerDelta]:

@@ -34,7 +34,7 @@ from salem.models.trunk import resume
 from salem.records import Layer, Sample
 from worker.activations.gradients import token_gradients
 from worker.hypernetworks.mend import Factors, MendEditor, aggregate
-from worker.hypernetworks.meta_training import identity_editors, search_steps
+from worker.hypernetworks.meta_training import new_editors, search_steps
 from worker.numerics.losses import nll_per_sample
 
 EDITOR_RANK = 64
@@ -106,7 +106,7 @@ def mend_top(editing: Editing) -> Added:
     layers = top_layers(network)
     prepared = prepared_at(editing, layers[0])
     factors = correction_factors(network, editing.batch.corrections, layers)
-    editors = Editors(network, identity_editors(network, layers, factors, EDITOR_RANK, generator), factors)
+    editors = Editors(network, new_editors(network, layers, factors, EDITOR_RANK, generator), factors)
 
     def loss() -> float:
         with editors.acting():
@@ -139,7 +139,7 @@ def mend_at(editing: Editing, layer: Layer) -> Added:
     network = editing.network
     prepared = prepared_at(editing, layer)
     factors = correction_factors(network, editing.batch.corrections, [layer])
-    editors = identity_editors(network, [layer], factors, EDITOR_RANK, generator_of(editing))
+    editors = new_editors(network, [layer], factors, EDITOR_RANK, generator_of(editing))
     learner = EditorLearner(editors[layer.path], factors[layer.path])
 
     def loss() -> float:

@@ -24,7 +24,7 @@ from salem.models.network import Network
 from salem.records import Edit, Layer, Sample
 from worker.activations.trunk_sets import prepare_with_answers
 from worker.hypernetworks.mend import MendEditor
-from worker.hypernetworks.meta_training import Course, lessons, train_editors
+from worker.hypernetworks.meta_training import MetaTrainingOptions, meta_batches, train_editors
 from worker.hypernetworks.one_pass import row_updates
 from worker.training.loop import CHUNK
 
@@ -46,8 +46,8 @@ def _trained_ahead(editing: Editing, layers: Sequence[Layer]) -> dict[str, MendE
         network, pass_samples(editing), editing.seed
     )
     keep, _ = prepare_with_answers(network, pass_samples(editing), layers[0], chunk_size=CHUNK)
-    taught = lessons(network, corpus, layers, random.Random(editing.seed))
-    course = Course(
+    taught = meta_batches(network, corpus, layers, random.Random(editing.seed))
+    course = MetaTrainingOptions(
         rank=EDITOR_RANK,
         num_together=len(editing.batch.edit_samples),
         num_steps=NUM_STEPS,

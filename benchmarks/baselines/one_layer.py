@@ -17,7 +17,7 @@ from benchmarks.baselines.contract import Editing
 from salem.deltas.terms import Dense, LowRank, applied
 from salem.models.layers import layer_at
 from salem.models.network import Network
-from salem.models.trunk import beside_encoder
+from salem.models.trunk import in_seq2seq_decoder
 from salem.records import Hyperparameters, Layer, Sample
 from worker.selection.candidates import middle_layers
 from worker.selection.saliency import choose_layer, layer_saliency
@@ -57,7 +57,7 @@ def reading_stack(network: Network) -> str:
 
 def writing_stack(network: Network) -> str:
     """The stack whose states answers are read off: the decoder where there is one."""
-    beside = [layer.stack for layer in network.layers if beside_encoder(network, layer)]
+    beside = [layer.stack for layer in network.layers if in_seq2seq_decoder(network, layer)]
     return beside[0] if beside else network.layers[0].stack
 
 

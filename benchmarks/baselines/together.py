@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from salem.models.network import Network
 from salem.models.trunk import resume
 from worker.activations.trunk_sets import Chunk, TrunkSet
-from worker.numerics.losses import kl_per_sample, nll_per_sample, worst_margin_per_sample
+from worker.numerics.losses import kl_per_sample, min_margin_per_sample, nll_per_sample
 from worker.training.loop import CHECK_EVERY, LOOSEN_AFTER, Prepared
 
 State = TypeVar("State", covariant=True)
@@ -88,5 +88,5 @@ def _standing(network: Network, prepared: Prepared, trainee: Trainee[State]) -> 
 @torch.no_grad()
 def share_held(network: Network, corrections: TrunkSet) -> float:
     """Share of the samples that the network, as it now acts, answers rightly."""
-    margins = [worst_margin_per_sample(resume(network, chunk.trunk)) for chunk in corrections.chunks]
+    margins = [min_margin_per_sample(resume(network, chunk.trunk)) for chunk in corrections.chunks]
     return float((torch.cat(margins) > 0).float().mean())

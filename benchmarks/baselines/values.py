@@ -19,7 +19,7 @@ from salem.models.batching import Batch
 from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from worker.activations.trunk_sets import TrunkSet
-from worker.numerics.losses import nll_per_sample, worst_margin_per_sample
+from worker.numerics.losses import min_margin_per_sample, nll_per_sample
 
 NUM_VALUE_STEPS = 25
 VALUE_RATE = 0.2  # of Adam, in units of the root mean square of the layer's output
@@ -38,7 +38,7 @@ class KeyValues:
 def key_tokens(network: Network, batch: Batch) -> Tensor:
     """Which tokens of the stack that writes hold a sample's answer -> [n, t] bool."""
     if network.task.generates:
-        return batch.asked
+        return batch.answer_mask
     first = torch.zeros_like(batch.inputs["attention_mask"], dtype=torch.bool)
     first[:, 0] = True
     return first
@@ -65,7 +65,7 @@ def _train_chunk(network: Network, trunk: Trunk) -> KeyValues:
         optimizer.zero_grad(set_to_none=True)
         with adding(network.module(trunk.layer.path), addition):
             answers = resume(network, trunk)
-        if float(worst_margin_per_sample(answers).detach().min()) > FIRM:
+        if float(min_margin_per_sample(answers).detach().min()) > FIRM:
             break
         loss = nll_per_sample(answers).sum() + VALUE_DECAY * shifts.square().mean(-1).sum()
         loss.backward()

@@ -30,7 +30,7 @@ from salem.models.folders import weights_sha256
 from salem.models.loading import load
 from salem.models.network import Network
 from salem.records import Edit, Record, Sample, Task
-from worker.dataset.augmentation import reword
+from worker.dataset.augmentation import augment
 
 REVISION = 3  # raised when the code below changes what a material holds
 NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
@@ -112,7 +112,7 @@ def _with_rewordings(sample: Sample) -> Correction:
     rng = random.Random(sample.content_hash)
     texts: list[str] = []
     for _ in range(60):
-        text = reword(sample, rng).input
+        text = augment(sample, rng).input
         whole = len(text.split()) >= WORDS_KEPT * len(sample.input.split())
         if whole and text not in (sample.input, *texts):
             texts.append(text)

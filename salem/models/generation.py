@@ -1,4 +1,4 @@
-"""How a generating model writes: greedily, whatever its checkpoint wishes. Does not know what is asked."""
+"""Generation settings: greedy decoding, whatever the checkpoint's own settings are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from salem.models.network import Network
 
 
 def greedy(network: Network, max_new_tokens: int, **more: Any) -> GenerationConfig:
-    """The settings of greedy writing; `more` are those of what is to be given back."""
+    """Settings for greedy decoding; `more` selects what `generate` returns."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -1,7 +1,7 @@
 """Finds what can be edited in a network: the stacks of blocks and the weight matrices inside them.
 
-Reads the module tree only. Does not know model names, tokenizers or tasks: a stack is any outermost
-`ModuleList` whose members are alike and hold matrices, a matrix is an `nn.Linear` or a GPT-2 `Conv1D`.
+Reads the module tree only. A stack is any outermost `ModuleList` whose members have one class and hold
+matrices; a matrix is an `nn.Linear` or a GPT-2 `Conv1D`. Must not know model names, tokenizers, or tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def find_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
     """Every stack of blocks by its module path: one for an encoder or decoder, two for an encoder-decoder.
 
     Raises:
-        UnsupportedModel: nothing in the module tree looks like a stack; the message says what was looked for.
+        UnsupportedModel: the module tree has no stack.
     """
     stacks: dict[str, nn.ModuleList] = {}
     for path, module in model.named_modules():
@@ -31,9 +31,9 @@ def find_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
             stacks[path] = module
     if not stacks:
         raise UnsupportedModel(
-            f"No stack of blocks was found in {type(model).__name__}: looked for a ModuleList whose members "
-            "have one class and each hold at least one Linear or Conv1D.",
-            remedy="Host a transformer encoder, decoder or encoder-decoder with ordinary linear layers.",
+            f"{type(model).__name__} has no stack of blocks: no ModuleList whose members have one class and "
+            "each hold at least one Linear or Conv1D.",
+            remedy="Host a transformer encoder, decoder, or encoder-decoder with ordinary linear layers.",
         )
     return stacks
 
@@ -41,7 +41,7 @@ def find_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
 def _is_stack(blocks: nn.ModuleList) -> bool:
     kinds = {type(block) for block in blocks}
     if any(isinstance(block, Matrix) for block in blocks):
-        return False  # a row of matrices, as of Gemma 3n's, is no stack of blocks
+        return False  # a list of matrices, as in Gemma 3n, is not a stack of blocks
     return len(kinds) == 1 and all(any(True for _ in _matrices(block)) for block in blocks)
 
 
@@ -52,21 +52,21 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 
 def find_layers(model: nn.Module) -> tuple[Layer, ...]:
-    """The candidates for editing: the feed-forward output matrix of every block, stack by stack.
+    """The editable layers: the feed-forward output matrix of every block, stack by stack.
 
-    That matrix is the last one that a block registers whose output is as wide as what enters its first: it
-    writes to the residual stream, so its `d_out` is the same in all blocks of a stack (checked).
+    This is the last registered matrix of a block whose output is as wide as the input of its first matrix. It
+    writes to the residual stream, so its `d_out` must be the same in all blocks of a stack.
 
     Raises:
-        UnsupportedModel: no stack, or the last matrices of a stack differ in shape.
+        UnsupportedModel: there is no stack, or the output widths differ within a stack.
     """
     layers: list[Layer] = []
     for stack, blocks in find_stacks(model).items():
         found = [_output_layer(stack, index, block) for index, block in enumerate(blocks)]
         if len({layer.d_out for layer in found}) != 1:
             raise UnsupportedModel(
-                f"The blocks of {stack} do not end in matrices of one output width; looked for the "
-                "feed-forward output matrix as the last Linear or Conv1D of each block."
+                f"The blocks of {stack} do not end in matrices of one output width. The feed-forward output "
+                "matrix must be the last Linear or Conv1D of each block."
             )
         layers.extend(found)
     return tuple(layers)
@@ -74,7 +74,7 @@ def find_layers(model: nn.Module) -> tuple[Layer, ...]:
 
 def _output_layer(stack: str, index: int, block: nn.Module) -> Layer:
     layers = [_as_layer(stack, index, matrix, module) for matrix, module in _matrices(block)]
-    width = layers[0].d_in  # a gate that is registered behind the feed-forward part is narrower
+    width = layers[0].d_in  # a gate that is registered after the feed-forward part is narrower
     return next((layer for layer in reversed(layers) if layer.d_out == width), layers[-1])
 
 
@@ -93,10 +93,10 @@ def _as_layer(stack: str, index: int, matrix: str, module: Matrix) -> Layer:
 
 
 def layer_at(layers: Sequence[Layer], path: str) -> Layer:
-    """The candidate with this module path.
+    """The layer with this module path.
 
     Raises:
-        UnsupportedModel: there is none; the message names the nearest candidates.
+        UnsupportedModel: there is none.
     """
     for layer in layers:
         if layer.path == path:

@@ -1,7 +1,7 @@
-"""Files of named tensors with a header: safetensors whose checksum covers all of the file.
+"""Files of named tensors with a header: safetensors with a checksum over the whole file.
 
-The same tensors and header give the same bytes, so a store that names files by their content keeps one copy.
-Everything is float32 and finite, but texts, which are uint8. Does not know what the tensors mean.
+The same tensors and header give the same bytes, so a content-addressed store keeps one copy. Values are
+float32 and finite; texts are uint8. Must not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXT = torch.uint8
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """The bytes of a file. safetensors writes metadata in an order that changes; here it is sorted."""
+    """The bytes of a file. safetensors writes metadata in varying order; here it is sorted."""
     stored = {
         name: value.detach()
         .to("cpu", value.dtype if value.dtype is TEXT else torch.float32)
@@ -42,14 +42,15 @@ def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
 
 
 def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header and the tensors of a file that was written here; `noun` names it in messages.
+    """The header and the tensors of a file that `write` made.
 
     Args:
-        texts: the last parts of the names of tensors that hold text.
+        noun: what error messages call the file.
+        texts: names of tensors that hold text; for a dotted name, its last part.
 
     Raises:
-        DeltaRejected: no safetensors, another format version, content that does not fit its checksum, another
-            type, or a value that is not finite.
+        DeltaRejected: not a safetensors file, another format version, a wrong checksum, a wrong type, or a
+            value that is not finite.
     """
     described, body = _split(data, noun)
     header = _metadata(described, noun)
@@ -57,7 +58,7 @@ def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[s
         found = header.get("format_version", "of no version")[:40]
         raise DeltaRejected(f"The {noun} has format {found}; this server reads {FORMAT_VERSION}.")
     if header.get("content_sha256") != _content_sha256(described, body):
-        raise DeltaRejected(f"The {noun}'s content does not fit its checksum: the file is damaged.")
+        raise DeltaRejected(f"The {noun}'s content does not match its checksum: the file is damaged.")
     try:
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -68,7 +69,7 @@ def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[s
 
 
 def read_header(data: bytes, *, noun: str = "delta") -> dict[str, str]:
-    """The metadata of a safetensors file, or {} where it has none.
+    """The metadata of a safetensors file, or {} if it has none.
 
     Raises:
         DeltaRejected: the header cannot be read.
@@ -100,7 +101,7 @@ def _metadata(described: Mapping[str, Any], noun: str) -> dict[str, str]:
 
 
 def _content_sha256(described: Mapping[str, Any], body: bytes) -> str:
-    """sha256 of the header as sorted JSON, without this checksum itself, followed by the tensors' bytes."""
+    """sha256 of the header (as sorted JSON, without the checksum itself) and the tensors' bytes."""
     metadata = {key: value for key, value in described["__metadata__"].items() if key != "content_sha256"}
     text = json.dumps({**described, "__metadata__": metadata}, sort_keys=True)
     return hashlib.sha256(text.encode() + body).hexdigest()
@@ -108,6 +109,6 @@ def _content_sha256(described: Mapping[str, Any], body: bytes) -> str:
 
 def _check(name: str, tensor: Tensor, wanted: torch.dtype) -> None:
     if tensor.dtype != wanted:
-        raise DeltaRejected(f"{name} has type {tensor.dtype}; it is stored as {wanted}.")
+        raise DeltaRejected(f"{name} has type {tensor.dtype} instead of {wanted}.")
     if not torch.isfinite(tensor).all():
         raise DeltaRejected(f"{name} holds values that are not finite.")

@@ -15,16 +15,16 @@ from salem.records import Sample, Task, TextInput
 _COUNTED_TOGETHER = 64  # texts: a tokenizer returns thirty or more bytes for each byte that it reads
 
 
-class Diverted(Sample):
-    """A sample that is to forget, with the way that a generating model takes when it cannot give the answer.
+class ForgettingSample(Sample):
+    """A sample that forgets, with the text that a generating model writes instead of the answer.
 
-    The way is bound to the model's own: the token at which the two part is to be lost there, and every other
-    token of it is to stay as likely as it is.
+    Both texts begin alike. At the branch, training makes the answer's token unlikely; it keeps the
+    probabilities of all other tokens.
     """
 
-    tokens: tuple[int, ...]  # of the other way: ids, from the first of the answer on
-    place: int  # among them: where the ways part
-    forgotten: int  # the token that the answer has there
+    tokens: tuple[int, ...]  # ids of the text that is written instead, including the common beginning
+    branch: int  # index of the first token that differs from the answer
+    forgotten: int  # the answer's token there
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) -> list[int]:
@@ -50,50 +50,50 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[TextInput]) ->
 
 
 def prompt_lengths(network: Network, inputs: Sequence[TextInput]) -> list[int]:
-    """Tokens of each input as the model is asked it: what `encode_inputs` makes of it."""
+    """Number of tokens of each input as `encode_inputs` makes them."""
     if not inputs:
         return []
     return [len(prompt_ids(network, ids)) for ids in tokenize(network.tokenizer, inputs)["input_ids"]]
 
 
 def sample_lengths(network: Network, samples: Sequence[Sample]) -> list[int]:
-    """Tokens of the longest row that `encode` makes of each sample: what the model's window has to hold."""
+    """Number of tokens of the longest row that `encode` makes of each sample."""
     if network.task is Task.TEXT_GENERATION:
         return [len(prompt + answer) for prompt, answer in (continuation_ids(network, s) for s in samples)]
     lengths = prompt_lengths(network, samples)
     if not network.task.generates or not samples:
         return lengths
-    answers = written_ids(network, samples)
+    answers = answer_ids(network, samples)
     return [max(length, len(answer)) for length, answer in zip(lengths, answers, strict=True)]
 
 
 def prompt_ids(network: Network, ids: list[int]) -> list[int]:
-    """An encoder-decoder reads its input with the end marked; a decoder goes on writing after its prompt."""
+    """Token ids as the model reads them: with an end mark for an encoder-decoder, without for a decoder."""
     eos = network.eos_id
     if network.task is Task.TEXT2TEXT_GENERATION and eos is not None and ids[-1:] != [eos]:
         return [*ids, eos]
     if network.task is Task.TEXT_GENERATION and len(ids) > 1 and ids[-1] == eos:
         return ids[:-1]
-    # A tokenizer may drop all of a text, and nothing can be written after nothing.
+    # A tokenizer may drop every character of a text, but a model needs at least one token.
     return ids or [network.start_id]
 
 
-def written_ids(network: Network, samples: Sequence[Sample]) -> list[list[int]]:
-    """Token ids of each answer as an encoder-decoder writes it, its end included."""
+def answer_ids(network: Network, samples: Sequence[Sample]) -> list[list[int]]:
+    """Token ids of each answer as an encoder-decoder writes it, including the end mark."""
     texts = network.tokenizer(text_target=[sample.answer for sample in samples], verbose=False)["input_ids"]
     return [
-        list(sample.tokens) if isinstance(sample, Diverted) else prompt_ids(network, list(ids))
+        list(sample.tokens) if isinstance(sample, ForgettingSample) else prompt_ids(network, list(ids))
         for sample, ids in zip(samples, texts, strict=True)
     ]
 
 
 def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of its answer with the end of sequence, as the model would write them.
+    """Token ids of a prompt, and of its answer with the end of sequence, as the model would write them.
 
     The two are tokenized together and cut where the prompt ends, because some tokenizers (SentencePiece) mark
-    the start of a text; where the cut does not fall between tokens, the answer is tokenized alone.
+    the start of a text. If the cut does not fall between tokens, the answer is tokenized alone.
     """
-    last = sample.text_pair or sample.input  # the text that the answer goes on from
+    last = sample.text_pair or sample.input  # the text that the answer continues
     space = "" if sample.answer[:1].isspace() or last[-1:].isspace() else " "
     written = last + space + sample.answer
     together = (
@@ -102,15 +102,16 @@ def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[
     prompt = prompt_ids(network, tokenize(network.tokenizer, [sample])["input_ids"][0])
     whole = prompt_ids(network, tokenize(network.tokenizer, [together])["input_ids"][0])
     cuts = whole[: len(prompt)] == prompt and len(whole) > len(prompt)
-    if isinstance(sample, Diverted):
+    if isinstance(sample, ForgettingSample):
         return prompt, list(sample.tokens)
     answer = whole[len(prompt) :] if cuts else _ids_alone(network, prompt, space, sample.answer)
     return prompt, [*answer, *([network.eos_id] if network.eos_id is not None else [])]
 
 
 def _ids_alone(network: Network, prompt: list[int], space: str, target: str) -> list[int]:
-    """Token ids of an answer tokenized apart from its prompt: with the space between them, or without it
-    where the tokenizer puts one there itself.
+    """Token ids of an answer that is tokenized without its prompt.
+
+    With a space before it, unless the tokenizer adds one.
     """
     tokenizer = network.tokenizer
     expected = tokenizer.decode(prompt) + space + target

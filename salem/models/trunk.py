@@ -1,11 +1,11 @@
 """The trunk: everything below the edited block, run once and replayed.
 
-One layer is edited, so what enters its block is the same for the base, for every step of training and for
-every version. `capture` runs a batch up to that block and keeps what the block below it returned; `resume`
-runs the same batch from there on. Both use the model's own forward: capturing stops it with a hook, resuming
-puts replay modules in the place of the blocks below. There is no code for any particular architecture.
+One layer is edited, so what enters its block is the same for the base, for every training step, and for every
+version. `capture` runs a batch up to that block and keeps what the block below it returned; `resume` runs the
+same batch from there on. Both use the model's own forward: capturing stops it with a hook, and resuming puts
+replay modules in place of the blocks below. No code here is specific to one architecture.
 
-Does not know samples, editors or versions; deltas applied to the model act on both halves as they always do.
+Must not know samples, editors, or versions. Deltas that are applied to the model act on both halves.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ from salem.records import Layer
 
 @dataclass(frozen=True)
 class Trunk:
-    """A batch stopped below the edited block; `state` is None where the block is the first of its stack."""
+    """A batch stopped below the edited block; `state` is None if the block is the first of its stack."""
 
     layer: Layer
     batch: Batch
     state: Any  # what block l-1 returned: a tensor [n, t, d] or a tuple of such, position biases, None
-    encoder_state: (
-        Tensor | None
-    )  # [n, t, d] the encoder's output, where the edited block is in a decoder beside it
+    encoder_state: Tensor | None  # [n, t, d] the encoder's output, if the block is in a seq2seq decoder
 
     def rows(self, index: Tensor) -> Trunk:
         """The samples at `index` [k]."""
@@ -48,22 +46,22 @@ class Trunk:
 
 
 class _Reached(Exception):
-    """Carries what the block below the edited one returned out of the forward that it stops."""
+    """Stops a forward pass and carries out what the block below the edited one returned."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
 
 
 class _Replay(nn.Module):
-    """Stands in for a block: returns a recorded state, whatever it is given."""
+    """Replaces a block: returns a recorded state, whatever its arguments are."""
 
     def __init__(self, state: Any, block: nn.Module) -> None:
         super().__init__()
         self._state = state
-        self._block = (block,)  # in a tuple, so that it is no child of this module
+        self._block = (block,)  # in a tuple, so that it is not registered as a submodule
 
     def __getattr__(self, name: str) -> Any:
-        """What a model reads off its blocks: some choose a block's mask by its kind of attention."""
+        """Attributes of the replaced block: some models choose the mask by the block's kind of attention."""
         return getattr(self._block[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +71,7 @@ class _Replay(nn.Module):
 @torch.no_grad()
 def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
     """Run `batch` up to the block that holds `layer` and keep what enters it."""
-    encoder_state = _encode(network, batch) if beside_encoder(network, layer) else None
+    encoder_state = _encode(network, batch) if in_seq2seq_decoder(network, layer) else None
     if layer.block == 0:
         return Trunk(layer, batch, None, encoder_state)
     below = network.module(f"{layer.stack}.{layer.block - 1}")
@@ -88,19 +86,20 @@ def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
         return Trunk(layer, batch, _detached(reached.state), encoder_state)
     finally:
         handle.remove()
-    raise AssertionError(f"{layer.stack}.{layer.block - 1} was not run by the model's forward")
+    raise AssertionError(f"the model's forward did not run {layer.stack}.{layer.block - 1}")
 
 
 def resume(network: Network, trunk: Trunk) -> Answers:
-    """Run the rest of the model on a captured batch. Gradients flow to all applied from `layer` up."""
+    """Run the rest of the model on a captured batch. Gradients flow to what is applied from `layer` up."""
     with _replaying(network, trunk):
         return forward(network, trunk.batch, **_given(trunk.encoder_state))
 
 
 @contextmanager
 def _replaying(network: Network, trunk: Trunk) -> Iterator[None]:
-    """Replace the blocks below by replays of the state, and put them back. Their number stays the same,
-    because some models choose masks by a block's position in the stack.
+    """While active, replays of the state replace the blocks below.
+
+    The number of blocks stays the same, because some models choose masks by a block's position in the stack.
     """
     blocks = network.module(trunk.layer.stack)
     assert isinstance(blocks, nn.ModuleList)
@@ -114,18 +113,18 @@ def _replaying(network: Network, trunk: Trunk) -> Iterator[None]:
             blocks[index] = block
 
 
-def beside_encoder(network: Network, layer: Layer) -> bool:
-    """Whether `layer` lies in the decoder of an encoder-decoder: then the encoder is part of the trunk."""
+def in_seq2seq_decoder(network: Network, layer: Layer) -> bool:
+    """Whether `layer` is in the decoder of an encoder-decoder; then the encoder is part of the trunk."""
     if not network.model.config.is_encoder_decoder:
         return False
     encoder = network.model.get_encoder()
     return not any(module is network.module(layer.path) for module in encoder.modules())
 
 
-def sees_answer(network: Network, layer: Layer) -> bool:
-    """Whether the tokens of a generated answer pass through `layer`, as it is written."""
-    encodes = network.model.config.is_encoder_decoder and not beside_encoder(network, layer)
-    return network.task.generates and not encodes
+def sees_answer_tokens(network: Network, layer: Layer) -> bool:
+    """Whether the tokens of a generated answer pass through `layer`."""
+    in_encoder = network.model.config.is_encoder_decoder and not in_seq2seq_decoder(network, layer)
+    return network.task.generates and not in_encoder
 
 
 def _encode(network: Network, batch: Batch) -> Tensor:
@@ -148,7 +147,7 @@ def _detached(state: Any) -> Any:
 
 
 def _rows(state: Any, index: Tensor, n: int) -> Any:
-    """Pick rows of every tensor that has one per sample; position biases shared by all samples stay whole."""
+    """Pick rows of every tensor that has one per sample; position biases that samples share stay whole."""
     if isinstance(state, Tensor):
         return state[index] if state.shape[0] == n else state
     return tuple(_rows(part, index, n) for part in state) if isinstance(state, tuple) else state

@@ -24,7 +24,7 @@ from worker.activations.block_replay import BlockMemory, MemoryBudget
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import stable_chunks
 from worker.activations.trunk_files import CapturedChunk, from_tensors, to_tensors
-from worker.numerics.losses import next_choices, worst_margin_per_sample
+from worker.numerics.losses import log_probs_without_forgotten, min_margin_per_sample
 
 BLOCK_BYTES = 256 * 2**20  # per set: most memory for what the modules of the edited block returned
 
@@ -54,7 +54,7 @@ class Chunk:
         """The samples at `index` [k], ascending, without a block memory."""
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[index] = True
-        sample = self.trunk.batch.asked.nonzero()[:, 0]  # [a] of each answer position
+        sample = self.trunk.batch.answer_mask.nonzero()[:, 0]  # [a] of each answer position
         return Chunk(
             self.trunk.rows(index),
             self.samples[index],
@@ -111,9 +111,9 @@ def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_
 
 @torch.no_grad()
 def _with_next_choices(network: Network, chunk: Chunk) -> Chunk:
-    if chunk.trunk.batch.pulls is None:
+    if chunk.trunk.batch.directions is None:
         return chunk
-    return replace(chunk, before=next_choices(chunk.resume(network)))
+    return replace(chunk, before=log_probs_without_forgotten(chunk.resume(network)))
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def _run(network: Network, batch: Batch, layer: Layer, memory: BlockMemory) -> C
     finally:
         handle.remove()
     inputs = seen[0].reshape(-1, layer.d_in)[token_mask(network, batch, layer).reshape(-1)]
-    correct = worst_margin_per_sample(answers) > 0
+    correct = min_margin_per_sample(answers) > 0
     return CapturedChunk(trunk, inputs, answers.logits.float().log_softmax(-1), correct)
 
 
@@ -215,7 +215,7 @@ def token_mask(network: Network, batch: Batch, layer: Layer) -> Tensor:
     if not in_decoder:
         return batch.inputs["attention_mask"].bool()
     # A decoder reads the start token first, then its targets, shifted by one.
-    length = batch.asked.sum(-1, keepdim=True)
+    length = batch.answer_mask.sum(-1, keepdim=True)
     return torch.arange(batch.targets.shape[1], device=length.device) < length
 
 

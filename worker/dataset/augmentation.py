@@ -42,7 +42,7 @@ _PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # names are left alone
 Rule = Callable[[list[str], random.Random], list[str]]
 
 
-def reword(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
+def augment(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
     """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text.
 
     `rules` are those of typing where nothing else is said.
@@ -53,7 +53,7 @@ def reword(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = No
     return sample.model_copy(update={"input": " ".join(words) or sample.input})
 
 
-def reword_all(
+def augment_all(
     samples: Sequence[Sample], rng: random.Random, rules: Sequence[Rule] | None = None
 ) -> list[Sample]:
     """One rewording of each sample, in order, that negates no more and no less; else the sample itself.
@@ -65,7 +65,7 @@ def reword_all(
 
 def _as_negated(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
     own = Wording.of(sample)
-    drawn = (reword(sample, rng, rules) for _ in range(DRAWS))
+    drawn = (augment(sample, rng, rules) for _ in range(DRAWS))
     return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
 
 

@@ -52,7 +52,9 @@ def build_edit_batch(
     )
 
 
-def unseen(batch: EditBatch, earlier: Iterable[Edit], taught: Sequence[ReferenceSample] = ()) -> EditBatch:
+def without_seen_paraphrases(
+    batch: EditBatch, earlier: Iterable[Edit], taught: Sequence[ReferenceSample] = ()
+) -> EditBatch:
     """The batch without those held-out paraphrases that earlier jobs were trained on.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence, Set
 from salem.models.network import Network
 from salem.models.tokens import prompt_lengths, sample_lengths
 from salem.records import Sample, TextInput
-from worker.dataset.augmentation import Rule, reword_all
+from worker.dataset.augmentation import Rule, augment_all
 
 Fit = Callable[[Network, Sequence[Sample]], list[bool]]
 
@@ -28,7 +28,7 @@ def samples_fit(network: Network, samples: Sequence[Sample]) -> list[bool]:
     return [length <= network.max_input_tokens for length in sample_lengths(network, samples)]
 
 
-def fitting(
+def replace_too_long(
     network: Network, samples: Sequence[Sample], others: Sequence[Sample], fit: Fit = samples_fit
 ) -> list[Sample]:
     """Each of the others where it fits, else the sample in its place."""
@@ -36,7 +36,7 @@ def fitting(
     return [other if fits else sample for sample, other, fits in rows]
 
 
-def reworded(
+def augmented(
     network: Network,
     samples: Sequence[Sample],
     rng: random.Random,
@@ -45,10 +45,10 @@ def reworded(
     fit: Fit = samples_fit,
     apart: Set[str] = frozenset(),
 ) -> list[Sample]:
-    """One rewording of each sample as `reword_all` draws it, where it fits; else the sample itself.
+    """One rewording of each sample as `augment_all` draws it, where it fits; else the sample itself.
 
     So, too, where it has the words (`words_hash`) of a sample that is held out, which rules may hit upon.
     """
-    made = reword_all(samples, rng, rules)
+    made = augment_all(samples, rng, rules)
     seen = [one if other.words_hash in apart else other for one, other in zip(samples, made, strict=True)]
-    return fitting(network, samples, seen, fit)
+    return replace_too_long(network, samples, seen, fit)

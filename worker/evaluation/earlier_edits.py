@@ -15,7 +15,7 @@ from salem.records import MOST_NEW_TOKENS, EditBatch, Sample, TextInput
 from worker.evaluation.versions import Overlaid, Version
 
 
-def lost_edits(
+def notes_on_lost_edits(
     network: Network,
     before: Version,
     after: Version | Overlaid,

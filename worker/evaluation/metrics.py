@@ -29,7 +29,7 @@ Kind = Literal["edit", "adapt", "held_out_paraphrase"]
 DIGITS = 6  # of ranks and probabilities, as of a prediction's scores
 
 
-class Known(NamedTuple):
+class AnswerLikelihood(NamedTuple):
     """How well an answer is known; docs/metrics.md defines both for labels and for texts."""
 
     rank: float  # 1: the likeliest
@@ -41,7 +41,7 @@ class Subject(Protocol):
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]: ...
 
-    def knows(self, samples: Sequence[Sample]) -> list[Known]: ...
+    def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]: ...
 
 
 def evaluate(
@@ -103,7 +103,9 @@ def _extents(samples: Sequence[Sample], before: Subject, after: Subject) -> dict
             probability_before=round(old.probability, DIGITS),
             probability_after=round(new.probability, DIGITS),
         )
-        for place, old, new in zip(places, before.knows(asked), after.knows(asked), strict=True)
+        for place, old, new in zip(
+            places, before.answer_likelihoods(asked), after.answer_likelihoods(asked), strict=True
+        )
     }
 
 

@@ -21,7 +21,7 @@ ANSWER_TOKENS = 32  # most of an answer
 
 
 @dataclass(frozen=True)
-class Registered:
+class ReferenceAnswers:
     """A reference set as the base answers it."""
 
     reference: tuple[ReferenceSample, ...]
@@ -36,7 +36,7 @@ def answer_reference(
     progress: Callable[[float], None],
     *,
     max_new_tokens: int = ANSWER_TOKENS,
-) -> Registered:
+) -> ReferenceAnswers:
     """Ask the base every reference sample; those answered rightly are its pool of pass samples.
 
     An answer may be right that the window cuts off before its end. It counts towards the accuracy, but
@@ -54,7 +54,7 @@ def answer_reference(
         reference += [_answered(sample, answer.output, fits=fits) for sample, answer, fits in rows]
         progress((start + len(part)) / len(samples))
     kept = [item for item in reference if item.passes]
-    return Registered(
+    return ReferenceAnswers(
         reference=tuple(reference),
         accuracy=proportion([item.correct for item in reference]),
         num_pass_samples=len(kept),

@@ -22,7 +22,7 @@ from salem.scope.lookups import Asking
 from salem.scope.scope import Scoped
 from worker.activations.cache import SampleCache
 from worker.activations.scope_features import cached_points
-from worker.evaluation.metrics import Known
+from worker.evaluation.metrics import AnswerLikelihood
 
 BATCH = 32  # samples in one forward
 EDGE = 0.01  # of a likeness: what lies so near outside a scope is asked, too; another batch rounds otherwise
@@ -59,13 +59,13 @@ class Version:
         return [True] * len(inputs)
 
     @torch.inference_mode()
-    def knows(self, samples: Sequence[Sample]) -> list[Known]:
+    def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
         """Of the answer of each sample, in order: its rank, and its probability.
 
         The tokens of a generated answer are asked for with the right ones before them; its end does not count
         where it is to be forgotten. As in `predict`, what fires is decided by the input alone.
         """
-        found: list[Known] = []
+        found: list[AnswerLikelihood] = []
         for start in range(0, len(samples), BATCH):
             part = samples[start : start + BATCH]
             batch = encode(self.network, part)
@@ -75,7 +75,7 @@ class Version:
             own = shares.gather(-1, answers.targets.unsqueeze(-1))  # [a, 1]
             ranks = answers.mean_per_sample(1 + (shares > own).sum(-1).float())
             means = answers.mean_per_sample(own.squeeze(-1)).exp()
-            found += [Known(*pair) for pair in zip(ranks.tolist(), means.tolist(), strict=True)]
+            found += [AnswerLikelihood(*pair) for pair in zip(ranks.tolist(), means.tolist(), strict=True)]
         return found
 
 
@@ -112,8 +112,8 @@ class Overlaid:
         found: list[bool] = (firing.inside > -EDGE).tolist()
         return found
 
-    def knows(self, samples: Sequence[Sample]) -> list[Known]:
-        return self._whole.knows(samples)
+    def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
+        return self._whole.answer_likelihoods(samples)
 
     @property
     def _whole(self) -> Version:

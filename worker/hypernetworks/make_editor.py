@@ -22,7 +22,12 @@ from worker.activations.trunk_sets import prepare_with_answers
 from worker.hypernetworks.corpus import Corpus, split_corpus
 from worker.hypernetworks.files import TrainedEditor
 from worker.hypernetworks.mend import MendEditor
-from worker.hypernetworks.meta_training import Course, lessons, started_editors, train_editors
+from worker.hypernetworks.meta_training import (
+    MetaTrainingOptions,
+    initial_editors,
+    meta_batches,
+    train_editors,
+)
 from worker.hypernetworks.one_pass import update_of
 from worker.numerics.intervals import paired_drop, proportion
 from worker.selection.candidates import middle_layers
@@ -95,8 +100,8 @@ def _train(
 ) -> tuple[MendEditor, MendEditor]:
     """The editor before its first step, and after its last."""
     keep, _ = prepare_with_answers(network, corpus.pass_samples, layer, chunk_size=CHUNK, cache=cache)
-    taught = lessons(network, corpus.training, [layer], random.Random(options.seed))
-    course = Course(
+    taught = meta_batches(network, corpus.training, [layer], random.Random(options.seed))
+    course = MetaTrainingOptions(
         rank=options.editor_rank,
         num_together=options.num_together,
         num_steps=options.num_steps,
@@ -108,7 +113,7 @@ def _train(
         if step % REPORT_EVERY == 0 or step == options.num_steps:
             observer.figures(0.2 + 0.6 * step / options.num_steps, {"loss": loss})
 
-    start = started_editors(network, [layer], taught, course, _generator(options))
+    start = initial_editors(network, [layer], taught, course, _generator(options))
     made = train_editors(network, [layer], taught, keep.chunks, course, _generator(options), report)
     return start[layer.path], made[layer.path]
 

@@ -26,8 +26,8 @@ from salem.models.trunk import Trunk, capture, resume
 from salem.records import Edit, Layer, Sample
 from worker.activations.gradients import TokenGradients, token_gradients
 from worker.activations.trunk_sets import Chunk
-from worker.dataset.augmentation import TYPING, reword_all
-from worker.dataset.token_limits import fitting
+from worker.dataset.augmentation import TYPING, augment_all
+from worker.dataset.token_limits import replace_too_long
 from worker.hypernetworks.mend import Factors, MendEditor
 from worker.numerics.losses import kl_per_sample, nll_per_sample
 from worker.training.loop import CHUNK
@@ -36,7 +36,7 @@ RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the
 
 
 @dataclass(frozen=True)
-class Lesson:
+class MetaBatch:
     """Up to a chunk's size of edits: what each is asked after the edit, and its gradient before it."""
 
     asked: Trunk
@@ -57,7 +57,7 @@ class GroupedUpdate:
 
 
 @dataclass(frozen=True)
-class Course:
+class MetaTrainingOptions:
     """How editors are trained."""
 
     rank: int
@@ -70,14 +70,14 @@ class Course:
 def train_editors(
     network: Network,
     layers: Sequence[Layer],
-    taught: Sequence[Lesson],
+    taught: Sequence[MetaBatch],
     keep: Sequence[Chunk],
-    course: Course,
+    course: MetaTrainingOptions,
     generator: torch.Generator,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> dict[str, MendEditor]:
     """Editors that have learnt to apply `num_together` edits at once; `progress` hears each step's loss."""
-    editors = started_editors(network, layers, taught, course, generator)
+    editors = initial_editors(network, layers, taught, course, generator)
     parameters = [parameter for editor in editors.values() for parameter in editor.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=course.learning_rate)
     for step in range(course.num_steps):
@@ -85,7 +85,7 @@ def train_editors(
         size = _episode_size(lesson, course)
         optimizer.zero_grad(set_to_none=True)
         updates = grouped_updates(editors, lesson, size)
-        with acting(network, updates):
+        with applied_updates(network, updates):
             loss = nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
         if keep:
             loss = loss + course.kl_weight * _divergence(network, keep[step % len(keep)], updates)
@@ -95,16 +95,16 @@ def train_editors(
     return editors
 
 
-def started_editors(
+def initial_editors(
     network: Network,
     layers: Sequence[Layer],
-    taught: Sequence[Lesson],
-    course: Course,
+    taught: Sequence[MetaBatch],
+    course: MetaTrainingOptions,
     generator: torch.Generator,
 ) -> dict[str, MendEditor]:
     """Editors before their first step: gradient descent, with the step size that serves the first lesson."""
     factors = {layer.path: _all_rows(taught, layer.path) for layer in layers}
-    editors = identity_editors(network, layers, factors, course.rank, generator)
+    editors = new_editors(network, layers, factors, course.rank, generator)
     first = _episode_size(taught[0], course)
     search_steps(
         network,
@@ -116,7 +116,7 @@ def started_editors(
     return editors
 
 
-def identity_editors(
+def new_editors(
     network: Network,
     layers: Sequence[Layer],
     factors: Mapping[str, Factors],
@@ -154,33 +154,33 @@ def search_steps(
     set_share(min(RELATIVE_STEPS, key=set_share))
 
 
-def lessons(
+def meta_batches(
     network: Network, corpus: Sequence[Edit], layers: Sequence[Layer], rng: random.Random
-) -> list[Lesson]:
+) -> list[MetaBatch]:
     """Every edit once, asked in its own words or, every second one, in others; in buckets of length."""
     edits = [edit.sample for edit in corpus]
     asked = [_in_other_words(edit, rng) if index % 2 else edit.sample for index, edit in enumerate(corpus)]
-    asked = fitting(network, edits, asked)
-    made: list[Lesson] = []
+    asked = replace_too_long(network, edits, asked)
+    made: list[MetaBatch] = []
     for rows in in_buckets(count_tokens(network.tokenizer, asked), CHUNK):
         batch = encode(network, [edits[row] for row in rows])
         trunk = capture(network, encode(network, [asked[row] for row in rows]), layers[0])
-        made.append(Lesson(trunk, token_gradients(network, batch, layers)))
+        made.append(MetaBatch(trunk, token_gradients(network, batch, layers)))
     return made
 
 
 def _in_other_words(edit: Edit, rng: random.Random) -> Sample:
-    return rng.choice(edit.paraphrase_samples or reword_all([edit.sample], rng, TYPING))
+    return rng.choice(edit.paraphrase_samples or augment_all([edit.sample], rng, TYPING))
 
 
-def shuffled(lesson: Lesson, generator: torch.Generator) -> Lesson:
+def shuffled(lesson: MetaBatch, generator: torch.Generator) -> MetaBatch:
     """The same edits in another order, so that other edits share an episode."""
     order = torch.randperm(len(lesson.asked.batch), generator=generator)
     gradients = {path: TokenGradients(one.u[order], one.v[order]) for path, one in lesson.gradients.items()}
-    return Lesson(lesson.asked.rows(order), gradients)
+    return MetaBatch(lesson.asked.rows(order), gradients)
 
 
-def grouped_updates(editors: dict[str, MendEditor], lesson: Lesson, size: int) -> dict[str, GroupedUpdate]:
+def grouped_updates(editors: dict[str, MendEditor], lesson: MetaBatch, size: int) -> dict[str, GroupedUpdate]:
     """The update of every episode of `size` edits, at every layer; edits left over have none."""
     return {path: _grouped(editors[path], one, size) for path, one in lesson.gradients.items()}
 
@@ -196,7 +196,7 @@ def _grouped(editor: MendEditor, gradients: TokenGradients, size: int) -> Groupe
 
 
 @contextmanager
-def acting(network: Network, updates: dict[str, GroupedUpdate]) -> Iterator[None]:
+def applied_updates(network: Network, updates: dict[str, GroupedUpdate]) -> Iterator[None]:
     """While active, rows of a batch feel the updates of their episodes."""
     with ExitStack() as stack:
         for path, update in updates.items():
@@ -208,7 +208,7 @@ def _divergence(network: Network, chunk: Chunk, updates: dict[str, GroupedUpdate
     """Mean KL on a chunk of pass samples, cut to a multiple of the number of episodes."""
     groups = min(len(next(iter(updates.values())).a), len(chunk.samples))
     rows = torch.arange(len(chunk.samples) // groups * groups)
-    with acting(
+    with applied_updates(
         network, {path: GroupedUpdate(one.a[:groups], one.b[:groups]) for path, one in updates.items()}
     ):
         answers = resume(network, chunk.trunk.rows(rows))
@@ -217,12 +217,12 @@ def _divergence(network: Network, chunk: Chunk, updates: dict[str, GroupedUpdate
 
 
 @torch.no_grad()
-def _edit_loss(network: Network, editors: dict[str, MendEditor], lesson: Lesson, size: int) -> Tensor:
-    with acting(network, grouped_updates(editors, lesson, size)):
+def _edit_loss(network: Network, editors: dict[str, MendEditor], lesson: MetaBatch, size: int) -> Tensor:
+    with applied_updates(network, grouped_updates(editors, lesson, size)):
         return nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
 
 
-def _first_update(editors: dict[str, MendEditor], lesson: Lesson, layer: Layer, size: int) -> LayerDelta:
+def _first_update(editors: dict[str, MendEditor], lesson: MetaBatch, layer: Layer, size: int) -> LayerDelta:
     update = grouped_updates(editors, lesson, size)[layer.path]
     return LayerDelta(layer.path, (Dense(update.b[0].T @ update.a[0]),))
 
@@ -231,11 +231,11 @@ def _whole(trunk: Trunk, size: int) -> Trunk:
     return trunk.rows(torch.arange(len(trunk.batch) // size * size))
 
 
-def _episode_size(lesson: Lesson, course: Course) -> int:
+def _episode_size(lesson: MetaBatch, course: MetaTrainingOptions) -> int:
     return max(1, min(len(lesson.asked.batch), course.num_together))
 
 
-def _all_rows(taught: Sequence[Lesson], path: str) -> Factors:
+def _all_rows(taught: Sequence[MetaBatch], path: str) -> Factors:
     rows = [lesson.gradients[path].token_rows() for lesson in taught]
     return Factors(torch.cat([u for u, _ in rows]).float(), torch.cat([v for _, v in rows]).float())
 

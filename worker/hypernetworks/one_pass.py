@@ -31,10 +31,10 @@ def one_pass_term(network: Network, layer: Layer, editor: MendEditor, batch: Edi
     Raises:
         EditFailed: no token carries a gradient at this layer.
     """
-    return update_of(network, layer, editor, batch.corrections, text_shares(batch))
+    return update_of(network, layer, editor, batch.corrections, text_weights(batch))
 
 
-def text_shares(batch: EditBatch) -> Tensor:
+def text_weights(batch: EditBatch) -> Tensor:
     """How much each correction counts, so that each edit counts once -> [n]."""
     edits = [*range(len(batch.edit_samples)), *(index for index, _ in batch.adapt_samples)]
     texts = Counter(edits)

@@ -34,7 +34,7 @@ from salem.scope.scope import Scoped
 from salem.storage.rows.entries import MadeEntries
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
-from worker.dataset.split import build_edit_batch, unseen
+from worker.dataset.split import build_edit_batch, without_seen_paraphrases
 from worker.evaluation.reference import ANSWER_TOKENS
 from worker.pipeline.budget import job_estimate
 from worker.pipeline.steps import MeasuredDelta, make_edit
@@ -106,11 +106,11 @@ def fresh(
         before: the number of the version that the job made, where it is made again.
     """
     if request.hyperparameters.recipe is not Recipe.SCOPED or metric is None:
-        return unseen(batch, chain)
+        return without_seen_paraphrases(batch, chain)
     others = [
         edit for number, edits in taught.edits.items() if before is None or number < before for edit in edits
     ]
-    return unseen(batch, [*chain, *others], taught.reference)
+    return without_seen_paraphrases(batch, [*chain, *others], taught.reference)
 
 
 def standing(taught: Taught, version: Version) -> dict[str, Sample]:

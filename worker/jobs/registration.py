@@ -13,7 +13,7 @@ from salem.records import Edit, HostedModel, ModelState, RegisterRequest
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation.editability import check_editable
-from worker.evaluation.reference import Registered, answer_reference
+from worker.evaluation.reference import ReferenceAnswers, answer_reference
 
 
 def run(attempt: Attempt, reporter: JobReporter) -> None:
@@ -46,7 +46,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     attempt.end(attempt.registry.finish_registration, ready, answered.reference, result)
 
 
-def _ready(model: HostedModel, network: Network, answered: Registered, **digests: str) -> HostedModel:
+def _ready(model: HostedModel, network: Network, answered: ReferenceAnswers, **digests: str) -> HostedModel:
     """The model's record with all that was found out."""
     return model.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""Shares of samples with 95% intervals."""
+"""Proportions of samples with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
 def proportion(hits: Sequence[bool]) -> Proportion | None:
-    """The share of hits with its Wilson score interval (Wilson 1927); None for no samples."""
+    """The share of hits with its Wilson score interval (Wilson 1927); None if there are no samples."""
     n = len(hits)
     if n == 0:
         return None
     share = sum(hits) / n
     center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At 0 and 1 a bound equals the share, but for rounding.
+    # At 0 and 1, a bound equals the share except for rounding.
     return Proportion(
         value=share,
         low=min(share, max(0.0, center - half)),
@@ -28,12 +28,10 @@ def proportion(hits: Sequence[bool]) -> Proportion | None:
 
 
 def paired_drop(before: Sequence[bool], after: Sequence[bool]) -> Proportion | None:
-    """Share right before minus share right after on the same samples, with a paired interval; None for no
-    samples.
+    """Share correct before minus share correct after on the same samples; None if there are no samples.
 
-    Bonett and Price (2012), section 2: the adjusted Wald interval for the difference of paired shares,
-    which adds one to each kind of change, so that "nothing changed" on few samples does not claim
-    certainty.
+    The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012, section 2). It
+    adds one to each kind of change, so that "nothing changed" on few samples does not claim certainty.
     """
     n = len(before)
     if n == 0:

@@ -1,4 +1,4 @@
-"""Keeps a delta away from what it must not touch: projection onto the null space of the pass samples' inputs.
+"""Null-space projection: an update that does not respond to the main directions of pass samples' inputs.
 
 AlphaEdit (Fang et al., ICLR 2025), section 3.2: an update times P leaves the layer's output unchanged for
 every input in the span that P removes. Here the span is that of the leading principal directions.
@@ -14,12 +14,12 @@ from torch import Tensor
 from salem.deltas.terms import LowRank
 from salem.errors import EditFailed
 
-_NEGLIGIBLE = 1e-6  # of the largest eigenvalue: what float32 leaves of a direction that no input has
+_NEGLIGIBLE = 1e-6  # of the largest eigenvalue: float32 noise in a direction that no input has
 
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The complement of a subspace of a layer's inputs."""
+    """The orthogonal complement of a subspace of a layer's inputs."""
 
     directions: Tensor  # [k, d_in], orthonormal rows; k may be 0
 
@@ -31,7 +31,7 @@ class NullSpace:
 def null_space(second_moment: Tensor, rank: int) -> NullSpace:
     """The complement of the `rank` leading eigenvectors of the inputs' second moment [d_in, d_in].
 
-    Directions that no input has are never removed: there is nothing to protect, and an edit may need them.
+    Directions that no input has are never removed: they need no protection, and an edit may use them.
 
     Raises:
         EditFailed: the moment is not finite.
@@ -40,7 +40,7 @@ def null_space(second_moment: Tensor, rank: int) -> NullSpace:
         return NullSpace(second_moment.new_zeros(0, len(second_moment), dtype=torch.float32))
     if not second_moment.isfinite().all():
         raise EditFailed(
-            "What enters the layer on pass samples is too large for numbers of 32 bits.",
+            "The layer's inputs on pass samples overflow float32.",
             remedy="Name another layer in options.layer, or set options.null_space_rank to 0.",
         )
     spent, vectors = torch.linalg.eigh(second_moment.double())  # ascending eigenvalues

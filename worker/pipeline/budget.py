@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
 
-from salem.models.batching import LENGTH_BUCKET, gives_answers_alone
+from salem.models.batching import LENGTH_BUCKET, supports_logits_to_keep
 from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
-from salem.models.trunk import sees_answer
+from salem.models.trunk import sees_answer_tokens
 from salem.records import (
     EditBatch,
     EditorOptions,
@@ -24,7 +24,7 @@ from salem.records import (
     Sample,
     TextInput,
 )
-from worker.dataset.forgetting_targets import LONGEST
+from worker.dataset.forgetting_targets import MAX_CONTINUATION_TOKENS
 from worker.hypernetworks.corpus import Corpus
 from worker.recipes.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of, trial_bytes
 from worker.recipes.scoped.entries import MOST_POSITIONS, num_near, num_stand_ins
@@ -94,7 +94,7 @@ def _value_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters, lay
     if hyper.recipe is not Recipe.SCOPED:
         return 0
     num_positions = 1
-    if sees_answer(network, layer):
+    if sees_answer_tokens(network, layer):
         answers = [TextInput(input=sample.answer) for sample in batch.edit_samples]
         num_positions = min(MOST_POSITIONS, 2 + max(count_tokens(network.tokenizer, answers)))
     return VALUE_COPIES * FLOAT_BYTES * len(batch.edit_samples) * num_positions * layer.d_out
@@ -143,7 +143,7 @@ def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) ->
 def _shape(network: Network) -> ModelShape:
     num_classes = len(network.labels) or network.model.get_input_embeddings().num_embeddings
     shape = shape_of(network.layers, _num_held(network), num_classes, generates=network.task.generates)
-    answers_alone = gives_answers_alone(network)
+    answers_alone = supports_logits_to_keep(network)
     return replace(shape, answers_alone=answers_alone, bytes_per_weight=network.model.dtype.itemsize)
 
 
@@ -223,7 +223,9 @@ def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], _Wr
     if not network.task.generates or not samples:
         return [min(length, most) for length in prompts], _Written()
     written = [TextInput(input=sample.answer) for sample in samples]
-    ends = [1 + (LONGEST if sample.forgets else 0) for sample in samples]  # and what is said instead
+    ends = [
+        1 + (MAX_CONTINUATION_TOKENS if sample.forgets else 0) for sample in samples
+    ]  # and what is said instead
     lengths = count_tokens(network.tokenizer, written)
     answers = [length + end for length, end in zip(lengths, ends, strict=True)]
     totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]

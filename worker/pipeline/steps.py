@@ -28,8 +28,8 @@ from salem.records import (
     Sample,
 )
 from worker.dataset.counterfactuals import with_neighbors
-from worker.dataset.forgetting_targets import divert
-from worker.evaluation.earlier_edits import lost_edits
+from worker.dataset.forgetting_targets import add_forgetting_targets
+from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.metrics import evaluate
 from worker.evaluation.versions import Overlaid, Version, on_top
 from worker.hypernetworks.files import TrainedEditor
@@ -159,7 +159,7 @@ def make_delta(
     """
     plain = [delta for delta in parent if not delta.scoped]
     with applied(network.model, plain):
-        batch = divert(network, batch)
+        batch = add_forgetting_targets(network, batch)
     notes: tuple[str, ...] = ()
     editor = left.editor if left else None
     if editor is None:
@@ -237,7 +237,7 @@ def _measure(
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
     if not parent and isinstance(after, Overlaid):
         before.known.update(left.answers)
-    undone = lost_edits(network, before, after, left.edits, batch)
+    undone = notes_on_lost_edits(network, before, after, left.edits, batch)
     notes = (*made.warnings, *_unheld(batch), *undone)
     return evaluate(batch, before, after, generates=network.task.generates, notes=notes)
 

@@ -24,7 +24,7 @@ from worker.hypernetworks.one_pass import one_pass_term
 from worker.numerics.low_rank import TOLERANCE, compress
 from worker.recipes.base import Left, Trained, Work
 from worker.recipes.scoped.entries import scoped_entries
-from worker.training.loop import Prepared, Progress, standing
+from worker.training.loop import Prepared, Progress, score_term
 from worker.training.ridge import ridge_term
 
 
@@ -68,8 +68,8 @@ def smallest_that_holds(
 ) -> LowRank | Dense:
     """The term compressed, unless a correction that held no longer does: then the dense matrix."""
     small = compress(term, prepared.layer, tolerance)
-    held = standing(network, prepared, term, hyper).held
-    return small if standing(network, prepared, small, hyper).held >= held else Dense(term.dense())
+    held = score_term(network, prepared, term, hyper).held
+    return small if score_term(network, prepared, small, hyper).held >= held else Dense(term.dense())
 
 
 def _paper(work: Work) -> Trained:

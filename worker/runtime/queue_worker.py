@@ -44,7 +44,7 @@ class QueueWorker(Worker):  # type: ignore[misc]
         self.connection.set_retry(Retry(NoBackoff(), 0))
 
 
-def endure(connection: Redis) -> None:
+def retry_while_unreachable(connection: Redis) -> None:
     """Make each command wait for a Redis that is away, as long as a start of it may take.
 
     Without it, one heartbeat that fails ends the worker and kills the job that it runs.

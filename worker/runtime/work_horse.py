@@ -31,7 +31,7 @@ from worker.jobs import edit as edit_job
 from worker.jobs import editor as editor_job
 from worker.jobs import registration as register_job
 from worker.jobs import removal as remove_job
-from worker.training.micro_batches import ran_out
+from worker.training.micro_batches import ran_out_of_memory
 
 _INTERNAL = SalemError(
     "The job failed for a reason that is not the request's.",
@@ -97,7 +97,7 @@ class JobRun:
                 self._fail(error)
         except Exception as error:
             # The end of every road: whatever went wrong, the job must not stay running for ever.
-            no_memory = ran_out(error)
+            no_memory = ran_out_of_memory(error)
             self.log.exception("job ran out of memory" if no_memory else "job failed unexpectedly")
             self._fail(_OUT_OF_MEMORY if no_memory else _INTERNAL)
 

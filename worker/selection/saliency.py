@@ -19,7 +19,7 @@ from torch import Tensor
 
 from salem.models.batching import Batch, encode
 from salem.models.network import Network
-from salem.models.trunk import sees_answer
+from salem.models.trunk import sees_answer_tokens
 from salem.records import Hyperparameters, Layer, LayerScore, Recipe, Sample
 from worker.activations.gradients import TokenGradients, token_gradients
 from worker.selection.candidates import last_layers, middle_layers
@@ -148,7 +148,7 @@ def candidate_layers(network: Network, hyper: Hyperparameters) -> tuple[Layer, .
     if hyper.recipe is not Recipe.SCOPED:
         return middle
     if network.task.generates:
-        return tuple(layer for layer in middle if sees_answer(network, layer))
+        return tuple(layer for layer in middle if sees_answer_tokens(network, layer))
     return middle if hyper.candidates == "middle" else last_layers(network.layers)
 
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank, adding
 from salem.models.batching import Answers, Batch, forward
 from salem.models.network import Network
-from salem.models.trunk import Trunk, beside_encoder, resume
+from salem.models.trunk import Trunk, in_seq2seq_decoder, resume
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from worker.activations.trunk_sets import Chunk, TrunkSet, batches, token_mask
-from worker.dataset.token_limits import reworded
-from worker.numerics.losses import next_choices, worst_margin_per_sample
+from worker.dataset.token_limits import augmented
+from worker.numerics.losses import log_probs_without_forgotten, min_margin_per_sample
 from worker.training.loop import CHUNK, Prepared
 from worker.training.ridge import ridge_term
 
@@ -45,7 +45,7 @@ class Trial:
     held: float  # corrections (edit and adapt samples) answered rightly
     reworded: float  # rule-made rewordings of the edits answered rightly
     lost: float  # validation samples right before and wrong after
-    divergence: float  # nats, as in `Standing`: settles equal scores
+    divergence: float  # nats, as in `TermScore`: settles equal scores
 
     @property
     def score(self) -> float:
@@ -87,7 +87,7 @@ def trial_edits(
         EditFailed: no token carries a gradient at one of the layers.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    other_words = reworded(network, batch.edit_samples, rng, apart=batch.held_out_words)
+    other_words = augmented(network, batch.edit_samples, rng, apart=batch.held_out_words)
     keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
     parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
@@ -107,7 +107,7 @@ def _share_right(network: Network, samples: TrunkSet, term: LowRank | Dense) -> 
     right: list[Tensor] = []
     for chunk in samples.chunks:
         with adding(network.module(chunk.trunk.layer.path), term):
-            right.append(worst_margin_per_sample(resume(network, chunk.trunk)) > 0)
+            right.append(min_margin_per_sample(resume(network, chunk.trunk)) > 0)
     return float(torch.cat(right).float().mean())
 
 
@@ -132,9 +132,9 @@ def prepare_layers(
             ].float()
             moments[path].addmm_(kept.T, kept)
             counts[path] += len(kept)
-            held = worst_margin_per_sample(answers) > 0
+            held = min_margin_per_sample(answers) > 0
             before = (
-                next_choices(answers) if before is None else before
+                log_probs_without_forgotten(answers) if before is None else before
             )  # one forward: the same at every layer
             chunks[path].append(Chunk(trunk, places, before, held))
     return {path: (TrunkSet(tuple(chunks[path])), moments[path] / max(counts[path], 1)) for path in chunks}
@@ -173,5 +173,5 @@ def _capture_layers(
             stack.callback(keeper.remove)
         answers = forward(network, batch)
     for layer in layers:
-        state = encoded[0] if beside_encoder(network, layer) else None
+        state = encoded[0] if in_seq2seq_decoder(network, layer) else None
         yield Trunk(layer, batch, below.get(layer.path), state), inputs[layer.path], answers

@@ -1,8 +1,7 @@
-"""The gradients of one step, in as few passes as memory allows: a pass that runs out of it is cut in two.
+"""The gradients of one training step; a pass that runs out of memory is split in two.
 
-The objective of a step is a weighted sum over samples, so the gradients of its parts add up to its own
-(gradient accumulation). Knows chunks and that a loss is a mean over them; does not know what is trained or
-which objective it is.
+The objective of a step is a weighted sum over samples, so the gradients of its parts add up to the whole
+(gradient accumulation). Must not know what is trained or which objective it is.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from torch import Tensor, nn
 from salem.deltas.terms import Term
 from worker.activations.trunk_sets import Chunk
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a bare RuntimeError where the host's memory ends
+_CPU_ALLOCATOR = (
+    "DefaultCPUAllocator"  # in the plain RuntimeError that torch raises when host memory runs out
+)
 
 
 @dataclass(frozen=True)
-class Share:
-    """One summand of a step's objective: weight times the mean over a chunk's samples."""
+class WeightedLoss:
+    """One summand of a step's objective: a weight times the mean loss over a chunk's samples."""
 
     chunk: Chunk
     weight: float
@@ -30,61 +31,61 @@ class Share:
 
 
 class MicroBatches:
-    """Computes steps, and remembers how large a pass may be."""
+    """Computes the gradients of steps, and remembers how many samples fit in a pass."""
 
     def __init__(self) -> None:
-        self.largest: int | None = None  # samples of a share in one pass; None: never ran out of memory
+        self.largest: int | None = None  # samples of one loss in a pass; None: no limit found so far
 
     def gradients(
-        self, shares: Sequence[Share], term: Callable[[], Term], parameters: Sequence[nn.Parameter]
+        self, losses: Sequence[WeightedLoss], term: Callable[[], Term], parameters: Sequence[nn.Parameter]
     ) -> list[Tensor]:
-        """The gradient of the shares' sum by each parameter, zero where it takes no part.
+        """The gradient of the summed losses for each parameter, zero for a parameter that takes no part.
 
         Raises:
             torch.OutOfMemoryError, MemoryError, RuntimeError: not even one sample fits.
         """
         while True:
             try:
-                return self._accumulated(shares, term, parameters)
+                return self._accumulated(losses, term, parameters)
             except (MemoryError, RuntimeError) as error:
-                longest = max(len(share.chunk) for share in shares)
+                longest = max(len(loss.chunk) for loss in losses)
                 largest = min(self.largest or longest, longest)
-                if largest == 1 or not ran_out(error):
+                if largest == 1 or not ran_out_of_memory(error):
                     raise
-            # Outside of the handler, whose traceback would keep the failed pass alive.
+            # Outside the handler, because its traceback would keep the failed pass in memory.
             self.largest = largest // 2
-            for share in shares:
-                share.chunk.memory.forget()
+            for loss in losses:
+                loss.chunk.memory.forget()
             structlog.get_logger().warning("out of memory: smaller passes", samples=self.largest)
 
     def _accumulated(
-        self, shares: Sequence[Share], term: Callable[[], Term], parameters: Sequence[nn.Parameter]
+        self, losses: Sequence[WeightedLoss], term: Callable[[], Term], parameters: Sequence[nn.Parameter]
     ) -> list[Tensor]:
         total: list[Tensor] = []
-        for part in self._passes(shares):
+        for part in self._passes(losses):
             now = term()
-            loss = torch.stack([share.weight * share.mean_loss(share.chunk, now) for share in part]).sum()
-            found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            value = torch.stack([loss.weight * loss.mean_loss(loss.chunk, now) for loss in part]).sum()
+            found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
         return total
 
-    def _passes(self, shares: Sequence[Share]) -> list[list[Share]]:
+    def _passes(self, losses: Sequence[WeightedLoss]) -> list[list[WeightedLoss]]:
         if self.largest is None:
-            return [list(shares)]
-        return [[part] for share in shares for part in _cut(share, self.largest)]
+            return [list(losses)]
+        return [[part] for loss in losses for part in _split(loss, self.largest)]
 
 
-def _cut(share: Share, largest: int) -> list[Share]:
-    """Parts of at most so many samples, each weighing as much as it has of them."""
-    n = len(share.chunk)
+def _split(loss: WeightedLoss, largest: int) -> list[WeightedLoss]:
+    """Parts of at most `largest` samples; each part's weight is in proportion to its samples."""
+    n = len(loss.chunk)
     if n <= largest:
-        return [share]
+        return [loss]
     return [
-        replace(share, chunk=share.chunk.rows(rows), weight=share.weight * len(rows) / n)
+        replace(loss, chunk=loss.chunk.rows(rows), weight=loss.weight * len(rows) / n)
         for rows in torch.split(torch.arange(n), largest)
     ]
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ended, on either side."""
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on the host or the device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)

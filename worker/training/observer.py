@@ -1,7 +1,4 @@
-"""Who is told how a job proceeds.
-
-Must not know what a job is or where its progress is stored.
-"""
+"""The interface through which a job reports its progress. Must not know where progress is stored."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from salem.records import LayerScore
 
 
 class Observer(Protocol):
-    """Who wants to know how an edit goes."""
+    """Receives the progress of a job."""
 
     def phase(self, name: str, progress: float) -> None: ...
 

@@ -30,8 +30,8 @@ from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
 from salem.records import Hyperparameters
 from worker.activations.gradients import suffix_gradients
-from worker.numerics.losses import margin_loss_per_sample, margins, worst_margin_per_sample
-from worker.training.loop import Prepared, Standing, standing
+from worker.numerics.losses import margin_loss_per_sample, margins, min_margin_per_sample
+from worker.training.loop import Prepared, TermScore, score_term
 
 STRENGTHS = (1e6, 1e5, 1e4)  # pass tokens that one row of a correction is weighed against (docs/log.md)
 LEAST_MARGIN = 0.5
@@ -53,7 +53,7 @@ class RidgeRows:
 
 
 @dataclass(frozen=True)
-class Goal:
+class StopRule:
     """When the rounds end."""
 
     margin: float  # nats, of the loss
@@ -62,7 +62,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Push:
+class RidgeStep:
     """Where the corrections stand under a term, and which way down is."""
 
     loss: Tensor  # [n] margin loss per sample
@@ -123,7 +123,7 @@ def ridge_term(
     hyper: Hyperparameters,
     strengths: Sequence[float] = STRENGTHS,
     most_rounds: int = MOST_ROUNDS,
-) -> tuple[LowRank | Dense, Standing]:
+) -> tuple[LowRank | Dense, TermScore]:
     """Solve for a term that corrects, with the strongest hold on pass inputs that allows it.
 
     Strengths are tried in order until all corrections hold; of those tried, the one that stands best on the
@@ -134,11 +134,11 @@ def ridge_term(
     """
     margin = hyper.margin or DEFAULT_MARGIN
     rows = ridge_rows(network, prepared, margin)
-    goal = Goal(margin, firm_enough(prepared, margin / 2), most_rounds)
-    found: list[tuple[Standing, LowRank | Dense]] = []
+    goal = StopRule(margin, sufficient_margin(prepared, margin / 2), most_rounds)
+    found: list[tuple[TermScore, LowRank | Dense]] = []
     for strength in strengths:
         term = _solve(network, rows, ridge_factor(rows.u, prepared.inputs_to_keep, strength), goal)
-        found.append((standing(network, prepared, term, hyper), term))
+        found.append((score_term(network, prepared, term, hyper), term))
         if found[-1][0].held == 1.0:
             break
     best, term = max(found, key=lambda item: item[0].order)
@@ -162,7 +162,7 @@ def ridge_rows(network: Network, prepared: Prepared, margin: float) -> RidgeRows
     return RidgeRows(trunks, kept, torch.cat(owners), u)
 
 
-def firm_enough(prepared: Prepared, most: float) -> float:
+def sufficient_margin(prepared: Prepared, most: float) -> float:
     """The margin at which a correction holds as the network holds what it knows, and never above `most`.
 
     The classes of a small classifier may lie so close that no answer leads by more than a few nats: asking
@@ -172,17 +172,17 @@ def firm_enough(prepared: Prepared, most: float) -> float:
         margins(Answers(chunk.before, chunk.trunk.batch.targets[asked], asked.nonzero()[:, 0], len(asked)))
         for chunk in prepared.keep.chunks
         if chunk.before is not None
-        for asked in [chunk.trunk.batch.asked]
+        for asked in [chunk.trunk.batch.answer_mask]
     ]
     return min(most, max(float(torch.cat(own).quantile(TYPICAL)), LEAST_MARGIN)) if own else most
 
 
-def _solve(network: Network, rows: RidgeRows, factor: Tensor, goal: Goal) -> LowRank | Dense:
+def _solve(network: Network, rows: RidgeRows, factor: Tensor, goal: StopRule) -> LowRank | Dense:
     """Rounds of a gradient at the weights so far and a search along it; the factorization stays."""
     wanted = torch.zeros(len(rows.u), rows.trunks[0].layer.d_out, device=rows.u.device)
     length = 1.0
     for _ in range(goal.most_rounds):
-        push = push_rows(network, rows, _term(factor, wanted), goal)
+        push = ridge_step(network, rows, _term(factor, wanted), goal)
         if bool((push.worst > goal.enough).all()):
             break
         tried = [wanted + length * times * push.step for times in STEP_FACTORS]
@@ -195,7 +195,7 @@ def _solve(network: Network, rows: RidgeRows, factor: Tensor, goal: Goal) -> Low
     return _term(factor, wanted)
 
 
-def push_rows(network: Network, rows: RidgeRows, term: LowRank | Dense, goal: Goal) -> Push:
+def ridge_step(network: Network, rows: RidgeRows, term: LowRank | Dense, goal: StopRule) -> RidgeStep:
     """Losses under a term, and the step of each sample that would bring a linear loss to zero (Polyak 1987).
 
     A sample that leads by enough asks for nothing more.
@@ -206,7 +206,7 @@ def push_rows(network: Network, rows: RidgeRows, term: LowRank | Dense, goal: Go
 
     def noting(answers: Answers) -> Tensor:
         losses.append(_loss(answers, goal.margin))
-        worst.append(worst_margin_per_sample(answers))
+        worst.append(min_margin_per_sample(answers))
         return losses[-1]
 
     for trunk, mask in zip(rows.trunks, rows.kept, strict=True):
@@ -215,7 +215,7 @@ def push_rows(network: Network, rows: RidgeRows, term: LowRank | Dense, goal: Go
     loss, smallest, v = torch.cat(losses).detach(), torch.cat(worst).detach(), torch.cat(gradients)
     squares = torch.zeros_like(loss).index_add(0, rows.owners, v.square().sum(-1))
     scale = torch.where(smallest > goal.enough, 0.0, loss / squares.clamp(min=1e-20))
-    return Push(loss, smallest, -scale[rows.owners, None] * v)
+    return RidgeStep(loss, smallest, -scale[rows.owners, None] * v)
 
 
 @torch.no_grad()

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from salem.deltas.terms import applied
 from salem.models.batching import encode, forward
 from salem.models.network import Network
-from salem.models.trunk import resume, sees_answer
+from salem.models.trunk import resume, sees_answer_tokens
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
 from salem.scope.scope import Scoped
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
-from worker.dataset.token_limits import reworded
+from worker.dataset.token_limits import augmented
 from worker.hypernetworks.learners import ScopedLearner, empty_entries
-from worker.numerics.losses import worst_margin_per_sample
+from worker.numerics.losses import min_margin_per_sample
 from worker.recipes.base import Trained, Work
 from worker.recipes.scoped.calibration import Scoping, draw_scopes
 from worker.recipes.scoped.entry_values import DIRECTIONS, along
 from worker.selection.candidates import last_layers
-from worker.training.loop import CHUNK, Prepared, answers_under
+from worker.training.active_corrections import answers_with_term
+from worker.training.loop import CHUNK, Prepared
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
 MOST_POSITIONS = 32  # of an answer that have a value of their own; later ones share the last
@@ -79,9 +80,9 @@ def _num_positions(network: Network, prepared: Prepared) -> int:
     """How many values an entry needs, if the layer sees the answer: one for each token of the longest, and
     one for what comes behind it, which is never trained: there the base goes on.
     """
-    if not sees_answer(network, prepared.layer):
+    if not sees_answer_tokens(network, prepared.layer):
         return 1
-    asked = [chunk.trunk.batch.asked for chunk in prepared.corrections.chunks]
+    asked = [chunk.trunk.batch.answer_mask for chunk in prepared.corrections.chunks]
     return min(MOST_POSITIONS, 1 + max(int(each.sum(-1).max()) for each in asked))
 
 
@@ -99,7 +100,7 @@ def _failing(work: Work, prepared: Prepared, term: Scoped) -> Tensor:
     failing = torch.zeros(len(term.values), dtype=torch.bool)
     for chunk in prepared.corrections.chunks:
         assert chunk.firing is not None
-        wrong = worst_margin_per_sample(answers_under(work.network, chunk, term)) <= 0
+        wrong = min_margin_per_sample(answers_with_term(work.network, chunk, term)) <= 0
         own = chunk.samples < len(work.batch.corrections)
         failing[chunk.firing.entry.cpu()[wrong.cpu() & own]] = True
     return failing
@@ -126,7 +127,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     rng = random.Random(work.hyper.seed)
     apart = work.batch.held_out_words
-    drawn = [reworded(network, own, rng, apart=apart) for _ in range(work.hyper.augmentations)]
+    drawn = [augmented(network, own, rng, apart=apart) for _ in range(work.hyper.augmentations)]
     other_words = [sample for draw in drawn for sample in draw]
     owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
     corrections = prepare(network, [*own, *other_words, *standing_in], layer, chunk_size=CHUNK)
@@ -139,7 +140,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
         keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
-        num_asked=len(own) + len(other_words),
+        num_own_corrections=len(own) + len(other_words),
     )
     return prepared, _state_scale(network, corrections)
 
@@ -198,5 +199,5 @@ def attainable_margin(network: Network, keep: Sequence[Sample], margin: float) -
     few = keep[:MARGIN_SAMPLES]
     if not few or not margin:
         return margin
-    own = float(worst_margin_per_sample(forward(network, encode(network, few))).median())
+    own = float(min_margin_per_sample(forward(network, encode(network, few))).median())
     return min(margin, own) if own > 0 else margin

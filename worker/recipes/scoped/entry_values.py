@@ -24,8 +24,8 @@ from worker.activations.trunk_sets import Chunk
 from worker.hypernetworks.learners import MendLearner, joined, mend_learner
 from worker.hypernetworks.mend import Factors
 from worker.recipes.base import Work
-from worker.training.loop import Prepared, edit_loss, reached
-from worker.training.micro_batches import MicroBatches, Share
+from worker.training.loop import Prepared, edit_loss, states_with_term
+from worker.training.micro_batches import MicroBatches, WeightedLoss
 
 SIZES = tuple(2.0**power for power in range(-2, 7))  # of a value, in units of the state's scale
 
@@ -34,7 +34,7 @@ def closed_form(work: Work, prepared: Prepared, start: Scoped) -> Tensor:
     """Minus the gradient of the corrections' loss with respect to each value -> [e, p, d_out]."""
     values = nn.Parameter(start.values.clone())
     loss = partial(edit_loss, work.network, hyper=work.hyper)
-    shares = [Share(chunk, len(chunk), loss) for chunk in prepared.corrections.chunks]
+    shares = [WeightedLoss(chunk, len(chunk), loss) for chunk in prepared.corrections.chunks]
     (gradient,) = MicroBatches().gradients(shares, lambda: replace(start, values=values), [values])
     return -gradient
 
@@ -96,8 +96,8 @@ def along(
 
 def _worst(network: Network, prepared: Prepared, term: Scoped) -> Tensor:
     """The smallest margin among the corrections of each entry that were asked for -> [e]."""
-    there = reached(network, prepared.corrections, term).worst
-    there[prepared.num_asked :] = float("inf")
+    there = states_with_term(network, prepared.corrections, term).min_margin
+    there[prepared.num_own_corrections :] = float("inf")
     worst = there.new_full((len(term.values),), float("inf"))
     for chunk in prepared.corrections.chunks:
         assert chunk.firing is not None

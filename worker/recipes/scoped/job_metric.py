@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from salem.models.network import Network
-from salem.models.trunk import beside_encoder
+from salem.models.trunk import in_seq2seq_decoder
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
 from salem.scope.features import Reading, token_rarity
 from salem.scope.lexical import word_rarity, word_steadiness
@@ -23,7 +23,7 @@ from salem.scope.metric import Metric
 from salem.scope.metric_files import named
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.augmentation import TYPING
-from worker.dataset.token_limits import prompts_fit, reworded
+from worker.dataset.token_limits import augmented, prompts_fit
 from worker.recipes.scoped.metric_training import (
     GENTLE,
     SHARP,
@@ -163,7 +163,7 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
 
 def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
     # A metric reads prompts alone, so nothing has to leave room for an answer.
-    reword = partial(reworded, network, rng=rng, fit=prompts_fit, apart=batch.held_out_words)
+    reword = partial(augmented, network, rng=rng, fit=prompts_fit, apart=batch.held_out_words)
     known = list(batch.equivalents)[:MOST_PAIRS]
     pairs = [*known, *zip(learning, reword(learning), strict=True)]
     rng.shuffle(pairs)
@@ -186,7 +186,7 @@ def _readings(
     stack = network.layers[0].stack
     height = sum(other.stack == stack for other in network.layers)
     depths = {max(height // 4, 1), max(height // 2, 1)}
-    if beside_encoder(network, layer):
+    if in_seq2seq_decoder(network, layer):
         depths.add(height)
     elif layer.stack == stack:
         depths = {min(depth, layer.block) for depth in depths}

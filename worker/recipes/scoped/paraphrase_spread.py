@@ -15,7 +15,7 @@ from salem.records import Sample, TextInput
 from salem.scope.lexical import Wording
 from salem.scope.metric import EVERYWHERE, Metric
 from worker.activations.scope_features import FeatureMemo
-from worker.dataset.token_limits import prompts_fit, reworded
+from worker.dataset.token_limits import augmented, prompts_fit
 
 PROBES = 128  # pass samples whose rewordings are looked at
 FEWEST = 20  # of them, for distances to say anything
@@ -59,7 +59,7 @@ def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float) -> float:
 
 def _extent(memo: FeatureMemo, metric: Metric, probes: Sequence[Sample], rng: random.Random) -> float:
     """How far from a text its equivalents are taken to lie, by rewordings that changed something."""
-    made = zip(probes, reworded(memo.network, probes, rng, fit=prompts_fit), strict=True)
+    made = zip(probes, augmented(memo.network, probes, rng, fit=prompts_fit), strict=True)
     changed = [pair for pair in made if pair[0].input != pair[1].input]
     if len(changed) < FEWEST:
         return EVERYWHERE
