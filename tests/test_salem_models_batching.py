@@ -241,7 +241,7 @@ def test_a_bucket_never_passes_the_models_limit() -> None:
 def test_a_sample_over_the_limit_is_refused(architecture: str) -> None:
     network = tiny_network(architecture)
     target = "Rome" if network.task.generates else "other"
-    with pytest.raises(EditFailed, match=f"the model takes {network.max_input_tokens}"):
+    with pytest.raises(EditFailed, match=f"takes at most {network.max_input_tokens}"):
         encode(network, [Sample(input="order " * (MAX_TOKENS + 5), target=target)])
 
 
