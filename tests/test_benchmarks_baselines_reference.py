@@ -168,12 +168,12 @@ def test_grace_generates_alike_alone_and_beside_longer_prompts(architecture: str
 def test_grouped_updates_are_each_episode_s_own() -> None:
     network = tiny_network("bert")
     corpus, layer = wrong_for(network, CORPUS_TEXTS), network.layers[1]
-    lesson = meta_batches(network, corpus, [layer], Random(0))[0]
+    batch = meta_batches(network, corpus, [layer], Random(0))[0]
     editor = MendEditor(layer.d_in, layer.d_out, 4, torch.Generator().manual_seed(0))
-    update = grouped_updates({layer.path: editor}, lesson, 2)[layer.path]
+    update = grouped_updates({layer.path: editor}, batch, 2)[layer.path]
     assert len(update.a) == 2
     x = drawn(6, 5, layer.d_in)  # rows 0 to 2 feel the first episode, the others the second
-    gradients = lesson.gradients[layer.path]
+    gradients = batch.gradients[layer.path]
     for group in range(2):
         u, v = (one[2 * group : 2 * group + 2].flatten(0, 1) for one in (gradients.u, gradients.v))
         expected = x[3 * group : 3 * group + 3] @ (-(v.T @ u)).T

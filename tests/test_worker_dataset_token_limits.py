@@ -150,4 +150,4 @@ def test_an_editors_corpus_may_fill_the_window() -> None:
     edits = [Edit(**sample.model_dump()) for sample in full("bert").edit_samples]
     for seed in range(8):
         made = meta_batches(network, edits, network.layers[:1], random.Random(seed))
-        assert sum(len(lesson.asked.batch) for lesson in made) == len(edits)
+        assert sum(len(batch.questions.batch) for batch in made) == len(edits)

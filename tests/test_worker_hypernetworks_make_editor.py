@@ -13,7 +13,7 @@ from tiny_models import tiny_network
 from salem.errors import EditFailed
 from salem.records import Edit, EditBatch, EditorOptions, LayerScore
 from worker.dataset.split import build_edit_batch
-from worker.hypernetworks.corpus import FEWEST_WRONG, Corpus, split_corpus
+from worker.hypernetworks.corpus import MIN_WRONG, Corpus, split_corpus
 from worker.hypernetworks.make_editor import MeasuredEditor, make_editor, split
 
 
@@ -131,7 +131,7 @@ def test_held_out_edits_are_wrong_ones_and_take_no_part() -> None:
     assert not texts & {sample.content_hash for sample in (*found.pass_samples, *found.held_out_pass_samples)}
 
 
-@pytest.mark.parametrize("num_wrong", [0, FEWEST_WRONG - 1])
+@pytest.mark.parametrize("num_wrong", [0, MIN_WRONG - 1])
 def test_a_corpus_that_the_model_answers_already_is_refused(num_wrong: int) -> None:
     edits = corpus()
     with pytest.raises(EditFailed) as caught:

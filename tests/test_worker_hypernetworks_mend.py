@@ -110,22 +110,22 @@ def test_no_loss_keeps_the_gradient_exactly_and_at_its_rank(tokens: int, d_in: i
     generator = draw(tokens)
     u = torch.randn(tokens, d_in, generator=generator, dtype=torch.float64)
     v = torch.randn(tokens, d_out, generator=generator, dtype=torch.float64)
-    found = aggregate(u, v, energy_lost=0.0)
+    found = aggregate(u, v, tolerance=0.0)
     assert found.u.shape == (min(tokens, d_in, d_out), d_in)
     assert found.v.shape == (min(tokens, d_in, d_out), d_out)
     torch.testing.assert_close(found.v.T @ found.u, v.T @ u, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("energy_lost", [0.5, 0.1, 1e-3])
-def test_what_is_dropped_stays_within_the_tolerance(energy_lost: float) -> None:
+@pytest.mark.parametrize("tolerance", [0.5, 0.1, 1e-3])
+def test_what_is_dropped_stays_within_the_tolerance(tolerance: float) -> None:
     u = torch.randn(60, 24, generator=draw(0)) * torch.logspace(0, -4, 24)
     v = torch.randn(60, 16, generator=draw(1)) * torch.logspace(0, -4, 16)
     gradient = v.double().T @ u.double()
-    found = aggregate(u, v, energy_lost)
+    found = aggregate(u, v, tolerance)
     error = (found.v.double().T @ found.u.double() - gradient).norm() / gradient.norm()
-    assert error <= energy_lost * (1 + 1e-3)
+    assert error <= tolerance * (1 + 1e-3)
     singular = torch.linalg.svdvals(gradient)
-    fewest = next(r for r in range(1, 17) if singular[r:].norm() <= energy_lost * singular.norm())
+    fewest = next(r for r in range(1, 17) if singular[r:].norm() <= tolerance * singular.norm())
     assert len(found.u) == fewest
 
 

@@ -63,13 +63,13 @@ def layer_of(block: int) -> Layer:
 
 
 def test_a_score_weighs_success_against_loss() -> None:
-    assert Trial(layer_of(0), held=1.0, reworded=0.5, lost=0.25, divergence=9.0).score == 0.5
+    assert Trial(layer_of(0), held=1.0, augmented=0.5, lost=0.25, divergence=9.0).score == 0.5
 
 
 def test_the_reason_names_the_winner_its_figures_and_the_others() -> None:
     trials = (
-        Trial(layer_of(0), held=0.5, reworded=0.5, lost=0.0, divergence=0.1),
-        Trial(layer_of(3), held=1.0, reworded=0.75, lost=0.0123, divergence=0.1),
+        Trial(layer_of(0), held=0.5, augmented=0.5, lost=0.0, divergence=0.1),
+        Trial(layer_of(3), held=1.0, augmented=0.75, lost=0.0123, divergence=0.1),
     )
     reason = Decision(trials, trials[1]).reason
     for part in ("layers.3.down was chosen", "100%", "75%", "1.2%", "layers.0.down 0.500", "of 2 at"):

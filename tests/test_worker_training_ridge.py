@@ -18,11 +18,11 @@ from worker.numerics.losses import margin_loss_per_sample, margins
 from worker.training.loop import Prepared, prepare_dataset, score_term
 from worker.training.ridge import (
     StopRule,
-    ridge_delta,
     ridge_factor,
     ridge_rows,
     ridge_step,
     ridge_term,
+    ridge_update,
     sufficient_margin,
 )
 
@@ -58,46 +58,47 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def test_the_delta_solves_the_regression(num_rows: int, kind: type, strength: float) -> None:
     u, wanted, root = drawn(num_rows, 6), drawn(num_rows, 5, seed=1), drawn(6, 6, seed=2)
     moment = root @ root.T
-    # The penalty as further rows: each column of the root is an input at which nothing is to be added.
+    # The penalty as more rows: each column of the root is an input whose output must not change.
     design = torch.cat([u, strength**0.5 * root.T])
     target = torch.cat([wanted, wanted.new_zeros(6, 5)])
     expected = torch.linalg.lstsq(design, target).solution.T
-    found = ridge_delta(u, wanted, moment, strength)
+    found = ridge_update(ridge_factor(u, moment, strength), wanted)
     assert isinstance(found, kind)
     torch.testing.assert_close(found.dense().double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_directions_that_no_input_has_can_be_solved() -> None:
     u, wanted = torch.eye(4)[:1], torch.ones(1, 3)
-    found = ridge_delta(u, wanted, torch.zeros(4, 4), strength=1.0)
+    found = ridge_update(ridge_factor(u, torch.zeros(4, 4), strength=1.0), wanted)
     torch.testing.assert_close(found(u), wanted, rtol=1e-4, atol=1e-4)
     assert float(found(torch.eye(4)[1:]).abs().max()) < 1e-6
 
 
-def test_pass_inputs_move_less_the_stronger_they_weigh() -> None:
+def test_a_stronger_penalty_changes_pass_outputs_less() -> None:
     u, wanted, kept = drawn(3, 8), drawn(3, 5, seed=1), drawn(20, 8, seed=3)
     moment = kept.T @ kept / len(kept)
-    moved = [float(ridge_delta(u, wanted, moment, s)(kept.float()).norm()) for s in (0.01, 1.0, 100.0)]
+    updates = [ridge_update(ridge_factor(u, moment, s), wanted) for s in (0.01, 1.0, 100.0)]
+    moved = [float(update(kept.float()).norm()) for update in updates]
     assert moved == sorted(moved, reverse=True) and moved[2] < moved[0] / 5
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_push_is_the_gradient_at_the_weights_so_far(architecture: str) -> None:
+def test_a_step_follows_the_gradient_at_the_current_weights(architecture: str) -> None:
     network = in_double(architecture)
     prepared = prepared_at(network, 1)
     layer, chunk = prepared.layer, prepared.corrections.chunks[0]
     term = Dense(0.05 * drawn(layer.d_out, layer.d_in))
     rows = ridge_rows(network, prepared, 6.0)
     rows_in_double = rows.u.double()
-    push = ridge_step(network, rows, term, StopRule(6.0, 1e9, 1))
+    found = ridge_step(network, rows, term, StopRule(6.0, 1e9, 1))
     weight = term.weight.clone().requires_grad_()
     with adding(network.module(layer.path), Dense(weight)):
         losses = margin_loss_per_sample(forward(network, chunk.trunk.batch), 6.0)
-    torch.testing.assert_close(push.loss, losses.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.loss, losses.detach(), rtol=1e-5, atol=1e-6)
     for sample in range(3):
         (gradient,) = torch.autograd.grad(losses[sample], weight, retain_graph=True)
         mine = rows.owners == sample
-        step = push.step[mine].double()
+        step = found.step[mine].double()
         direction = step.T @ rows_in_double[mine]  # -(loss / ||v||²) vᵀu
         ratio = (direction * gradient).sum() / gradient.square().sum()
         torch.testing.assert_close(direction, ratio * gradient, rtol=1e-3, atol=1e-5)
@@ -105,7 +106,7 @@ def test_a_push_is_the_gradient_at_the_weights_so_far(architecture: str) -> None
         assert float(-ratio * v_norm_squared) == pytest.approx(float(losses[sample].detach()), rel=1e-3)
 
 
-def test_a_sample_that_holds_is_not_pushed() -> None:
+def test_a_sample_with_a_sufficient_margin_takes_no_step() -> None:
     network = tiny_network("bert")
     rows = ridge_rows(network, prepared_at(network, 1), 6.0)
     layer = network.layers[1]
@@ -126,7 +127,7 @@ def test_the_closed_form_corrects(architecture: str, place: int) -> None:
     assert found == score_term(network, prepared, term, hyper)
 
 
-def test_corrections_hold_as_firmly_as_what_the_network_knows() -> None:
+def test_the_sufficient_margin_is_that_of_a_typical_pass_sample() -> None:
     network = tiny_network("bert")
     prepared = prepared_at(network, 1)
     own = torch.cat([margins(forward(network, chunk.trunk.batch)) for chunk in prepared.keep.chunks])
@@ -146,14 +147,14 @@ def test_edits_without_a_gradient_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_states_that_overflow_are_told(value: float) -> None:
+def test_states_that_overflow_are_refused(value: float) -> None:
     u = drawn(2, 8)
     u[1, 3] = value
     with pytest.raises(EditFailed, match="overflow on some of the samples"):
         ridge_factor(u, torch.eye(8), 1.0)
 
 
-def test_a_moment_that_rounding_left_negative_is_solved_all_the_same() -> None:
+def test_a_moment_that_rounding_made_negative_is_solved() -> None:
     draw = torch.Generator().manual_seed(0)
     few = torch.randn(3, 200, generator=draw)
     moment = few.T @ few * 1e4

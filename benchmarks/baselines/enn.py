@@ -84,9 +84,9 @@ def enn(editing: Editing) -> Added:
 
     def made_editable() -> EditableLayer:
         editable = EditableLayer(network, layer)
-        taught = meta_batches(network, corpus, [layer], random.Random(editing.seed))
+        batches = meta_batches(network, corpus, [layer], random.Random(editing.seed))
         size = min(EPISODE, len(editing.batch.edit_samples))
-        make_editable(editable, taught, prepared.keep, size, editing.setting, generator_of(editing))
+        make_editable(editable, batches, prepared.keep, size, editing.setting, generator_of(editing))
         return editable
 
     if corpus:
@@ -99,7 +99,7 @@ def enn(editing: Editing) -> Added:
 
 def make_editable(
     editable: EditableLayer,
-    taught: Sequence[MetaBatch],
+    batches: Sequence[MetaBatch],
     keep: TrunkSet,
     size: int,
     kl_weight: float,
@@ -107,7 +107,7 @@ def make_editable(
 ) -> None:
     """The outer loop. Only the plain attention kernel can be differentiated twice."""
     with sdpa_kernel(SDPBackend.MATH):
-        search_rate(editable, [_rows(taught[0], CHUNK, generator)])
+        search_rate(editable, [_rows(batches[0], CHUNK, generator)])
         groups = [
             {"params": [editable.update], "lr": OUTER_RATE},
             {"params": [editable.log_rate], "lr": INNER_RATE_RATE},
@@ -115,7 +115,7 @@ def make_editable(
         optimizer = torch.optim.Adam(groups)
         keeps = keep.cycle(generator)
         for step in range(NUM_OUTER_STEPS):
-            episode = _rows(taught[step % len(taught)], size, generator)
+            episode = _rows(batches[step % len(batches)], size, generator)
             optimizer.zero_grad(set_to_none=True)
             outer_loss(editable, episode, next(keeps, None), kl_weight).backward()
             optimizer.step()
@@ -171,7 +171,7 @@ def search_rate(editable: EditableLayer, trunks: Sequence[Trunk]) -> None:
     loss_with(min(INNER_SHARES, key=loss_with))
 
 
-def _rows(lesson: MetaBatch, size: int, generator: torch.Generator) -> Trunk:
-    """The samples of up to `size` edits of a lesson, drawn anew."""
-    order = torch.randperm(len(lesson.asked.batch), generator=generator)
-    return lesson.asked.rows(order[:size])
+def _rows(batch: MetaBatch, size: int, generator: torch.Generator) -> Trunk:
+    """The samples of up to `size` edits of a batch, in a new order."""
+    order = torch.randperm(len(batch.questions.batch), generator=generator)
+    return batch.questions.rows(order[:size])

@@ -24,7 +24,12 @@ from salem.models.network import Network
 from salem.records import Edit, Layer, Sample
 from worker.activations.trunk_sets import prepare_with_answers
 from worker.hypernetworks.mend import MendEditor
-from worker.hypernetworks.meta_training import MetaTrainingOptions, meta_batches, train_editors
+from worker.hypernetworks.meta_training import (
+    MetaTrainingOptions,
+    MetaTrainingSet,
+    meta_batches,
+    train_editors,
+)
 from worker.hypernetworks.one_pass import row_updates
 from worker.training.loop import CHUNK
 
@@ -46,15 +51,17 @@ def _trained_ahead(editing: Editing, layers: Sequence[Layer]) -> dict[str, MendE
         network, pass_samples(editing), editing.seed
     )
     keep, _ = prepare_with_answers(network, pass_samples(editing), layers[0], chunk_size=CHUNK)
-    taught = meta_batches(network, corpus, layers, random.Random(editing.seed))
-    course = MetaTrainingOptions(
+    batches = meta_batches(network, corpus, layers, random.Random(editing.seed))
+    options = MetaTrainingOptions(
         rank=EDITOR_RANK,
         num_together=len(editing.batch.edit_samples),
         num_steps=NUM_STEPS,
         learning_rate=EDITOR_RATE,
         kl_weight=editing.setting,
     )
-    return train_editors(network, layers, taught, keep.chunks, course, generator_of(editing))
+    return train_editors(
+        network, MetaTrainingSet(layers, batches, keep.chunks), options, generator_of(editing)
+    )
 
 
 def counterfactual_edits(network: Network, samples: Sequence[Sample], seed: int) -> tuple[Edit, ...]:

@@ -1,6 +1,6 @@
-"""Checks a model once before it is hosted: loads it, describes it, and asks it the whole reference set.
+"""Answers a reference set with the base once, when a model is registered: this finds its pass samples.
 
-Does not know jobs, SQL or blobs.
+Must not know jobs, SQL, or blobs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from salem.records import Edit, Proportion, ReferenceSample, held_out
 from worker.dataset.token_limits import samples_fit
 from worker.numerics.intervals import proportion
 
-SLICE = 512  # samples between two reports of progress
-ANSWER_TOKENS = 32  # most of an answer
+SLICE = 512  # samples between two progress reports
+MAX_ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class ReferenceAnswers:
-    """A reference set as the base answers it."""
+    """A reference set with the base's answers."""
 
     reference: tuple[ReferenceSample, ...]
     accuracy: Proportion | None
@@ -35,15 +35,15 @@ def answer_reference(
     samples: Sequence[Edit],
     progress: Callable[[float], None],
     *,
-    max_new_tokens: int = ANSWER_TOKENS,
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
 ) -> ReferenceAnswers:
-    """Ask the base every reference sample; those answered rightly are its pool of pass samples.
+    """Answer every reference sample with the base; those with a correct answer are its pass samples.
 
-    An answer may be right that the window cuts off before its end. It counts towards the accuracy, but
-    nothing could be trained on its sample, which is no pass sample therefore.
+    A correct answer may be cut off by the end of the model's window. It counts toward the accuracy, but the
+    sample is not a pass sample, because it cannot be trained on.
 
     Raises:
-        InvalidRequest: a label that the model does not have, or a sample longer than it takes.
+        InvalidRequest: a label is not one of the model's, or a sample exceeds the model's limit.
     """
     _check(network, samples)
     reference: list[ReferenceSample] = []
@@ -81,12 +81,12 @@ def _check(network: Network, samples: Sequence[Edit]) -> None:
             errors.append(Pointer(f"/reference/{index}/target", f'"{sample.answer}" is not one of {known}'))
     places = [(f"/reference/{index}/input", sample.sample) for index, sample in enumerate(samples)]
     for index, sample in enumerate(samples):
-        reworded = enumerate(sample.paraphrase_samples)
-        places += [(f"/reference/{index}/paraphrases/{place}", text) for place, text in reworded]
+        texts = enumerate(sample.paraphrase_samples)
+        places += [(f"/reference/{index}/paraphrases/{number}", text) for number, text in texts]
     lengths = count_tokens(network.tokenizer, [text for _, text in places])
     most = network.max_input_tokens
     errors += [
-        Pointer(pointer, f"{length} tokens; the model takes {most}")
+        Pointer(pointer, f"{length} tokens; the model takes at most {most}")
         for (pointer, _), length in zip(places, lengths, strict=True)
         if length > most
     ]
@@ -95,6 +95,6 @@ def _check(network: Network, samples: Sequence[Edit]) -> None:
         raise InvalidRequest(
             f"{len(errors)} reference samples do not fit the model; "
             f"the first: {first.pointer}: {first.detail}.",
-            remedy="Correct or leave out these samples and register again.",
+            remedy="Correct these samples or leave them out, and register again.",
             errors=errors,
         )

@@ -1,7 +1,7 @@
-"""Splits the corpus of an editor: what it is trained on, and the edits that measure it.
+"""Splits the corpus of an editor into edits to train on and edits to measure with.
 
-Held out are only edits that the base answers wrongly: one that it answers rightly already would hold
-whatever the editor does. Pure functions on samples; does not know models, tensors or storage.
+Only edits that the base answers wrongly are held out: an edit that it already answers correctly would hold
+whatever the editor does. Pure functions on samples. Must not know models, tensors, or storage.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from salem.errors import EditFailed
 from salem.messages import quoted
 from salem.records import Edit, EditBatch, Sample
 
-HELD_OUT_SHARE = 0.25  # of the corpus' edits that the base answers wrongly
-FEWEST_WRONG = 16  # of them, below which too few are left to train on and to measure with
+HELD_OUT_SHARE = 0.25  # of the edits that the base answers wrongly
+MIN_WRONG = 16  # edits that the base answers wrongly: fewer do not suffice to train and to measure
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus in its parts."""
+    """The parts of a corpus."""
 
     training: tuple[Edit, ...]
     held_out: tuple[Edit, ...]  # never seen in training or in the choice of the layer
     pass_samples: tuple[Sample, ...]
     held_out_pass_samples: tuple[Sample, ...]
-    num_right: int = 0  # edits whose target is the base's answer already; all are trained on
+    num_right: int = 0  # edits whose target the base already gives; all are used for training
 
     def as_batch(self) -> EditBatch:
-        """The parts as an edit dataset: trained on are the edits, measured are other edits."""
+        """The parts as an edit dataset, with the held-out edits as held-out paraphrases."""
         return EditBatch(
             edit_samples=tuple(edit.sample for edit in self.training),
             adapt_samples=(),
@@ -49,26 +49,26 @@ def split_corpus(edits: Sequence[Edit], wrong: Sequence[bool], batch: EditBatch,
 
     Args:
         wrong: for each edit, whether the base answers it wrongly.
-        batch: an edit dataset of the corpus, for its pass samples: none of them is one of its texts.
+        batch: an edit dataset of the corpus; it provides the pass samples.
 
     Raises:
         EditFailed: too few edits are answered wrongly.
     """
-    places = [place for place, is_wrong in enumerate(wrong) if is_wrong]
-    if len(places) < FEWEST_WRONG:
+    wrong_ones = [index for index, is_wrong in enumerate(wrong) if is_wrong]
+    if len(wrong_ones) < MIN_WRONG:
         right = [edit.input for edit, is_wrong in zip(edits, wrong, strict=True) if not is_wrong]
         such = f" (such as {quoted(right[0])})" if right else ""
         raise EditFailed(
             f"The model already gives the target of {len(right)} of the corpus' {len(edits)} edits{such}. "
-            f"{len(places)} are left to learn from and to measure with; {FEWEST_WRONG} are needed.",
-            remedy="Give more edits whose targets are not the model's answers.",
+            f"{len(wrong_ones)} edits are left for training and measuring; {MIN_WRONG} are needed.",
+            remedy="Send more edits whose targets differ from the model's answers.",
         )
-    random.Random(seed).shuffle(places)
-    apart = set(places[: int(len(places) * HELD_OUT_SHARE)])
+    random.Random(seed).shuffle(wrong_ones)
+    held_out = set(wrong_ones[: int(len(wrong_ones) * HELD_OUT_SHARE)])
     return Corpus(
-        training=tuple(edit for place, edit in enumerate(edits) if place not in apart),
-        held_out=tuple(edit for place, edit in enumerate(edits) if place in apart),
+        training=tuple(edit for index, edit in enumerate(edits) if index not in held_out),
+        held_out=tuple(edit for index, edit in enumerate(edits) if index in held_out),
         pass_samples=batch.pass_samples,
         held_out_pass_samples=batch.held_out_pass_samples,
-        num_right=len(edits) - len(places),
+        num_right=len(edits) - len(wrong_ones),
     )

@@ -1,6 +1,6 @@
-"""The file of an editor that was trained ahead: safetensors that name the base and the layer they belong to.
+"""The file of an editor: safetensors whose header names the base and the layer that it belongs to.
 
-Knows the fields of an editor and the checks of its file. Does not know where files are kept.
+Must not know where files are stored.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TrainedEditor:
 
     editor: MendEditor
     layer: Layer
-    num_together: int  # edits that it has learned to apply at once
-    sha256: str = ""  # of its file, where it has one
+    num_together: int  # edits that it was trained to apply at once
+    sha256: str = ""  # of its file, if it has one
 
     def to(self, device: torch.device) -> TrainedEditor:
         return replace(self, editor=self.editor.to(device))
@@ -35,18 +35,17 @@ class TrainedEditor:
 
 def pack_editor(trained: TrainedEditor, *, base_sha256: str, seed: int, corpus_size: int) -> bytes:
     """An editor as the bytes of a safetensors file of float32."""
-    said = {"num_together": trained.num_together, "seed": seed, "corpus_size": corpus_size}
-    header = {name: json.dumps(value) for name, value in said.items()}
+    facts = {"num_together": trained.num_together, "seed": seed, "corpus_size": corpus_size}
+    header = {name: json.dumps(value) for name, value in facts.items()}
     names = {"base_sha256": base_sha256, "layer": trained.layer.path}
     return tensor_files.write(trained.editor.state_dict(), header | names)
 
 
 def unpack_editor(data: bytes, *, base_sha256: str, layer: Layer) -> TrainedEditor:
-    """Read an editor and check it against the base and the layer that it is for.
+    """Read an editor and check that it fits the base and the layer.
 
     Raises:
-        DeltaRejected: the file is damaged, was made for another base or another layer, or its tensors are not
-            those of an editor of this layer.
+        DeltaRejected: the file is damaged, belongs to another base or layer, or has the wrong tensors.
     """
     header, tensors = tensor_files.read(data, noun="editor")
     if header.get("base_sha256") != base_sha256:
@@ -64,7 +63,9 @@ def unpack_editor(data: bytes, *, base_sha256: str, layer: Layer) -> TrainedEdit
 def _editor(tensors: dict[str, Tensor], layer: Layer) -> MendEditor:
     down = tensors.get(_RANK_OF, torch.empty(0))
     if down.dim() != 2 or not len(down):
-        raise DeltaRejected(f"The editor holds {sorted(tensors)[:8]}: not the tensors of an editor.")
+        raise DeltaRejected(
+            f"The file has the tensors {sorted(tensors)[:8]}, which are not those of an editor."
+        )
     editor = MendEditor(layer.d_in, layer.d_out, len(down), torch.Generator())
     expected = {name: value.shape for name, value in editor.state_dict().items()}
     if {name: value.shape for name, value in tensors.items()} != expected:

@@ -1,7 +1,6 @@
-"""One editor from a corpus to measured tensors: predicting, saliency, training, evaluation, in this order.
+"""One editor from a corpus to measured tensors: prediction, saliency, training, evaluation, in this order.
 
-Knows the order; reports where it stands through an `Observer`. Does not know jobs, SQL or blobs, nor what an
-editor is used for afterwards.
+Reports its progress through an `Observer`. Must not know jobs, SQL, blobs, or what an editor is used for.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from worker.hypernetworks.files import TrainedEditor
 from worker.hypernetworks.mend import MendEditor
 from worker.hypernetworks.meta_training import (
     MetaTrainingOptions,
+    MetaTrainingSet,
     initial_editors,
     meta_batches,
     train_editors,
@@ -40,7 +40,7 @@ REPORT_EVERY = 10  # steps
 
 @dataclass(frozen=True)
 class MeasuredEditor:
-    """An editor with what is known of it."""
+    """An editor with its metrics and saliency scores."""
 
     trained: TrainedEditor
     metrics: EditorMetrics
@@ -49,13 +49,13 @@ class MeasuredEditor:
 
 
 def split(network: Network, edits: Sequence[Edit], batch: EditBatch, options: EditorOptions) -> Corpus:
-    """Ask the base every edit of the corpus, and hold some out.
+    """Get the base's answer to every edit of the corpus, and hold some out.
 
     Raises:
-        EditFailed: the base answers too many of them with their target.
+        EditFailed: the base already gives the target of too many edits.
     """
-    hits = _hits(network, [edit.sample for edit in edits], (), options)
-    return split_corpus(edits, [not hit for hit in hits], batch, options.seed)
+    correct = _correct(network, [edit.sample for edit in edits], (), options)
+    return split_corpus(edits, [not hit for hit in correct], batch, options.seed)
 
 
 def make_editor(
@@ -65,7 +65,7 @@ def make_editor(
     observer: Observer,
     cache: SampleCache | None = None,
 ) -> MeasuredEditor:
-    """Choose the layer, train the editor and measure it on the edits held out."""
+    """Choose the layer, train the editor, and measure it on held-out edits."""
     observer.phase("saliency", 0.1)
     layer, scores, reason = _choose_layer(network, corpus, options)
     observer.saliency(scores)
@@ -79,7 +79,7 @@ def make_editor(
 def _choose_layer(
     network: Network, corpus: Corpus, options: EditorOptions
 ) -> tuple[Layer, tuple[LayerScore, ...], str]:
-    """The layer that the client names, else the most salient over the corpus."""
+    """The layer that the request names, or else the most salient layer over the corpus."""
     samples = [edit.sample for edit in corpus.training]
     scores = layer_saliency(network, samples, network.layers)
     if options.layer:
@@ -98,10 +98,11 @@ def _train(
     observer: Observer,
     cache: SampleCache | None,
 ) -> tuple[MendEditor, MendEditor]:
-    """The editor before its first step, and after its last."""
+    """The editor before training and after it."""
     keep, _ = prepare_with_answers(network, corpus.pass_samples, layer, chunk_size=CHUNK, cache=cache)
-    taught = meta_batches(network, corpus.training, [layer], random.Random(options.seed))
-    course = MetaTrainingOptions(
+    batches = meta_batches(network, corpus.training, [layer], random.Random(options.seed))
+    data = MetaTrainingSet([layer], batches, keep.chunks)
+    training = MetaTrainingOptions(
         rank=options.editor_rank,
         num_together=options.num_together,
         num_steps=options.num_steps,
@@ -113,8 +114,8 @@ def _train(
         if step % REPORT_EVERY == 0 or step == options.num_steps:
             observer.figures(0.2 + 0.6 * step / options.num_steps, {"loss": loss})
 
-    start = initial_editors(network, [layer], taught, course, _generator(options))
-    made = train_editors(network, [layer], taught, keep.chunks, course, _generator(options), report)
+    start = initial_editors(network, data, training, _generator(options))
+    made = train_editors(network, data, training, _generator(options), report)
     return start[layer.path], made[layer.path]
 
 
@@ -131,7 +132,9 @@ def _measure(
     options: EditorOptions,
 ) -> EditorMetrics:
     """Apply both editors to the held-out edits."""
-    after, before = (_Hits.under(network, layer, one, corpus, options) for one in (editor, start))
+    after, before = (
+        _Correctness.with_editor(network, layer, one, corpus, options) for one in (editor, start)
+    )
     return EditorMetrics(
         edit_accuracy=_share(after.edits),
         generalization=proportion(after.paraphrases),
@@ -143,8 +146,8 @@ def _measure(
 
 
 @dataclass(frozen=True)
-class _Hits:
-    """What is answered rightly under an editor's updates."""
+class _Correctness:
+    """Which samples are answered correctly with an editor's updates."""
 
     edits: list[bool]
     paraphrases: list[bool]
@@ -152,31 +155,31 @@ class _Hits:
     kept: list[bool]
 
     @classmethod
-    def under(
+    def with_editor(
         cls, network: Network, layer: Layer, editor: MendEditor, corpus: Corpus, options: EditorOptions
-    ) -> _Hits:
-        """Apply the held-out edits in groups, of as many at once as the editor was trained for.
+    ) -> _Correctness:
+        """Apply the held-out edits in groups of the size that the editor was trained for.
 
-        Every held-out pass sample is asked once: under the update of one group, the groups in turn.
+        Every held-out pass sample is tested once, with the update of one of the groups in turn.
         """
-        hits = cls([], [], [], [])
+        found = cls([], [], [], [])
         size = options.num_together
         groups = [corpus.held_out[i : i + size] for i in range(0, len(corpus.held_out), size)]
-        for place, group in enumerate(groups):
+        for index, group in enumerate(groups):
             own = [edit.sample for edit in group]
             term = update_of(network, layer, editor, own, torch.ones(len(own)))
             delta = [LayerDelta(layer.path, (term,))]
-            reworded = [sample for edit in group for sample in edit.paraphrase_samples]
-            kept = corpus.held_out_pass_samples[place :: len(groups)]
-            hits.edits.extend(_hits(network, own, delta, options))
-            hits.paraphrases.extend(_hits(network, reworded, delta, options))
-            hits.kept_before.extend(_hits(network, kept, (), options))
-            hits.kept.extend(_hits(network, kept, delta, options))
-        return hits
+            paraphrases = [sample for edit in group for sample in edit.paraphrase_samples]
+            kept = corpus.held_out_pass_samples[index :: len(groups)]
+            found.edits.extend(_correct(network, own, delta, options))
+            found.paraphrases.extend(_correct(network, paraphrases, delta, options))
+            found.kept_before.extend(_correct(network, kept, (), options))
+            found.kept.extend(_correct(network, kept, delta, options))
+        return found
 
     @property
     def score(self) -> float:
-        """Edits that hold minus pass samples that are lost."""
+        """The share of edits that hold minus the share of pass samples that are lost."""
         lost = paired_drop(self.kept_before, self.kept)
         return sum(self.edits) / len(self.edits) - (lost.value if lost else 0.0)
 
@@ -187,28 +190,28 @@ def _share(hits: Sequence[bool]) -> Proportion:
     return found
 
 
-def _notes(corpus: Corpus, after: _Hits, before: _Hits) -> list[str]:
+def _notes(corpus: Corpus, after: _Correctness, before: _Correctness) -> list[str]:
     notes: list[str] = []
     if corpus.num_right:
         notes.append(
-            f"{corpus.num_right} edits of the corpus ask for what the model answers already: they were "
-            "trained on like the others, and none of them is among the held-out edits that measure"
+            f"the model already gives the target of {corpus.num_right} edits of the corpus: they were used "
+            "for training, and none of them is a held-out edit"
         )
     if after.score <= before.score:
         notes.append(
-            "training has not made the editor better than a plain gradient step, by held-out edits that hold "
-            "minus pass samples that are lost: give a larger corpus, or raise num_steps"
+            "the trained editor is not better than a plain gradient step (held-out edits that hold minus "
+            "pass samples that are lost): send a larger corpus, or raise num_steps"
         )
     if not any(edit.paraphrases for edit in corpus.held_out):
         notes.append("generalization was not measured: no held-out edit has a paraphrase")
     if not corpus.held_out_pass_samples:
         notes.append("drawdown was not measured: there are no held-out pass samples")
     if not corpus.pass_samples:
-        notes.append("nothing held the other answers in place: there were no pass samples to train on")
+        notes.append("no pass samples: other answers were not protected in training")
     return notes
 
 
-def _hits(
+def _correct(
     network: Network, samples: Sequence[Sample], deltas: Sequence[LayerDelta], options: EditorOptions
 ) -> list[bool]:
     """Whether each sample is answered with its target."""

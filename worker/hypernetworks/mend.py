@@ -1,11 +1,10 @@
 """MEND: a small network that turns a gradient's factors into a better update for one layer.
 
 Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3. Rows (u, v) are normalized per
-dimension, passed through residual low-rank blocks that start as the identity, split, and put back on their
-own scale; the update is -step * sum of ṽᵀũ with a learned step. At its start the editor therefore is plain
-gradient descent.
+dimension, passed through residual low-rank blocks that start as the identity, split, and scaled back. The
+update is -step * sum of ṽᵀũ with a learned step, so at the start the editor is plain gradient descent.
 
-Knows tensors only: not where the rows come from nor what the update is for.
+Must not know where the rows come from or what the update is for.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import LowRank
 
-_ENERGY_LOST = 1e-3  # of a gradient's Frobenius norm, when its rows are compressed
+_TOLERANCE = 1e-3  # relative Frobenius error of a compressed gradient
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,19 @@ class Factors:
     v: Tensor  # [r, d_out]
 
 
-def aggregate(u: Tensor, v: Tensor, energy_lost: float = _ENERGY_LOST) -> Factors:
-    """The low-rank form of the gradient vᵀu summed over k tokens: the fewest singular pairs that keep its
-    norm.
+def aggregate(u: Tensor, v: Tensor, tolerance: float = _TOLERANCE) -> Factors:
+    """The low-rank form of the gradient vᵀu summed over k tokens, with the fewest singular pairs.
 
     Args:
         u: [k, d_in]
         v: [k, d_out]
-        energy_lost: largest relative Frobenius norm of what is dropped.
+        tolerance: largest relative Frobenius norm of the dropped part.
     """
     q_u, r_u = torch.linalg.qr(u.T.double())  # [d_in, m], [m, k]
     q_v, r_v = torch.linalg.qr(v.T.double())
     left, scale, right = torch.linalg.svd(r_v @ r_u.T, full_matrices=False)
-    tail = scale.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost when cut before each pair
-    rank = max(1, int((tail > energy_lost * tail[0]).sum()))
+    tail = scale.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is cut off from each pair on
+    rank = max(1, int((tail > tolerance * tail[0]).sum()))
     root = scale[:rank].sqrt()
     return Factors(
         u=((q_u @ right.T[:, :rank]) * root).T.to(u.dtype).contiguous(),
@@ -50,7 +48,7 @@ def aggregate(u: Tensor, v: Tensor, energy_lost: float = _ENERGY_LOST) -> Factor
 
 
 class ResidualBlock(nn.Module):
-    """x + max(0, A B x + c), with A and c zero at the start: the identity (MEND, equation 4)."""
+    """x + max(0, A B x + c), where A and c start at zero, so it starts as the identity (MEND, equation 4)."""
 
     def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -60,7 +58,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[r, width] -> [r, width]"""
-        # clamp, not relu: at exactly zero, where every unit starts, its gradient is one.
+        # clamp, not relu: its gradient at exactly zero, where every unit starts, is one.
         return x + (x @ self.down.T @ self.up.T + self.bias).clamp(min=0)
 
 
@@ -82,11 +80,11 @@ class MendEditor(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit_normalizer(self, factors: Factors) -> None:
-        """Take mean and standard deviation per dimension from these rows; part of the editor's state."""
+        """Set the mean and standard deviation per dimension from these rows."""
         rows = torch.cat([factors.u, factors.v], dim=-1)
         spread = rows.std(0, correction=0)
         self.mean.copy_(rows.mean(0))
-        # A dimension that never moves keeps the typical scale of its half instead of a division by zero.
+        # A constant dimension gets the typical scale of its half, to avoid a division by zero.
         halves = [spread[: self.d_in], spread[self.d_in :]]
         floor = torch.cat([torch.full_like(half, float(half.mean())) for half in halves]) * 1e-2
         self.scale.copy_(torch.maximum(spread, floor).clamp(min=1e-12))

@@ -1,11 +1,12 @@
-"""Trains editors ahead on a corpus of edits, so that new edits take one pass (MEND, algorithms 1 and 2).
+"""Trains editors ahead of time on a corpus of edits, so that new edits take one pass.
 
-Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3.3: the gradient of an edit in, the
-likelihood of an equivalent of it and the divergence on unrelated samples out. An episode holds as many edits
-as will be applied together (at most 32), as in the authors' batched experiments. Several episodes run in one
-forward, each row of a batch feeling the update of its own episode only.
+MEND, algorithms 1 and 2 (Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3.3): the input
+is the gradient of an edit, and the loss is the likelihood of an equivalent edit plus the divergence on
+unrelated samples. An episode holds as many edits as will be applied together (at most 32), as in the authors'
+batched experiments. Several episodes share one forward pass; each row of a batch gets the update of its own
+episode only.
 
-Does not know where the corpus comes from, which of it is held out, or what an editor is stored as.
+Must not know where the corpus comes from, which part is held out, or how an editor is stored.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from worker.hypernetworks.mend import Factors, MendEditor
 from worker.numerics.losses import kl_per_sample, nll_per_sample
 from worker.training.loop import CHUNK
 
-RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: the grid of first step sizes
+RELATIVE_STEPS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the weight's norm: grid of initial step sizes
 
 
 @dataclass(frozen=True)
 class MetaBatch:
-    """Up to a chunk's size of edits: what each is asked after the edit, and its gradient before it."""
+    """Edits that share a forward pass: the questions that test them, and their gradients before the edit."""
 
-    asked: Trunk
+    questions: Trunk
     gradients: dict[str, TokenGradients]  # by layer; u [n, t, d_in], v [n, t, d_out]
 
 
 @dataclass(frozen=True)
 class GroupedUpdate:
-    """Updates of g episodes at one layer: rows of a batch, cut into g equal parts, feel one each."""
+    """Updates of g episodes at one layer; each of g equal parts of a batch gets one."""
 
     a: Tensor  # [g, k, d_in]
     b: Tensor  # [g, k, d_out]
@@ -57,38 +58,49 @@ class GroupedUpdate:
 
 
 @dataclass(frozen=True)
+class MetaTrainingSet:
+    """What editors are trained on."""
+
+    layers: Sequence[Layer]
+    batches: Sequence[MetaBatch]
+    keep: Sequence[Chunk] = ()  # of pass samples
+
+
+@dataclass(frozen=True)
 class MetaTrainingOptions:
     """How editors are trained."""
 
     rank: int
-    num_together: int  # edits that they learn to apply at once
+    num_together: int  # edits that the editors learn to apply at once
     num_steps: int
     learning_rate: float
-    kl_weight: float  # of the divergence on pass samples against the likelihood of the edits
+    kl_weight: float  # weight of the divergence on pass samples relative to the likelihood of the edits
 
 
 def train_editors(
     network: Network,
-    layers: Sequence[Layer],
-    taught: Sequence[MetaBatch],
-    keep: Sequence[Chunk],
-    course: MetaTrainingOptions,
+    data: MetaTrainingSet,
+    options: MetaTrainingOptions,
     generator: torch.Generator,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> dict[str, MendEditor]:
-    """Editors that have learnt to apply `num_together` edits at once; `progress` hears each step's loss."""
-    editors = initial_editors(network, layers, taught, course, generator)
+    """Editors trained to apply `num_together` edits at once, by layer path.
+
+    Args:
+        progress: gets each step's number and loss.
+    """
+    editors = initial_editors(network, data, options, generator)
     parameters = [parameter for editor in editors.values() for parameter in editor.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=course.learning_rate)
-    for step in range(course.num_steps):
-        lesson = shuffled(taught[step % len(taught)], generator)
-        size = _episode_size(lesson, course)
+    optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
+    for step in range(options.num_steps):
+        batch = shuffled(data.batches[step % len(data.batches)], generator)
+        size = _episode_size(batch, options)
         optimizer.zero_grad(set_to_none=True)
-        updates = grouped_updates(editors, lesson, size)
+        updates = grouped_updates(editors, batch, size)
         with applied_updates(network, updates):
-            loss = nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
-        if keep:
-            loss = loss + course.kl_weight * _divergence(network, keep[step % len(keep)], updates)
+            loss = nll_per_sample(resume(network, _whole(batch.questions, size))).mean()
+        if data.keep:
+            loss = loss + options.kl_weight * _divergence(network, data.keep[step % len(data.keep)], updates)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         progress(step + 1, loss.item())
@@ -96,22 +108,19 @@ def train_editors(
 
 
 def initial_editors(
-    network: Network,
-    layers: Sequence[Layer],
-    taught: Sequence[MetaBatch],
-    course: MetaTrainingOptions,
-    generator: torch.Generator,
+    network: Network, data: MetaTrainingSet, options: MetaTrainingOptions, generator: torch.Generator
 ) -> dict[str, MendEditor]:
-    """Editors before their first step: gradient descent, with the step size that serves the first lesson."""
-    factors = {layer.path: _all_rows(taught, layer.path) for layer in layers}
-    editors = new_editors(network, layers, factors, course.rank, generator)
-    first = _episode_size(taught[0], course)
+    """Editors before training: gradient descent with the step size that is best for the first batch."""
+    layers, first = data.layers, data.batches[0]
+    factors = {layer.path: _all_rows(data.batches, layer.path) for layer in layers}
+    editors = new_editors(network, layers, factors, options.rank, generator)
+    size = _episode_size(first, options)
     search_steps(
         network,
         layers,
         editors,
-        lambda: [_first_update(editors, taught[0], layer, first) for layer in layers],
-        lambda: float(_edit_loss(network, editors, taught[0], first)),
+        lambda: [_first_update(editors, first, layer, size) for layer in layers],
+        lambda: float(_edit_loss(network, editors, first, size)),
     )
     return editors
 
@@ -123,7 +132,7 @@ def new_editors(
     rank: int,
     generator: torch.Generator,
 ) -> dict[str, MendEditor]:
-    """An editor per layer at its start, the identity, its normalizer fitted to the factors."""
+    """One editor per layer: the identity, with its normalizer fitted to the factors."""
     editors: dict[str, MendEditor] = {}
     for layer in layers:
         editor = MendEditor(layer.d_in, layer.d_out, rank, generator).to(network.device)
@@ -140,7 +149,7 @@ def search_steps(
     deltas: Callable[[], Sequence[LayerDelta]],
     loss: Callable[[], float],
 ) -> None:
-    """Set every layer's step so that its update is the same share of its weight: the share of least loss."""
+    """Set each layer's step so that its update is the share of its weight's norm with the least loss."""
     sizes = {delta.layer: _norm(delta) for delta in deltas()}
     weights = {layer.path: float(network.weight(layer.path).float().norm()) for layer in layers}
     starts = {path: editor.log_step.clone() for path, editor in editors.items()}
@@ -157,32 +166,34 @@ def search_steps(
 def meta_batches(
     network: Network, corpus: Sequence[Edit], layers: Sequence[Layer], rng: random.Random
 ) -> list[MetaBatch]:
-    """Every edit once, asked in its own words or, every second one, in others; in buckets of length."""
+    """All edits once. Every second one is tested with a paraphrase, or an augmentation if it has none."""
     edits = [edit.sample for edit in corpus]
-    asked = [_in_other_words(edit, rng) if index % 2 else edit.sample for index, edit in enumerate(corpus)]
-    asked = replace_too_long(network, edits, asked)
-    made: list[MetaBatch] = []
-    for rows in in_buckets(count_tokens(network.tokenizer, asked), CHUNK):
+    questions = [
+        _in_other_words(edit, rng) if index % 2 else edit.sample for index, edit in enumerate(corpus)
+    ]
+    questions = replace_too_long(network, edits, questions)
+    found: list[MetaBatch] = []
+    for rows in in_buckets(count_tokens(network.tokenizer, questions), CHUNK):
         batch = encode(network, [edits[row] for row in rows])
-        trunk = capture(network, encode(network, [asked[row] for row in rows]), layers[0])
-        made.append(MetaBatch(trunk, token_gradients(network, batch, layers)))
-    return made
+        trunk = capture(network, encode(network, [questions[row] for row in rows]), layers[0])
+        found.append(MetaBatch(trunk, token_gradients(network, batch, layers)))
+    return found
 
 
 def _in_other_words(edit: Edit, rng: random.Random) -> Sample:
     return rng.choice(edit.paraphrase_samples or augment_all([edit.sample], rng, TYPING))
 
 
-def shuffled(lesson: MetaBatch, generator: torch.Generator) -> MetaBatch:
+def shuffled(batch: MetaBatch, generator: torch.Generator) -> MetaBatch:
     """The same edits in another order, so that other edits share an episode."""
-    order = torch.randperm(len(lesson.asked.batch), generator=generator)
-    gradients = {path: TokenGradients(one.u[order], one.v[order]) for path, one in lesson.gradients.items()}
-    return MetaBatch(lesson.asked.rows(order), gradients)
+    order = torch.randperm(len(batch.questions.batch), generator=generator)
+    gradients = {path: TokenGradients(one.u[order], one.v[order]) for path, one in batch.gradients.items()}
+    return MetaBatch(batch.questions.rows(order), gradients)
 
 
-def grouped_updates(editors: dict[str, MendEditor], lesson: MetaBatch, size: int) -> dict[str, GroupedUpdate]:
-    """The update of every episode of `size` edits, at every layer; edits left over have none."""
-    return {path: _grouped(editors[path], one, size) for path, one in lesson.gradients.items()}
+def grouped_updates(editors: dict[str, MendEditor], batch: MetaBatch, size: int) -> dict[str, GroupedUpdate]:
+    """The update of every episode of `size` edits, at every layer; an incomplete last episode has none."""
+    return {path: _grouped(editors[path], one, size) for path, one in batch.gradients.items()}
 
 
 def _grouped(editor: MendEditor, gradients: TokenGradients, size: int) -> GroupedUpdate:
@@ -190,14 +201,14 @@ def _grouped(editor: MendEditor, gradients: TokenGradients, size: int) -> Groupe
     u = gradients.u[: groups * size].float()  # [n, t, d_in]
     v = gradients.v[: groups * size].float()  # [n, t, d_out]
     term = editor(Factors(u.flatten(0, 1), v.flatten(0, 1)))
-    carries = (v != 0).any(-1).flatten().unsqueeze(-1)  # padding would be edited into something
+    carries = (v != 0).any(-1).flatten().unsqueeze(-1)  # the editor would give padding an update, too
     b = term.b.T * carries
     return GroupedUpdate(term.a.reshape(groups, -1, u.shape[-1]), b.reshape(groups, -1, v.shape[-1]))
 
 
 @contextmanager
 def applied_updates(network: Network, updates: dict[str, GroupedUpdate]) -> Iterator[None]:
-    """While active, rows of a batch feel the updates of their episodes."""
+    """While active, each row of a batch gets the update of its episode."""
     with ExitStack() as stack:
         for path, update in updates.items():
             stack.enter_context(adding(network.module(path), update))
@@ -217,13 +228,13 @@ def _divergence(network: Network, chunk: Chunk, updates: dict[str, GroupedUpdate
 
 
 @torch.no_grad()
-def _edit_loss(network: Network, editors: dict[str, MendEditor], lesson: MetaBatch, size: int) -> Tensor:
-    with applied_updates(network, grouped_updates(editors, lesson, size)):
-        return nll_per_sample(resume(network, _whole(lesson.asked, size))).mean()
+def _edit_loss(network: Network, editors: dict[str, MendEditor], batch: MetaBatch, size: int) -> Tensor:
+    with applied_updates(network, grouped_updates(editors, batch, size)):
+        return nll_per_sample(resume(network, _whole(batch.questions, size))).mean()
 
 
-def _first_update(editors: dict[str, MendEditor], lesson: MetaBatch, layer: Layer, size: int) -> LayerDelta:
-    update = grouped_updates(editors, lesson, size)[layer.path]
+def _first_update(editors: dict[str, MendEditor], batch: MetaBatch, layer: Layer, size: int) -> LayerDelta:
+    update = grouped_updates(editors, batch, size)[layer.path]
     return LayerDelta(layer.path, (Dense(update.b[0].T @ update.a[0]),))
 
 
@@ -231,12 +242,12 @@ def _whole(trunk: Trunk, size: int) -> Trunk:
     return trunk.rows(torch.arange(len(trunk.batch) // size * size))
 
 
-def _episode_size(lesson: MetaBatch, course: MetaTrainingOptions) -> int:
-    return max(1, min(len(lesson.asked.batch), course.num_together))
+def _episode_size(batch: MetaBatch, options: MetaTrainingOptions) -> int:
+    return max(1, min(len(batch.questions.batch), options.num_together))
 
 
-def _all_rows(taught: Sequence[MetaBatch], path: str) -> Factors:
-    rows = [lesson.gradients[path].token_rows() for lesson in taught]
+def _all_rows(batches: Sequence[MetaBatch], path: str) -> Factors:
+    rows = [batch.gradients[path].token_rows() for batch in batches]
     return Factors(torch.cat([u for u, _ in rows]).float(), torch.cat([v for _, v in rows]).float())
 
 

@@ -35,7 +35,7 @@ from salem.storage.rows.entries import MadeEntries
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.dataset.split import build_edit_batch, without_seen_paraphrases
-from worker.evaluation.reference import ANSWER_TOKENS
+from worker.evaluation.reference import MAX_ANSWER_TOKENS
 from worker.pipeline.budget import job_estimate
 from worker.pipeline.steps import MeasuredDelta, make_edit
 
@@ -61,7 +61,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         attempt.afford(needed, network)
         left = attempt.left(model, network, model.scope_metric, request.hyperparameters.editor)
         left = replace(left, edits=standing(taught, parent))
-        if request.hyperparameters.max_new_tokens == ANSWER_TOKENS:
+        if request.hyperparameters.max_new_tokens == MAX_ANSWER_TOKENS:
             left = replace(left, answers={item.sample.content_hash: item.answer for item in reference})
         measured = make_edit(network, deltas, batch, request.hyperparameters, reporter, left)
     reporter.phase("writing", 0.97)

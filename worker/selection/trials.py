@@ -1,12 +1,12 @@
-"""Trial edits: a quick closed-form edit at each layer of a shortlist decides which one is edited.
+"""Trial edits: a quick closed-form edit at each layer of a shortlist decides which layer is edited.
 
-Saliency says where the loss is steep, not where a change stays put. Where layers were really measured, the
-edited layer explained edit success and tracing did not (Hase et al., "Does Localization Inform Editing?",
-NeurIPS 2023, section 5). So the few most salient layers each get a ridge edit on few pass samples and are
-compared by what it corrects and what it breaks. One forward serves all layers.
+Saliency shows where the loss is steep, not where a change breaks little. When layers were measured, the
+edited layer explained edit success and causal tracing did not (Hase et al., "Does Localization Inform
+Editing?", NeurIPS 2023, section 5). So each of the most salient layers gets a ridge edit on a few pass
+samples, and the layers are compared by what the edit corrects and breaks. One forward pass serves all layers.
 
-Held-out samples are never seen here: validation is a part of the pass samples, and generalization is judged
-by rule-made rewordings. Does not know jobs, nor the recipe that will edit the winner.
+Held-out samples are never used here: validation samples are pass samples, and augmentations measure
+generalization. Must not know jobs or the recipe that edits the chosen layer.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from worker.training.loop import CHUNK, Prepared
 from worker.training.ridge import ridge_term
 
 NUM_PASS = 100  # pass samples for the second moment of a layer's inputs
-NUM_VALIDATION = 150  # other pass samples, for what a trial breaks
-STRENGTHS = (1e6, 1e4)  # of the ridge: a trial compares layers, it need not be the best edit
-MOST_ROUNDS = 5
+NUM_VALIDATION = 150  # other pass samples, to measure what a trial breaks
+STRENGTHS = (1e6, 1e4)  # of the ridge penalty: few, because a trial only compares layers
+MAX_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a quick edit at one layer did; shares in [0, 1]."""
+    """The result of a quick edit at one layer; shares in [0, 1]."""
 
     layer: Layer
-    held: float  # corrections (edit and adapt samples) answered rightly
-    reworded: float  # rule-made rewordings of the edits answered rightly
-    lost: float  # validation samples right before and wrong after
-    divergence: float  # nats, as in `TermScore`: settles equal scores
+    held: float  # corrections (edit and adapt samples) answered correctly
+    augmented: float  # augmentations of the edits answered correctly
+    lost: float  # validation samples correct before and wrong after
+    divergence: float  # nats, as in `TermScore`: breaks ties
 
     @property
     def score(self) -> float:
-        """Success on corrections and on rewordings, half each, minus what was lost."""
-        return (self.held + self.reworded) / 2 - self.lost
+        """The mean success on corrections and on augmentations, minus what was lost."""
+        return (self.held + self.augmented) / 2 - self.lost
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Decision:
     def reason(self) -> str:
         """Why this layer, in one sentence."""
         best = self.best
-        figures = f"{best.held:.0%} of the corrections and {best.reworded:.0%} of their rewordings held"
+        figures = f"{best.held:.0%} of the corrections and {best.augmented:.0%} of their augmentations held"
         others = [f"{trial.layer.path} {trial.score:.3f}" for trial in self.trials if trial is not best]
         against = f", against {' and '.join(others)}" if others else ""
         return (
@@ -91,24 +91,24 @@ def trial_edits(
     keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
     parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
-    rewordings = prepare_layers(network, other_words, shortlist)
+    augmentations = prepare_layers(network, other_words, shortlist)
     trials = []
     for layer in shortlist:
         corrections, training, validation = (part[layer.path] for part in parts)
         prepared = Prepared(layer, corrections[0], training[0], validation[0], training[1])
-        term, found = ridge_term(network, prepared, hyper, STRENGTHS, MOST_ROUNDS)
-        right = _share_right(network, rewordings[layer.path][0], term)
-        trials.append(Trial(layer, found.held, right, found.lost, found.divergence))
+        term, found = ridge_term(network, prepared, hyper, STRENGTHS, MAX_ROUNDS)
+        share = _share_correct(network, augmentations[layer.path][0], term)
+        trials.append(Trial(layer, found.held, share, found.lost, found.divergence))
     return Decision(tuple(trials), max(trials, key=lambda trial: (trial.score, -trial.divergence)))
 
 
 @torch.no_grad()
-def _share_right(network: Network, samples: TrunkSet, term: LowRank | Dense) -> float:
-    right: list[Tensor] = []
+def _share_correct(network: Network, samples: TrunkSet, term: LowRank | Dense) -> float:
+    correct: list[Tensor] = []
     for chunk in samples.chunks:
         with adding(network.module(chunk.trunk.layer.path), term):
-            right.append(min_margin_per_sample(resume(network, chunk.trunk)) > 0)
-    return float(torch.cat(right).float().mean())
+            correct.append(min_margin_per_sample(resume(network, chunk.trunk)) > 0)
+    return float(torch.cat(correct).float().mean())
 
 
 @torch.no_grad()
@@ -117,33 +117,30 @@ def prepare_layers(
 ) -> dict[str, tuple[TrunkSet, Tensor]]:
     """Trunks with their answers at several layers, and the second moment of each layer's inputs [d_in, d_in].
 
-    The same as `trunk_sets.prepare_with_answers` for each layer, from one forward for all of them.
+    The same as `trunk_sets.prepare_with_answers` for each layer, from one forward pass for all of them.
     """
     chunks: dict[str, list[Chunk]] = {layer.path: [] for layer in layers}
     moments = {layer.path: torch.zeros(layer.d_in, layer.d_in, device=network.device) for layer in layers}
     counts = dict.fromkeys(chunks, 0)
     for rows, batch in batches(network, samples, CHUNK):
-        places = torch.tensor(rows)
-        before: Tensor | None = None
+        indices = torch.tensor(rows)
+        before: Tensor | None = None  # one forward pass: the same at every layer
         for trunk, u, answers in _capture_layers(network, batch, layers):
             path = trunk.layer.path
-            kept = u.reshape(-1, trunk.layer.d_in)[
-                token_mask(network, batch, trunk.layer).reshape(-1)
-            ].float()
+            mask = token_mask(network, batch, trunk.layer).reshape(-1)
+            kept = u.reshape(-1, trunk.layer.d_in)[mask].float()
             moments[path].addmm_(kept.T, kept)
             counts[path] += len(kept)
-            held = min_margin_per_sample(answers) > 0
-            before = (
-                log_probs_without_forgotten(answers) if before is None else before
-            )  # one forward: the same at every layer
-            chunks[path].append(Chunk(trunk, places, before, held))
+            if before is None:
+                before = log_probs_without_forgotten(answers)
+            chunks[path].append(Chunk(trunk, indices, before, min_margin_per_sample(answers) > 0))
     return {path: (TrunkSet(tuple(chunks[path])), moments[path] / max(counts[path], 1)) for path in chunks}
 
 
 def _capture_layers(
     network: Network, batch: Batch, layers: Sequence[Layer]
 ) -> Iterator[tuple[Trunk, Tensor, Answers]]:
-    """The trunk of a batch at each layer, the layer's input there, and the answers, from one forward."""
+    """For each layer: the trunk of a batch, the layer's input, and the answers, from one forward pass."""
     below: dict[str, Any] = {}
     inputs: dict[str, Tensor] = {}
     encoded: list[Tensor] = []
