@@ -80,7 +80,7 @@ def test_making_an_editor_is_reported_from_phase_to_phase() -> None:
 
 def test_what_is_known_of_an_editor_is_said() -> None:
     (note,) = made()[0].metrics.notes
-    assert note.startswith("3 edits of the corpus ask for what the model answers already")
+    assert note.startswith("the model already gives the target of 3 edits of the corpus")
     bare = [edit.model_copy(update={"paraphrases": ()}) for edit in corpus()]
     slow = QUICK.model_copy(update={"num_steps": 1, "learning_rate": 1e-9})
     metrics = taught(bare, slow, keep=False)[0].metrics
