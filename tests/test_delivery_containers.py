@@ -38,7 +38,7 @@ from redis.exceptions import AuthenticationError, ConnectionError
 from rq import Worker
 from source_modules import ROOT
 
-CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
+HEALTHY, COMPLETED = CONDITIONS = ("service_healthy", "service_completed_successfully")
 SERVICE_KEYS = {
     *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "env_file", "environment"),
     *(
@@ -81,12 +81,15 @@ def test_structure_of_the_compose_files(names: tuple[str, ...]) -> None:
         assert {mount.partition(":")[0] for mount in service["volumes"]} <= set(volumes)
         assert all(isinstance(value, str) for value in service["environment"].values())
         assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "logs fill no disk"
-        for other, wanted in service.get("depends_on", {}).items():
-            assert wanted["condition"] in CONDITIONS
-            if wanted["condition"] == "service_healthy":
-                assert described[other]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
-            if wanted["condition"] == "service_completed_successfully":
-                assert described[other]["restart"] == "no"
+    waited_for = [
+        (wanted["condition"], described[other])
+        for service in described.values()
+        for other, wanted in service.get("depends_on", {}).items()
+    ]
+    assert {condition for condition, _ in waited_for} == set(CONDITIONS)
+    checked = [each["healthcheck"]["test"][0] for condition, each in waited_for if condition == HEALTHY]
+    assert set(checked) <= {"CMD", "CMD-SHELL"}
+    assert {each["restart"] for condition, each in waited_for if condition == COMPLETED} == {"no"}
 
 
 def test_every_variable_is_in_the_example_and_no_other() -> None:

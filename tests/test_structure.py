@@ -1,4 +1,4 @@
-"""Holds the structure: rooms (`.importlinter`), no import cycles, no hidden imports, module docstrings."""
+"""Checks the structure: rooms (`.importlinter`), import cycles, hidden imports, docstrings, honest tests."""
 
 from __future__ import annotations
 
@@ -85,6 +85,21 @@ def test_no_import_hides_in_a_function() -> None:
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+    )
+
+
+def test_no_assertion_hangs_on_a_condition() -> None:
+    """An assertion inside an `if` or an `except` passes without a word when it is never reached."""
+    tests = [read_module(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
+    fail_with(
+        [
+            f"{module.path.relative_to(ROOT)}:{node.lineno}: assert under a condition"
+            for module in tests
+            for branch in ast.walk(module.tree)
+            if isinstance(branch, ast.If | ast.ExceptHandler | ast.match_case)
+            for node in ast.walk(branch)
+            if isinstance(node, ast.Assert)
         ]
     )
 
