@@ -28,9 +28,9 @@ from salem.models.batching import encode_inputs
 from salem.models.loading import load
 from salem.models.network import Network
 from salem.records import Hyperparameters, Layer, Task, TextInput
-from salem.scope.features import Reading, features, token_rarity
-from salem.scope.first_token import unheard
-from salem.scope.lexical import NUMBERS, Wording, packed
+from salem.scope.features import FeatureSpec, features, token_rarity
+from salem.scope.first_token import no_first_tokens
+from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.scope import Scope
 from worker.hypernetworks.learners import empty_entries
@@ -97,12 +97,12 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     draw = torch.Generator().manual_seed(num_entries)
     layer: Layer = middle_layers(network.layers)[0]
     paired = any(item.text_pair for item in inputs)
-    reading = Reading(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
+    reading = FeatureSpec(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
     seen = features(network, inputs, reading)
     width = Hyperparameters().metric_width
     projection = torch.randn(width, seen.shape[1], generator=draw)
     metric = Metric(
-        reading, seen.mean(0), seen.std(0) + 1e-2, projection, *torch.ones(2, NUMBERS), sha256="random"
+        reading, seen.mean(0), seen.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS), sha256="random"
     )
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
     scope = Scope(
@@ -110,12 +110,12 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         keys,
         radii=torch.full((num_entries,), UNREACHED),
         owners=torch.arange(num_entries).float(),
-        **vars(unheard(num_entries, keys.device)),
-        doubts=torch.full((num_entries,), Hyperparameters().first_token_weight),
-        words=packed([Wording.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
+        **vars(no_first_tokens(num_entries, keys.device)),
+        first_token_weights=torch.full((num_entries,), Hyperparameters().first_token_weight),
+        words=pack_words([WordCounts.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
             :num_entries
         ],
-        tolls=torch.ones(num_entries),
+        lexical_weights=torch.ones(num_entries),
     )
     return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
 

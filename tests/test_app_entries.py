@@ -23,7 +23,7 @@ from tiny_models import tiny_network
 from app.cli import main
 from app.serving.engine import Engine
 from salem.deltas.files import pack
-from salem.deltas.terms import LayerDelta
+from salem.deltas.terms import LayerDelta, Scoped
 from salem.queue.job_queue import JobQueue
 from salem.records import (
     Delta,
@@ -36,12 +36,12 @@ from salem.records import (
     TextInput,
     Version,
 )
-from salem.scope.features import Reading, features, token_rarity
-from salem.scope.first_token import openings
-from salem.scope.lexical import NUMBERS, Wording, packed
+from salem.scope.features import FeatureSpec, features, token_rarity
+from salem.scope.first_token import first_tokens
+from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric
-from salem.scope.scope import Scoped
+from salem.scope.scope import Scope
 from salem.settings import Settings
 from salem.storage.registry import Registry
 from salem.storage.rows.entries import MadeEntries
@@ -74,22 +74,25 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
     """Entries that fire at the very texts of the edits, by a metric that has learned nothing."""
     network = tiny_network("bert")
     inputs = [TextInput(input=edit.input) for edit in edits]
-    reading = Reading(network.layers[0].stack, 1, False, token_rarity(network, inputs))
+    reading = FeatureSpec(network.layers[0].stack, 1, False, token_rarity(network, inputs))
     seen = features(network, inputs, reading)  # [e, f]
     width = seen.shape[1]
     metric = named(
-        Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), *torch.ones(2, NUMBERS))
+        Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), *torch.ones(2, WORD_BUCKETS))
     )
     layer = model.layers[1]
-    return Scoped(
+    scope = Scope(
         metric=metric,
-        keys=metric.place(seen),
+        keys=metric.project(seen),
         radii=torch.full((len(edits),), 0.999),
         owners=torch.arange(len(edits)).float(),
-        **vars(openings(network, inputs)),
-        doubts=torch.full((len(edits),), 0.2),
-        words=packed([Wording.of(item) for item in inputs]),
-        tolls=torch.full((len(edits),), 0.1),
+        **vars(first_tokens(network, inputs)),
+        first_token_weights=torch.full((len(edits),), 0.2),
+        words=pack_words([WordCounts.of(item) for item in inputs]),
+        lexical_weights=torch.full((len(edits),), 0.1),
+    )
+    return Scoped(
+        scope,
         values=torch.randn(len(edits), 1, layer.d_out, generator=torch.Generator().manual_seed(1)),
         down=torch.zeros(len(edits), 0, layer.d_in),
         up=torch.zeros(len(edits), 0, layer.d_out),
@@ -109,7 +112,7 @@ def publish(
         num_bytes=len(data),
         kind="scoped",
         rank=None,
-        metric=stage.blobs.put(pack_metric(term.metric)),
+        metric=stage.blobs.put(pack_metric(term.scope.metric)),
     )
     number = parent.number if parent else 0
     request = EditRequest(model=model.name, parent=number, edits=edits)
@@ -348,7 +351,7 @@ def test_a_metric_is_shared_by_the_deltas_that_name_it_and_goes_with_the_last(
     assert set(metrics) == {delta.metric for version in versions for delta in version.deltas}
     held = [engine._fetched(intents, version.deltas[0]).scoped for version in versions]
     assert [
-        scoped is not None and scoped.metric is metrics[str(version.deltas[0].metric)]
+        scoped is not None and scoped.scope.metric is metrics[str(version.deltas[0].metric)]
         for scoped, version in zip(held, versions, strict=True)
     ] == [True, True]
     del held

@@ -31,7 +31,6 @@ from salem.records import (
     Layer,
     ModelReference,
     ModelState,
-    Prediction,
     Task,
     TextInput,
     Version,
@@ -129,7 +128,7 @@ def test_a_model_is_served_at_the_layers_that_were_registered(
     layers: list[tuple[Layer, ...]] = []
     unpatched = predict.predict
 
-    def seen(network: Network, *arguments: Any, **options: Any) -> list[Prediction]:
+    def seen(network: Network, *arguments: Any, **options: Any) -> list[predict.Answer]:
         layers.append(network.layers)
         return unpatched(network, *arguments, **options)
 

@@ -107,7 +107,7 @@ def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
     later = editing_of("bert", setting_of("salem"), texts=LATER_TEXTS, before=first)
     edited = method("salem").edit(later)
     assert isinstance(edited, Added)
-    metrics = [delta.scoped.metric.sha256 for delta in edited.deltas if delta.scoped]
+    metrics = [delta.scoped.scope.metric.sha256 for delta in edited.deltas if delta.scoped]
     assert len(metrics) == 2 and len(set(metrics)) == 1
 
 

@@ -19,6 +19,6 @@ def test_every_number_of_entries_is_timed_and_none_fires(architecture: str) -> N
     costs = gate_cost(network, TEXTS, rounds=1)
     assert tuple(costs) == NUM_ENTRIES and all(cost > -1 for cost in costs.values())
     delta = idle_entries(network, TEXTS, 100)
-    (firing,) = fire(network, TEXTS, [delta])
-    assert firing is not None and not firing.strength.any() and torch.all(firing.inside < 0)
+    firing = fire(network, TEXTS, [delta])
+    assert firing is not None and not firing.gate.any() and torch.all(firing.margin < 0)
     assert delta.scoped is not None and len(delta.scoped.values) == 100

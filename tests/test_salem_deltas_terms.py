@@ -15,16 +15,16 @@ from safetensors.torch import load, save
 from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 
-from salem.deltas.files import pack, unpack
-from salem.deltas.terms import Dense, LayerDelta, LowRank, Term, adding, applied
+from salem.deltas.files import pack, term_tensors, unpack
+from salem.deltas.terms import Dense, LayerDelta, LowRank, Scoped, Term, adding, applied
 from salem.errors import DeltaRejected
 from salem.models.tensor_files import FORMAT_VERSION, read_header
 from salem.records import Layer
-from salem.scope.features import Reading
-from salem.scope.lexical import NUMBERS
+from salem.scope.features import FeatureSpec
+from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named
-from salem.scope.scope import Scoped
+from salem.scope.scope import Scope
 
 BASE = "ab" * 32
 LAYER = Layer(
@@ -57,10 +57,7 @@ def read(data: bytes) -> LayerDelta:
 
 
 def fields(delta: LayerDelta) -> list[dict[str, Tensor]]:
-    return [
-        {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
-        for term in delta.terms
-    ]
+    return [term_tensors(term) for term in delta.terms]
 
 
 def assert_identical(found: LayerDelta, expected: LayerDelta) -> None:
@@ -191,16 +188,23 @@ def test_other_types_are_stored_as_float32_without_their_graph() -> None:
 
 
 def some_metric() -> Metric:
-    reading = Reading(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
-    return named(Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), *torch.ones(2, NUMBERS)))
+    reading = FeatureSpec(stack="model.layers", block=1, paired=False, rarity=torch.ones(5))
+    return named(
+        Metric(reading, torch.zeros(3), torch.ones(3), torch.eye(2, 3), *torch.ones(2, WORD_BUCKETS))
+    )
 
 
 def some_scoped(metric: Metric) -> Scoped:
     zeros = torch.zeros
-    value = {"radii": zeros(1), "owners": zeros(1), "values": zeros(1, 1, 4), "down": zeros(1, 0, 6)}
-    value |= {"said": zeros(1, 3), "shares": zeros(1, 3), "doubts": zeros(1)}
-    value |= {"words": zeros(1, 2, dtype=torch.uint8), "tolls": zeros(1)}
-    return Scoped(metric=metric, keys=zeros(1, 2), **value, up=zeros(1, 0, 4))
+    weights = {
+        "radii": zeros(1),
+        "owners": zeros(1),
+        "first_token_weights": zeros(1),
+        "lexical_weights": zeros(1),
+    }
+    tokens = {"token_ids": zeros(1, 3), "token_probabilities": zeros(1, 3)}
+    scope = Scope(metric, zeros(1, 2), **weights, **tokens, words=zeros(1, 2, dtype=torch.uint8))
+    return Scoped(scope, values=zeros(1, 1, 4), down=zeros(1, 0, 6), up=zeros(1, 0, 4))
 
 
 def test_a_scoped_term_names_its_metric_and_does_not_hold_it() -> None:
@@ -220,7 +224,7 @@ def test_a_scoped_term_names_its_metric_and_does_not_hold_it() -> None:
     found = unpack(data, base_sha256=BASE, layers=[LAYER], metric=known)
     assert_identical(found, LayerDelta(LAYER.path, (scoped, dense())))
     assert asked == [metric.sha256]
-    assert found.scoped is not None and found.scoped.metric is metric
+    assert found.scoped is not None and found.scoped.scope.metric is metric
     assert "metric" not in read_header(packed(dense()))
 
 
@@ -228,9 +232,9 @@ def test_a_scoped_term_is_refused_where_its_metric_is_not_known() -> None:
     scoped = some_scoped(some_metric())
     with pytest.raises(DeltaRejected, match="does not name the metric"):
         read(packed(scoped))
-    unnamed = {f"terms.0.{name}": value for name, value in vars(scoped).items() if isinstance(value, Tensor)}
+    unnamed = {f"terms.0.{name}": value for name, value in term_tensors(scoped).items()}
     with pytest.raises(DeltaRejected, match="does not name the metric"):
-        unpack(forged(unnamed), base_sha256=BASE, layers=[LAYER], metric=lambda _: scoped.metric)
+        unpack(forged(unnamed), base_sha256=BASE, layers=[LAYER], metric=lambda _: scoped.scope.metric)
 
 
 def test_a_second_scoped_term_is_refused() -> None:

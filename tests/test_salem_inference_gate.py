@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,17 +11,17 @@ import torch
 from test_salem_inference_predict import greedy_without_cache
 from test_salem_scope_scope import TEXTS, metric_of, outputs, scoped_delta
 from tiny_models import ARCHITECTURES, first_task, tiny_network
-from torch import nn
 
-from salem.deltas.terms import Dense, LayerDelta, applied
+from salem.deltas.chain import Chain
+from salem.deltas.terms import Dense, LayerDelta
 from salem.inference import gate
-from salem.inference.gate import fire, gated
+from salem.inference import predict as predicting
+from salem.inference.gate import Gate, fire, gated
 from salem.inference.predict import predict
 from salem.models.batching import encode_inputs, in_buckets
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
-from salem.scope.features import entering
-from salem.scope.scope import Firing
+from salem.scope.features import captured_states
 
 GENERATORS = [name for name in ARCHITECTURES if first_task(name).generates]
 
@@ -31,26 +32,26 @@ def in_order(network: Network) -> list[Any]:
 
 
 def answered(network: Network, deltas: Sequence[LayerDelta], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The answers of a version, what fired, and how often a forward of the base's own was needed."""
-    seen: list[Sequence[Firing | None]] = []
+    """The answers of a version, what fired, and how often the base ran a forward pass by itself."""
+    seen: list[Gate] = []
     own: list[int] = []
 
-    def watched(
-        model: nn.Module, deltas: Sequence[LayerDelta], firings: Sequence[Firing | None], **more: Any
-    ) -> Any:
-        seen.append(firings)
-        return applied(model, deltas, firings, **more)
+    @contextmanager
+    def watched(*given: Any) -> Iterator[Gate]:
+        with gated(*given) as found:
+            seen.append(found)
+            yield found
 
     def counted(*given: Any) -> Any:
         own.append(1)
         return fire(*given)
 
-    monkeypatch.setattr(gate, "applied", watched)
+    monkeypatch.setattr(predicting, "gated", watched)
     monkeypatch.setattr(gate, "fire", counted)
     found = predict(network, in_order(network), deltas, max_new_tokens=6)
     monkeypatch.undo()
     assert len(seen) == 1
-    return found, seen[0], len(own)
+    return found, seen[0].firing, len(own)
 
 
 @torch.no_grad()
@@ -71,19 +72,19 @@ def test_the_gate_in_the_forward_is_the_gate_of_the_base(
     layer = network.layers[place]
     deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0)]
     inputs = in_order(network)
-    found, (firing,), own = answered(network, deltas, monkeypatch)
+    found, firing, own = answered(network, deltas, monkeypatch)
     assert own == (1 if place == 0 else 0), "only what acts below what is read needs a forward of its own"
-    (expected,) = fire(network, inputs, deltas)
-    assert torch.equal(firing.entry[:2], expected.entry[:2]) and torch.equal(
-        firing.strength, expected.strength
-    )
-    torch.testing.assert_close(firing.inside, expected.inside, rtol=1e-3, atol=1e-3)
-    assert firing.strength.any()
-    for item, prediction in zip(inputs, found, strict=True):
-        with applied(network.model, deltas, fire(network, [item], deltas)):
+    expected = fire(network, inputs, deltas)
+    assert expected is not None and torch.equal(firing.gate, expected.gate)
+    assert torch.equal(firing.entry[:2], expected.entry[:2])
+    torch.testing.assert_close(firing.margin, expected.margin, rtol=1e-3, atol=1e-3)
+    assert firing.gate.any()
+    for item, answer in zip(inputs, found, strict=True):
+        alone = fire(network, [item], deltas)
+        with Chain.of(deltas).applied(network.model, lambda alone=alone: alone):
             output, scores = slow_answer(network, item)
-        assert prediction.output == output
-        assert list((prediction.scores or {}).values()) == pytest.approx(scores, abs=1e-3)
+        assert answer.output == output
+        assert list((answer.scores or {}).values()) == pytest.approx(scores, abs=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
@@ -94,10 +95,10 @@ def test_a_plain_delta_below_what_is_read_does_not_move_the_gate(
     first = network.layers[0]
     plain = LayerDelta(first.path, (Dense(torch.ones(first.d_out, first.d_in)),))
     scoped = scoped_delta(network, network.layers[-1], TEXTS[:2])
-    _, firings, own = answered(network, [plain, scoped], monkeypatch)
-    (_, expected) = fire(network, in_order(network), [plain, scoped])
-    assert own == 1 and firings[0] is None
-    assert torch.equal(firings[1].strength, expected.strength) and expected.strength.any()
+    _, firing, own = answered(network, [plain, scoped], monkeypatch)
+    expected = fire(network, in_order(network), [plain, scoped])
+    assert own == 1 and expected is not None
+    assert torch.equal(firing.gate, expected.gate) and expected.gate.any()
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "bart"])
@@ -110,10 +111,10 @@ def test_scopes_in_two_metrics_are_read_in_one_forward(
         scoped_delta(network, layer, TEXTS[:1], seed=1, metric=metric_of(network, 1)),
         scoped_delta(network, layer, TEXTS[1:2], seed=5, metric=metric_of(network, 2, seed=3)),
     ]
-    _, firings, own = answered(network, deltas, monkeypatch)
-    for found, expected in zip(firings, fire(network, in_order(network), deltas), strict=True):
-        assert torch.equal(found.strength, expected.strength) and found.strength.any()
-    assert own == 0
+    found, firing, own = answered(network, deltas, monkeypatch)
+    expected = fire(network, in_order(network), deltas)
+    assert expected is not None and torch.equal(firing.gate, expected.gate)
+    assert {answer.match.delta for answer in found if answer.match} == {0, 1} and own == 0
 
 
 def hooks(network: Network) -> list[tuple[int, int]]:
@@ -130,7 +131,7 @@ def test_nothing_stays_in_the_model_after_a_failure(architecture: str) -> None:
     with pytest.raises(RuntimeError, match="halfway"), gated(network, TEXTS, fields, deltas):
         raise RuntimeError("halfway")
     assert hooks(network) == before
-    assert len(entering(network, fields, metric_of(network).reading)) == 2
+    assert len(captured_states(network, fields, metric_of(network).feature_spec)) == 2
 
 
 @pytest.mark.parametrize("architecture", GENERATORS)

@@ -15,7 +15,7 @@ from salem.models.batching import encode_inputs
 from salem.models.network import Network
 from salem.models.tokens import tokenize
 from salem.records import Task, TextInput
-from salem.scope.features import COMMON, SLOTS, Reading, entering, features, pool, token_rarity
+from salem.scope.features import COMMON, SLOTS, FeatureSpec, captured_states, features, pool, token_rarity
 
 PRIMES = (1_000_003, 7_368_787, 92_821_237, 179_424_673)
 
@@ -25,7 +25,7 @@ def slow_pool(
     state: Tensor,  # [t, d]
     ids: list[int],
     second: list[bool],
-    reading: Reading,
+    reading: FeatureSpec,
     task: Task,
 ) -> Tensor:
     """One text without padding -> [f] in float64, token by token."""
@@ -46,7 +46,7 @@ def slow_pool(
     return torch.cat([*found, state[-1 if task is Task.TEXT_GENERATION else 0].double()])
 
 
-def slow_features(network: Network, item: TextInput, reading: Reading) -> Tensor:
+def slow_features(network: Network, item: TextInput, reading: FeatureSpec) -> Tensor:
     fields = encode_inputs(network, [item])
     length = int(fields["attention_mask"].sum())
     fields = {name: value[:, :length] for name, value in fields.items()}
@@ -98,7 +98,9 @@ def test_padding_is_not_read_on_either_side(side: str, paired: bool, task: Task)
     ids = torch.randint(0, 50, (3, width), generator=torch.Generator().manual_seed(1))
     embedded, state = drawn(3, width, d, seed=2), drawn(3, width, d, seed=3)
     mask, kinds = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
-    reading = Reading("blocks", 1, paired, torch.rand(50, generator=torch.Generator().manual_seed(4)) + 0.01)
+    reading = FeatureSpec(
+        "blocks", 1, paired, torch.rand(50, generator=torch.Generator().manual_seed(4)) + 0.01
+    )
     spans = [slice(width - n, width) if side == "left" else slice(0, n) for n in lengths]
     for row, span in enumerate(spans):
         mask[row, span] = 1
@@ -144,7 +146,7 @@ def test_reading_leaves_nothing_in_the_model_and_goes_no_further(architecture: s
         lambda *_: reached.append(1)
     )
     try:
-        embedded, state = entering(network, encode_inputs(network, TEXTS), reading_of(network, 1))
+        embedded, state = captured_states(network, encode_inputs(network, TEXTS), reading_of(network, 1))
     finally:
         handle.remove()
     assert not reached, "the block that is read does not run"

@@ -1,4 +1,4 @@
-"""Openings: how the base begins its answers, how two of them differ, and what a scope makes of it."""
+"""FirstTokens: how the base begins its answers, how two of them differ, and what a scope makes of it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope import lookups
 from salem.scope import scope as scopes
-from salem.scope.first_token import KEPT, Openings, openings
-from salem.scope.lexical import Wording
-from salem.scope.lookups import Asking, Known
+from salem.scope.first_token import KEPT, FirstTokens, first_tokens
+from salem.scope.lexical import WordCounts
+from salem.scope.lookups import BatchLookups, KnownLookups
 
 
 def some_shares(num: int, width: int, *, seed: int = 0, spread: float = 3.0) -> Tensor:
     return (spread * torch.randn(num, width, generator=torch.Generator().manual_seed(seed))).softmax(-1)
 
 
-def kept(shares: Tensor, num_tokens: int) -> Openings:
-    likeliest = shares.topk(num_tokens, dim=-1)
-    return Openings(likeliest.indices.float(), likeliest.values)
+def kept(token_probabilities: Tensor, num_tokens: int) -> FirstTokens:
+    likeliest = token_probabilities.topk(num_tokens, dim=-1)
+    return FirstTokens(likeliest.indices.float(), likeliest.values)
 
 
 def hellinger(one: Tensor, other: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def hellinger(one: Tensor, other: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", [2, 5, 40])
 def test_whole_openings_differ_by_the_squared_hellinger_distance(width: int) -> None:
     one, other = some_shares(30, width), some_shares(30, width, seed=1)
-    found = kept(one, width).differ(kept(other, width))
+    found = kept(one, width).distance(kept(other, width))
     torch.testing.assert_close(found.double(), hellinger(one, other), rtol=1e-4, atol=1e-6)
 
 
@@ -51,18 +51,18 @@ def test_whole_openings_differ_by_the_squared_hellinger_distance(width: int) -> 
 def test_few_tokens_tell_how_openings_differ(num_tokens: int) -> None:
     one, other = some_shares(50, 60, spread=4.0), some_shares(50, 60, seed=1, spread=4.0)
     other[::2] = (one[::2].log() + 0.5 * some_shares(25, 60, seed=2).log()).softmax(-1)
-    found = kept(one, num_tokens).differ(kept(other, num_tokens))
+    found = kept(one, num_tokens).distance(kept(other, num_tokens))
     error = (found.double() - hellinger(one, other)).abs()
     assert error.max() < {1: 0.6, 3: 0.4, KEPT: 0.1}[num_tokens]
-    back = kept(other, num_tokens).differ(kept(one, num_tokens))
+    back = kept(other, num_tokens).distance(kept(one, num_tokens))
     torch.testing.assert_close(back, found, rtol=0, atol=1e-6)
     itself = kept(one, num_tokens)
-    torch.testing.assert_close(itself.differ(itself), torch.zeros(50), rtol=0, atol=1e-6)
+    torch.testing.assert_close(itself.distance(itself), torch.zeros(50), rtol=0, atol=1e-6)
 
 
 def test_sure_openings_with_other_tokens_differ_altogether() -> None:
-    one, other = (Openings(torch.tensor([[float(t), 9.0]]), torch.tensor([[1.0, 0.0]])) for t in (3, 4))
-    assert one.differ(other).tolist() == [1.0]
+    one, other = (FirstTokens(torch.tensor([[float(t), 9.0]]), torch.tensor([[1.0, 0.0]])) for t in (3, 4))
+    assert one.distance(other).tolist() == [1.0]
 
 
 def first_choice(network: Network, text: TextInput) -> int:
@@ -75,52 +75,55 @@ def first_choice(network: Network, text: TextInput) -> int:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_opening_is_what_the_base_would_begin_with(architecture: str) -> None:
     network = tiny_network(architecture)
-    found = openings(network, TEXTS)
+    found = first_tokens(network, TEXTS)
     for row, text in enumerate(TEXTS):
-        assert int(found.said[row, 0]) == first_choice(network, text)
-        alone = openings(network, [text])
-        assert torch.equal(alone.said[0, :1], found.said[row, :1])
-        torch.testing.assert_close(alone.shares[0], found.shares[row], rtol=1e-3, atol=1e-5)
-    assert (found.shares.sum(-1) <= 1 + 1e-5).all() and (found.shares.diff(dim=-1) <= 0).all()
-    assert openings(network, []).said.shape == (0, 0)
+        assert int(found.token_ids[row, 0]) == first_choice(network, text)
+        alone, own = first_tokens(network, [text]), found.token_probabilities[row]
+        assert torch.equal(alone.token_ids[0, :1], found.token_ids[row, :1])
+        torch.testing.assert_close(alone.token_probabilities[0], own, rtol=1e-3, atol=1e-5)
+    probabilities = found.token_probabilities
+    assert (probabilities.sum(-1) <= 1 + 1e-5).all() and (probabilities.diff(dim=-1) <= 0).all()
+    assert first_tokens(network, []).token_ids.shape == (0, 0)
 
 
 def test_each_input_is_asked_about_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("gpt2")
     asked: list[list[str]] = []
 
-    def watched(network: Network, inputs: list[TextInput]) -> Openings:
+    def watched(network: Network, inputs: list[TextInput]) -> FirstTokens:
         asked.append([item.input for item in inputs])
-        return openings(network, inputs)
+        return first_tokens(network, inputs)
 
-    monkeypatch.setattr(lookups, "openings", watched)
-    asking = Asking(network, TEXTS)
-    first = asking.openings(torch.tensor([2, 0]))
-    second = asking.openings(torch.tensor([0, 1, 2]))
+    monkeypatch.setattr(lookups, "first_tokens", watched)
+    asking = BatchLookups(network, TEXTS)
+    first = asking.first_tokens(torch.tensor([2, 0]))
+    second = asking.first_tokens(torch.tensor([0, 1, 2]))
     assert asked == [[TEXTS[2].input, TEXTS[0].input], [TEXTS[1].input]]
-    assert torch.equal(second.said[[2, 0]], first.said) and torch.equal(second.shares[[2, 0]], first.shares)
+    assert torch.equal(second.token_ids[[2, 0]], first.token_ids) and torch.equal(
+        second.token_probabilities[[2, 0]], first.token_probabilities
+    )
 
 
 def doubtful(network: Network, size: float = 5.0) -> LayerDelta:
     """An entry whose scope holds every text by its cosine, and those alone that the base begins alike."""
     delta = scoped_delta(network, network.layers[-1], TEXTS[:1], size=size)
     assert delta.scoped is not None
-    wide = replace(delta.scoped, radii=torch.tensor([-1.1]), doubts=torch.tensor([1e4]))
-    wide = replace(wide, tolls=torch.zeros(1))
-    return LayerDelta(delta.layer, (wide,))
+    weights = {"first_token_weights": torch.tensor([1e4]), "lexical_weights": torch.zeros(1)}
+    wide = replace(delta.scoped.scope, radii=torch.tensor([-1.1]), **weights)
+    return LayerDelta(delta.layer, (replace(delta.scoped, scope=wide),))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: str) -> None:
     network = tiny_network(architecture)
     delta = doubtful(network)
-    (firing,) = fire(network, TEXTS, [delta])
+    firing = fire(network, TEXTS, [delta])
     assert firing is not None and delta.scoped is not None
-    points = metric_of(network).read(network, TEXTS)
-    worded = [Wording.of(text) for text in TEXTS]
-    likeness = delta.scoped.scope.likeness(points, Known(worded, openings(network, TEXTS)))
-    expected = (likeness > delta.scoped.radii).any(-1)
-    assert torch.equal(firing.strength > 0, expected)
+    points = metric_of(network).embed(network, TEXTS)
+    worded = [WordCounts.of(text) for text in TEXTS]
+    likeness = delta.scoped.scope.likeness(points, KnownLookups(worded, first_tokens(network, TEXTS)))
+    expected = (likeness > delta.scoped.scope.radii).any(-1)
+    assert torch.equal(firing.gate > 0, expected)
     assert expected[0] and not expected.all(), "tiny models answer differently"
     outside = (~expected).nonzero().flatten().tolist()
     base = predict(network, TEXTS, max_new_tokens=6)
@@ -134,17 +137,21 @@ def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     scope = scoped_delta(network, network.layers[-1], TEXTS, size=5.0).scoped
     assert scope is not None
     wide = replace(scope.scope, radii=torch.full((len(TEXTS),), -1.1))
-    points, heard = metric_of(network).read(network, TEXTS), openings(network, TEXTS)
-    worded = [Wording.of(text) for text in TEXTS]
+    points, heard = metric_of(network).embed(network, TEXTS), first_tokens(network, TEXTS)
+    worded = [WordCounts.of(text) for text in TEXTS]
     expected = points @ wide.keys.T
     for row in range(len(TEXTS)):
         for key in range(len(TEXTS)):
             one, other = (heard.rows(torch.tensor([place])) for place in (row, key))
-            expected[row, key] -= wide.doubts[key] * one.differ(other)[0]
-            expected[row, key] -= wide.tolls[key] * worded[row].exchanged(worded[key], wide.metric.tells)
+            expected[row, key] -= wide.first_token_weights[key] * one.distance(other)[0]
+            expected[row, key] -= wide.lexical_weights[key] * worded[row].exchanged_weight(
+                worded[key], wide.metric.word_weights
+            )
     for size in (1, 3, 4_096):
         monkeypatch.setattr(scopes, "PAIRS", size)
-        torch.testing.assert_close(wide.likeness(points, Known(worded, heard)), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            wide.likeness(points, KnownLookups(worded, heard)), expected, rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5", "bart"])
@@ -156,24 +163,26 @@ def test_the_base_is_asked_while_every_delta_rests(
     last = network.layers[-1]
     weight = torch.randn(last.d_out, last.d_in, generator=torch.Generator().manual_seed(0))
     plain = LayerDelta(last.path, (Dense(weight),))
-    heard: list[Openings] = []
+    heard: list[FirstTokens] = []
 
-    def watched(network: Network, inputs: list[TextInput]) -> Openings:
-        heard.append(openings(network, inputs))
+    def watched(network: Network, inputs: list[TextInput]) -> FirstTokens:
+        heard.append(first_tokens(network, inputs))
         return heard[-1]
 
     fields = encode_inputs(network, TEXTS)
-    expected = openings(network, TEXTS)
-    monkeypatch.setattr(lookups, "openings", watched)
+    expected = first_tokens(network, TEXTS)
+    monkeypatch.setattr(lookups, "first_tokens", watched)
     with gated(network, TEXTS, fields, [plain, doubtful(network)]), torch.no_grad():
         ran = network.model.get_encoder() if network.model.config.is_encoder_decoder else network.model
         ran(**fields)
     (found,) = heard
-    assert torch.equal(found.said[:, 0], expected.said[:, 0])
-    torch.testing.assert_close(found.shares, expected.shares, rtol=1e-3, atol=1e-5)
+    assert torch.equal(found.token_ids[:, 0], expected.token_ids[:, 0])
+    torch.testing.assert_close(found.token_probabilities, expected.token_probabilities, rtol=1e-3, atol=1e-5)
     with applied(network.model, [plain]):
-        moved = openings(network, TEXTS)
-    assert not torch.allclose(moved.shares, expected.shares, atol=1e-3), "the plain delta would have told"
+        moved = first_tokens(network, TEXTS)
+    assert not torch.allclose(moved.token_probabilities, expected.token_probabilities, atol=1e-3), (
+        "the plain delta would have told"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])

@@ -14,35 +14,33 @@ from tiny_models import tiny_network
 from torch import Tensor
 
 from salem.inference.gate import fire
-from salem.models.tensor_files import read, write
 from salem.records import TextInput
 from salem.scope import lexical
 from salem.scope.lexical import (
-    KEPT,
-    NUMBERS,
-    Wording,
+    MOST_STORED,
+    WORD_BUCKETS,
+    WordCounts,
     is_text,
-    numbers,
-    packed,
-    split,
-    unpacked,
+    pack_words,
+    split_words,
+    unpack_words,
+    word_buckets,
     word_rarity,
     word_steadiness,
 )
-from salem.scope.lookups import Asking
-from salem.scope.metric_files import pack_metric, unpack_metric
+from salem.scope.lookups import BatchLookups
 
-ALIKE = [1.0] * NUMBERS
+ALIKE = [1.0] * WORD_BUCKETS
 
 
-def worded(text: str, pair: str | None = None) -> Wording:
-    return Wording.of(TextInput(input=text, text_pair=pair))
+def worded(text: str, pair: str | None = None) -> WordCounts:
+    return WordCounts.of(TextInput(input=text, text_pair=pair))
 
 
 def exchanged(one: str, other: str, weights: Sequence[float] = ALIKE) -> float:
     """Both ways, which are the same for wordings that were not shortened."""
-    found = worded(one).exchanged(worded(other), weights)
-    assert worded(other).exchanged(worded(one), weights) == pytest.approx(found)
+    found = worded(one).exchanged_weight(worded(other), weights)
+    assert worded(other).exchanged_weight(worded(one), weights) == pytest.approx(found)
     return found
 
 
@@ -112,13 +110,13 @@ def test_a_misspelling_stands_for_one_word_once() -> None:
 )
 def test_a_negation_turns_a_request_round(one: str, other: str, expected: float) -> None:
     assert exchanged(one, other) == expected
-    turned = worded(one).turned(worded(other))
-    assert exchanged(one, other, [0.0] * NUMBERS) == turned, "negations count whatever else does"
+    turned = worded(one).negation_difference(worded(other))
+    assert exchanged(one, other, [0.0] * WORD_BUCKETS) == turned, "negations count whatever else does"
 
 
 def test_a_negation_belongs_to_its_text() -> None:
     one, other = worded("it is not a city", "it is a city"), worded("it is a city", "it is not a city")
-    assert one.exchanged(other, ALIKE) == one.turned(other) == 2
+    assert one.exchanged_weight(other, ALIKE) == one.negation_difference(other) == 2
 
 
 @pytest.mark.parametrize(
@@ -132,8 +130,8 @@ def test_a_negation_belongs_to_its_text() -> None:
     ],
 )
 def test_words_of_other_scripts(text: str, words: list[str]) -> None:
-    assert split(text) == words
-    assert unpacked(packed([worded(text)])) == [worded(text)]
+    assert split_words(text) == words
+    assert unpack_words(pack_words([worded(text)])) == [worded(text)]
 
 
 def test_a_character_of_an_unspaced_script_is_no_misspelling() -> None:
@@ -142,14 +140,14 @@ def test_a_character_of_an_unspaced_script_is_no_misspelling() -> None:
 
 def test_a_word_of_the_second_text_is_another_word() -> None:
     one, other = worded("the lamp", "a stamp"), worded("the stamp", "a lamp")
-    assert one.exchanged(other, ALIKE) == 2
-    assert one.exchanged(worded("the lamp", "a stmap"), ALIKE) == 0
-    assert worded("it is", "it was not").exchanged(worded("it is", "it was"), ALIKE) == 1
+    assert one.exchanged_weight(other, ALIKE) == 2
+    assert one.exchanged_weight(worded("the lamp", "a stmap"), ALIKE) == 0
+    assert worded("it is", "it was not").exchanged_weight(worded("it is", "it was"), ALIKE) == 1
 
 
 def weights_where(**told: float) -> list[float]:
-    found = [1.0] * NUMBERS
-    for place, weight in zip(numbers(told), told.values(), strict=True):
+    found = [1.0] * WORD_BUCKETS
+    for place, weight in zip(word_buckets(told), told.values(), strict=True):
         found[place] = weight
     return found
 
@@ -177,30 +175,34 @@ def test_wordings_come_back_from_their_bytes() -> None:
         for size in range(1, 9)
     ]
     wordings = [worded(text, text[::-1] if len(text) % 2 else None) for text in texts]
-    rows = packed(wordings)
+    rows = pack_words(wordings)
     assert rows.dtype == torch.uint8 and len(rows) == len(texts) and is_text(rows)
-    assert unpacked(rows) == wordings
-    assert packed([]).shape == (0, 1) and unpacked(packed([worded("?!")])) == [worded("...")]
-    (strange,) = unpacked(torch.tensor([[43, 32, 43]], dtype=torch.uint8))
-    assert worded("a").exchanged(strange, ALIKE) == 0, "cut down to nothing"
+    assert unpack_words(rows) == wordings
+    assert pack_words([]).shape == (0, 1) and unpack_words(pack_words([worded("?!")])) == [worded("...")]
+    (strange,) = unpack_words(torch.tensor([[43, 32, 43]], dtype=torch.uint8))
+    assert worded("a").exchanged_weight(strange, ALIKE) == 0, "cut down to nothing"
     assert not is_text(torch.tensor([[97, 255, 97]], dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("negation", ["not", "never"])
 def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new(negation: str) -> None:
     """An input that leaves words of a cut key out has exchanged nothing; a twin has."""
-    words = [f"w{number}" for number in range(2 * KEPT)]
-    light = {word: 0.1 for word in words[KEPT:]} | {word: 0.5 for word in words[:KEPT]}
+    words = [f"w{number}" for number in range(2 * MOST_STORED)]
+    light = {word: 0.1 for word in words[MOST_STORED:]} | {word: 0.5 for word in words[:MOST_STORED]}
     weights = weights_where(**light, **{negation: 0.02})
     whole = worded(" ".join([*words, negation]))
-    key = whole.heaviest(weights)
-    assert len(key.words) == KEPT and set(key.words) <= {*words[:KEPT], negation} and key.is_cut
-    assert key.heaviest(weights) is key and unpacked(packed([key])) == [key]
-    assert worded(" ".join([*words[5:], negation])).exchanged(key, weights) == 0
-    assert worded(" ".join([*words[1:], "other", negation])).exchanged(key, weights) == 0.5
-    assert worded(" ".join(words)).exchanged(key, weights) == 1, "the negation is gone"
-    exactly = worded(" ".join(words[:KEPT]))
-    assert exactly.heaviest(weights) is exactly and not exactly.is_cut
+    key = whole.truncated(weights)
+    assert (
+        len(key.counts) == MOST_STORED
+        and set(key.counts) <= {*words[:MOST_STORED], negation}
+        and key.is_truncated
+    )
+    assert key.truncated(weights) is key and unpack_words(pack_words([key])) == [key]
+    assert worded(" ".join([*words[5:], negation])).exchanged_weight(key, weights) == 0
+    assert worded(" ".join([*words[1:], "other", negation])).exchanged_weight(key, weights) == 0.5
+    assert worded(" ".join(words)).exchanged_weight(key, weights) == 1, "the negation is gone"
+    exactly = worded(" ".join(words[:MOST_STORED]))
+    assert exactly.truncated(weights) is exactly and not exactly.is_truncated
 
 
 def test_words_that_equivalents_keep_are_steady() -> None:
@@ -212,17 +214,17 @@ def test_words_that_equivalents_keep_are_steady() -> None:
     found = word_steadiness([(TextInput(input=one), TextInput(input=other)) for one, other in texts])
 
     def of(word: str) -> float:
-        return float(found[numbers([word])[0]])
+        return float(found[word_buckets([word])[0]])
 
     assert of("order") == of("and") == of("received") == 1.0, "a misspelling is no exchange"
     assert of("the") == 1 / 4 and of("now") == 1 / 2
     assert of("money") == 1.0, "never seen: as good as its word"
-    assert torch.equal(word_steadiness([]), torch.ones(NUMBERS))
+    assert torch.equal(word_steadiness([]), torch.ones(WORD_BUCKETS))
 
 
 def test_words_that_come_often_are_not_rare() -> None:
     found = word_rarity([TextInput(input="the " * 50 + "lamp")])
-    the, lamp, money = (float(found[place]) for place in numbers(["the", "lamp", "money"]))
+    the, lamp, money = (float(found[place]) for place in word_buckets(["the", "lamp", "money"]))
     assert the < lamp < money == 1.0
 
 
@@ -237,22 +239,21 @@ def test_only_words_that_begin_alike_are_compared(monkeypatch: pytest.MonkeyPatc
     long, other = (
         worded(" ".join("".join(draw.choices("abcdefghij", k=7)) for _ in range(300))) for _ in range(2)
     )
-    assert long.exchanged(other, ALIKE) > 250
+    assert long.exchanged_weight(other, ALIKE) > 250
     assert 0 < len(compared) < 300 * 300 / 8
 
 
-def twin_scope(toll: float) -> tuple[Tensor, Tensor]:
+def twin_scope(weight: float) -> tuple[Tensor, Tensor]:
     """Likeness of the edit's own text, a twin of it and a rewording, and the radius; by words alone."""
     network = tiny_network("bert")
     texts = [TextInput(input=f"where is my order {word}") for word in ("now", "today", "now please")]
     delta = scoped_delta(network, network.layers[-1], texts[:1])
     assert delta.scoped is not None
-    term = replace(
-        delta.scoped, radii=torch.tensor([-1.1]), doubts=torch.zeros(1), tolls=torch.tensor([toll])
-    )
-    (firing,) = fire(network, texts, [replace(delta, terms=(term,))])
+    weights = {"first_token_weights": torch.zeros(1), "lexical_weights": torch.tensor([weight])}
+    scope = replace(delta.scoped.scope, radii=torch.tensor([-1.1]), **weights)
+    firing = fire(network, texts, [replace(delta, terms=(replace(delta.scoped, scope=scope),))])
     assert firing is not None
-    return firing.inside, metric_of(network).read(network, texts) @ term.keys[0]
+    return firing.margin, metric_of(network).embed(network, texts) @ scope.keys[0]
 
 
 def test_a_twin_pays_for_its_word_and_a_rewording_does_not() -> None:
@@ -264,15 +265,6 @@ def test_a_twin_pays_for_its_word_and_a_rewording_does_not() -> None:
 
 
 def test_one_is_asked_about_the_words_of_rows_in_their_order() -> None:
-    ask = Asking(tiny_network("bert"), TEXTS)
-    assert ask.words(torch.tensor([1, 0, 1])) == [Wording.of(TEXTS[row]) for row in (1, 0, 1)]
-    assert Wording.of(TEXTS[0]).words == Counter(TEXTS[0].input.lower().replace("?", "").split())
-
-
-def test_a_metric_that_was_written_before_words_counted_takes_all_as_rare() -> None:
-    metric = metric_of(tiny_network("bert"))
-    header, tensors = read(pack_metric(metric), noun="scope metric")
-    del tensors["word_rarity"], tensors["word_steadiness"]
-    kept = {name: header[name] for name in ("stack", "block", "paired")}
-    for old in (tensors, tensors | {"steadiness": torch.ones(7)}):  # of tokens, as was kept for a while
-        assert unpack_metric(write(old, kept)).tells == ALIKE
+    ask = BatchLookups(tiny_network("bert"), TEXTS)
+    assert ask.words(torch.tensor([1, 0, 1])) == [WordCounts.of(TEXTS[row]) for row in (1, 0, 1)]
+    assert WordCounts.of(TEXTS[0]).counts == Counter(TEXTS[0].input.lower().replace("?", "").split())

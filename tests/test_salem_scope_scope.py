@@ -10,21 +10,21 @@ from test_salem_inference_predict import greedy_ids
 from tiny_models import LABELS, tiny_network
 from torch import Tensor, nn
 
-from salem.deltas.files import pack, unpack
-from salem.deltas.terms import LayerDelta, applied
+from salem.deltas.chain import Chain
+from salem.deltas.files import pack, term_tensors, unpack
+from salem.deltas.terms import DecodingPosition, LayerDelta, Scoped
 from salem.errors import DeltaRejected
 from salem.inference.gate import fire
-from salem.inference.predict import predict
-from salem.models import tensor_files
+from salem.inference.predict import Answer, predict
 from salem.models.batching import encode_inputs
 from salem.models.network import Network
-from salem.records import Layer, Prediction, TextInput
-from salem.scope.features import Reading, features, token_rarity
-from salem.scope.first_token import Openings, openings, unheard
-from salem.scope.lexical import NUMBERS, Wording, packed
+from salem.records import Layer, TextInput
+from salem.scope.features import FeatureSpec, features, token_rarity
+from salem.scope.first_token import FirstTokens, first_tokens, no_first_tokens
+from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric, unpack_metric
-from salem.scope.scope import Firing, Scope, Scoped, Writing, prevailing
+from salem.scope.scope import Firing, Scope
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
@@ -36,9 +36,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reading_of(network: Network, block: int = 1, *, paired: bool = False) -> Reading:
+def reading_of(network: Network, block: int = 1, *, paired: bool = False) -> FeatureSpec:
     """Of the first stack: the encoder's, where there is one."""
-    return Reading(network.layers[0].stack, block, paired, token_rarity(network, TEXTS))
+    return FeatureSpec(network.layers[0].stack, block, paired, token_rarity(network, TEXTS))
 
 
 def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
@@ -46,7 +46,7 @@ def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
     reading = reading_of(network, block)
     pooled = features(network, TEXTS, reading)
     turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
-    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, *torch.ones(2, NUMBERS)))
+    return named(Metric(reading, pooled.mean(0), pooled.std(0) + 1e-2, turn, *torch.ones(2, WORD_BUCKETS)))
 
 
 def scoped_delta(
@@ -62,16 +62,19 @@ def scoped_delta(
 ) -> LayerDelta:
     """An entry of its own for each input, with a key at that input."""
     metric, e = metric or metric_of(network), len(inputs)
-    heard = openings(network, inputs)
-    term = Scoped(
+    heard = first_tokens(network, inputs)
+    scope = Scope(
         metric=metric,
-        keys=metric.read(network, inputs),
+        keys=metric.embed(network, inputs),
         radii=torch.full((e,), 0.9),
         owners=torch.arange(e).float(),
         **vars(heard),
-        doubts=torch.full((e,), DOUBT),
-        words=packed([Wording.of(item) for item in inputs]),
-        tolls=torch.full((e,), TOLL),
+        first_token_weights=torch.full((e,), DOUBT),
+        words=pack_words([WordCounts.of(item) for item in inputs]),
+        lexical_weights=torch.full((e,), TOLL),
+    )
+    term = Scoped(
+        scope,
         values=size * drawn(e, num_positions, layer.d_out, seed=seed),
         down=drawn(e, rank, layer.d_in, seed=seed + 1),
         up=drawn(e, rank, layer.d_out, seed=seed + 2),
@@ -79,7 +82,7 @@ def scoped_delta(
     return LayerDelta(layer.path, (term,))
 
 
-def outputs(found: list[Prediction]) -> list[str]:
+def outputs(found: list[Answer]) -> list[str]:
     return [prediction.output for prediction in found]
 
 
@@ -87,20 +90,20 @@ def small_scope() -> Scope:
     angles = torch.tensor([0.0, 0.4, 2.0])
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
-    reading = Reading(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
-    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), *torch.ones(2, NUMBERS))
-    heard, unworded = unheard(3, keys.device), torch.zeros(3, 0, dtype=torch.uint8)
-    silent = {"doubts": torch.zeros(3), "tolls": torch.zeros(3)}
+    reading = FeatureSpec(stack="blocks", block=1, paired=False, rarity=torch.ones(5))
+    metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), *torch.ones(2, WORD_BUCKETS))
+    heard, unworded = no_first_tokens(3, keys.device), torch.zeros(3, 0, dtype=torch.uint8)
+    silent = {"first_token_weights": torch.zeros(3), "lexical_weights": torch.zeros(3)}
     return Scope(metric, keys, radii, owners, **vars(heard), words=unworded, **silent)
 
 
 class Nobody:
     """Whom a scope need not ask."""
 
-    def words(self, rows: Tensor) -> list[Wording]:
+    def words(self, rows: Tensor) -> list[WordCounts]:
         raise AssertionError("nobody needs to look at words")
 
-    def openings(self, rows: Tensor) -> Openings:
+    def first_tokens(self, rows: Tensor) -> FirstTokens:
         raise AssertionError("nobody needs to ask the base")
 
 
@@ -113,32 +116,32 @@ def test_the_key_farthest_inside_its_radius_decides() -> None:
         torch.tensor([[1.0, 0.0], [0.92106, 0.38942], [-0.41615, 0.9093], [0.0, -3.0]]), nobody
     )
     assert firing.entry[:3].tolist() == [0, 1, 0]
-    assert firing.inside[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
-    assert firing.strength[:3].tolist() == [1.0, 1.0, 1.0]
-    assert firing.inside[3] < 0 and firing.strength[3] == 0, "far outside, the base itself answers"
+    assert firing.margin[:3].tolist() == pytest.approx([0.1, 0.03, 0.1], abs=1e-3)
+    assert firing.gate[:3].tolist() == [1.0, 1.0, 1.0]
+    assert firing.margin[3] < 0 and firing.gate[3] == 0, "far outside, the base itself answers"
     angles = torch.linspace(0, 6.28, 200)
     around = torch.stack([angles.cos(), angles.sin()], dim=-1)
     depth = around @ scope.keys.T - scope.radii
     outside, depth = around[depth.amax(-1) < 0], depth[depth.amax(-1) < 0]
     found = scope.fire_at(outside, nobody)
-    assert not found.strength.any() and len(set(found.entry.tolist())) > 1
+    assert not found.gate.any() and len(set(found.entry.tolist())) > 1
     assert torch.equal(found.entry, scope.owners[depth.argmax(-1)].long()), "training pulls those nearby"
     picked = firing.rows(torch.tensor([2, 1]))
-    assert picked.entry.tolist() == [0, 1] and torch.equal(picked.inside, firing.inside[[2, 1]])
+    assert picked.entry.tolist() == [0, 1] and torch.equal(picked.margin, firing.margin[[2, 1]])
 
 
 def test_the_gate_is_open_inside_the_radius_and_shut_outside() -> None:
     scope = replace(small_scope(), keys=torch.tensor([[1.0, 0.0]]), radii=torch.tensor([0.8]))
     scope = replace(scope, owners=torch.zeros(1))
-    scope = replace(scope, doubts=torch.zeros(1), tolls=torch.zeros(1))
+    scope = replace(scope, first_token_weights=torch.zeros(1), lexical_weights=torch.zeros(1))
     cosines = torch.linspace(0.5, 1.0, 41)
     firing = scope.fire_at(torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=-1), nobody)
-    assert firing.strength.tolist() == (cosines > 0.8).float().tolist()
+    assert firing.gate.tolist() == (cosines > 0.8).float().tolist()
 
 
 def some_term(rank: int) -> Scoped:
     return Scoped(
-        **vars(small_scope()),
+        small_scope(),
         values=drawn(2, 1, 4),
         down=drawn(2, rank, 6, seed=1),
         up=drawn(2, rank, 4, seed=2),
@@ -154,7 +157,7 @@ def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
     for row in range(3):
         entry = int(firing.entry[row])
         update = term.up[entry].T @ term.down[entry]  # [d_out, d_in]
-        expected = firing.strength[row] * (term.values[entry, 0] + x[row] @ update.T)
+        expected = firing.gate[row] * (term.values[entry, 0] + x[row] @ update.T)
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
     flat = term.act(x.reshape(15, 6), firing)
     assert flat.shape == (15, 4)
@@ -162,18 +165,18 @@ def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
     assert term.act(x.bfloat16(), firing).dtype == torch.bfloat16
 
 
-def test_of_several_terms_only_one_acts_on_an_input() -> None:
-    entry = torch.zeros(4, dtype=torch.long)
-    older, newer = (
-        Firing(entry, torch.tensor(inside), torch.ones(4))
-        for inside in ([0.3, -0.1, 0.2, -0.3], [-0.2, 0.1, 0.1, -0.2])
-    )
-    found = prevailing([older, None, newer])
-    assert found[1] is None and found[0] is not None and found[2] is not None
-    assert found[0].strength.tolist() == [1, 0, 0, 0]
-    assert found[2].strength.tolist() == [0, 1, 1, 1], "where both apply, the later correction counts"
-    assert prevailing([None, older]) == (None, older)
-    assert prevailing([]) == ()
+def test_of_the_keys_that_hold_an_input_the_newest_count() -> None:
+    scope, point = (
+        small_scope(),
+        torch.tensor([[0.98007, 0.19867]]),
+    )  # inside the first two, deeper in the first
+    scope = replace(scope, radii=torch.tensor([0.9, 0.95, 0.9]))
+    for ages, expected in (([0, 1, 2], 1), ([1, 0, 2], 0), ([0, 0, 0], 0)):
+        firing = scope.fire_at(point, nobody, torch.tensor(ages))
+        assert firing.entry.tolist() == [expected] and firing.gate.tolist() == [1]
+    outside = torch.tensor([[0.0, -1.0]])
+    found = scope.fire_at(outside, nobody, torch.tensor([0, 1, 2]))
+    assert torch.equal(found.margin, scope.fire_at(outside, nobody).margin) and found.gate.tolist() == [0]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "opt", "t5"])
@@ -181,10 +184,10 @@ def test_inputs_outside_all_scopes_are_answered_exactly_as_by_the_base(architect
     network = tiny_network(architecture)
     for layer in (network.layers[0], network.layers[-1]):
         deltas = [scoped_delta(network, layer, [TEXTS[0]])]
-        (firing,) = fire(network, TEXTS, deltas)
+        firing = fire(network, TEXTS, deltas)
         assert firing is not None
-        outside = firing.strength == 0
-        assert firing.strength[0] > 0.5 and outside.any()
+        outside = firing.gate == 0
+        assert firing.gate[0] > 0.5 and outside.any()
         base, edited = (predict(network, TEXTS, d, max_new_tokens=6) for d in ((), deltas))
         for row in outside.nonzero()[:, 0].tolist():
             assert base[row] == edited[row]
@@ -195,15 +198,15 @@ def test_a_scoped_delta_adds_what_its_entry_says() -> None:
     network = tiny_network("bert")
     layer = network.layers[1]
     delta = scoped_delta(network, layer, [TEXTS[0]], size=1.0, rank=0)
-    firings = fire(network, [TEXTS[0]], [delta])
+    firing = fire(network, [TEXTS[0]], [delta])
     fields = encode_inputs(network, [TEXTS[0]])
     matrix, term = network.module(layer.path), delta.scoped
-    assert isinstance(matrix, nn.Linear) and term is not None and firings[0] is not None
-    with applied(network.model, [delta], firings), torch.no_grad():
+    assert isinstance(matrix, nn.Linear) and term is not None and firing is not None
+    with Chain.of([delta]).applied(network.model, lambda: firing), torch.no_grad():
         found = network.model(**fields).logits
     bias = matrix.bias.detach().clone()
     with torch.no_grad():
-        matrix.bias.add_(firings[0].strength * term.values[0, 0])
+        matrix.bias.add_(firing.gate * term.values[0, 0])
         try:
             expected = network.model(**fields).logits
         finally:
@@ -217,9 +220,9 @@ def test_two_scoped_deltas_act_each_on_its_own_inputs() -> None:
     two = scoped_delta(network, network.layers[0], [TEXTS[1]], seed=5)
     both = predict(network, TEXTS, [one, two])
     assert both[0] == predict(network, TEXTS, [one])[0]
-    assert both[1] == predict(network, TEXTS, [two])[1]
+    assert both[1].scores == predict(network, TEXTS, [two])[1].scores
     again = scoped_delta(network, network.layers[1], [TEXTS[0]], seed=9)
-    assert predict(network, TEXTS, [one, again])[0] == predict(network, TEXTS, [again])[0]
+    assert predict(network, TEXTS, [one, again])[0].scores == predict(network, TEXTS, [again])[0].scores
 
 
 def test_a_batch_answers_as_each_input_alone() -> None:
@@ -234,13 +237,13 @@ def test_each_token_of_an_answer_gets_the_value_of_its_position() -> None:
     term = replace(some_term(0), values=drawn(2, 3, 4), down=drawn(2, 0, 6), up=drawn(2, 0, 4))
     firing = Firing(torch.tensor([1, 0]), torch.zeros(2), torch.ones(2))
     values = term.values[firing.entry]
-    given = term.act(drawn(2, 7, 6), replace(firing, starts=torch.tensor([3, 1])))
+    given = term.act(drawn(2, 7, 6), replace(firing, answer_starts=torch.tensor([3, 1])))
     assert torch.equal(given[0], values[0, [0, 0, 0, 0, 1, 2, 2]])
     assert torch.equal(given[1], values[1, [0, 0, 1, 2, 2, 2, 2]]), "what comes later gets the last value"
-    cached = Writing()
+    cached = DecodingPosition()
     passes = [term.act(drawn(2, width, 6), firing, cached) for width in (5, 1, 1, 1)]
     assert torch.equal(torch.cat(passes, 1), values[:, [0, 0, 0, 0, 0, 1, 2, 2]])
-    whole = Writing()
+    whole = DecodingPosition()
     for width, expected in ((2, [0, 0]), (3, [0, 0, 1]), (4, [0, 0, 1, 2])):
         assert torch.equal(term.act(drawn(2, width, 6), firing, whole), values[:, expected])
 
@@ -249,7 +252,9 @@ def test_each_token_of_an_answer_gets_the_value_of_its_position() -> None:
 def test_given_answers_are_read_as_generated_ones_are_written(architecture: str) -> None:
     network = tiny_network(architecture)
     deltas = [scoped_delta(network, network.layers[-1], TEXTS[:1], size=5.0, num_positions=3)]
-    with applied(network.model, deltas, fire(network, TEXTS[:1], deltas)):
+    firing = fire(network, TEXTS[:1], deltas)
+    assert firing is not None
+    with Chain.of(deltas).applied(network.model, lambda: firing):
         written = greedy_ids(network, TEXTS[0], 5)
     assert len(written) == 5
     fields, answer = encode_inputs(network, TEXTS[:1]), torch.tensor([written])
@@ -261,10 +266,8 @@ def test_given_answers_are_read_as_generated_ones_are_written(architecture: str)
         prompt = fields["input_ids"][fields["attention_mask"] == 1][None]
         start = prompt.shape[1] - 1
         given = {"input_ids": torch.cat([prompt, answer[:, :-1]], dim=1)}
-    (firing,) = fire(network, TEXTS[:1], deltas)
-    assert firing is not None
-    known = [replace(firing, starts=torch.tensor([start]))]
-    with applied(network.model, deltas, known), torch.no_grad():
+    known = replace(firing, answer_starts=torch.tensor([start]))
+    with Chain.of(deltas).applied(network.model, lambda: known), torch.no_grad():
         logits = network.model(**given, use_cache=False).logits
     assert logits[0, start:].argmax(-1).tolist() == written
 
@@ -277,7 +280,8 @@ def test_cached_writing_equals_writing_without_a_cache(architecture: str, num_po
     deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0, num_positions=num_positions)]
     found = outputs(predict(network, TEXTS, deltas, max_new_tokens=6))
     for text, output in zip(TEXTS, found, strict=True):
-        with applied(network.model, deltas, fire(network, [text], deltas)):
+        firing = fire(network, [text], deltas)
+        with Chain.of(deltas).applied(network.model, lambda firing=firing: firing):
             slow = greedy_ids(network, text, 6)
         assert network.tokenizer.decode(slow, skip_special_tokens=True).strip() == output
     assert found != outputs(predict(network, TEXTS, max_new_tokens=6))
@@ -287,7 +291,7 @@ def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
     assert delta.scoped is not None
-    stored = {delta.scoped.metric.sha256: pack_metric(delta.scoped.metric)}
+    stored = {delta.scoped.scope.metric.sha256: pack_metric(delta.scoped.scope.metric)}
     again = unpack(
         pack(delta, base_sha256=BASE),
         base_sha256=BASE,
@@ -295,37 +299,10 @@ def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
         metric=lambda sha256: unpack_metric(stored[sha256]),
     )
     assert again.layer == delta.layer and again.scoped is not None
-    for name in vars(delta.scoped).keys() - {"metric"}:
-        assert torch.equal(getattr(again.scoped, name), getattr(delta.scoped, name)), name
+    expected, found = term_tensors(delta.scoped), term_tensors(again.scoped)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert predict(network, TEXTS, [again]) == predict(network, TEXTS, [delta])
-
-
-def test_values_stored_without_positions_act_at_every_position() -> None:
-    network = tiny_network("bert")
-    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
-    assert delta.scoped is not None
-    metric, values = delta.scoped.metric, delta.scoped.values
-    old = LayerDelta(delta.layer, (replace(delta.scoped, values=values[:, 0]),))
-    again = unpack(
-        pack(old, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda name: metric
-    )
-    assert again.scoped is not None and torch.equal(again.scoped.values, values)
-
-
-def test_scopes_that_were_written_before_they_asked_ask_for_nothing() -> None:
-    network = tiny_network("bert")
-    delta = scoped_delta(network, network.layers[1], TEXTS[:2])
-    assert delta.scoped is not None
-    metric = delta.scoped.metric
-    tensors = {name: value for name, value in vars(delta.scoped).items() if isinstance(value, Tensor)}
-    later = {"said", "shares", "doubts", "words", "tolls"}
-    old = {f"terms.0.{name}": tensors[name] for name in tensors.keys() - later}
-    header = {"metric": metric.sha256, "base_sha256": BASE, "layer": delta.layer}
-    data = tensor_files.write(old, header)
-    again = unpack(data, base_sha256=BASE, layers=network.layers, metric=lambda name: metric).scoped
-    assert again is not None and not again.doubts.any() and again.said.shape == (2, 0)
-    assert not again.tolls.any() and again.words.shape == (2, 0)
-    assert again.scope.fire_at(metric.read(network, TEXTS), nobody).strength[:2].all()
 
 
 @pytest.mark.parametrize(
@@ -338,19 +315,19 @@ def test_scopes_that_were_written_before_they_asked_ask_for_nothing() -> None:
         {"radii": torch.tensor([0.9])},
         {"keys": torch.zeros(2, 15)},
         {"keys": torch.zeros(0, 16), "radii": torch.zeros(0), "owners": torch.zeros(0)},
-        {"said": torch.zeros(2, 1)},
-        {"shares": torch.zeros(1, 2)},
-        {"doubts": torch.zeros(1)},
-        {"doubts": torch.tensor([0.2, float("inf")])},
-        {"doubts": torch.tensor([0.2, -0.1])},
-        {"tolls": torch.zeros(1)},
-        {"tolls": torch.tensor([0.2, float("inf")])},
-        {"tolls": torch.tensor([0.2, -0.1])},
+        {"token_ids": torch.zeros(2, 1)},
+        {"token_probabilities": torch.zeros(1, 2)},
+        {"first_token_weights": torch.zeros(1)},
+        {"first_token_weights": torch.tensor([0.2, float("inf")])},
+        {"first_token_weights": torch.tensor([0.2, -0.1])},
+        {"lexical_weights": torch.zeros(1)},
+        {"lexical_weights": torch.tensor([0.2, float("inf")])},
+        {"lexical_weights": torch.tensor([0.2, -0.1])},
         {"words": torch.zeros(1, 4, dtype=torch.uint8)},
         {"words": torch.zeros(2, 4)},
         {"words": torch.zeros(2, 0, dtype=torch.uint8)},
-        {"shares": torch.full((2, 4), -0.1)},
-        {"said": torch.zeros(2, 0), "shares": torch.zeros(2, 0)},
+        {"token_probabilities": torch.full((2, 4), -0.1)},
+        {"token_ids": torch.zeros(2, 0), "token_probabilities": torch.zeros(2, 0)},
         {"values": torch.zeros(2, 1, 3)},
         {"values": torch.zeros(1, 1, 16)},
         {"values": torch.zeros(2, 0, 16)},
@@ -365,8 +342,11 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
     assert delta.scoped is not None
-    bad = LayerDelta(delta.layer, (replace(delta.scoped, **change),))
-    metric = delta.scoped.metric
+    of_scope = {name: value for name, value in change.items() if name in vars(delta.scoped.scope)}
+    of_term = {name: value for name, value in change.items() if name not in of_scope}
+    scope = replace(delta.scoped.scope, **of_scope)
+    bad = LayerDelta(delta.layer, (replace(delta.scoped, scope=scope, **of_term),))
+    metric = delta.scoped.scope.metric
     with pytest.raises(DeltaRejected):
         unpack(pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric)
     good = unpack(
@@ -379,7 +359,7 @@ def test_the_gradient_of_values_is_the_same_bits_whatever_threads_do() -> None:
     before = torch.get_num_threads()
     values = drawn(6, 4, 256).requires_grad_()
     term = replace(some_term(0), values=values, down=drawn(6, 0, 8), up=drawn(6, 0, 256))
-    firing = Firing(torch.arange(64) % 6, torch.zeros(64), torch.ones(64), starts=torch.arange(64) % 5)
+    firing = Firing(torch.arange(64) % 6, torch.zeros(64), torch.ones(64), answer_starts=torch.arange(64) % 5)
     x, weights = drawn(64, 40, 8), drawn(64, 40, 256)
     torch.set_num_threads(4)
     try:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from salem.models.network import Network
 from salem.records import TextInput
-from salem.scope.features import Reading, features, token_rarity
-from salem.scope.lexical import NUMBERS
+from salem.scope.features import FeatureSpec, features, token_rarity
+from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 from worker.activations import scope_features as feature_memo
 from worker.activations.cache import SampleCache
@@ -27,8 +27,8 @@ def network() -> Network:
 
 
 @pytest.fixture
-def reading(network: Network) -> Reading:
-    return Reading(network.layers[0].stack, 1, False, token_rarity(network, TEXTS))
+def reading(network: Network) -> FeatureSpec:
+    return FeatureSpec(network.layers[0].stack, 1, False, token_rarity(network, TEXTS))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that the network was run on."""
     seen: list[str] = []
 
-    def counted(network: Network, inputs: list[TextInput], reading: Reading) -> Tensor:
+    def counted(network: Network, inputs: list[TextInput], reading: FeatureSpec) -> Tensor:
         seen.extend(text.input for text in inputs)
         return features(network, inputs, reading)
 
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_each_text_is_read_once(network: Network, reading: Reading, asked: list[str]) -> None:
+def test_each_text_is_read_once(network: Network, reading: FeatureSpec, asked: list[str]) -> None:
     memo = FeatureMemo(network)
     first = memo.read(TEXTS[:2], reading)
     again = memo.read([TEXTS[1], TEXTS[2], TEXTS[1]], reading)
@@ -54,18 +54,18 @@ def test_each_text_is_read_once(network: Network, reading: Reading, asked: list[
     assert memo.read([], reading).shape == (0, first.shape[1])
 
 
-def test_no_text_at_all_has_no_features(network: Network, reading: Reading) -> None:
+def test_no_text_at_all_has_no_features(network: Network, reading: FeatureSpec) -> None:
     with pytest.raises(ValueError, match="no inputs"):
         FeatureMemo(network).read([], reading)
 
 
 def test_points_outlive_the_job_under_the_metrics_name(
-    network: Network, reading: Reading, asked: list[str], tmp_path: Path
+    network: Network, reading: FeatureSpec, asked: list[str], tmp_path: Path
 ) -> None:
     width = features(network, TEXTS[:1], reading).shape[1]
     projection = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     plain = torch.zeros(width), torch.ones(width)
-    words = torch.ones(2, NUMBERS)
+    words = torch.ones(2, WORD_BUCKETS)
     metric = Metric(reading, *plain, projection, *words, sha256="a" * 64)
     cache = SampleCache(tmp_path, 10**6, "model")
     first = FeatureMemo(network, cache).points(TEXTS, metric)
@@ -79,12 +79,12 @@ def test_points_outlive_the_job_under_the_metrics_name(
 
 
 def test_one_changed_text_leaves_the_points_of_other_chunks_cached(
-    network: Network, reading: Reading, asked: list[str], tmp_path: Path
+    network: Network, reading: FeatureSpec, asked: list[str], tmp_path: Path
 ) -> None:
     texts = [TextInput(input=f"question {number}") for number in range(1_000)]
     width = features(network, texts[:1], reading).shape[1]
     projection = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-    words = torch.ones(2, NUMBERS)
+    words = torch.ones(2, WORD_BUCKETS)
     metric = Metric(reading, torch.zeros(width), torch.ones(width), projection, *words, sha256="a" * 64)
     cache = SampleCache(tmp_path, 10**6, "model")
     FeatureMemo(network, cache).points(texts, metric)

@@ -73,7 +73,7 @@ def test_firings_follow_their_samples_into_the_chunks() -> None:
     for chunk in told.chunks:
         assert chunk.firing is not None
         assert (chunk.firing.entry - 7).tolist() == chunk.samples.tolist()
-        assert torch.equal(chunk.firing.strength, firing.strength[chunk.samples])
+        assert torch.equal(chunk.firing.gate, firing.gate[chunk.samples])
 
 
 def test_a_cycle_visits_every_chunk_once_a_round_and_follows_its_seed() -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from salem.records import Sample
-from salem.scope.lexical import Wording
+from salem.scope.lexical import WordCounts
 from worker.dataset.augmentation import EVERY_RULE, TYPING, augment, augment_all
 from worker.dataset.synonyms import SYNONYMS
 
@@ -54,10 +54,10 @@ def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
     """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
     sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
     singly = [augment(sample, random.Random(seed)) for seed in range(40)]
-    own = Wording.of(sample)
-    assert any(Wording.of(one).turned(own) for one in singly)
+    own = WordCounts.of(sample)
+    assert any(WordCounts.of(one).negation_difference(own) for one in singly)
     found = augment_all([sample] * 40, random.Random(0))
-    assert not any(Wording.of(one).turned(own) for one in found)
+    assert not any(WordCounts.of(one).negation_difference(own) for one in found)
     assert sum(one != sample for one in found) > 30
 
 

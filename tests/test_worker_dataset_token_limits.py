@@ -16,7 +16,7 @@ from salem.models.batching import encode, encode_inputs
 from salem.models.network import Network
 from salem.models.tokens import sample_lengths
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
-from salem.scope.lexical import Wording
+from salem.scope.lexical import WordCounts
 from worker.dataset.augmentation import TYPING, augment_all
 from worker.dataset.token_limits import augmented, prompts_fit, replace_too_long, samples_fit
 from worker.hypernetworks import meta_training as editor_training
@@ -139,10 +139,10 @@ def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> Non
 
 def test_an_editor_learns_no_answer_to_what_is_negated_otherwise() -> None:
     edit = Edit(input="my card is not working in the shop today", target=LABELS[0])
-    own, rng = Wording.of(edit), random.Random(0)
+    own, rng = WordCounts.of(edit), random.Random(0)
     found = [editor_training._in_other_words(edit, rng) for _ in range(300)]
     assert len({sample.input for sample in found}) > 50
-    assert not any(Wording.of(sample).turned(own) for sample in found)
+    assert not any(WordCounts.of(sample).negation_difference(own) for sample in found)
 
 
 def test_an_editors_corpus_may_fill_the_window() -> None:

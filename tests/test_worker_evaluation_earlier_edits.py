@@ -12,7 +12,7 @@ from tiny_models import tiny_network
 from salem.deltas.terms import Dense, LayerDelta
 from salem.records import EditBatch, Sample, TextInput
 from worker.evaluation.earlier_edits import notes_on_lost_edits
-from worker.evaluation.versions import Version, on_top
+from worker.evaluation.versions import EditedModel, on_top
 
 LONG = " ".join(["refund"] * 50)
 
@@ -76,11 +76,11 @@ def test_a_version_with_more_room_writes_more_and_fewer_at_once() -> None:
     network = tiny_network("gpt2")
     layer = network.layers[-1]
     noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(3))
-    below = Version(network, (), 2)
+    below = EditedModel(network, (), 2)
     asked = [TextInput(input="where is my order"), TextInput(input="log in")]
     for short in (below, on_top(below, LayerDelta(layer.path, (Dense(noise),)))):
         assert short.writing(2) is short
         roomy = short.writing(6)
-        assert isinstance(roomy, Version) and roomy.together == 64 // 3
+        assert isinstance(roomy, EditedModel) and roomy.batch_size == 64 // 3
         cut, whole = short.answers(asked), roomy.answers(asked)
         assert all(long.startswith(start) for long, start in zip(whole, cut, strict=True)) and whole != cut

@@ -19,7 +19,7 @@ from salem.inference.predict import predict
 from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
 from worker.activations.cache import SampleCache
 from worker.evaluation import versions
-from worker.evaluation.versions import Overlaid, Version, on_top
+from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
 from worker.pipeline.steps import make_edit
 from worker.recipes.base import Left
 
@@ -45,8 +45,8 @@ def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> N
         network.layers[1].path, (Dense(torch.eye(network.layers[1].d_out, network.layers[1].d_in)),)
     )
     for below in ((), (lower,), (plain, lower)):
-        after = on_top(Version(network, below, 6), upper)
-        assert isinstance(after, Overlaid)
+        after = on_top(EditedModel(network, below, 6), upper)
+        assert isinstance(after, OverlaidModel)
         expected = predict(network, TEXTS, [*below, upper], max_new_tokens=6)
         assert after.answers(TEXTS) == [answer.output for answer in expected]
 
@@ -55,23 +55,23 @@ def test_where_inputs_lie_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch:
     network = tiny_network("bert")
     cache = SampleCache(tmp_path, 10**6, "model")
     deltas = [scoped_delta(network, network.layers[-1], TEXTS[num : num + 1], size=5.0) for num in (0, 1)]
-    bare = [on_top(Version(network, (), 6), delta).answers(TEXTS) for delta in deltas]
-    first = on_top(Version(network, (), 6), deltas[0], cache)
-    assert isinstance(first, Overlaid) and first.answers(TEXTS) == bare[0]
-    monkeypatch.setattr(Overlaid, "_read", lambda *_: pytest.fail("they have been read"))
-    assert on_top(Version(network, (), 6), deltas[1], cache).answers(TEXTS) == bare[1]
+    bare = [on_top(EditedModel(network, (), 6), delta).answers(TEXTS) for delta in deltas]
+    first = on_top(EditedModel(network, (), 6), deltas[0], cache)
+    assert isinstance(first, OverlaidModel) and first.answers(TEXTS) == bare[0]
+    monkeypatch.setattr(OverlaidModel, "_embed", lambda *_: pytest.fail("they have been read"))
+    assert on_top(EditedModel(network, (), 6), deltas[1], cache).answers(TEXTS) == bare[1]
     assert first.answers([]) == []
 
 
 def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[-1], TEXTS[:1])
-    (firing,) = fire(network, TEXTS, [delta])
+    firing = fire(network, TEXTS, [delta])
     assert firing is not None
-    inside = [text.input for text, acts in zip(TEXTS, firing.strength.tolist(), strict=True) if acts]
+    inside = [text.input for text, acts in zip(TEXTS, firing.gate.tolist(), strict=True) if acts]
     assert 0 < len(inside) < len(TEXTS)
     asked = watch(monkeypatch)
-    before = Version(network, (), 6)
+    before = EditedModel(network, (), 6)
     after = on_top(before, delta)
     before.answers(TEXTS)
     after.answers(TEXTS)
@@ -80,7 +80,7 @@ def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
-    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    before = EditedModel(network, (), 6, {TEXTS[0].content_hash: "as registered"})
     asked = watch(monkeypatch)
     found = before.answers([TEXTS[1], TEXTS[0], TEXTS[1]])
     assert asked == [[TEXTS[1].input]] and found[1] == "as registered" and found[0] == found[2]
@@ -89,7 +89,7 @@ def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     layer = network.layers[-1]
-    before = Version(network, (), 6, {TEXTS[0].content_hash: "as registered"})
+    before = EditedModel(network, (), 6, {TEXTS[0].content_hash: "as registered"})
     after = on_top(before, LayerDelta(layer.path, (Dense(torch.zeros(layer.d_out, layer.d_in)),)))
     asked = watch(monkeypatch)
     assert "as registered" not in after.answers(TEXTS)

@@ -9,16 +9,17 @@ import pytest
 import torch
 from labeled_texts import TEXTS
 from tiny_models import LABELS, tiny_network
-from torch import Tensor
 
-from salem.deltas.terms import LayerDelta, applied
+from salem.deltas.chain import Chain
+from salem.deltas.files import term_tensors
+from salem.deltas.terms import LayerDelta
 from salem.inference.gate import fire
 from salem.inference.predict import is_right, predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, LayerScore, Recipe, Sample, TextInput
 from worker.dataset.split import build_edit_batch
-from worker.evaluation.versions import Version
+from worker.evaluation.versions import EditedModel
 from worker.pipeline.steps import MeasuredDelta, make_edit
 
 # One that classifies, one that writes behind an encoder, one that goes on writing; with the layer to edit.
@@ -98,9 +99,8 @@ def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: st
     assert extent is not None and (extent.edit.count, extent.adapt and extent.adapt.count) == (2, 1)
     assert extent.held_out_paraphrase is not None and extent.held_out_paraphrase.count == 1
     again = make_edit(network, (), batch, options(recipe, layer), Unwatched())
-    made_twice = [vars(each.terms[0]) for each in (delta, again.made.delta)]
-    names = [name for name, value in made_twice[0].items() if isinstance(value, Tensor)]
-    assert names and all(torch.equal(made_twice[0][name], made_twice[1][name]) for name in names)
+    one, other = (term_tensors(each.terms[0]) for each in (delta, again.made.delta))
+    assert one and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("recipe", PAIR)
@@ -111,7 +111,8 @@ def test_the_next_choice_of_the_base_takes_the_place(recipe: Recipe) -> None:
     own = [LABELS.index(sample.answer) for sample in lost]
     with torch.no_grad():
         before = forward(network, encode(network, lost)).logits.softmax(-1)
-        with applied(network.model, [delta], fire(network, lost, [delta])):
+        firing = fire(network, lost, [delta])
+        with Chain.of([delta]).applied(network.model, lambda firing=firing: firing):
             after = forward(network, encode(network, lost)).logits.softmax(-1)
     for row, place in enumerate(own):
         old, new = before[row].clone(), after[row]
@@ -151,7 +152,7 @@ def test_rank_and_probability_are_those_of_the_answers_tokens(architecture: str)
     network = tiny_network(architecture)
     answer = "Rome is not" if network.task.generates else "login"
     samples = [Sample(input=text, forget=answer) for text in ("where is my order", "log in")]
-    for sample, known in zip(samples, Version(network, (), 4).answer_likelihoods(samples), strict=True):
+    for sample, known in zip(samples, EditedModel(network, (), 4).answer_likelihoods(samples), strict=True):
         with torch.no_grad():
             answers = forward(network, encode(network, [sample]))
         rows = [row.softmax(-1).tolist() for row in answers.logits.double()]
@@ -167,7 +168,7 @@ def test_what_is_known_is_asked_through_the_scopes(architecture: str, layer: str
     network, batch = tiny_network(architecture), dataset(architecture)
     delta = made(architecture, Recipe.SCOPED, layer).made.delta
     elsewhere = [Sample(input="the capital of Peru", forget=batch.edit_samples[0].answer)]
-    assert fire(network, elsewhere, [delta])[0].strength.max() == 0
-    assert Version(network, [delta], 4).answer_likelihoods(elsewhere) == Version(
+    assert fire(network, elsewhere, [delta]).gate.max() == 0
+    assert EditedModel(network, [delta], 4).answer_likelihoods(elsewhere) == EditedModel(
         network, (), 4
     ).answer_likelihoods(elsewhere)

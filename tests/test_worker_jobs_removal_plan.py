@@ -9,23 +9,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from salem.deltas.terms import LayerDelta, LowRank
+from salem.deltas.terms import LayerDelta, LowRank, Scoped
 from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
-from salem.scope.features import Reading
-from salem.scope.first_token import Openings
-from salem.scope.lexical import NUMBERS, Wording, packed
-from salem.scope.lookups import Known
+from salem.scope.features import FeatureSpec
+from salem.scope.first_token import FirstTokens
+from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
+from salem.scope.lookups import KnownLookups
 from salem.scope.metric import Metric
-from salem.scope.scope import Scoped
+from salem.scope.scope import Scope
 from worker.jobs.removal_plan import Change, cut, plan, reduced, remaining_batch, without
 
 METRIC = Metric(
-    Reading("layer", 0, False, torch.ones(3)),
+    FeatureSpec("layer", 0, False, torch.ones(3)),
     torch.zeros(5),
     torch.ones(5),
     torch.ones(4, 5),
-    torch.ones(NUMBERS),
-    torch.ones(NUMBERS),
+    torch.ones(WORD_BUCKETS),
+    torch.ones(WORD_BUCKETS),
     "a" * 64,
 )
 KEEP, DROP, REPLAY = Change.KEEP, Change.DROP, Change.REPLAY
@@ -78,16 +78,19 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw)
 
-    return Scoped(
+    scope = Scope(
         metric=METRIC,
         keys=torch.nn.functional.normalize(some(len(owners), 4), dim=-1),
         radii=torch.full((len(owners),), -1.0),
         owners=torch.tensor(owners, dtype=torch.float32),
-        said=torch.arange(2.0 * len(owners)).reshape(-1, 2),
-        shares=some(len(owners), 2).sigmoid() / 2,
-        doubts=some(len(owners)).abs(),
-        words=packed([Wording(Counter([f"word{place}"])) for place in range(len(owners))]),
-        tolls=some(len(owners)).abs(),
+        token_ids=torch.arange(2.0 * len(owners)).reshape(-1, 2),
+        token_probabilities=some(len(owners), 2).sigmoid() / 2,
+        first_token_weights=some(len(owners)).abs(),
+        words=pack_words([WordCounts(Counter([f"word{place}"])) for place in range(len(owners))]),
+        lexical_weights=some(len(owners)).abs(),
+    )
+    return Scoped(
+        scope,
         values=some(num_entries, 2, 3),
         down=some(num_entries, 2, 6),
         up=some(num_entries, 2, 3),
@@ -97,12 +100,20 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
 def test_dropping_entries_leaves_the_others_bit_for_bit() -> None:
     whole = term(4, [0, 1, 2, 3, 1, 0, 3])
     left = without(whole, [0, 2])
-    assert left.owners.tolist() == [0, 1, 0, 1] and left.owners.dtype == torch.float32
-    for name in ("keys", "radii", "said", "shares", "doubts", "words", "tolls"):
-        assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3, 4, 6]])
+    assert left.scope.owners.tolist() == [0, 1, 0, 1] and left.scope.owners.dtype == torch.float32
+    for name in (
+        "keys",
+        "radii",
+        "token_ids",
+        "token_probabilities",
+        "first_token_weights",
+        "words",
+        "lexical_weights",
+    ):
+        assert torch.equal(getattr(left.scope, name), getattr(whole.scope, name)[[1, 3, 4, 6]])
     for name in ("values", "down", "up"):
         assert torch.equal(getattr(left, name), getattr(whole, name)[[1, 3]])
-    assert left.metric is METRIC
+    assert left.scope.metric is METRIC
 
 
 def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> None:
@@ -112,9 +123,9 @@ def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> N
     left = cut(LayerDelta("l", (whole,)), [0, 2]).scoped
     assert left is not None
     starts = torch.arange(50) % 7
-    said = Openings(torch.arange(100.0).reshape(50, 2) % 12, torch.full((50, 2), 0.4))
-    ask = Known([Wording(Counter([f"word{place % 7}"])) for place in range(50)], said)
-    before, after = (replace(each.scope.fire_at(points, ask), starts=starts) for each in (whole, left))
+    token_ids = FirstTokens(torch.arange(100.0).reshape(50, 2) % 12, torch.full((50, 2), 0.4))
+    ask = KnownLookups([WordCounts(Counter([f"word{place % 7}"])) for place in range(50)], token_ids)
+    before, after = (replace(each.scope.fire_at(points, ask), answer_starts=starts) for each in (whole, left))
     same = (before.entry == 1) | (before.entry == 3)
     assert 5 < same.sum() < 45
     assert torch.equal(torch.tensor([1, 3])[after.entry[same]], before.entry[same])

@@ -15,10 +15,10 @@ from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
 from salem.scope import lookups
-from salem.scope.first_token import Openings
-from salem.scope.lexical import NUMBERS
-from salem.scope.lookups import Asking
-from salem.scope.metric import EXCHANGE
+from salem.scope.first_token import FirstTokens
+from salem.scope.lexical import WORD_BUCKETS
+from salem.scope.lookups import BatchLookups
+from salem.scope.metric import UNMEASURED_EXCHANGE
 from worker.dataset.split import build_edit_batch
 from worker.hypernetworks.learners import empty_entries
 from worker.recipes.scoped import calibration as scoping
@@ -64,15 +64,15 @@ def test_every_edit_and_adapt_sample_fires_its_own_entry(num_pass: int) -> None:
     batch = batch_of(num_pass)
     scoping = drawn(batch)
     network = tiny_network("bert")
-    points = scoping.scope.metric.read(network, batch.corrections)
-    firing = scoping.scope.fire_at(points, Asking(network, batch.corrections))
+    points = scoping.scope.metric.embed(network, batch.corrections)
+    firing = scoping.scope.fire_at(points, BatchLookups(network, batch.corrections))
     assert firing.entry.tolist() == [0, 1, 0]
-    assert (firing.strength == 1).all(), "the gate is open or shut"
-    torch.testing.assert_close(scoping.corrections.strength, firing.strength, rtol=1e-3, atol=1e-3)
+    assert (firing.gate == 1).all(), "the gate is open or shut"
+    torch.testing.assert_close(scoping.corrections.gate, firing.gate, rtol=1e-3, atol=1e-3)
     assert scoping.scope.owners.tolist() == [0, 1, 0]
     assert torch.isfinite(scoping.scope.keys).all() and torch.isfinite(scoping.scope.radii).all()
     assert len(scoping.kept.entry) == len(scoping.calibration) == num_pass
-    assert set(scoping.kept.strength.tolist()) <= {0.0, 1.0}
+    assert set(scoping.kept.gate.tolist()) <= {0.0, 1.0}
     assert [[key.text for key in entry.keys] for entry in scoping.entries] == [
         ["when will Berlin arrive at Madrid", "Berlin to Madrid when"],
         ["log in to France with Peru"],
@@ -84,13 +84,13 @@ def test_the_budget_is_kept_on_the_calibration_part(budget: float) -> None:
     budgets = {"scope_budget": budget, "scope_budget_per_edit": 1.0}
     scoping = drawn(batch_of(60), hyper=HYPER.model_copy(update=budgets))
     assert scoping.calibration.sum() > 10
-    inside = scoping.kept.inside[scoping.calibration] > 0
+    inside = scoping.kept.margin[scoping.calibration] > 0
     assert float(inside.float().mean()) <= budget
     assert not any("cannot be told" in warning for warning in scoping.warnings)
 
 
 def radii_of(others: Tensor, calibration: Tensor, budget: float) -> Tensor:
-    """Where what is said of the crowd and of the twins comes from the same two parts."""
+    """Where what is token_ids of the crowd and of the twins comes from the same two parts."""
     return calibrated_radii(widest_radii(others), calibration, torch.cat([others, calibration]), budget)
 
 
@@ -182,13 +182,22 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
     scoping = drawn(batch)
     assert len(scoping.warnings) == 1
     assert f'"{edit.input}"' in scoping.warnings[0] and f'"{twin.input}"' in scoping.warnings[0]
-    assert (scoping.corrections.strength > 0.5).all()
+    assert (scoping.corrections.gate > 0.5).all()
 
 
 def test_the_same_seed_draws_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
     assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
-    for name in ("keys", "radii", "owners", "said", "shares", "doubts", "words", "tolls"):
+    for name in (
+        "keys",
+        "radii",
+        "owners",
+        "token_ids",
+        "token_probabilities",
+        "first_token_weights",
+        "words",
+        "lexical_weights",
+    ):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
     assert not torch.equal(one.metric.projection, other.metric.projection)
 
@@ -218,16 +227,16 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.
 
 
 class Heard:
-    """Openings that are made up: of some texts with another token than of all others."""
+    """FirstTokens that are made up: of some texts with another token than of all others."""
 
     def __init__(self, otherwise: set[str]) -> None:
         self.otherwise = otherwise
         self.asked: list[str] = []
 
-    def __call__(self, network: Network, inputs: Sequence[TextInput]) -> Openings:
+    def __call__(self, network: Network, inputs: Sequence[TextInput]) -> FirstTokens:
         self.asked += [item.input for item in inputs]
-        said = torch.tensor([[float(item.input in self.otherwise)] for item in inputs])
-        return Openings(said, torch.ones(len(inputs), 1))
+        token_ids = torch.tensor([[float(item.input in self.otherwise)] for item in inputs])
+        return FirstTokens(token_ids, torch.ones(len(inputs), 1))
 
 
 def near() -> tuple[EditBatch, set[str]]:
@@ -250,39 +259,43 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
     scopes = {}
     for name, otherwise in (("alike", set()), ("otherwise", texts)):
         heard = Heard(otherwise)
-        monkeypatch.setattr(lookups, "openings", heard)
-        monkeypatch.setattr(scoping, "openings", heard)
+        monkeypatch.setattr(lookups, "first_tokens", heard)
+        monkeypatch.setattr(scoping, "first_tokens", heard)
         scopes[name] = drawn(batch, hyper=hyper, seed=1).scope
-        assert scopes[name].doubts.tolist() == [2.0] and len(heard.asked) > 1
+        assert scopes[name].first_token_weights.tolist() == [2.0] and len(heard.asked) > 1
     assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
 
 
 def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard(set())
-    monkeypatch.setattr(lookups, "openings", heard)
-    monkeypatch.setattr(scoping, "openings", heard)
+    monkeypatch.setattr(lookups, "first_tokens", heard)
+    monkeypatch.setattr(scoping, "first_tokens", heard)
     found = drawn(near()[0], hyper=HYPER.model_copy(update={"first_token_weight": 0.0}))
-    assert heard.asked == [] and not found.scope.doubts.any() and found.scope.said.shape == (1, 0)
+    assert (
+        heard.asked == []
+        and not found.scope.first_token_weights.any()
+        and found.scope.token_ids.shape == (1, 0)
+    )
 
 
 def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None:
     batch, _ = near()
     minding = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.05})).scope
     silent = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.0})).scope
-    assert silent.words.shape == (1, 0) and not silent.tolls.any()
+    assert silent.words.shape == (1, 0) and not silent.lexical_weights.any()
     assert minding.words.shape[1] > 4
     dearer = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.1})).scope
-    torch.testing.assert_close(dearer.tolls, 2 * minding.tolls)
-    way = minding.tolls * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
+    torch.testing.assert_close(dearer.lexical_weights, 2 * minding.lexical_weights)
+    way = minding.lexical_weights * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
     assert 0 < float(way) <= 1 - scoping.WIDEST
     assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
-    weights = minding.metric.tells
+    weights = minding.metric.word_weights
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
 
 
 def test_a_metric_that_measured_nothing_makes_words_cost_what_they_did() -> None:
     """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
-    unit = EXCHANGE + scoping.LEAST_EXCHANGE
+    unit = UNMEASURED_EXCHANGE + scoping.LEAST_EXCHANGE
     assert Hyperparameters().lexical_weight / unit == pytest.approx(0.2)
 
 
@@ -291,7 +304,7 @@ def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
 ) -> None:
     batch, _ = near()
     (edit,) = batch.edit_samples
-    equal = dict.fromkeys(("word_rarity", "word_steadiness"), torch.ones(NUMBERS))
+    equal = dict.fromkeys(("word_rarity", "word_steadiness"), torch.ones(WORD_BUCKETS))
     known = JobMetric(replace(drawn(batch).scope.metric, **equal), is_new=False)
     monkeypatch.setattr(scoping, "job_metric", lambda *args: known)
     parts = []
@@ -299,7 +312,7 @@ def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
         adapt = tuple((0, edit.model_copy(update={"input": text})) for _ in range(5))
         scope = drawn(batch.model_copy(update={"adapt_samples": adapt})).scope
         assert scope.metric is known.metric
-        parts.append(float(scope.tolls[0] / (1 - scope.radii[0])))
+        parts.append(float(scope.lexical_weights[0] / (1 - scope.radii[0])))
     assert parts[1] < parts[0] / 2
 
 
@@ -316,4 +329,4 @@ def test_no_scope_reaches_farther_than_equivalents_lie(monkeypatch: pytest.Monke
     monkeypatch.setattr(scoping, "job_metric", narrow)
     scope = drawn(batch).scope
     assert (wide.radii < 0.95).any() and (scope.radii >= 0.95).all()
-    torch.testing.assert_close(scope.tolls, wide.tolls)
+    torch.testing.assert_close(scope.lexical_weights, wide.lexical_weights)

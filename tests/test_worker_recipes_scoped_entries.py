@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_models import LABELS, tiny_network
 
-from salem.deltas.terms import act, adding
+from salem.deltas.terms import Scoped, act, adding
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Layer, Sample
-from salem.scope.scope import Firing, Scoped
+from salem.scope.scope import Firing
 from worker.dataset.split import build_edit_batch
 from worker.recipes.scoped.entries import num_stand_ins
 from worker.recipes.terms import train_term

@@ -8,9 +8,8 @@ import pytest
 import torch
 from test_worker_recipes_terms import Case, as_delta, case, hyper, num_right, train
 
-from salem.deltas.terms import LowRank
+from salem.deltas.terms import LowRank, Scoped
 from salem.records import Recipe
-from salem.scope.scope import Scoped
 from worker.activations.gradients import suffix_gradients
 from worker.hypernetworks.learners import MendLearner, empty_entries
 from worker.numerics.losses import correction_loss_per_sample

@@ -62,13 +62,15 @@ def test_a_metric_that_does_not_know_them_is_refined() -> None:
     batch = of.batch.model_copy(update={"adapt_samples": strange})
     found = got(batch, first)
     assert found.is_new and found.metric.sha256 != first.metric.sha256
-    assert found.metric.reading is first.metric.reading, "features are read as before"
+    assert found.metric.feature_spec is first.metric.feature_spec, "features are read as before"
     assert_close(found.metric.center, first.metric.center)
     own = of.batch.edit_samples[0]
     memo = FeatureMemo(of.network)
 
     def likeness(metric: JobMetric) -> float:
-        edit, *others = metric.metric.place(memo.read([own, *(s for _, s in strange)], metric.metric.reading))
+        edit, *others = metric.metric.project(
+            memo.read([own, *(s for _, s in strange)], metric.metric.feature_spec)
+        )
         return float(torch.stack(others).mv(edit).mean())
 
     assert likeness(found) > likeness(first)
@@ -89,7 +91,9 @@ def test_known_paraphrases_of_other_texts_teach_it() -> None:
     told = []
     for known in ((), pairs):
         metric = got(of.batch.model_copy(update={"equivalents": known})).metric
-        first, second = (metric.place(memo.read(side, metric.reading)) for side in zip(*pairs, strict=True))
+        first, second = (
+            metric.project(memo.read(side, metric.feature_spec)) for side in zip(*pairs, strict=True)
+        )
         told.append(float((first * second).sum(-1).mean()))
     assert told[1] > told[0] + 0.1
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.scope.features import Reading
+from salem.scope.features import FeatureSpec
 from salem.scope.metric import Metric
 from worker.recipes.scoped import metric_training as metrics
 from worker.recipes.scoped.metric_training import (
@@ -25,7 +25,7 @@ from worker.recipes.scoped.metric_training import (
 )
 
 FEATURES = 24
-READING = Reading(stack="layers", block=1, paired=False, rarity=torch.ones(4))
+READING = FeatureSpec(stack="layers", block=1, paired=False, rarity=torch.ones(4))
 STEPS = 100
 
 
@@ -85,13 +85,13 @@ def test_planted_groups_are_told_apart_on_copies_never_seen() -> None:
     metric, unseen = trained(num_pass=300)
     seen = planted(310, 3, seed=1)[0]
     plain = separation(F.normalize(unseen, dim=-1), F.normalize(seen, dim=-1))
-    learned = separation(metric.place(unseen), metric.place(seen))
+    learned = separation(metric.project(unseen), metric.project(seen))
     assert learned > 0.6 > 0.4 > plain
 
 
 def test_points_lie_on_the_unit_sphere() -> None:
     metric, unseen = trained()
-    torch.testing.assert_close(metric.place(unseen).norm(dim=-1), torch.ones(len(unseen)))
+    torch.testing.assert_close(metric.project(unseen).norm(dim=-1), torch.ones(len(unseen)))
     assert not metric.projection.requires_grad
 
 
@@ -103,14 +103,14 @@ def test_the_same_seed_gives_the_same_metric() -> None:
 @pytest.mark.parametrize("num_pass", [0, 1, 2])
 def test_few_pass_samples_are_enough(num_pass: int) -> None:
     metric, unseen = trained(num_pass=num_pass)
-    assert torch.isfinite(metric.place(unseen)).all()
+    assert torch.isfinite(metric.project(unseen)).all()
 
 
 def test_a_feature_that_never_moves_does_no_harm() -> None:
     always = torch.ones(4, FEATURES)
     same = torch.ones(3, FEATURES)
     metric = fresh(Equivalents(always, torch.tensor([0, 0, 1, 1]), same, same), width=4)
-    assert torch.isfinite(metric.place(always + 1e-3)).all()
+    assert torch.isfinite(metric.project(always + 1e-3)).all()
 
 
 def test_refining_starts_from_the_projection_that_is_there() -> None:
@@ -180,7 +180,7 @@ def test_a_step_that_draws_groups_still_learns() -> None:
     trained = train_metric(start, equivalents, steps=STEPS, generator=draw(2))
 
     def covered(metric: Metric) -> float:
-        points = metric.place(always)
+        points = metric.project(always)
         return coverage(points[:400], points[400:800], points[800:])
 
     assert covered(trained) > covered(start) + 0.2

@@ -11,8 +11,8 @@ import torch
 from test_worker_recipes_terms import case
 
 from salem.records import Hyperparameters, Sample, TextInput
-from salem.scope.lexical import NUMBERS
-from salem.scope.metric import EVERYWHERE, Metric
+from salem.scope.lexical import WORD_BUCKETS
+from salem.scope.metric import MAX_EXTENT, Metric
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.augmentation import augment_all
 from worker.recipes.scoped import paraphrase_spread as gauging
@@ -45,7 +45,7 @@ def metric() -> Metric:
     hyper, generator = Hyperparameters(metric_width=16), torch.Generator().manual_seed(0)
     memo, layer = FeatureMemo(of.network), of.network.layers[1]
     found = job_metric(memo, of.batch, of.batch.pass_samples, (), layer, hyper, generator, None).metric
-    return replace(found, word_rarity=torch.ones(NUMBERS), word_steadiness=torch.ones(NUMBERS))
+    return replace(found, word_rarity=torch.ones(WORD_BUCKETS), word_steadiness=torch.ones(WORD_BUCKETS))
 
 
 def measured(known: Pairs, apart: Sequence[Sample]) -> Metric:
@@ -58,7 +58,7 @@ def rewordings(apart: Sequence[Sample]) -> Pairs:
 
 def test_where_nothing_was_seen_something_is_presumed() -> None:
     found = measured([], [])
-    assert (found.exchange, found.extent) == (PRESUMED, EVERYWHERE)
+    assert (found.exchange, found.extent) == (PRESUMED, MAX_EXTENT)
 
 
 def test_rules_say_nothing_of_the_words_that_people_exchange() -> None:
@@ -85,16 +85,18 @@ def test_no_equivalent_lies_much_farther_than_nearly_all_rewordings_do() -> None
     found = measured([], APART)
     memo = FeatureMemo(case("bert").network)
     changed = [pair for pair in rewordings(APART) if pair[0].input != pair[1].input]
-    points, others = (found.place(memo.read(side, found.reading)) for side in zip(*changed, strict=True))
+    points, others = (
+        found.project(memo.read(side, found.feature_spec)) for side in zip(*changed, strict=True)
+    )
     far = float((1 - (points * others).sum(-1)).quantile(NEARLY_ALL))
-    assert 0 < far < EVERYWHERE / TIMES
+    assert 0 < far < MAX_EXTENT / TIMES
     assert found.extent == pytest.approx(TIMES * far)
 
 
 def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert measured([], APART[: FEWEST - 1]).extent == EVERYWHERE
+    assert measured([], APART[: FEWEST - 1]).extent == MAX_EXTENT
     monkeypatch.setattr(gauging, "reworded", lambda network, samples, rng, fit: list(samples))
     found = measured([], APART)
-    assert found.extent == EVERYWHERE
+    assert found.extent == MAX_EXTENT

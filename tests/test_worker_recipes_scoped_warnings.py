@@ -11,8 +11,8 @@ from tiny_models import LABELS
 
 from salem.messages import MOST_NOTES
 from salem.records import Edit, EditBatch
-from salem.scope.lexical import Wording
-from salem.scope.lookups import Known
+from salem.scope.lexical import WordCounts
+from salem.scope.lookups import KnownLookups
 from worker.recipes.scoped import warnings as warned
 from worker.recipes.scoped.warnings import Meeting, meet
 
@@ -32,7 +32,7 @@ def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(warned, "_ROWS", rows)
     batch = batch_of(20, SIX)
     scope = replace(drawn(batch).scope, radii=torch.full((12,), 0.2))
-    known = Known([Wording.of(sample) for sample in batch.corrections], scope.openings)
+    known = KnownLookups([WordCounts.of(sample) for sample in batch.corrections], scope.first_tokens)
     depth = scope.likeness(scope.keys, known) - scope.radii
     found = meet(scope, batch.corrections)
     torch.testing.assert_close(found.inside, depth.amax(-1))

@@ -10,17 +10,15 @@ from functools import cache
 import pytest
 import torch
 from tiny_models import LABELS, build_network, tiny_network
-from torch import Tensor
 
-from salem.deltas.files import pack, unpack
-from salem.deltas.terms import Dense, LayerDelta, LowRank, Term
+from salem.deltas.files import pack, term_tensors, unpack
+from salem.deltas.terms import Dense, LayerDelta, LowRank, Scoped, Term
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import IGNORED, encode
 from salem.models.network import Network
 from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
 from salem.scope.metric import Metric
 from salem.scope.metric_files import pack_metric, unpack_metric
-from salem.scope.scope import Scoped
 from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Trained
 from worker.recipes.scoped.entries import attainable_margin
@@ -106,18 +104,15 @@ def tree(network: Network) -> list[tuple[str, int, int, int, bool]]:
     ]
 
 
-def tensors(term: Term) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(term).items() if isinstance(value, Tensor)}
-
-
 def metric_sha256(term: Term) -> str:
-    return term.metric.sha256 if isinstance(term, Scoped) else "no metric"
+    return term.scope.metric.sha256 if isinstance(term, Scoped) else "no metric"
 
 
 def assert_equal(one: Term, other: Term) -> None:
     assert type(one) is type(other)
-    for name, value in tensors(one).items():
-        assert torch.equal(value, getattr(other, name)), name
+    found = term_tensors(other)
+    for name, value in term_tensors(one).items():
+        assert torch.equal(value, found[name]), name
     assert metric_sha256(one) == metric_sha256(other) != ""
 
 
@@ -133,7 +128,7 @@ def metric_of(found: Trained) -> Callable[[str], Metric]:
 
     def read(name: str) -> Metric:
         assert isinstance(found.term, Scoped)
-        data = pack_metric(found.term.metric)
+        data = pack_metric(found.term.scope.metric)
         assert hashlib.sha256(data).hexdigest() == name
         return unpack_metric(data)
 
@@ -154,7 +149,7 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
     delta = as_delta(of, found, block=block)
     assert num_right(of, of.batch.edit_samples, (delta,)) >= enough(recipe, of)
     assert isinstance(found.term, Scoped if recipe is Recipe.SCOPED else LowRank | Dense)
-    assert not any(value.requires_grad for value in tensors(found.term).values())
+    assert not any(value.requires_grad for value in term_tensors(found.term).values())
     data = pack(delta, base_sha256=BASE)
     again = unpack(data, base_sha256=BASE, layers=of.network.layers, metric=metric_of(found))
     assert_equal(again.terms[0], found.term)
@@ -166,7 +161,8 @@ def test_another_seed_gives_another_term(recipe: Recipe) -> None:
     of = case("gpt2")
     one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
     assert type(one) is type(other)
-    same = [torch.equal(value, getattr(other, name)) for name, value in tensors(one).items() if value.numel()]
+    found = term_tensors(other)
+    same = [torch.equal(value, found[name]) for name, value in term_tensors(one).items() if value.numel()]
     assert same and not all(same)
 
 
@@ -286,7 +282,7 @@ def test_a_model_in_half_precision_is_edited(recipe: Recipe) -> None:
     network = build_network("llama")
     network.model.to(torch.bfloat16)
     found = train(Case(network, of.batch), recipe, max_steps=3)
-    tensors = {name: value for name, value in vars(found.term).items() if isinstance(value, Tensor)}
+    tensors = term_tensors(found.term)
     words = tensors.pop("words", torch.empty(0, dtype=torch.uint8))
     assert words.dtype == torch.uint8
     assert tensors and all(v.dtype == torch.float32 and v.isfinite().all() for v in tensors.values())

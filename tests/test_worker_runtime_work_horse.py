@@ -25,7 +25,6 @@ from tiny_models import build_network, save_tiny, tiny_network
 from salem.deltas.files import unpack
 from salem.errors import Conflict, LeaseLost, NotFound, Unavailable
 from salem.inference.predict import predict
-from salem.models import tensor_files
 from salem.models.network import Network
 from salem.records import (
     Edit,
@@ -616,29 +615,4 @@ def test_an_edit_without_words_makes_a_version_that_can_be_edited(stage: Stage, 
         found = unpack(
             data, base_sha256=str(model.sha256), layers=layers, metric=lambda _, known=metric: known
         )
-        assert found.scoped is not None and found.scoped.tolls.any()
-
-
-def test_a_metric_of_an_earlier_release_is_named_as_it_is(stage: Stage) -> None:
-    """A delta names the file that its entries live in, though that file does not know words yet."""
-    model = stage.host("m", "bert")
-    options = Hyperparameters(layer=QUICK.layer, max_steps=5, metric_width=8, trial_edits=0)
-    kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
-    first = ask(stage, model, options, kept=kept)
-    attempt(stage, first).run()
-    new = stage.registry.get_model("m").scope_metric
-    assert new is not None
-    header, tensors = tensor_files.read(stage.blobs.get(new), noun="scope metric")
-    said = {name: header[name] for name in ("stack", "block", "paired")}
-    old = stage.blobs.put(
-        tensor_files.write({name: t for name, t in tensors.items() if not name.startswith("word_")}, said)
-    )
-    with stage.registry._database.write() as connection:
-        connection.exec_driver_sql("UPDATE models SET scope_metric = ? WHERE name = 'm'", (old,))
-    second = ask(stage, stage.registry.get_model("m"), options, "i want my money", kept)
-    attempt(stage, second).run()
-    assert stage.registry.get_job(second.id).state is JobState.SUCCEEDED
-    (delta,) = next(v for v in stage.registry.list_versions("m") if v.job_id == second.id).deltas
-    assert old != new
-    assert tensor_files.read_header(stage.blobs.get(delta.blob))["metric"] == old == delta.metric
-    assert stage.registry.get_model("m").scope_metric == old
+        assert found.scoped is not None and found.scoped.lexical_weights.any()

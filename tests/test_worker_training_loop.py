@@ -10,6 +10,7 @@ import torch
 from test_worker_recipes_terms import case
 from torch import Tensor, nn
 
+from salem.deltas.files import term_tensors
 from salem.deltas.terms import LayerDelta, LowRank, applied
 from salem.models.batching import encode, forward
 from salem.records import Hyperparameters, Sample
@@ -139,7 +140,7 @@ def test_training_returns_the_best_term_with_its_score() -> None:
     term, best = train(of.network, ready, learner(), HYPER, generator())
     assert best.held == 1.0
     assert score_term(of.network, ready, term, HYPER) == best
-    assert not any(value.requires_grad for value in vars(term).values())
+    assert not any(value.requires_grad for value in term_tensors(term).values())
 
 
 def test_the_best_term_is_not_moved_by_the_steps_after_it() -> None:

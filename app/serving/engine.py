@@ -18,10 +18,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from app.serving.loaded_models import Residents
+from salem.deltas.chain import EntryMatch
 from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
 from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
-from salem.inference import gate, predict
+from salem.inference import predict
 from salem.models import folders, loading, tokens
 from salem.models.devices import resolve_device
 from salem.models.network import Network
@@ -40,7 +41,6 @@ from salem.records import (
 )
 from salem.scope.metric import Metric
 from salem.scope.metric_files import unpack_metric
-from salem.scope.scope import Firing
 from salem.storage.blobs import BlobStore
 
 DELTA_CACHE_BYTES = 256 * 2**20
@@ -142,14 +142,14 @@ class Engine:
                 self._placed(model, delta, unpacked, network)
                 for delta, unpacked in zip(version.deltas, fetched, strict=True)
             ]
-            predictions = predict.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
-            if not explain:
-                return predictions
-            with torch.inference_mode():
-                found = matches(version.deltas, gate.fire(network, inputs, deltas), len(inputs))
+            answers = predict.predict(network, inputs, deltas, max_new_tokens=max_new_tokens)
+        if not explain:
+            return [Prediction(output=answer.output, scores=answer.scores) for answer in answers]
         return [
-            ExplainedPrediction(**prediction.model_dump(), match=match)
-            for prediction, match in zip(predictions, found, strict=True)
+            ExplainedPrediction(
+                output=answer.output, scores=answer.scores, match=match_of(version.deltas, answer.match)
+            )
+            for answer in answers
         ]
 
     def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
@@ -219,21 +219,11 @@ class Engine:
         return f"{model.sha256}/{model.descriptions_sha256 or model.name}"
 
 
-def matches(deltas: Sequence[Delta], firings: Sequence[Firing | None], num_inputs: int) -> list[Match | None]:
-    """Which edit acted on each input; at most one does.
-
-    Args:
-        deltas: of a version, in its order.
-        firings: of each delta, None where it is plain; what other deltas override has no strength.
-    """
-    found: list[Match | None] = [None] * num_inputs
-    for delta, firing in zip(deltas, firings, strict=True):
-        if firing is None:
-            continue
-        assert delta.version is not None, "a published delta has its number"
-        for row in firing.strength.nonzero()[:, 0].tolist():
-            found[row] = Match(
-                edit_id=str(EditId(delta.version, delta.index_of(int(firing.entry[row])))),
-                margin=round(float(firing.inside[row]), 6),
-            )
-    return found
+def match_of(deltas: Sequence[Delta], match: EntryMatch | None) -> Match | None:
+    """The edit behind an entry of a version's deltas, in the version's order."""
+    if match is None:
+        return None
+    delta = deltas[match.delta]
+    assert delta.version is not None, "a published delta has its number"
+    edit_id = EditId(delta.version, delta.index_of(match.entry))
+    return Match(edit_id=str(edit_id), margin=round(match.margin, 6))

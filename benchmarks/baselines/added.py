@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.baselines.contract import Editing
-from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
+from salem.deltas.chain import Chain
+from salem.deltas.files import term_tensors
+from salem.deltas.terms import Dense, LayerDelta, LowRank
 from salem.errors import Misconfigured
 from salem.inference.gate import fire
 from salem.models.batching import Batch
@@ -36,15 +38,16 @@ class Added:
 
     @property
     def delta_bytes(self) -> int:
-        fields = [field for delta in self.deltas for term in delta.terms for field in vars(term).values()]
-        return sum(4 * field.numel() for field in fields if isinstance(field, Tensor))
+        terms = [term for delta in self.deltas for term in delta.terms]
+        return sum(4 * field.numel() for term in terms for field in term_tensors(term).values())
 
     def answering(
         self, inputs: Sequence[TextInput], batch: Batch | None = None
     ) -> AbstractContextManager[None]:
         """While active, the network answers these inputs as edited; what fires is decided here, once."""
-        firings = fire(self.network, inputs, self.deltas, batch)
-        return applied(self.network.model, self.deltas, firings)
+        chain = Chain.of(self.deltas)
+        firing = fire(self.network, inputs, chain, batch)
+        return chain.applied(self.network.model, lambda: firing)
 
 
 def earlier(editing: Editing) -> tuple[LayerDelta, ...]:

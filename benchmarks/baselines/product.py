@@ -47,6 +47,6 @@ def _made(editing: Editing, hyper: Hyperparameters) -> Added:
     before = earlier(editing)
     batch = editing.batch.model_copy(update={"equivalents": known_paraphrases(editing.corpus)})
     scoped = before[-1].scoped if before else None
-    left = Left(metric=scoped.metric if scoped else None, cache=editing.cache)
+    left = Left(metric=scoped.scope.metric if scoped else None, cache=editing.cache)
     made = make_delta(editing.network, before, batch, hyper, Quiet(), left)
     return Added(editing.network, (*before, made.delta))

@@ -1,10 +1,8 @@
 """Deltas: what a version adds to the output of one layer.
 
-A delta is a sum of terms. A term maps the layer's input x [.., d_in] to an addition [.., d_out]; applying a
-delta adds that to the layer's output with a hook, so the base weights are never written and how the layer
-stores its weight (Linear or Conv1D) does not matter.
-
-Does not know how a delta is made, how its file looks, or which version it belongs to.
+A delta is a sum of terms. A term maps the layer's input x [.., d_in] to an addition [.., d_out]. A forward
+hook adds it to the layer's output, so the base weights are never written, and Linear and Conv1D look alike.
+Must not know how a delta is made, what its file looks like, or which version it belongs to.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from salem.records import Layer
-from salem.scope.scope import Firing, Scoped, Writing
+from salem.scope.scope import Firing, Scope
 
 Addition = Callable[[Tensor], Tensor]  # [.., d_in] -> [.., d_out]
 
@@ -74,6 +73,103 @@ class Dense:
         return self.weight.shape == (layer.d_out, layer.d_in)
 
 
+class DecodingPosition:
+    """Counts a generator's passes over one batch: the first pass reads prompts, each later one adds a token.
+
+    A decoder's prompts end in the last column of the first pass. A decoder beside an encoder starts with one
+    token. With a cache, a later pass brings the new token alone; without one, it brings all columns again.
+    """
+
+    def __init__(self) -> None:
+        self._prompt = 0  # columns of the first pass
+        self._generated = 0
+
+    def next(self, num_columns: int, device: torch.device) -> Tensor:
+        """The position in the answer that each column predicts -> [1, t]. Call it once per pass."""
+        columns = torch.arange(num_columns, device=device)
+        if not self._prompt:
+            self._prompt = num_columns
+        else:
+            self._generated += 1
+        first = self._prompt - 1 + self._generated if self._generated and num_columns == 1 else 0
+        return (columns + first - (self._prompt - 1)).clamp(min=0)[None]
+
+
+@dataclass(frozen=True)
+class Scoped:
+    """A term of `e` entries, each acting only on inputs inside its scope.
+
+    Where entry i fires, the layer's output gets gate * (values[i, j] + (x down[i]ᵀ) up[i]) at every token
+    that predicts the answer's j-th: 0 for the whole prompt, p - 1 also for all later tokens. A value does not
+    depend on x, so it does the same to a paraphrase as to its edit.
+    """
+
+    scope: Scope
+    values: Tensor  # [e, p, d_out]; p is 1 where the layer does not see the answer
+    down: Tensor  # [e, r, d_in]; r may be 0
+    up: Tensor  # [e, r, d_out]
+
+    kind: ClassVar[str] = "scoped"
+    rank: ClassVar[None] = None
+
+    def act(self, x: Tensor, firing: Firing, position: DecodingPosition | None = None) -> Tensor:
+        """The addition for inputs x [n * t, d_in] or [n, t, d_in], n rows firing as given -> [.., d_out].
+
+        Args:
+            position: of the answer that is being generated; not needed if `firing` knows the answer starts.
+        """
+        rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
+        addition = self._values_at(firing, rows.shape[1], position)  # [n, 1 or t, d_out]
+        if self.down.shape[1]:
+            down, up = _rows(self.down, firing.entry), _rows(self.up, firing.entry)
+            addition = addition + rows @ down.mT @ up
+        addition = (addition * firing.gate[:, None, None]).expand(len(rows), rows.shape[1], -1)
+        return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
+
+    def _values_at(self, firing: Firing, num_columns: int, position: DecodingPosition | None) -> Tensor:
+        last = self.values.shape[1] - 1
+        values = _rows(self.values, firing.entry)  # [n, p, d_out]
+        if not last:
+            return values
+        positions = answer_positions(firing, num_columns, position)
+        return F.one_hot(positions.clamp(max=last), last + 1).to(values.dtype) @ values
+
+    def fits(self, layer: Layer) -> bool:
+        """Whether all shapes agree with one another and with the layer, and every key has an entry."""
+        e, r = len(self.values), self.down.shape[1]
+        return (
+            self.values.shape == (e, max(self.values.shape[1], 1), layer.d_out)
+            and self.down.shape == (e, r, layer.d_in)
+            and self.up.shape == (e, r, layer.d_out)
+            and self.scope.fits(e)
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Scoped:
+        """On a device. Tensors stay float32: cosines need its resolution."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Scoped(self.scope.to(device), **moved)
+
+
+def answer_positions(firing: Firing, num_columns: int, position: DecodingPosition | None) -> Tensor:
+    """The position in the answer that each column predicts -> [n or 1, t]."""
+    if firing.answer_starts is None:
+        assert position is not None, "during generation, a decoding position is required"
+        return position.next(num_columns, firing.entry.device)
+    columns = torch.arange(num_columns, device=firing.entry.device)
+    return (columns - firing.answer_starts.to(columns.device)[:, None]).clamp(min=0)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table [e, ..] at an index [n] -> [n, ..].
+
+    During training by a matrix product: the gradient of indexing sums in whatever order threads finish.
+    """
+    if not table.requires_grad:
+        return table[index]
+    picked = F.one_hot(index, len(table)).to(table.dtype) @ table.flatten(1)
+    return picked.reshape(len(index), *table.shape[1:])
+
+
 Term = LowRank | Dense | Scoped
 
 
@@ -86,33 +182,25 @@ class LayerDelta:
 
     @property
     def scoped(self) -> Scoped | None:
-        """The scoped term, where it has one; a delta holds at most one."""
+        """Its scoped term, if it has one. A delta holds at most one."""
         return next((term for term in self.terms if isinstance(term, Scoped)), None)
 
-    def addition(self, firing: Callable[[], Firing | None] = lambda: None) -> Addition:
-        """What the delta adds, as a function of the layer's input; `firing` is asked when it acts.
-
-        Serves one batch: of a generated answer it is to see every pass, once.
-        """
-        writing = Writing()
-
-        def add(x: Tensor) -> Tensor:
-            parts = [act(term, firing(), writing)(x) for term in self.terms]
-            return sum(parts[1:], start=parts[0])
-
-        return add
+    def addition(self) -> Addition:
+        """What its terms add, as a function of the layer's input. They must not be scoped."""
+        additions = [act(term, None) for term in self.terms]
+        return lambda x: sum((add(x) for add in additions[1:]), start=additions[0](x))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LayerDelta:
-        """On a device, in the model's type; scopes stay in float32."""
+        """On a device, in the model's type; scoped terms stay in float32."""
         return LayerDelta(self.layer, tuple(term.to(device, dtype) for term in self.terms))
 
 
-def act(term: Term, firing: Firing | None, writing: Writing | None = None) -> Addition:
+def act(term: Term, firing: Firing | None, position: DecodingPosition | None = None) -> Addition:
     """A term as a function of the layer's input alone."""
     if not isinstance(term, Scoped):
         return term
     assert firing is not None, "a scoped term needs to know what fires"
-    return partial(term.act, firing=firing, writing=writing)
+    return partial(term.act, firing=firing, position=position)
 
 
 def _never() -> bool:
@@ -120,11 +208,11 @@ def _never() -> bool:
 
 
 @contextmanager
-def adding(module: nn.Module, addition: Addition, resting: Callable[[], bool] = _never) -> Iterator[None]:
-    """While active, `module` returns its output plus `addition` of its input, but when it is `resting`."""
+def adding(module: nn.Module, addition: Addition, paused: Callable[[], bool] = _never) -> Iterator[None]:
+    """While active, `module` returns its output plus `addition` of its input, except while `paused()`."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output if resting() else output + addition(args[0])
+        return output if paused() else output + addition(args[0])
 
     handle = module.register_forward_hook(hook)
     try:
@@ -134,21 +222,9 @@ def adding(module: nn.Module, addition: Addition, resting: Callable[[], bool] = 
 
 
 @contextmanager
-def applied(
-    model: nn.Module,
-    deltas: Sequence[LayerDelta],
-    firings: Sequence[Firing | None] | None = None,
-    resting: Callable[[], bool] = _never,
-) -> Iterator[None]:
-    """While active, the model answers as the version with these deltas; the parent's come first.
-
-    `firings` holds one item per delta, for the inputs about to be answered; plain deltas have None. An item
-    is read when its delta acts, so it may still be decided while the model runs. While `resting` says so, the
-    model answers as its base.
-    """
-    firings = [None] * len(deltas) if firings is None else firings
+def applied(model: nn.Module, deltas: Sequence[LayerDelta]) -> Iterator[None]:
+    """While active, the model answers with these deltas, the parent's first. They must not be scoped."""
     with ExitStack() as stack:
-        for index, delta in enumerate(deltas):
-            addition = delta.addition(partial(firings.__getitem__, index))
-            stack.enter_context(adding(model.get_submodule(delta.layer), addition, resting))
+        for delta in deltas:
+            stack.enter_context(adding(model.get_submodule(delta.layer), delta.addition()))
         yield

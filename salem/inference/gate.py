@@ -1,9 +1,9 @@
-"""The gate: decides, inside the forward that answers, which entry of a version acts on each row.
+"""The gate: decides, inside the forward pass that answers, which entry of a version acts on each row.
 
-The states that a scope reads pass by anyway, so the gate costs one pooling and one matrix product. Where a
-delta would act before they are read, they are taken from a forward of the base of their own. How the base
-begins its answer is asked in the midst of the forward, while every delta rests, and about those inputs alone
-that a scope would hold by its cosine. Does not know tasks, decoding or files.
+A scope reads states that the forward pass computes anyway, so the gate costs one pooling and one matrix
+product. If an entry acts before these states exist, the gate runs the base by itself first. Where a scope
+needs the base's first tokens, the gate asks the base in the middle of the forward pass, for those rows only,
+while all deltas are paused. Must not know tasks, decoding, or files.
 """
 
 from __future__ import annotations
@@ -16,35 +16,71 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from salem.deltas.terms import LayerDelta, applied
+from salem.deltas.chain import Chain, joined
+from salem.deltas.terms import LayerDelta
 from salem.models.batching import Batch
 from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.records import TextInput
-from salem.scope.features import Glimpse, Reading, pool
-from salem.scope.first_token import Openings
-from salem.scope.lexical import Wording
-from salem.scope.lookups import Ask, Asking
+from salem.scope.features import FeatureSpec, StateCapture, pool
+from salem.scope.first_token import FirstTokens
+from salem.scope.lexical import WordCounts
+from salem.scope.lookups import BatchLookups, Lookups
 from salem.scope.metric import Metric
-from salem.scope.scope import Firing, prevailing
+from salem.scope.scope import Firing
+
+
+class Gate:
+    """What fires on a batch; `firing` is None until the forward pass has decided, or without scopes."""
+
+    def __init__(self, network: Network, inputs: Sequence[TextInput], chain: Chain) -> None:
+        self.firing: Firing | None = None
+        self._network, self._chain = network, chain
+        self._points: dict[str, Tensor] = {}  # by metric: [n, m]
+        self.lookups = PausedLookups(BatchLookups(network, inputs))
+
+    def place(self, metric: Metric, fields: dict[str, Tensor], embedded: Tensor, state: Tensor) -> None:
+        """Take the states [n, t, d] that a metric reads, and decide once every metric has its own."""
+        with torch.no_grad():
+            pooled = pool(self._network.task, embedded, state, fields, metric.feature_spec)
+            self._points[metric.sha256] = metric.project(pooled)
+        if len(self._points) == len(self._chain.scopes):
+            self.firing = self._chain.fire_at(self._points, self.lookups)
+
+
+class PausedLookups:
+    """Asks the base in the middle of a version's forward pass; all deltas are paused while it does."""
+
+    def __init__(self, lookups: Lookups) -> None:
+        self._lookups = lookups
+        self.running = False
+
+    def words(self, rows: Tensor) -> list[WordCounts]:
+        return self._lookups.words(rows)
+
+    def first_tokens(self, rows: Tensor) -> FirstTokens:
+        self.running = True
+        try:
+            return self._lookups.first_tokens(rows)
+        finally:
+            self.running = False
 
 
 def fire(
     network: Network,
     inputs: Sequence[TextInput],
-    deltas: Sequence[LayerDelta],
+    deltas: Chain | Sequence[LayerDelta],
     batch: Batch | None = None,
-) -> tuple[Firing | None, ...]:
-    """What fires on each input, per delta, from a forward of the base; only one entry acts on an input.
+) -> Firing | None:
+    """Which entry acts on each input, from a forward pass of the base; None if the deltas have no entries.
 
     Args:
-        batch: the inputs with their answers, where these are given and not generated.
+        batch: the inputs together with their answers, if these are given and not generated.
     """
-    points = {metric.sha256: metric.read(network, inputs) for metric in _metrics(deltas)}
-    found = _firings(deltas, points, Asking(network, inputs))
-    if batch is None:
-        return found
-    return tuple(firing and replace(firing, starts=batch.answer_starts) for firing in found)
+    chain = joined(deltas)
+    points = {scope.metric.sha256: scope.metric.embed(network, inputs) for scope in chain.scopes}
+    found = chain.fire_at(points, BatchLookups(network, inputs))
+    return replace(found, answer_starts=batch.answer_starts) if found and batch else found
 
 
 @contextmanager
@@ -52,71 +88,29 @@ def gated(
     network: Network,
     inputs: Sequence[TextInput],
     fields: dict[str, Tensor],
-    deltas: Sequence[LayerDelta],
-) -> Iterator[None]:
-    """While active, the model answers this batch as the version; what fires is decided by the first forward.
+    deltas: Chain | Sequence[LayerDelta],
+) -> Iterator[Gate]:
+    """While active, the model answers this batch as the version. The first forward pass decides what fires.
 
     Args:
-        fields: the batch as the model's arguments [n, t], padded on either side; `inputs` in this order.
+        fields: the batch as the model's arguments [n, t], padded on either side; `inputs` in the same order.
     """
-    metrics = _metrics(deltas)
-    readable = all(_acts_later(network, delta, metric.reading) for delta in deltas for metric in metrics)
-    if not readable:
-        with applied(network.model, deltas, fire(network, inputs, deltas)):
-            yield
-        return
-    points: dict[str, Tensor] = {}
-    firings: list[Firing | None] = [None] * len(deltas)
-    aside = _Aside(Asking(network, inputs))
-
-    def place(metric: Metric, embedded: Tensor, state: Tensor) -> None:
-        with torch.no_grad():
-            pooled = pool(network.task, embedded, state, fields, metric.reading)
-            points[metric.sha256] = metric.place(pooled)
-        if len(points) == len(metrics):
-            firings[:] = _firings(deltas, points, aside)
-
-    with ExitStack() as watching:
-        for metric in metrics:
-            watching.enter_context(Glimpse(network, metric.reading, partial(place, metric)))
-        with applied(network.model, deltas, firings, resting=lambda: aside.lasts):
-            yield
+    chain = joined(deltas)
+    gate = Gate(network, inputs, chain)
+    with ExitStack() as capturing:
+        if all(_acts_later(network, chain, scope.metric.feature_spec) for scope in chain.scopes):
+            for scope in chain.scopes:
+                place = partial(gate.place, scope.metric, fields)
+                capturing.enter_context(StateCapture(network, scope.metric.feature_spec, place))
+        else:
+            gate.firing = fire(network, inputs, chain)
+        with chain.applied(network.model, lambda: gate.firing, paused=lambda: gate.lookups.running):
+            yield gate
 
 
-class _Aside:
-    """A question to the base in the midst of a version's forward; while it lasts, every delta rests."""
-
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
-        self.lasts = False
-
-    def words(self, rows: Tensor) -> list[Wording]:
-        return self._ask.words(rows)
-
-    def openings(self, rows: Tensor) -> Openings:
-        self.lasts = True
-        try:
-            return self._ask.openings(rows)
-        finally:
-            self.lasts = False
-
-
-def _metrics(deltas: Sequence[LayerDelta]) -> list[Metric]:
-    """The metrics that a version's scopes live in, each once."""
-    found = {delta.scoped.metric.sha256: delta.scoped.metric for delta in deltas if delta.scoped}
-    return list(found.values())
-
-
-def _firings(deltas: Sequence[LayerDelta], points: dict[str, Tensor], ask: Ask) -> tuple[Firing | None, ...]:
-    return prevailing(
-        [
-            term.scope.fire_at(points[term.metric.sha256], ask) if (term := delta.scoped) else None
-            for delta in deltas
-        ]
-    )
-
-
-def _acts_later(network: Network, delta: LayerDelta, reading: Reading) -> bool:
-    """Whether a delta acts only after what is read has been read."""
-    layer = layer_at(network.layers, delta.layer)
-    return layer.stack != reading.stack or layer.block >= reading.block  # a decoder runs after its encoder
+def _acts_later(network: Network, chain: Chain, spec: FeatureSpec) -> bool:
+    """Whether every delta acts only after the states that the spec names have been read."""
+    paths = [*(delta.layer for delta in chain.plain), *(entries.layer for entries in chain.layers)]
+    layers = [layer_at(network.layers, path) for path in paths]
+    # a decoder runs after its encoder
+    return all(layer.stack != spec.stack or layer.block >= spec.block for layer in layers)

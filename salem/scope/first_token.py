@@ -1,12 +1,12 @@
-"""How the base begins its answer to an input: the second thing, beside its meaning, that tells edits apart.
+"""First tokens: how the base starts its answer to an input, as a second test beside the metric.
 
-An edit corrects an answer. Where the base is about to say something else altogether, the edit is not meant,
-however alike the two inputs are. An *opening* is the distribution of the answer's first token (of a
-classifier: of its labels), kept as its few likeliest tokens; two openings differ by an estimate of the
-squared Hellinger distance between them (Hellinger 1909; Le Cam 1986, section 4.2): what neither keeps counts
-as alike, so that openings that are spread thin hardly differ.
+An edit corrects an answer. Where the base is about to say something else, the edit is not meant, however
+similar the two inputs are. This module reads the distribution of the answer's first token (for a classifier,
+of its labels), keeps the likeliest few, and compares two of them by an estimate of the squared Hellinger
+distance (Hellinger 1909; Le Cam 1986, section 4.2). The mass outside the kept tokens counts as equal, so flat
+distributions hardly differ.
 
-Knows how a model is asked for one token. Does not know scopes, keys or deltas.
+Must not know scopes, keys, or deltas.
 """
 
 from __future__ import annotations
@@ -23,59 +23,61 @@ from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.records import Task, TextInput
 
-KEPT = 16  # of the likeliest tokens
+KEPT = 16  # likeliest tokens per input
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class Openings:
-    """The openings of `n` inputs."""
+class FirstTokens:
+    """The likeliest first tokens of the base's answers to `n` inputs."""
 
-    said: Tensor  # [n, s] token or label numbers, as float32: they are exact up to 2**24
-    shares: Tensor  # [n, s] their probabilities
+    token_ids: Tensor  # [n, s] token or label numbers, as float32: they are exact up to 2**24
+    token_probabilities: Tensor  # [n, s]
 
     @classmethod
-    def of(cls, found: Sequence[Openings]) -> Openings:
-        """Openings of single inputs as those of a batch."""
-        return cls(torch.cat([one.said for one in found]), torch.cat([one.shares for one in found]))
+    def concat(cls, parts: Sequence[FirstTokens]) -> FirstTokens:
+        ids, probabilities = zip(*((p.token_ids, p.token_probabilities) for p in parts), strict=True)
+        return cls(torch.cat(ids), torch.cat(probabilities))
 
-    def rows(self, index: Tensor) -> Openings:
-        return Openings(self.said[index], self.shares[index])
+    def rows(self, index: Tensor) -> FirstTokens:
+        """The inputs at `index` [r]."""
+        return FirstTokens(self.token_ids[index], self.token_probabilities[index])
 
-    def differ(self, others: Openings) -> Tensor:
-        """The squared Hellinger distance to the opening in the same row, estimated -> [n] in [0, 1]."""
-        alike = self.said[..., :, None] == others.said[..., None, :]  # [n, s, s']
-        roots = (self.shares[..., :, None] * others.shares[..., None, :]).sqrt()
-        unkept = (1 - self.shares.sum(-1)).clamp(min=0) * (1 - others.shares.sum(-1)).clamp(min=0)
-        return (1 - (roots * alike).sum((-2, -1)) - unkept.sqrt()).clamp(0, 1)
+    def distance(self, others: FirstTokens) -> Tensor:
+        """The estimated squared Hellinger distance to the distribution in the same row -> [n] in [0, 1]."""
+        ours, theirs = self.token_probabilities, others.token_probabilities
+        same = self.token_ids[..., :, None] == others.token_ids[..., None, :]  # [n, s, s']
+        roots = (ours[..., :, None] * theirs[..., None, :]).sqrt()
+        rest = (1 - ours.sum(-1)).clamp(min=0) * (1 - theirs.sum(-1)).clamp(min=0)
+        return (1 - (roots * same).sum((-2, -1)) - rest.sqrt()).clamp(0, 1)
 
-    def each(self) -> Iterator[Openings]:
-        """One after another, each as the opening of one input."""
-        for row in range(len(self.said)):
-            yield Openings(self.said[row : row + 1], self.shares[row : row + 1])
+    def each(self) -> Iterator[FirstTokens]:
+        """Those of one input after another."""
+        for row in range(len(self.token_ids)):
+            yield FirstTokens(self.token_ids[row : row + 1], self.token_probabilities[row : row + 1])
 
 
-def unheard(num: int, device: torch.device) -> Openings:
-    """Openings of no tokens, for inputs that the base is not asked about."""
-    return Openings(torch.zeros(num, 0, device=device), torch.zeros(num, 0, device=device))
+def no_first_tokens(num_inputs: int, device: torch.device) -> FirstTokens:
+    """A distribution without tokens for each input: the base was not asked."""
+    return FirstTokens(torch.zeros(num_inputs, 0, device=device), torch.zeros(num_inputs, 0, device=device))
 
 
 @torch.no_grad()
-def openings(network: Network, inputs: Sequence[TextInput]) -> Openings:
-    """The openings of inputs. No delta may be applied while this runs."""
-    found = unheard(len(inputs), network.device)
+def first_tokens(network: Network, inputs: Sequence[TextInput]) -> FirstTokens:
+    """The base's first tokens for inputs. No delta may be applied while this runs."""
+    found = no_first_tokens(len(inputs), network.device)
     for rows in in_buckets(count_tokens(network.tokenizer, inputs), _BATCH):
-        shares = _first([inputs[row] for row in rows], network).float().softmax(-1)
-        likeliest = shares.topk(min(KEPT, shares.shape[-1]), dim=-1)
-        if not found.said.shape[1]:
-            empty = shares.new_empty(len(inputs), likeliest.indices.shape[1])
-            found = Openings(empty, empty.clone())
-        found.said[rows] = likeliest.indices.float()
-        found.shares[rows] = likeliest.values
+        probabilities = _first_logits([inputs[row] for row in rows], network).float().softmax(-1)
+        top = probabilities.topk(min(KEPT, probabilities.shape[-1]), dim=-1)
+        if not found.token_ids.shape[1]:
+            empty = probabilities.new_empty(len(inputs), top.indices.shape[1])
+            found = FirstTokens(empty, empty.clone())
+        found.token_ids[rows] = top.indices.float()
+        found.token_probabilities[rows] = top.values
     return found
 
 
-def _first(inputs: Sequence[TextInput], network: Network) -> Tensor:
+def _first_logits(inputs: Sequence[TextInput], network: Network) -> Tensor:
     """Logits of the labels, or of the answer's first token -> [n, c]."""
     decoder = network.task is Task.TEXT_GENERATION
     fields = encode_inputs(network, inputs, padding="left" if decoder else "right")

@@ -1,14 +1,12 @@
-"""Which words an input has: the third thing that tells edits apart, where meanings hardly differ.
+"""Lexical check: which words an input exchanges for others, as a third test beside metric and first tokens.
 
-Two requests that name another year, another town or another article number lie next to each other in any
-pooled state. What one of them has *in place of* the other's words is weighed: a rewording adds words or
-leaves some out, a twin exchanges them. Two things are not taken for what they look like: a misspelled word is
-the word that was meant, and a negation turns a request round though nothing stands in its place.
+Two requests about different years, towns, or article numbers lie close in any pooled state. A paraphrase adds
+or drops words; a different request exchanges them. So the weight counts of words that stand *in place of* the
+other text's words. A misspelled word counts as the word that was meant. A negation always counts.
 
-A *wording* is an input's words, each as often as it comes; of scripts that are written without spaces, its
-characters. What a word tells is looked up by a hash of it (feature hashing, Weinberger et al., ICML 2009), so
-that a metric knows words of any model; the list of negations is English. Pure functions of text. Does not
-know models, scopes or deltas.
+Words are looked up by a hash (feature hashing, Weinberger et al., ICML 2009), so a metric knows words of any
+model. In scripts without spaces, each character is a word. The list of negations is English.
+Pure functions of text. Must not know models, scopes, or deltas.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from torch import Tensor
 
 from salem.records import TextInput
 
-NUMBERS = 2**15  # of words, by their hash
-KEPT = 256  # different words, where a wording is stored
-COMMON = 1e-3  # share of all words from which on a word counts as common
+WORD_BUCKETS = 2**15  # hash buckets for words
+MOST_STORED = 256  # distinct words per text
+COMMON = 1e-3  # a word with a larger share of all words counts as common
 SHORTEST = 4  # letters of a word that may be a misspelling
-_SECOND, _CUT = "|", "+"  # mark the words of a second text, and a wording that lost some
+_SECOND, _TRUNCATED = "|", "+"  # mark a word of the second text, and counts that lost some words
 _NEGATIONS = frozenset(("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"))
 # Thai, Lao, Burmese, Khmer, kana, and the characters of Chinese
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -49,74 +47,74 @@ _PLAIN = (
 
 
 @dataclass(frozen=True)
-class Wording:
-    """The words of one input, in lower case; those of its second text are marked."""
+class WordCounts:
+    """How often each word occurs in an input, in lower case; words of its second text are marked."""
 
-    words: Counter[str]
-    is_cut: bool = False  # whether there were more words, which tell less
+    counts: Counter[str]
+    is_truncated: bool = False  # whether light words were left out
 
     @classmethod
-    def of(cls, item: TextInput) -> Wording:
-        second = (_SECOND + word for word in split(item.text_pair or ""))
-        return cls(Counter([*split(item.input), *second]))
+    def of(cls, item: TextInput) -> WordCounts:
+        second = (_SECOND + word for word in split_words(item.text_pair or ""))
+        return cls(Counter([*split_words(item.input), *second]))
 
-    def exchanged(self, key: Wording, weights: Sequence[float]) -> float:
-        """How much of this wording stands in place of what a key has.
+    def exchanged_weight(self, key: WordCounts, weights: Sequence[float]) -> float:
+        """The weight of the words that this text has in place of the key's.
 
-        The lighter of two sums of weights: of the words that only this has, and of those that only the key
-        has; and 1 for each negation that one has more than the other. Words that were only added, or only
-        left out, tell nothing. What tells no more than all that a cut key has is not taken for new.
+        It is the smaller of two sums: over the words that only this text has, and over those that only the
+        key has. Each surplus negation adds 1. So words that were only added, or only left out, cost nothing.
+        If the key is truncated, new words that weigh no more than its lightest word cost nothing either.
 
         Args:
-            weights: [NUMBERS] what each word tells.
+            weights: [WORD_BUCKETS] the weight of each word.
         """
-        new, gone = _differing(self.words, key.words)
-        known = (weights[_number(word)] for word in key.words if key.is_cut and not negates(word))
-        floor = min(known, default=-1.0)
-        return min(_weight(new, weights, floor), _weight(gone, weights)) + _turned(new, gone)
+        new, gone = _differing(self.counts, key.counts)
+        stored = (weights[_bucket(word)] for word in key.counts if key.is_truncated and not is_negation(word))
+        floor = min(stored, default=-1.0)
+        return min(_weight(new, weights, floor), _weight(gone, weights)) + _surplus_negations(new, gone)
 
-    def turned(self, other: Wording) -> int:
+    def negation_difference(self, other: WordCounts) -> int:
         """How many negations one of the two has more than the other, text by text."""
-        return _turned(*_differing(self.words, other.words))
+        return _surplus_negations(*_differing(self.counts, other.counts))
 
-    def heaviest(self, weights: Sequence[float]) -> Wording:
-        """The wording as it is stored: `KEPT` of its words at most, negations and those that tell most."""
-        if len(self.words) <= KEPT:
+    def truncated(self, weights: Sequence[float]) -> WordCounts:
+        """The counts as they are stored: `MOST_STORED` words at most, negations and heavy words first."""
+        if len(self.counts) <= MOST_STORED:
             return self
-        ranked = sorted(self.words, key=lambda word: (not negates(word), -weights[_number(word)], word))
-        return Wording(Counter({word: self.words[word] for word in ranked[:KEPT]}), is_cut=True)
+        ranked = sorted(self.counts, key=lambda word: (not is_negation(word), -weights[_bucket(word)], word))
+        kept = Counter({word: self.counts[word] for word in ranked[:MOST_STORED]})
+        return WordCounts(kept, is_truncated=True)
 
 
-def split(text: str) -> list[str]:
-    """The words of a text, in order: in lower case, contracted negations written out."""
+def split_words(text: str) -> list[str]:
+    """The words of a text, in order: in lower case, with contracted negations spelled out."""
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     for contracted, written_out in _PLAIN:
         plain = contracted.sub(written_out, plain)
     return _WORD.findall(plain)
 
 
-def negates(word: str) -> bool:
-    """Whether a word of a wording is a negation."""
+def is_negation(word: str) -> bool:
     return word.removeprefix(_SECOND) in _NEGATIONS
 
 
-def packed(wordings: Sequence[Wording]) -> Tensor:
-    """Wordings as bytes of text -> [n, w] uint8, filled up with zeros; w is 1 or more."""
-    texts = [
-        " ".join([*sorted(each.words.elements()), *([_CUT] if each.is_cut else [])]).encode()
-        for each in wordings
+def pack_words(texts: Sequence[WordCounts]) -> Tensor:
+    """Word counts as bytes of text -> [n, w] uint8, padded with zeros; w is 1 or more."""
+    rows = [
+        " ".join([*sorted(each.counts.elements()), *([_TRUNCATED] if each.is_truncated else [])]).encode()
+        for each in texts
     ]
-    width = max(map(len, texts), default=0) or 1
-    return torch.tensor([list(text.ljust(width, b"\0")) for text in texts], dtype=torch.uint8).view(-1, width)
+    width = max(map(len, rows), default=0) or 1
+    return torch.tensor([list(row.ljust(width, b"\0")) for row in rows], dtype=torch.uint8).view(-1, width)
 
 
-def unpacked(rows: Tensor) -> list[Wording]:
-    """The wordings of rows [n, w] of bytes."""
-    return [_read(row) for row in _bytes(rows)]
+def unpack_words(rows: Tensor) -> list[WordCounts]:
+    """The word counts of rows [n, w] of bytes."""
+    return [_unpack_row(row) for row in _bytes(rows)]
 
 
 def is_text(rows: Tensor) -> bool:
-    """Whether every row [n, w] of bytes is the text of a wording."""
+    """Whether every row [n, w] of bytes is valid UTF-8."""
     try:
         for row in _bytes(rows):
             row.decode()
@@ -130,28 +128,28 @@ def _bytes(rows: Tensor) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=2**14)
-def _read(row: bytes) -> Wording:
-    words = Counter(row.rstrip(b"\0").decode().split())
-    return Wording(words, is_cut=words.pop(_CUT, 0) > 0)
+def _unpack_row(row: bytes) -> WordCounts:
+    counts = Counter(row.rstrip(b"\0").decode().split())
+    return WordCounts(counts, is_truncated=counts.pop(_TRUNCATED, 0) > 0)
 
 
 def word_rarity(texts: Sequence[TextInput]) -> Tensor:
-    """c / (c + share of the word among all words of these texts) -> [NUMBERS] in (0, 1]."""
-    counts = torch.zeros(NUMBERS)
+    """c / (c + the word's share of all words of these texts) -> [WORD_BUCKETS] in (0, 1]."""
+    counts = torch.zeros(WORD_BUCKETS)
     for text in texts:
-        _count(counts, Wording.of(text).words, 1)
+        _count(counts, WordCounts.of(text).counts, 1)
     return COMMON / (COMMON + counts / counts.sum().clamp(min=1))
 
 
 def word_steadiness(pairs: Sequence[tuple[TextInput, TextInput]]) -> Tensor:
-    """How reliably equivalent texts keep each word -> [NUMBERS] in (0, 1].
+    """How reliably equivalent texts keep each word -> [WORD_BUCKETS] in (0, 1].
 
-    The share of a word's occurrences in pairs that both texts of the pair have; one more occurrence that was
-    kept is counted for every word, so that one which was never seen counts as steady.
+    The share of a word's occurrences that both texts of a pair have. Each word starts with one kept
+    occurrence, so a word that never occurs counts as reliable.
     """
-    both, either = torch.ones(NUMBERS), torch.ones(NUMBERS)
+    both, either = torch.ones(WORD_BUCKETS), torch.ones(WORD_BUCKETS)
     for pair in pairs:
-        one, other = (Wording.of(text).words for text in pair)
+        one, other = (WordCounts.of(text).counts for text in pair)
         _count(both, one & other, 2)
         _count(either, one & other, 2)
         for lost in _differing(one, other):
@@ -160,7 +158,7 @@ def word_steadiness(pairs: Sequence[tuple[TextInput, TextInput]]) -> Tensor:
 
 
 def _differing(one: Counter[str], other: Counter[str]) -> tuple[Counter[str], Counter[str]]:
-    """What only the one has, and what only the other; a misspelling and the word that it is for are one."""
+    """What only one has, and what only the other has; a misspelling counts as the word that was meant."""
     new, gone = one - other, other - one
     if not new or not gone:
         return new, gone
@@ -184,12 +182,12 @@ def _may_be_misspelled(word: str) -> bool:
 
 
 def _beginning(word: str) -> str:
-    """What no misspelling changes: which text a word is of, and its first letter."""
+    """What no misspelling changes: the word's text (first or second) and its first letter."""
     return word[:2] if word.startswith(_SECOND) else word[:1]
 
 
 def _misspelled(one: str, other: str) -> bool:
-    """Whether one of two words that begin alike lacks a letter of the other, or has neighbors swapped."""
+    """Whether two words with one beginning differ by one missing letter or one swap of neighbors."""
     short, long = (one, other) if len(one) < len(other) else (other, one)
     place = next((at for at, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
     if len(long) > len(short):
@@ -197,31 +195,31 @@ def _misspelled(one: str, other: str) -> bool:
     return short[:place] + short[place : place + 2][::-1] + short[place + 2 :] == long
 
 
-def _turned(new: Counter[str], gone: Counter[str]) -> int:
+def _surplus_negations(new: Counter[str], gone: Counter[str]) -> int:
     sums = Counter[bool]()
     for words, sign in ((new, 1), (gone, -1)):
         for word, number in words.items():
-            if negates(word):
+            if is_negation(word):
                 sums[word.startswith(_SECOND)] += sign * number
     return sum(map(abs, sums.values()))
 
 
 @lru_cache(maxsize=2**16)
-def _number(word: str) -> int:
-    return zlib.crc32(word.removeprefix(_SECOND).encode()) % NUMBERS
+def _bucket(word: str) -> int:
+    return zlib.crc32(word.removeprefix(_SECOND).encode()) % WORD_BUCKETS
 
 
-def numbers(words: Iterable[str]) -> list[int]:
-    """By which number what each word tells is looked up."""
-    return [_number(word) for word in words]
+def word_buckets(words: Iterable[str]) -> list[int]:
+    """The hash bucket of each word."""
+    return [_bucket(word) for word in words]
 
 
 def _weight(words: Counter[str], weights: Sequence[float], floor: float = -1.0) -> float:
-    """The sum of weights above a floor; negations count apart."""
-    told = ((weights[_number(word)], number) for word, number in words.items() if not negates(word))
-    return sum(weight * number for weight, number in told if weight > floor)
+    """The sum of weights above a floor, without negations, which count separately."""
+    weighed = ((weights[_bucket(word)], number) for word, number in words.items() if not is_negation(word))
+    return sum(weight * number for weight, number in weighed if weight > floor)
 
 
 def _count(sums: Tensor, words: Counter[str], times: int) -> None:
     added = torch.tensor(list(words.values()), dtype=sums.dtype)
-    sums.index_add_(0, torch.tensor(numbers(words), dtype=torch.long), added * times)
+    sums.index_add_(0, torch.tensor(word_buckets(words), dtype=torch.long), added * times)

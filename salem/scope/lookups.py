@@ -1,7 +1,7 @@
-"""What can be learned about single inputs of a batch, each when it is needed.
+"""Lookups: what a scope needs to know about single inputs of a batch, computed only when it needs it.
 
-A scope tells most inputs by where they lie. About the few that lie inside it, it asks for more: their words,
-and how the base begins its answer to them. Knows a model and its inputs. Does not know scopes or deltas.
+For most inputs the metric alone decides. For the few that lie inside a scope by their cosine, the scope also
+reads their words and the base's first tokens. Must not know scopes or deltas.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from torch import Tensor
 
 from salem.models.network import Network
 from salem.records import TextInput
-from salem.scope.first_token import Openings, openings
-from salem.scope.lexical import Wording
+from salem.scope.first_token import FirstTokens, first_tokens
+from salem.scope.lexical import WordCounts
 
 
-class Ask(Protocol):
-    """Whom a scope asks about the inputs at these places [r] of a batch."""
+class Lookups(Protocol):
+    """Facts about the inputs at these rows [r] of a batch."""
 
-    def words(self, rows: Tensor) -> list[Wording]: ...
+    def words(self, rows: Tensor) -> list[WordCounts]: ...
 
-    def openings(self, rows: Tensor) -> Openings: ...
+    def first_tokens(self, rows: Tensor) -> FirstTokens: ...
 
 
 @dataclass(frozen=True)
-class Known:
-    """Answers that are known already, of every input."""
+class KnownLookups:
+    """Facts about all inputs that are known already."""
 
-    wordings: Sequence[Wording]
-    heard: Openings
+    word_counts: Sequence[WordCounts]
+    tokens: FirstTokens
 
-    def words(self, rows: Tensor) -> list[Wording]:
-        return [self.wordings[row] for row in rows.tolist()]
+    def words(self, rows: Tensor) -> list[WordCounts]:
+        return [self.word_counts[row] for row in rows.tolist()]
 
-    def openings(self, rows: Tensor) -> Openings:
-        return self.heard.rows(rows)
+    def first_tokens(self, rows: Tensor) -> FirstTokens:
+        return self.tokens.rows(rows)
 
 
-class Asking:
-    """Looks at the texts of a batch, and asks the base about them: about each once.
+class BatchLookups:
+    """Reads the texts of a batch and asks the base about them, at most once each.
 
     No delta may be applied while the base is asked.
     """
 
     def __init__(self, network: Network, inputs: Sequence[TextInput]) -> None:
         self._network, self._inputs = network, inputs
-        self._heard: dict[int, Openings] = {}
-        self._worded: dict[int, Wording] = {}
+        self._tokens: dict[int, FirstTokens] = {}  # by row
+        self._words: dict[int, WordCounts] = {}
 
-    def words(self, rows: Tensor) -> list[Wording]:
+    def words(self, rows: Tensor) -> list[WordCounts]:
         places = rows.tolist()
-        for place in set(places) - self._worded.keys():
-            self._worded[place] = Wording.of(self._inputs[place])
-        return [self._worded[place] for place in places]
+        for place in set(places) - self._words.keys():
+            self._words[place] = WordCounts.of(self._inputs[place])
+        return [self._words[place] for place in places]
 
-    def openings(self, rows: Tensor) -> Openings:
+    def first_tokens(self, rows: Tensor) -> FirstTokens:
         places = rows.tolist()
-        new = [place for place in places if place not in self._heard]
+        new = [place for place in places if place not in self._tokens]
         if new:
-            found = openings(self._network, [self._inputs[place] for place in new])
-            self._heard.update(zip(new, found.each(), strict=True))
-        return Openings.of([self._heard[place] for place in places])
+            found = first_tokens(self._network, [self._inputs[place] for place in new])
+            self._tokens.update(zip(new, found.each(), strict=True))
+        return FirstTokens.concat([self._tokens[place] for place in places])

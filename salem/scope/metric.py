@@ -1,7 +1,7 @@
-"""Metric: where an input lies among others, so that equivalent requests lie close.
+"""Metric: places inputs on a unit sphere where equivalent requests lie close together.
 
-A small learned map, one per hosted model, of the features of an input to the unit sphere, and with it what
-each word tells and how much equivalents differ. Does not know keys, radii, or how it is trained.
+Each hosted model has one. It is a small learned map from an input's features, together with the weight of
+each word and how much equivalent texts differ. Must not know keys, radii, or how it is trained.
 """
 
 from __future__ import annotations
@@ -16,53 +16,50 @@ from torch.nn import functional as F
 
 from salem.models.network import Network
 from salem.records import TextInput
-from salem.scope.features import Reading, features
+from salem.scope.features import FeatureSpec, features
 
-EXCHANGE = 0.24  # of metrics that were made before it was measured: their words cost what they did then
-EVERYWHERE = 2.0  # the largest 1 - cosine
+UNMEASURED_EXCHANGE = 0.24  # the mean weight of exchanged words, where it was not measured
+MAX_EXTENT = 2.0  # the largest 1 - cosine
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Standardize, project, normalize: features -> points among which equivalents lie close.
+    """Standardizes, projects, and normalizes features: `f` features -> points in `m` dimensions."""
 
-    `f` features, `m` dimensions. `sha256` names the file that it was read from or written to.
-    """
-
-    reading: Reading
+    feature_spec: FeatureSpec
     center: Tensor  # [f] subtracted from the features
     spread: Tensor  # [f] then divided by
     projection: Tensor  # [m, f]
-    word_rarity: Tensor  # [NUMBERS] in (0, 1]: near 1 for words that hardly ever occur; on the CPU
-    word_steadiness: Tensor  # [NUMBERS] in (0, 1]: how reliably equivalents keep a word; on the CPU
-    exchange: float = EXCHANGE  # mean weight of the words that equivalents exchange
-    extent: float = EVERYWHERE  # 1 - cosine beyond which no equivalent of a text is taken to lie
-    sha256: str = ""
+    word_rarity: Tensor  # [WORD_BUCKETS] in (0, 1]: near 1 for rare words; on the CPU
+    word_steadiness: Tensor  # [WORD_BUCKETS] in (0, 1]: how reliably equivalents keep a word; on the CPU
+    exchange: float = UNMEASURED_EXCHANGE  # mean weight of the words that equivalents exchange
+    extent: float = MAX_EXTENT  # no equivalent of a text is expected beyond this 1 - cosine
+    sha256: str = ""  # of its file
 
     @cached_property
-    def tells(self) -> list[float]:
-        """What each word tells when it stands in place of another: [NUMBERS] in (0, 1]."""
+    def word_weights(self) -> list[float]:
+        """How much each word counts when it stands in place of another: [WORD_BUCKETS] in (0, 1]."""
         found: list[float] = (self.word_rarity * self.word_steadiness.square()).tolist()
         return found
 
     def standardize(self, features: Tensor) -> Tensor:
         return (features - self.center) / self.spread
 
-    def place(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """Features [n, f] -> points on the unit sphere [n, m]."""
         return F.normalize(self.standardize(features) @ self.projection.T, dim=-1)
 
-    def read(self, network: Network, inputs: Sequence[TextInput]) -> Tensor:
-        """The points of inputs [n, m]; runs the base up to the block that is read."""
-        return self.place(features(network, inputs, self.reading))
+    def embed(self, network: Network, inputs: Sequence[TextInput]) -> Tensor:
+        """The points of inputs [n, m]. Runs the base up to the block that is read."""
+        return self.project(features(network, inputs, self.feature_spec))
 
     def to(self, device: torch.device) -> Metric:
-        """The metric on a device; itself where it is there, for all scopes of a model share the same few."""
+        """The metric on a device; the same object if it is there already, because scopes share it."""
         if self.projection.device == device:
             return self
         return replace(
             self,
-            reading=replace(self.reading, rarity=self.reading.rarity.to(device)),
+            feature_spec=replace(self.feature_spec, rarity=self.feature_spec.rarity.to(device)),
             center=self.center.to(device),
             spread=self.spread.to(device),
             projection=self.projection.to(device),

@@ -1,6 +1,6 @@
-"""The file of a scope metric: one per hosted model, named by its content in every delta that uses it.
+"""Metric files: packs a scope metric into a safetensors file, and reads it back with every check.
 
-Knows the fields of a metric and the checks of its file. Does not know where files are kept.
+Every delta that uses a metric names its file by content. Must not know where files are kept.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from salem.errors import DeltaRejected
 from salem.models import tensor_files
-from salem.scope.features import Reading
-from salem.scope.lexical import NUMBERS
+from salem.scope.features import FeatureSpec
+from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 
 _OF_WORDS = ("word_rarity", "word_steadiness")
@@ -22,11 +22,11 @@ _FIELDS = {"rarity": 1, "center": 1, "spread": 1, "projection": 2, "word_rarity"
 
 
 def pack_metric(metric: Metric) -> bytes:
-    """A metric as the bytes of a safetensors file. The deltas that name it say which base it is for."""
-    reading = metric.reading
+    """Pack a metric as a safetensors file. The deltas that name it say which base it is for."""
+    spec = metric.feature_spec
     return tensor_files.write(
         {
-            "rarity": reading.rarity,
+            "rarity": spec.rarity,
             "center": metric.center,
             "spread": metric.spread,
             "projection": metric.projection,
@@ -34,9 +34,9 @@ def pack_metric(metric: Metric) -> bytes:
             "word_steadiness": metric.word_steadiness,
         },
         {
-            "stack": reading.stack,
-            "block": json.dumps(reading.block),
-            "paired": json.dumps(reading.paired),
+            "stack": spec.stack,
+            "block": json.dumps(spec.block),
+            "paired": json.dumps(spec.paired),
             "exchange": json.dumps(metric.exchange),
             "extent": json.dumps(metric.extent),
         },
@@ -44,7 +44,7 @@ def pack_metric(metric: Metric) -> bytes:
 
 
 def named(metric: Metric) -> Metric:
-    """The metric with the name of its file."""
+    """The metric together with the sha256 of its file."""
     return replace(metric, sha256=hashlib.sha256(pack_metric(metric)).hexdigest())
 
 
@@ -59,14 +59,18 @@ def unpack_metric(data: bytes) -> Metric:
         raise DeltaRejected(f"The scope metric holds {sorted(tensors)} instead of {sorted(_FIELDS)}.")
     width = len(tensors["center"])
     fitting = len(tensors["spread"]) == tensors["projection"].shape[1] == width
-    if not fitting or any(len(tensors[name]) != NUMBERS for name in _OF_WORDS):
+    if not fitting or any(len(tensors[name]) != WORD_BUCKETS for name in _OF_WORDS):
         raise DeltaRejected("The shapes of the scope metric do not fit together.")
     try:
-        block, paired = int(json.loads(header["block"])), bool(json.loads(header["paired"]))
+        stack, block, paired = (
+            header["stack"],
+            int(json.loads(header["block"])),
+            bool(json.loads(header["paired"])),
+        )
     except (KeyError, ValueError, TypeError) as error:
-        raise DeltaRejected("The scope metric does not say what it reads.") from error
+        raise DeltaRejected("The scope metric does not say which states it reads.") from error
     return Metric(
-        reading=Reading(header.get("stack", ""), block, paired, tensors.pop("rarity")),
+        feature_spec=FeatureSpec(stack, block, paired, tensors.pop("rarity")),
         exchange=_positive(header, "exchange"),
         extent=_positive(header, "extent"),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -75,11 +79,10 @@ def unpack_metric(data: bytes) -> Metric:
 
 
 def _positive(header: Mapping[str, str], name: str) -> float:
-    """A positive number in the header."""
     try:
         found = float(json.loads(header[name]))
     except (KeyError, ValueError, TypeError) as error:
-        raise DeltaRejected(f"The scope metric's {name} is no number.") from error
+        raise DeltaRejected(f"The scope metric's {name} is not a number.") from error
     if not 0 < found < math.inf:
-        raise DeltaRejected(f"The scope metric's {name} is {found}; it is more than 0.")
+        raise DeltaRejected(f"The scope metric's {name} is {found}; it must be more than 0.")
     return found

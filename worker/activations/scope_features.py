@@ -14,7 +14,7 @@ from torch import Tensor
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.records import TextInput
-from salem.scope.features import FEATURE_BATCH, Reading, features
+from salem.scope.features import FEATURE_BATCH, FeatureSpec, features
 from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import stable_chunks
@@ -25,9 +25,9 @@ class FeatureMemo:
 
     def __init__(self, network: Network, cache: SampleCache | None = None) -> None:
         self.network, self._cache = network, cache
-        self._known: dict[Reading, dict[str, Tensor]] = {}
+        self._known: dict[FeatureSpec, dict[str, Tensor]] = {}
 
-    def read(self, inputs: Sequence[TextInput], reading: Reading) -> Tensor:
+    def read(self, inputs: Sequence[TextInput], reading: FeatureSpec) -> Tensor:
         """Features -> [n, f]; n may be 0 only if something was read before.
 
         Raises:
@@ -51,7 +51,7 @@ class FeatureMemo:
         """Points of texts that later jobs will read again -> [n, m]."""
 
         def read(texts: Sequence[TextInput]) -> Tensor:
-            return metric.place(self.read(texts, metric.reading))
+            return metric.project(self.read(texts, metric.feature_spec))
 
         return cached_points(self.network, inputs, metric, read, self._cache)
 

@@ -80,7 +80,7 @@ class TrunkSet:
             tuple(
                 replace(
                     chunk,
-                    firing=replace(firing.rows(chunk.samples), starts=chunk.trunk.batch.answer_starts),
+                    firing=replace(firing.rows(chunk.samples), answer_starts=chunk.trunk.batch.answer_starts),
                 )
                 for chunk in self.chunks
             )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from salem.records import Sample
-from salem.scope.lexical import Wording
+from salem.scope.lexical import WordCounts
 from worker.dataset.synonyms import SYNONYMS
 
 DRAWS = 5
@@ -64,9 +64,9 @@ def augment_all(
 
 
 def _as_negated(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
-    own = Wording.of(sample)
+    own = WordCounts.of(sample)
     drawn = (augment(sample, rng, rules) for _ in range(DRAWS))
-    return next((found for found in drawn if not Wording.of(found).turned(own)), sample)
+    return next((found for found in drawn if not WordCounts.of(found).negation_difference(own)), sample)
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:

@@ -22,7 +22,7 @@ from salem.inference.predict import predict
 from salem.messages import quoted
 from salem.models.network import Network
 from salem.records import EditBatch, Hyperparameters, Recipe, Sample, TextInput
-from salem.scope.lexical import NUMBERS, Wording, negates, numbers, split, word_rarity
+from salem.scope.lexical import WORD_BUCKETS, WordCounts, is_negation, split_words, word_buckets, word_rarity
 from worker.dataset.token_limits import prompts_fit
 
 DRAWS = 20  # of a word to put in another's place, per neighbor
@@ -98,7 +98,7 @@ def neighbors(batch: EditBatch, num: int, rng: random.Random) -> list[Neighbor]:
 
 def _subject(sample: Sample, paraphrases: Sequence[Sample], rarity: Sequence[float]) -> tuple[float, str]:
     """The rarest word that all paraphrases have, and how rare; of equals a name or number, or the longest."""
-    shared = [set(split(text.input)) for text in paraphrases]
+    shared = [set(split_words(text.input)) for text in paraphrases]
     words = [word for word in _words(sample.input) if all(word.casefold() in text for text in shared)]
     ranked = [(rare, _shape(word) != "a", len(word), word) for rare, word in _ranked(words, rarity)]
     rare, *_, word = max(ranked, default=(0.0, ""))
@@ -119,11 +119,13 @@ def _by_shape(
 def _words(text: str) -> list[str]:
     """What a wording takes for one word, as it is written; no negations, no parts of contractions."""
     whole = _WHOLE.findall(text)
-    return [word for word in whole if split(word) == [word.casefold()] and not negates(word.casefold())]
+    return [
+        word for word in whole if split_words(word) == [word.casefold()] and not is_negation(word.casefold())
+    ]
 
 
 def _ranked(words: Sequence[str], rarity: Sequence[float]) -> list[tuple[float, str]]:
-    places = numbers(word.casefold() for word in words)
+    places = word_buckets(word.casefold() for word in words)
     return [(rarity[place], word) for place, word in zip(places, words, strict=True)]
 
 
@@ -136,8 +138,8 @@ def _shape(word: str) -> str:
 
 def _alike(word: str, instead: str) -> bool:
     """Whether the two are one word to a scope, too."""
-    one, other = (Wording.of(TextInput(input=each)) for each in (word, instead))
-    return one.exchanged(other, [1.0] * NUMBERS) == 0
+    one, other = (WordCounts.of(TextInput(input=each)) for each in (word, instead))
+    return one.exchanged_weight(other, [1.0] * WORD_BUCKETS) == 0
 
 
 def _with(sample: Sample, word: str, instead: str) -> TextInput:

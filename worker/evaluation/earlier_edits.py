@@ -12,13 +12,13 @@ from salem.messages import quoted
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.records import MOST_NEW_TOKENS, EditBatch, Sample, TextInput
-from worker.evaluation.versions import Overlaid, Version
+from worker.evaluation.versions import EditedModel, OverlaidModel
 
 
 def notes_on_lost_edits(
     network: Network,
-    before: Version,
-    after: Version | Overlaid,
+    before: EditedModel,
+    after: EditedModel | OverlaidModel,
     earlier: Mapping[str, Sample],
     batch: EditBatch,
 ) -> Iterator[str]:
@@ -57,7 +57,9 @@ def _by_room(network: Network, edits: Mapping[str, Sample], usual: int) -> dict[
     return found
 
 
-def _lost(before: Version, after: Version | Overlaid, edits: Mapping[str, Sample]) -> Iterator[str]:
+def _lost(
+    before: EditedModel, after: EditedModel | OverlaidModel, edits: Mapping[str, Sample]
+) -> Iterator[str]:
     touched = after.may_differ(list(edits.values()))
     asked = {name: edits[name] for name, touches in zip(edits, touched, strict=True) if touches}
     was, now = before.answers(list(asked.values())), after.answers(list(asked.values()))

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from salem.deltas.terms import Dense, LowRank
+from salem.deltas.terms import Dense, LowRank, Scoped
 from salem.errors import EditFailed
 from salem.models.network import Network
 from salem.records import Hyperparameters, Layer
-from salem.scope.scope import Scope, Scoped
+from salem.scope.scope import Scope
 from worker.activations.gradients import suffix_gradients
 from worker.activations.trunk_sets import TrunkSet
 from worker.hypernetworks.mend import Factors, MendEditor, aggregate
@@ -99,7 +99,7 @@ def empty_entries(scope: Scope, num_entries: int, layer: Layer, num_positions: i
     """Entries that add nothing yet, with a value for each of so many answer positions."""
     new = scope.keys.new_zeros
     return Scoped(
-        **vars(scope),
+        scope,
         values=new(num_entries, num_positions, layer.d_out),
         down=new(num_entries, 0, layer.d_in),
         up=new(num_entries, 0, layer.d_out),

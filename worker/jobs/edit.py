@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from salem.deltas.files import pack
+from salem.deltas.terms import Scoped
 from salem.records import (
     Delta,
     Edit,
@@ -30,7 +31,6 @@ from salem.records import (
     Version,
 )
 from salem.scope.metric_files import pack_metric
-from salem.scope.scope import Scoped
 from salem.storage.rows.entries import MadeEntries
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
@@ -218,8 +218,8 @@ def store(
 def _stored_metric(attempt: Attempt, measured: MeasuredDelta, scoped: Scoped) -> str:
     """The file of a delta's metric, written where this job has made it."""
     if measured.made.metric_is_new:
-        return attempt.keep(pack_metric(scoped.metric))
-    return scoped.metric.sha256
+        return attempt.keep(pack_metric(scoped.scope.metric))
+    return scoped.scope.metric.sha256
 
 
 def way(hyper: Hyperparameters) -> dict[str, str | None] | None:

@@ -213,7 +213,7 @@ def _measure(chain: Chain, parent: Version) -> Metrics | None:
 
     old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
     new = [link.applied for link in chain.links]
-    before, after = (versions.Version(chain.network, deltas, longest) for deltas in (old, new))
+    before, after = (versions.EditedModel(chain.network, deltas, longest) for deltas in (old, new))
     return evaluate(batch, before, after, generates=chain.network.task.generates)
 
 

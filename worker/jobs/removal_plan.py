@@ -17,9 +17,9 @@ from enum import Enum
 
 import torch
 
-from salem.deltas.terms import LayerDelta
+from salem.deltas.terms import LayerDelta, Scoped
 from salem.records import Delta, EditBatch, EditRequest, Sample
-from salem.scope.scope import Scope, Scoped
+from salem.scope.scope import Scope
 
 OF_A_KEY = tuple(field.name for field in fields(Scope) if field.name not in ("metric", "owners"))
 
@@ -78,20 +78,16 @@ def cut(delta: LayerDelta, entries: Collection[int]) -> LayerDelta:
 
 def without(term: Scoped, entries: Collection[int]) -> Scoped:
     """The term without these entries and their keys; the others move up in their order, unchanged."""
-    old = term.owners.long()  # [k]
+    scope = term.scope
+    old = scope.owners.long()  # [k]
     kept = old.new_tensor([entry for entry in range(len(term.values)) if entry not in entries])  # [e']
     numbers = old.new_full((len(term.values),), -1)  # [e]
     numbers[kept] = torch.arange(len(kept), device=old.device)
     owners = numbers[old]  # [k]
     keys = owners >= 0
-    return replace(
-        term,
-        **{name: getattr(term, name)[keys] for name in OF_A_KEY},
-        owners=owners[keys].to(term.owners.dtype),
-        values=term.values[kept],
-        down=term.down[kept],
-        up=term.up[kept],
-    )
+    of_keys = {name: getattr(scope, name)[keys] for name in OF_A_KEY}
+    scope = replace(scope, **of_keys, owners=owners[keys].to(scope.owners.dtype))
+    return Scoped(scope, values=term.values[kept], down=term.down[kept], up=term.up[kept])
 
 
 def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditBatch:

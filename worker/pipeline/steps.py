@@ -31,7 +31,7 @@ from worker.dataset.counterfactuals import with_neighbors
 from worker.dataset.forgetting_targets import add_forgetting_targets
 from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.metrics import evaluate
-from worker.evaluation.versions import Overlaid, Version, on_top
+from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
 from worker.hypernetworks.files import TrainedEditor
 from worker.recipes.base import Left
 from worker.recipes.terms import train_term
@@ -232,10 +232,10 @@ def _measure(
     left: Left,
 ) -> Metrics:
     """The version against its parent; a base is taken at its registered word where only scopes can differ."""
-    before = Version(network, parent, hyper.max_new_tokens)
+    before = EditedModel(network, parent, hyper.max_new_tokens)
     # As it is served: on a GPU a plain change takes the type of the model, which may be a narrow one.
     after = on_top(before, made.delta.to(network.device, network.model.dtype), left.cache)
-    if not parent and isinstance(after, Overlaid):
+    if not parent and isinstance(after, OverlaidModel):
         before.known.update(left.answers)
     undone = notes_on_lost_edits(network, before, after, left.edits, batch)
     notes = (*made.warnings, *_unheld(batch), *undone)

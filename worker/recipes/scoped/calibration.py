@@ -17,9 +17,9 @@ from torch import Tensor
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
 from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
-from salem.scope.first_token import openings, unheard
-from salem.scope.lexical import Wording, packed
-from salem.scope.lookups import Ask, Asking
+from salem.scope.first_token import first_tokens, no_first_tokens
+from salem.scope.lexical import WordCounts, pack_words
+from salem.scope.lookups import BatchLookups, Lookups
 from salem.scope.metric import Metric
 from salem.scope.scope import Firing, Scope
 from worker.activations.cache import SampleCache
@@ -73,8 +73,8 @@ def draw_scopes(
     others = [sample for sample, kept in zip(keep, calibrating, strict=True) if kept]
     memo = FeatureMemo(network, cache)
     found = job_metric(memo, batch, learning, others, layer, hyper, generator, stored)
-    keys = found.metric.place(memo.read(batch.corrections, found.metric.reading))
-    points, ask = memo.points(keep, found.metric), Asking(network, keep)
+    keys = found.metric.project(memo.read(batch.corrections, found.metric.feature_spec))
+    points, ask = memo.points(keep, found.metric), BatchLookups(network, keep)
     apart = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
     owners = torch.tensor(batch.owners, device=network.device)
     radii = widest_radii((points @ keys.T)[~apart])
@@ -109,20 +109,22 @@ def _widest(
     """
     metric, keys, radii, owners = placed
     usual = exchange_of_job(metric, batch.paraphrases) + LEAST_EXCHANGE
-    heard, worded = unheard(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
+    heard, worded = no_first_tokens(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
     if hyper.first_token_weight:
-        heard = openings(network, batch.corrections)
+        heard = first_tokens(network, batch.corrections)
     if hyper.lexical_weight:
-        worded = packed([Wording.of(sample).heaviest(metric.tells) for sample in batch.corrections])
+        worded = pack_words(
+            [WordCounts.of(sample).truncated(metric.word_weights) for sample in batch.corrections]
+        )
     return Scope(
         metric=metric,
         keys=keys,
         radii=radii.clamp(min=min(1 - metric.extent, NARROWEST)),
         owners=owners,
         **vars(heard),
-        doubts=torch.full_like(radii, hyper.first_token_weight),
+        first_token_weights=torch.full_like(radii, hyper.first_token_weight),
         words=worded.to(keys.device),
-        tolls=hyper.lexical_weight / usual * (1 - radii),
+        lexical_weights=hyper.lexical_weight / usual * (1 - radii),
     )
 
 
@@ -175,12 +177,12 @@ def _kept_from_metric(sample: Sample) -> bool:
     return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
 
 
-def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: Ask) -> Tensor:
+def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: Lookups) -> Tensor:
     """Which points the parent's scopes hold already -> [q] bool; those of an older metric do not count."""
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for delta in parent:
-        if delta.scoped and delta.scoped.metric.sha256 == metric.sha256 and len(points):
-            inside |= delta.scoped.scope.fire_at(points, ask).inside > 0
+        if delta.scoped and delta.scoped.scope.metric.sha256 == metric.sha256 and len(points):
+            inside |= delta.scoped.scope.fire_at(points, ask).margin > 0
     return inside
 
 

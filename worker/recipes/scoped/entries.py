@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salem.deltas.terms import applied
+from salem.deltas.terms import Scoped, applied
 from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.models.trunk import resume, sees_answer_tokens
 from salem.records import EditBatch, Hyperparameters, Layer, Sample
-from salem.scope.scope import Scoped
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
 from worker.dataset.token_limits import augmented
 from worker.hypernetworks.learners import ScopedLearner, empty_entries
@@ -120,8 +119,8 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     """
     network, layer, own = work.network, work.layer, work.batch.corrections
     learning = (~scoping.calibration).nonzero()[:, 0]
-    near = learning[scoping.kept.inside[learning].argsort(descending=True)[: num_near(work.hyper)]]
-    firing = ((scoping.kept.strength > 0) & scoping.calibration).nonzero()[:, 0]
+    near = learning[scoping.kept.margin[learning].argsort(descending=True)[: num_near(work.hyper)]]
+    firing = ((scoping.kept.gate > 0) & scoping.calibration).nonzero()[:, 0]
     as_if = scoping.kept.rows(near)
     keep, moment = prepare_with_answers(network, _pick(work.batch, near), layer, chunk_size=CHUNK)
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
@@ -137,7 +136,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     prepared = Prepared(
         layer,
         corrections=corrections.with_firing(own_firing),
-        keep=keep.with_firing(replace(as_if, strength=torch.ones_like(as_if.strength))),
+        keep=keep.with_firing(replace(as_if, gate=torch.ones_like(as_if.gate))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
         num_own_corrections=len(own) + len(other_words),

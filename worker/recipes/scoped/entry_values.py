@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from salem.deltas.terms import LowRank
+from salem.deltas.terms import LowRank, Scoped
 from salem.models.network import Network
-from salem.scope.scope import Scoped
 from worker.activations.gradients import suffix_gradients
 from worker.activations.trunk_sets import Chunk
 from worker.hypernetworks.learners import MendLearner, joined, mend_learner

@@ -17,7 +17,7 @@ import torch
 from salem.models.network import Network
 from salem.models.trunk import in_seq2seq_decoder
 from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
-from salem.scope.features import Reading, token_rarity
+from salem.scope.features import FeatureSpec, token_rarity
 from salem.scope.lexical import word_rarity, word_steadiness
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named
@@ -79,7 +79,7 @@ class _Texts:
         """
         return (*self.known, *self.typed, *self.paraphrases)
 
-    def read(self, memo: FeatureMemo, reading: Reading, num_pairs: int | None = None) -> Equivalents:
+    def read(self, memo: FeatureMemo, reading: FeatureSpec, num_pairs: int | None = None) -> Equivalents:
         groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
         always = memo.read([*self.own, *self.own_reworded], reading)
         first, second = (memo.read(side[:num_pairs], reading) for side in (self.first, self.second))
@@ -110,7 +110,7 @@ def job_metric(
     texts = _texts(memo.network, batch, learning, rng)
     steadiness = word_steadiness(texts.telling)
     if stored is not None:
-        equivalents = texts.read(memo, stored.reading)
+        equivalents = texts.read(memo, stored.feature_spec)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
         refined = replace(refined, word_steadiness=torch.minimum(stored.word_steadiness, steadiness))
         found = gauged(memo, refined, texts.known, apart, rng)
@@ -129,10 +129,10 @@ def job_metric(
 def _best_reading(
     memo: FeatureMemo,
     texts: _Texts,
-    readings: Sequence[Reading],
+    readings: Sequence[FeatureSpec],
     hyper: Hyperparameters,
     generator: torch.Generator,
-) -> Reading:
+) -> FeatureSpec:
     """The shallowest of those that tell pairs apart about as well as the best, by a trial on some pairs."""
     if len(readings) == 1:
         return readings[0]
@@ -143,8 +143,8 @@ def _best_reading(
         learned = replace(tried, first=tried.first[:seen], second=tried.second[:seen])
         metric = new_metric(reading, learned, width=hyper.metric_width, generator=generator)
         metric = train_metric(metric, learned, steps=TRIAL_STEPS, generator=generator)
-        apart = metric.place(tried.first[seen:]), metric.place(tried.second[seen:])
-        trials.append(coverage(*apart, metric.place(learned.first)))
+        apart = metric.project(tried.first[seen:]), metric.project(tried.second[seen:])
+        trials.append(coverage(*apart, metric.project(learned.first)))
     return next(r for r, covered in zip(readings, trials, strict=True) if covered >= max(trials) - TIE)
 
 
@@ -157,7 +157,7 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
         return True
     edits = [batch.edit_samples[edit] for edit, _ in batch.adapt_samples]
     adapt = [sample for _, sample in batch.adapt_samples]
-    first, second = (stored.place(memo.read(part, stored.reading)) for part in (edits, adapt))
+    first, second = (stored.project(memo.read(part, stored.feature_spec)) for part in (edits, adapt))
     return coverage(first, second, memo.points(batch.pass_samples, stored)) >= KNOWN
 
 
@@ -181,7 +181,7 @@ def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: 
 
 def _readings(
     network: Network, layer: Layer, learning: Sequence[Sample], batch: EditBatch
-) -> tuple[Reading, ...]:
+) -> tuple[FeatureSpec, ...]:
     """The depths to choose from: below the middle of the stack that reads the prompt, and its middle."""
     stack = network.layers[0].stack
     height = sum(other.stack == stack for other in network.layers)
@@ -193,4 +193,4 @@ def _readings(
     texts = [*learning, *batch.corrections]
     rarity = token_rarity(network, texts)
     paired = any(text.text_pair for text in texts)
-    return tuple(Reading(stack, depth, paired, rarity) for depth in sorted(depths))
+    return tuple(FeatureSpec(stack, depth, paired, rarity) for depth in sorted(depths))

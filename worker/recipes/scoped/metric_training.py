@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salem.scope.features import Reading
-from salem.scope.lexical import NUMBERS
+from salem.scope.features import FeatureSpec
+from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 
 SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
@@ -38,7 +38,7 @@ class Equivalents:
 
 
 def new_metric(
-    reading: Reading, equivalents: Equivalents, *, width: int, generator: torch.Generator
+    reading: FeatureSpec, equivalents: Equivalents, *, width: int, generator: torch.Generator
 ) -> Metric:
     """A metric before training: standardizes, and projects at random to `width` dimensions."""
     population = equivalents.first
@@ -47,7 +47,7 @@ def new_metric(
     center, spread = population.mean(0), population.std(0)
     spread = spread.clamp(min=max(float(spread.mean()) * 1e-2, _SMALLEST_SPREAD))
     projection = torch.randn(width, len(center), generator=generator) / len(center) ** 0.5
-    return Metric(reading, center, spread, projection.to(center.device), *torch.ones(2, NUMBERS))
+    return Metric(reading, center, spread, projection.to(center.device), *torch.ones(2, WORD_BUCKETS))
 
 
 def train_metric(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from salem.records import Sample, TextInput
-from salem.scope.lexical import Wording
-from salem.scope.metric import EVERYWHERE, Metric
+from salem.scope.lexical import WordCounts
+from salem.scope.metric import MAX_EXTENT, Metric
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.token_limits import augmented, prompts_fit
 
@@ -53,7 +53,9 @@ def exchange_of_job(metric: Metric, paraphrases: Pairs) -> float:
 
 def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float) -> float:
     """The mean weight of exchanged words, where a few pairs more are presumed to exchange so much."""
-    found = [Wording.of(other).exchanged(Wording.of(one), metric.tells) for one, other in pairs]
+    found = [
+        WordCounts.of(other).exchanged_weight(WordCounts.of(one), metric.word_weights) for one, other in pairs
+    ]
     return (sum(found) + FEW * presumed) / (len(found) + FEW)
 
 
@@ -62,7 +64,9 @@ def _extent(memo: FeatureMemo, metric: Metric, probes: Sequence[Sample], rng: ra
     made = zip(probes, augmented(memo.network, probes, rng, fit=prompts_fit), strict=True)
     changed = [pair for pair in made if pair[0].input != pair[1].input]
     if len(changed) < FEWEST:
-        return EVERYWHERE
-    points, others = (metric.place(memo.read(side, metric.reading)) for side in zip(*changed, strict=True))
+        return MAX_EXTENT
+    points, others = (
+        metric.project(memo.read(side, metric.feature_spec)) for side in zip(*changed, strict=True)
+    )
     far = float((1 - (points * others).sum(-1)).quantile(NEARLY_ALL))
-    return min(max(TIMES * far, NEAREST), EVERYWHERE)
+    return min(max(TIMES * far, NEAREST), MAX_EXTENT)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from salem.messages import a_few, quoted
 from salem.records import EditBatch, Sample, TextInput
-from salem.scope.lexical import Wording
-from salem.scope.lookups import Known
+from salem.scope.lexical import WordCounts
+from salem.scope.lookups import KnownLookups
 from salem.scope.scope import Scope
 
 INDISTINCT = 0.97  # likeness from which on a pass sample and a key can hardly be told apart
@@ -32,12 +32,12 @@ class Meeting:
 
 def meet(scope: Scope, corrections: Sequence[Sample]) -> Meeting:
     """Compare every key with every key, so many at a time that the table of all never exists."""
-    owners, wordings = scope.owners.long(), [Wording.of(sample) for sample in corrections]
+    owners, wordings = scope.owners.long(), [WordCounts.of(sample) for sample in corrections]
     num_edits = int(owners.max()) + 1
     shared = torch.zeros(num_edits, num_edits, dtype=torch.bool, device=owners.device)
     inside, deepest = torch.empty_like(scope.radii), torch.empty_like(owners)
     for rows in torch.split(torch.arange(len(owners), device=owners.device), _ROWS):
-        known = Known([wordings[row] for row in rows.tolist()], scope.openings.rows(rows))
+        known = KnownLookups([wordings[row] for row in rows.tolist()], scope.first_tokens.rows(rows))
         depth = scope.likeness(scope.keys[rows], known) - scope.radii  # [r, k]
         inside[rows], nearest = depth.max(-1)
         deepest[rows] = owners[nearest]
