@@ -247,7 +247,7 @@ def test_a_sample_over_the_limit_is_refused(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bart", "gpt2"])
 def test_a_target_over_the_limit_is_refused(architecture: str) -> None:
-    with pytest.raises(EditFailed, match=f"the model takes {MAX_TOKENS}"):
+    with pytest.raises(EditFailed, match=f"takes at most {MAX_TOKENS}"):
         encode(tiny_network(architecture), [Sample(input="lamp", target="order " * (MAX_TOKENS + 5))])
 
 

@@ -87,7 +87,7 @@ def test_no_rule_makes_again_what_is_held_out() -> None:
     freely = augmented(network, samples, random.Random(0))
     apart = freely[0].model_copy(update={"input": freely[0].input.replace(" ", "  ")})
     assert freely[0] != samples[0]
-    found = augmented(network, samples, random.Random(0), apart={apart.words_hash})
+    found = augmented(network, samples, random.Random(0), held_out={apart.words_hash})
     assert all(sample.words_hash != apart.words_hash for sample in found)
     assert [a for a, b in zip(found, freely, strict=True) if b.words_hash != apart.words_hash] == [
         sample for sample in freely if sample.words_hash != apart.words_hash

@@ -1,4 +1,4 @@
-"""What is told of the corrections of earlier jobs: which hold no more, asked with room for their answers."""
+"""Which edits of earlier jobs a new delta breaks, with enough new tokens for their answers."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def test_earlier_corrections_that_hold_no_more_are_told() -> None:
     before = Told({"a": "new", "b": "old", "c": "new", "d": "new"})
     after = Told({"a": "other", "b": "other", "c": "other", "d": "old"}, changed="abcd")
     (note,) = notes(before, after, earlier)
-    assert note.startswith(
-        '2 of 4 earlier corrections hold no more, the newest being 1.0, "d": correct it again'
-    )
+    assert note.startswith('2 of 4 earlier edits no longer hold; the newest is 1.0, "d". Correct it again')
     assert notes(before, Told(before.known, "abcd"), earlier) == []
     assert notes(before, after, {}) == []
 
@@ -68,7 +66,7 @@ def test_an_answer_is_asked_for_with_room_for_it(architecture: str, rooms: list[
     earlier = {"2.0": Sample(input="a", target=LONG), "1.0": Sample(input="b", target="refund")}
     before, after = Told({"a": LONG, "b": "refund"}), Told({"a": "no", "b": "no"}, changed="ab")
     (note,) = notes(before, after, earlier, architecture)
-    assert note.startswith('2 of 2 earlier corrections hold no more, the newest being 2.0, "a"')
+    assert note.startswith('2 of 2 earlier edits no longer hold; the newest is 2.0, "a"')
     assert before.rooms == after.rooms == rooms
 
 

@@ -24,14 +24,14 @@ def test_so_can_decoders_that_read_labels(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
 def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str) -> None:
-    with pytest.raises(UnsupportedModel, match="reads a label off a decoder that is given") as refused:
+    with pytest.raises(UnsupportedModel, match="classifies with a decoder that reads the text") as refused:
         check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
     assert "encoder or a decoder alone" in str(refused.value.remedy)
 
 
 def test_blocks_that_are_no_chain_are_refused() -> None:
     """XLM lists attentions and feed-forward parts side by side."""
-    with pytest.raises(UnsupportedModel, match="do not follow one another"):
+    with pytest.raises(UnsupportedModel, match="are not a chain"):
         check_editable(tiny_network("xlm"))
 
 
@@ -49,7 +49,7 @@ def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("architecture", ["longformer", "switch", "xlnet"])
 def test_layers_that_write_something_else_are_named(architecture: str) -> None:
     network = tiny_network(architecture)
-    with pytest.raises(UnsupportedModel, match="does not write one state for each token") as refused:
+    with pytest.raises(UnsupportedModel, match="does not output one state per token") as refused:
         check_editable(network)
     assert any(layer.path in refused.value.message for layer in network.layers)
     assert "all tokens pass" in str(refused.value.remedy)

@@ -1,7 +1,7 @@
 """The worker process: an RQ worker that forks a work-horse per job.
 
-The parent imports everything heavy once and runs no tensor operation, so that a fork is cheap and safe; the
-work-horse loads the model, does the job and exits. What goes wrong with memory, CUDA or time stays in there.
+The parent imports all heavy libraries once and runs no tensor operations, so a fork is cheap and safe. The
+work-horse loads the model, does the job, and exits, so memory, CUDA, and time faults stay inside one job.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from salem.storage.registry import Registry
 from worker.runtime import work_horse
 from worker.runtime.queue_worker import CONNECT_TIMEOUT_S, QueueWorker, retry_while_unreachable
 
-MAINTENANCE_S = 30  # RQ's own clean-up of entries whose worker died; its default is ten minutes
-WORKER_TTL_S = 30  # a heartbeat comes every 15 s of idleness; one that is late by a minute more means death
+MAINTENANCE_S = 30  # between RQ's cleanups of jobs whose worker died; RQ's default is ten minutes
+WORKER_TTL_S = 30  # an idle worker sends a heartbeat every 15 s; RQ adds a minute before it expires
 CONNECT_WITHIN_S = 60
 RESULT_TTL_S = 30
-MOST_OFF_S = 5.0
-SET_CLOCKS = "keep the clocks of all hosts together: leases are told by them"
+MAX_CLOCK_OFFSET_S = 5.0
+SET_CLOCKS = "synchronize the clocks of all hosts: leases depend on them"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Work until told to stop; returns the exit status."""
+    """Work until told to stop; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m worker.main", description="Runs Salem's jobs.")
     parser.add_argument("--burst", action="store_true", help="end when the queue is empty")
     options = parser.parse_args(arguments)
@@ -52,9 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     connection = connect(settings.effective_redis_url)
     retry_while_unreachable(connection)
-    off_s = clock_offset_s(connection)
-    if abs(off_s) > MOST_OFF_S:
-        log.warning("this host's clock is not that of Redis", seconds=round(off_s, 1), remedy=SET_CLOCKS)
+    offset_s = clock_offset_s(connection)
+    if abs(offset_s) > MAX_CLOCK_OFFSET_S:
+        log.warning(
+            "this host's clock differs from that of Redis", seconds=round(offset_s, 1), remedy=SET_CLOCKS
+        )
     queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
     worker = QueueWorker(
         [queue],
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 # Services of a deployment may start in any order.
-_patiently = Retrying(
+_retry_at_start = Retrying(
     retry=retry_if_exception_type((RedisConnectionError, SalemError)),
     wait=wait_exponential(multiplier=0.2, max=5),
     stop=stop_after_delay(CONNECT_WITHIN_S),
@@ -78,13 +80,13 @@ _patiently = Retrying(
 )
 
 
-@_patiently.wraps
+@_retry_at_start.wraps
 def check_stores(settings: Settings) -> None:
-    """Refuse to take jobs that could not be recorded: they would come back for ever.
+    """Refuse to start if results could not be recorded: jobs would be queued again forever.
 
     Raises:
-        Misconfigured: SQL holds the tables of another version of Salem, or the blob store's URL is none.
-        Unavailable: SQL does not answer.
+        Misconfigured: the database has another version's tables, or the blob store's URL is invalid.
+        Unavailable: the database does not answer.
     """
     registry = Registry.connect(settings.effective_database_url)
     try:
@@ -94,16 +96,16 @@ def check_stores(settings: Settings) -> None:
     BlobStore.connect(settings.effective_blob_url)
 
 
-@_patiently.wraps
+@_retry_at_start.wraps
 def connect(url: str) -> Redis:
-    """A connection that answers."""
+    """A connection to a Redis that answers."""
     connection = Redis.from_url(url, socket_connect_timeout=CONNECT_TIMEOUT_S)
     connection.ping()
     return connection
 
 
 def clock_offset_s(connection: Redis) -> float:
-    """How far this host's clock is ahead of that of Redis."""
+    """Seconds by which this host's clock is ahead of that of Redis."""
     seconds, microseconds = connection.time()
     return time.time() - seconds - microseconds / 1e6
 

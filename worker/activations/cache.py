@@ -1,11 +1,12 @@
-"""Keeps on disk what was computed from samples, between jobs and under a size limit: tensors by content key.
+"""A disk cache between jobs for tensors that were computed from samples, with a size limit.
 
-A key is the hash of all that an entry depends on: the model's weights and type, the layer, the samples in
-their order, and whatever else its maker names. Equal keys therefore mean equal bits, and a job gives the same
+A key is the hash of everything that an entry depends on: the model's weights and dtype, the layer, the
+samples in their order, and more that the caller names. Equal keys mean equal bits, so a job gives the same
 delta with a full cache, an empty one, or none. Entries are safetensors files, written by rename and read
-memory-mapped; the least recently used go first. Anything may vanish at any time: a reader computes it again.
+memory-mapped; the least recently used are removed first. Any entry may vanish at any time; then it is
+computed again.
 
-Knows files and tensors. Does not know models, layers or what the tensors mean.
+Must not know models, layers, or what the tensors mean.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ from torch import Tensor
 from salem.records import TextInput
 
 _SUFFIX = ".safetensors"
-_HEADER_BYTES = 4_096  # more than an entry's names and shapes take
-# Kernels of another release may round otherwise: its entries are not this one's.
-_RELEASE = f"2/{torch.__version__}/{transformers.__version__}"
+_HEADER_BYTES = 4_096  # an upper bound for an entry's names and shapes
+# Kernels of another release may round differently.
+_RELEASE = f"3/{torch.__version__}/{transformers.__version__}"
 
 
 @dataclass(frozen=True)
 class SampleCache:
-    """The entries of one model in a folder that all models share."""
+    """The entries of one model, in a folder that all models share."""
 
     folder: Path
-    max_bytes: int  # of all entries together; an entry larger than that is not kept
-    model: str  # whatever settles the model's arithmetic: sha256 of the weights, type, device
+    max_bytes: int  # of all entries together; a larger entry is not kept
+    model: str  # whatever determines the model's arithmetic: sha256 of the weights, dtype, device
 
     def key(self, kind: str, samples: Sequence[TextInput], *more: str | int) -> str:
-        """The name of an entry made from these samples; `more` is what else it depends on."""
-        threads = torch.get_num_threads()  # so are sums added up
+        """The name of an entry for these samples; `more` is what else it depends on."""
+        threads = torch.get_num_threads()  # they change the order of sums
         digest = hashlib.sha256(json.dumps([_RELEASE, threads, self.model, kind, *more]).encode())
         for sample in samples:
             digest.update(sample.model_dump_json().encode() + b"\n")
         return digest.hexdigest()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry on the CPU, memory-mapped and to be left unwritten; None: not there."""
+        """The tensors of an entry on the CPU, memory-mapped (do not write to them); None if it is missing."""
         path = self._path(key)
         try:
             tensors: dict[str, Tensor] = load_file(path)
@@ -66,7 +67,7 @@ class SampleCache:
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors; a full disk or a forbidden folder is logged, because nobody needs a cache to work."""
+        """Store tensors. A full disk or an unwritable folder is only logged: the cache is optional."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         if not tensors or size + _HEADER_BYTES > self.max_bytes:
             return
@@ -79,7 +80,7 @@ class SampleCache:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of all files."""
         return sum(size for _, size, _ in self._files())
 
     def _path(self, key: str) -> Path:
@@ -95,7 +96,7 @@ class SampleCache:
             Path(name).unlink(missing_ok=True)
 
     def _evict(self, max_bytes: int) -> None:
-        """Remove the least recently used entries until the rest fit; also what a killed writer left."""
+        """Remove the least recently used files until the rest fit, including those of killed writers."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -105,7 +106,7 @@ class SampleCache:
             total -= size
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """(time of last use in ns, bytes, path) of every file; others may add and remove meanwhile."""
+        """(time of last use in ns, bytes, path) of every file; other processes may add and remove files."""
         with suppress(FileNotFoundError):
             for path in self.folder.iterdir():
                 with suppress(FileNotFoundError):
@@ -114,5 +115,5 @@ class SampleCache:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A copy with memory of its own, as the file format wants it."""
+    """A contiguous copy on the CPU, as the file format needs it."""
     return tensor.detach().to("cpu", copy=True).contiguous()

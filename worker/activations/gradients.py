@@ -1,10 +1,9 @@
-"""u and v: the two halves of a linear layer's gradient, per sample and token.
+"""u and v: the two factors of a linear layer's gradient, per sample and token.
 
-u is what enters the layer, v the loss gradient at what leaves it; the weight gradient is vᵀu (MEND, section
-3.1). Weights are frozen, so no weight gradient is ever formed here; see `weight_gradient` for the dense
-reference.
+u is the layer's input, and v is the loss gradient at its output; the weight gradient is vᵀu (MEND, section
+3.1). Weights are frozen, so no weight gradient is ever formed here.
 
-Does not know what the gradients are for.
+Must not know what the gradients are for.
 """
 
 from __future__ import annotations
@@ -28,22 +27,18 @@ Loss = Callable[[Answers], Tensor]  # -> [n]
 
 @dataclass(frozen=True)
 class TokenGradients:
-    """One layer's u and v for n samples, padded to t tokens; rows without gradient are zero in v."""
+    """One layer's u and v for n samples, padded to t tokens; v is zero at tokens without a gradient."""
 
     u: Tensor  # [n, t, d_in]
     v: Tensor  # [n, t, d_out]
 
-    def weight_gradient(self) -> Tensor:
-        """The gradient of the summed loss with respect to the weight, dense: [d_out, d_in]."""
-        return self.v.flatten(0, 1).T @ self.u.flatten(0, 1)
-
     def token_rows(self) -> tuple[Tensor, Tensor]:
-        """u [k, d_in] and v [k, d_out] of the k tokens that carry a gradient (MEND drops the others too)."""
+        """u [k, d_in] and v [k, d_out] of the k tokens that carry a gradient, as in MEND."""
         kept = self._carrying()
         return self.u[kept], self.v[kept]
 
     def token_places(self) -> Tensor:
-        """Sample and column of each row of `token_rows` -> [k, 2]."""
+        """Sample and token index of each row of `token_rows` -> [k, 2]."""
         return self._carrying().nonzero()
 
     def token_samples(self) -> Tensor:
@@ -56,7 +51,7 @@ class TokenGradients:
 
 
 def token_gradients(network: Network, batch: Batch, layers: Sequence[Layer]) -> dict[str, TokenGradients]:
-    """u and v of every layer from one forward and one backward of the summed loss, by layer path.
+    """u and v of every layer by layer path, from one forward and one backward pass of the summed loss.
 
     The loss of a sample is the mean negative log-likelihood over its answer positions.
     """
@@ -67,7 +62,7 @@ def token_gradients(network: Network, batch: Batch, layers: Sequence[Layer]) -> 
 def suffix_gradients(
     network: Network, trunk: Trunk, loss_per_sample: Loss = nll_per_sample
 ) -> TokenGradients:
-    """The same for the trunk's own layer only, running the blocks from its block up; any loss of a sample."""
+    """u and v of the trunk's layer, running only the blocks from its block up, for any loss per sample."""
     with _recording(network, [trunk.layer]) as taken:
         return _backward(taken, resume(network, trunk), loss_per_sample)[trunk.layer.path]
 
@@ -85,18 +80,18 @@ def _backward(
 
 
 def _batched(rows: Tensor, n: int) -> Tensor:
-    """[n, t, d] whatever the model's own shape: some (OPT) flatten samples and tokens before a matrix."""
+    """Rows as [n, t, d]; some models (OPT) flatten samples and tokens before a matrix."""
     return rows.detach().reshape(n, -1, rows.shape[-1])
 
 
 @contextmanager
 def _recording(network: Network, layers: Sequence[Layer]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Collect (input, output) of every layer in the order of execution, outputs as part of the graph."""
+    """Collect (input, output) of every layer in the order of execution; outputs are part of the graph."""
     taken: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook_for(path: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            # With frozen weights nothing needs a gradient until the first recorded layer asks for one.
+            # With frozen weights, nothing requires a gradient before the first recorded layer.
             output = output if output.requires_grad else output.detach().requires_grad_()
             taken[path] = (args[0], output)
             return output

@@ -1,8 +1,8 @@
-"""Rule-made rewordings: the same request typed by somebody else, somewhere else, in a hurry.
+"""Rule-made augmentations: the same request as another person might type it.
 
-One kind of rule changes how a request is typed, the other exchanges a word for a synonym. They teach a
-metric which differences between texts do not matter. A rewording keeps its answer; none is ever counted as a
-measured sample. Pure functions of text and a seeded generator.
+Some rules change how a request is typed; one replaces a word by a synonym. They teach a metric which
+differences between texts do not matter. An augmentation keeps its sample's answer and is never measured.
+Pure functions of a text and a seeded generator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from salem.records import Sample
 from salem.scope.lexical import WordCounts
 from worker.dataset.synonyms import SYNONYMS
 
-DRAWS = 5
+MAX_DRAWS = 5
 
 _LEADS = (
     "please",
@@ -38,14 +38,15 @@ _SMALL_WORDS = frozenset(
 )
 
 
-_PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # names are left alone
+_PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # not names
 Rule = Callable[[list[str], random.Random], list[str]]
 
 
 def augment(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
-    """One rewording of a sample's text, by two rules drawn at random; a pair keeps its second text.
+    """One augmentation of a sample's text, by two random rules; a pair keeps its second text.
 
-    `rules` are those of typing where nothing else is said.
+    Args:
+        rules: to draw from; by default those that change how a text is typed.
     """
     words = sample.input.split()
     for rule in rng.sample(rules or TYPING, 2):
@@ -56,21 +57,22 @@ def augment(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = N
 def augment_all(
     samples: Sequence[Sample], rng: random.Random, rules: Sequence[Rule] | None = None
 ) -> list[Sample]:
-    """One rewording of each sample, in order, that negates no more and no less; else the sample itself.
+    """One augmentation of each sample, in order, with the same negations; the sample itself if none is found.
 
-    `rules` are all there are where nothing else is said.
+    Args:
+        rules: to draw from; by default all.
     """
-    return [_as_negated(sample, rng, rules or EVERY_RULE) for sample in samples]
+    return [_with_same_negations(sample, rng, rules or EVERY_RULE) for sample in samples]
 
 
-def _as_negated(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
+def _with_same_negations(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
     own = WordCounts.of(sample)
-    drawn = (augment(sample, rng, rules) for _ in range(DRAWS))
+    drawn = (augment(sample, rng, rules) for _ in range(MAX_DRAWS))
     return next((found for found in drawn if not WordCounts.of(found).negation_difference(own)), sample)
 
 
 def _drop_words(words: list[str], rng: random.Random) -> list[str]:
-    return [word for word in words if _names_something(word) or rng.random() > 0.15]
+    return [word for word in words if _is_name_or_number(word) or rng.random() > 0.15]
 
 
 def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
@@ -78,15 +80,15 @@ def _drop_small_words(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _keep_half(words: list[str], rng: random.Random) -> list[str]:
-    """One half of a long text: the point is often made twice."""
+    """One half of a long text, because a long text often makes its point twice."""
     if len(words) < 12:
         return words
     middle = rng.randrange(len(words) // 3, 2 * len(words) // 3)
     return words[:middle] if rng.random() < 0.5 else words[middle:]
 
 
-def _names_something(word: str) -> bool:
-    """Names and numbers say what a text is about: without them it is another text."""
+def _is_name_or_number(word: str) -> bool:
+    """Without its names and numbers, a text is about something else."""
     return word[:1].isupper() or any(character.isdigit() for character in word)
 
 
@@ -98,7 +100,7 @@ def _swap_neighbors(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _mistype(words: list[str], rng: random.Random) -> list[str]:
-    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not _names_something(word)]
+    long_ones = [index for index, word in enumerate(words) if len(word) > 4 and not _is_name_or_number(word)]
     if not long_ones:
         return words
     index = rng.choice(long_ones)
@@ -119,7 +121,7 @@ def _tail(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _exchange_synonym(words: list[str], rng: random.Random) -> list[str]:
-    """One word for another of the same meaning, with whatever is attached to it."""
+    """Replace one word by a synonym; punctuation that is attached to it stays."""
     known = [(place, found) for place, word in enumerate(words) if (found := _PLAIN_WORD.search(word))]
     known = [(place, found) for place, found in known if found.group() in SYNONYMS]
     if not known:

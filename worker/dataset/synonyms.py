@@ -1,8 +1,8 @@
-"""A small lexicon of English words that may stand for one another in most requests, whatever these are about.
+"""A small lexicon of English synonyms that are interchangeable in most requests.
 
-Each group is one meaning in one grammatical form, so that a sentence stays a sentence. Left out is every word
-that is often something else (right, fine, issue, show), and whatever tells things apart that a correction may
-be about (city and town, job and occupation). Knows words only.
+Each group is one meaning in one grammatical form, so a sentence stays grammatical. It leaves out words with
+other common meanings (right, fine, issue, show) and words whose difference an edit may be about (city and
+town, job and occupation).
 """
 
 from __future__ import annotations

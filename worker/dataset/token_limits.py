@@ -1,8 +1,7 @@
-"""What the model's window holds: texts that are asked, samples with their answers, and rewordings of them.
+"""Which texts and samples fit in the model's window, and augmentations that do.
 
-A rewording may be longer than what it was made of. Where the window does not hold it, the sample itself takes
-its place, so that everything else is drawn as it would have been. Knows how many tokens a network makes of a
-text. Does not know what texts, samples and rewordings are for.
+An augmentation may be longer than its sample. If it does not fit, the sample replaces it, so that all other
+random draws stay the same. Must not know what texts, samples, and augmentations are for.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ Fit = Callable[[Network, Sequence[Sample]], list[bool]]
 
 
 def prompts_fit(network: Network, inputs: Sequence[TextInput], spare: int = 0) -> list[bool]:
-    """Whether each input can be asked and leaves so many tokens of the window free."""
+    """Whether each input fits in the window and leaves `spare` tokens free."""
     return [length + spare <= network.max_input_tokens for length in prompt_lengths(network, inputs)]
 
 
 def samples_fit(network: Network, samples: Sequence[Sample]) -> list[bool]:
-    """Whether each sample can be encoded with its answer."""
+    """Whether each sample fits in the window with its answer."""
     return [length <= network.max_input_tokens for length in sample_lengths(network, samples)]
 
 
 def replace_too_long(
     network: Network, samples: Sequence[Sample], others: Sequence[Sample], fit: Fit = samples_fit
 ) -> list[Sample]:
-    """Each of the others where it fits, else the sample in its place."""
+    """Each of the others if it fits, else the sample at the same index."""
     rows = zip(samples, others, fit(network, others), strict=True)
     return [other if fits else sample for sample, other, fits in rows]
 
@@ -43,12 +42,13 @@ def augmented(
     rules: Sequence[Rule] | None = None,
     *,
     fit: Fit = samples_fit,
-    apart: Set[str] = frozenset(),
+    held_out: Set[str] = frozenset(),
 ) -> list[Sample]:
-    """One rewording of each sample as `augment_all` draws it, where it fits; else the sample itself.
+    """One augmentation of each sample as `augment_all` draws it.
 
-    So, too, where it has the words (`words_hash`) of a sample that is held out, which rules may hit upon.
+    The sample itself replaces an augmentation that does not fit, or whose `words_hash` is in `held_out`:
+    rules may happen to produce a held-out text.
     """
-    made = augment_all(samples, rng, rules)
-    seen = [one if other.words_hash in apart else other for one, other in zip(samples, made, strict=True)]
-    return replace_too_long(network, samples, seen, fit)
+    pairs = zip(samples, augment_all(samples, rng, rules), strict=True)
+    allowed = [one if other.words_hash in held_out else other for one, other in pairs]
+    return replace_too_long(network, samples, allowed, fit)

@@ -1,7 +1,6 @@
-"""Measures a version: what it answers to edits, paraphrases and held-out pass samples, before and after.
+"""Measures a version: its answers to edits, paraphrases, and held-out pass samples, before and after.
 
-The figures and their sources are defined in docs/metrics.md. Knows samples, and what a subject says of them;
-does not know how the delta was made.
+docs/metrics.md defines the metrics and their sources. Must not know how the delta was made.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from salem.records import (
 from worker.numerics.intervals import paired_drop, proportion
 
 Kind = Literal["edit", "adapt", "held_out_paraphrase"]
-DIGITS = 6  # of ranks and probabilities, as of a prediction's scores
+DIGITS = 6  # of ranks and probabilities, as in the scores of a prediction
 
 
 class AnswerLikelihood(NamedTuple):
-    """How well an answer is known; docs/metrics.md defines both for labels and for texts."""
+    """How likely an answer is; docs/metrics.md defines both fields for labels and for texts."""
 
-    rank: float  # 1: the likeliest
+    rank: float  # 1 is the most likely answer
     probability: float
 
 
-class Subject(Protocol):
-    """What is measured."""
+class AnswerSource(Protocol):
+    """Something that answers inputs, such as a version."""
 
     def answers(self, inputs: Sequence[TextInput]) -> list[str]: ...
 
@@ -45,9 +44,9 @@ class Subject(Protocol):
 
 
 def evaluate(
-    batch: EditBatch, before: Subject, after: Subject, *, generates: bool, notes: Sequence[str] = ()
+    batch: EditBatch, before: AnswerSource, after: AnswerSource, *, generates: bool, notes: Sequence[str] = ()
 ) -> Metrics:
-    """Measure on all that the batch holds. `before` is the parent, `after` the new version."""
+    """Measure the new version (`after`) against its parent (`before`) on all parts of the batch."""
     outcomes = _outcomes(batch, before, after)
     flips, drawdown, locality = _drawdown(batch.held_out_pass_samples, before, after)
     edit_accuracy = _accuracy(outcomes, "edit")
@@ -62,11 +61,11 @@ def evaluate(
         protocol="free generation" if generates else "argmax",
         outcomes=outcomes,
         flips=flips,
-        notes=(*_missing_figures(batch), *notes),
+        notes=(*_missing_metrics(batch), *notes),
     )
 
 
-def _outcomes(batch: EditBatch, before: Subject, after: Subject) -> tuple[EditOutcome, ...]:
+def _outcomes(batch: EditBatch, before: AnswerSource, after: AnswerSource) -> tuple[EditOutcome, ...]:
     measured: list[tuple[int, Kind, Sample]] = [(i, "edit", s) for i, s in enumerate(batch.edit_samples)]
     measured += [(i, "adapt", s) for i, s in batch.adapt_samples]
     measured += [(i, "held_out_paraphrase", s) for i, s in batch.held_out_paraphrases]
@@ -84,27 +83,30 @@ def _outcomes(batch: EditBatch, before: Subject, after: Subject) -> tuple[EditOu
             before=old,
             after=new,
             correct=is_right(new, sample),
-            extent=extents.get(place),
+            extent=extents.get(number),
         )
-        for place, ((index, kind, sample), (old, new)) in enumerate(zip(measured, answers, strict=True))
+        for number, ((index, kind, sample), (old, new)) in enumerate(zip(measured, answers, strict=True))
     )
 
 
-def _extents(samples: Sequence[Sample], before: Subject, after: Subject) -> dict[int, Extent]:
-    """By the place of each sample that forgets."""
-    places = [place for place, sample in enumerate(samples) if sample.forgets]
-    asked = [samples[place] for place in places]
-    if not asked:
+def _extents(samples: Sequence[Sample], before: AnswerSource, after: AnswerSource) -> dict[int, Extent]:
+    """How far each sample that forgets has come, by its index."""
+    indices = [index for index, sample in enumerate(samples) if sample.forgets]
+    forgetting = [samples[index] for index in indices]
+    if not forgetting:
         return {}
     return {
-        place: Extent(
+        index: Extent(
             rank_before=round(old.rank, DIGITS),
             rank_after=round(new.rank, DIGITS),
             probability_before=round(old.probability, DIGITS),
             probability_after=round(new.probability, DIGITS),
         )
-        for place, old, new in zip(
-            places, before.answer_likelihoods(asked), after.answer_likelihoods(asked), strict=True
+        for index, old, new in zip(
+            indices,
+            before.answer_likelihoods(forgetting),
+            after.answer_likelihoods(forgetting),
+            strict=True,
         )
     }
 
@@ -113,8 +115,8 @@ def _forgetting(outcomes: Sequence[EditOutcome]) -> Forgetting | None:
     edit = _mean_extent(outcomes, "edit")
     if edit is None:
         return None
-    reworded = {kind: _mean_extent(outcomes, kind) for kind in ("adapt", "held_out_paraphrase")}
-    return Forgetting(edit=edit, **reworded)
+    others = {kind: _mean_extent(outcomes, kind) for kind in ("adapt", "held_out_paraphrase")}
+    return Forgetting(edit=edit, **others)
 
 
 def _mean_extent(outcomes: Sequence[EditOutcome], kind: Kind) -> MeanExtent | None:
@@ -133,14 +135,14 @@ def _accuracy(outcomes: Sequence[EditOutcome], kind: Kind) -> Proportion | None:
 
 
 def _drawdown(
-    samples: Sequence[Sample], before: Subject, after: Subject
+    samples: Sequence[Sample], before: AnswerSource, after: AnswerSource
 ) -> tuple[tuple[Flip, ...], Proportion | None, Proportion | None]:
-    """The samples whose answer changed, the drawdown, and the share whose answer did not change."""
+    """The samples whose answer changed, the drawdown, and the locality."""
     if not samples:
         return (), None, None
     old, new = before.answers(samples), after.answers(samples)
-    right_before = [is_right(o, s) for o, s in zip(old, samples, strict=True)]
-    right_after = [is_right(n, s) for n, s in zip(new, samples, strict=True)]
+    correct_before = [is_right(o, s) for o, s in zip(old, samples, strict=True)]
+    correct_after = [is_right(n, s) for n, s in zip(new, samples, strict=True)]
     changed = [not same_answer(o, n) for o, n in zip(old, new, strict=True)]
     flips = tuple(
         Flip(
@@ -149,23 +151,23 @@ def _drawdown(
             target=sample.answer,
             before=old[i],
             after=new[i],
-            broken=right_before[i] and not right_after[i],
+            broken=correct_before[i] and not correct_after[i],
         )
         for i, sample in enumerate(samples)
         if changed[i]
     )
-    return flips, paired_drop(right_before, right_after), proportion([not change for change in changed])
+    return flips, paired_drop(correct_before, correct_after), proportion([not change for change in changed])
 
 
-def _missing_figures(batch: EditBatch) -> list[str]:
+def _missing_metrics(batch: EditBatch) -> list[str]:
     notes: list[str] = []
     if not batch.held_out_paraphrases and batch.num_seen:
         notes.append(
-            f"generalization was not measured: earlier jobs have trained on all {batch.num_seen} paraphrases "
+            f"generalization was not measured: earlier jobs were trained on all {batch.num_seen} paraphrases "
             "that would be held out"
         )
     elif not batch.held_out_paraphrases:
-        notes.append("generalization was not measured: no edit has two paraphrases or more")
+        notes.append("generalization was not measured: no edit has two or more paraphrases")
     if not batch.held_out_pass_samples:
         notes.append("drawdown was not measured: there are no held-out pass samples")
     return notes

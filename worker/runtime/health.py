@@ -1,7 +1,7 @@
-"""Answers a container's health check: exit status 0 while a worker of this host is known to Redis.
+"""The container's health check: exit status 0 while a worker of this host is registered in Redis.
 
-Knows Redis and the register of workers that RQ keeps there, where a dead worker's entry expires by itself.
-Does not know jobs, SQL or models, and loads no torch: it runs every few seconds.
+RQ's entry for a dead worker expires by itself. Must not know jobs, SQL, or models, and never loads torch,
+because it runs every few seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIMEOUT_S = 5.0
 
 
 def registered_on(hostname: str, connection: Redis) -> bool:
-    """Whether a worker that runs on this host is registered and its entry has not expired."""
+    """Whether a worker on this host is registered and its entry has not expired."""
     return any(worker.hostname == hostname for worker in Worker.all(connection=connection))
 
 

@@ -1,7 +1,7 @@
-"""RQ's worker, made to outlive its Redis: away for a minute, or back with nothing in it.
+"""RQ's worker, extended to survive a Redis that is unreachable for a minute or restarts empty.
 
-RQ signs a worker on once, at its start. A Redis that was emptied has forgotten it, and its jobs would be
-thought nobody's while it works on. Knows RQ and Redis. Does not know what a job is.
+RQ registers a worker only once, at its start. After a Redis restart without data, RQ would take the running
+job of an unregistered worker for abandoned. Must not know what a job is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from rq import Worker, worker_registration
 
-# Pauses of about a minute together: a Redis that is started anew is back by then.
+# About a minute in total, which is enough for a restart of Redis.
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 NUM_RETRIES = 9
@@ -24,7 +24,7 @@ CONNECT_TIMEOUT_S = 5
 
 
 class QueueWorker(Worker):  # type: ignore[misc]
-    """A worker whose every heartbeat says all that its birth said. Told to end, it waits for no Redis."""
+    """A worker that registers again with each heartbeat, and that stops without waiting for Redis."""
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         super().heartbeat(timeout, pipeline)
@@ -33,23 +33,23 @@ class QueueWorker(Worker):  # type: ignore[misc]
         worker_registration.register(self, pipeline)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        self._wait_no_more()
+        self._stop_retrying()
         super().request_stop(signum, frame)
 
     def teardown(self) -> None:
-        self._wait_no_more()
+        self._stop_retrying()
         super().teardown()
 
-    def _wait_no_more(self) -> None:
+    def _stop_retrying(self) -> None:
         self.connection.set_retry(Retry(NoBackoff(), 0))
 
 
 def retry_while_unreachable(connection: Redis) -> None:
-    """Make each command wait for a Redis that is away, as long as a start of it may take.
+    """Make every command retry for about a minute while Redis is unreachable.
 
-    Without it, one heartbeat that fails ends the worker and kills the job that it runs.
+    Without it, one failed heartbeat ends the worker and kills its job.
     """
-    # Not the socket's own timeout: the driver would try to connect as often again within each try.
+    # Not the socket's own retries, which the driver would run within each of these.
     kinds = (RedisConnectionError, RedisTimeoutError)
     pauses = ExponentialBackoff(cap=LONGEST_PAUSE_S, base=FIRST_PAUSE_S)
     connection.set_retry(Retry(pauses, NUM_RETRIES, supported_errors=kinds))

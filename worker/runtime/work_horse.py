@@ -1,10 +1,12 @@
-"""Runs one job: the entry point that the queue names. Does not know what the work of any kind of job is.
+"""Runs one job: the entry point that the queue names.
 
-At least one attempt runs; at most one takes effect. An attempt holds a lease token, and whatever it wants
-to keep is written in the one transaction that also ends the job and checks the token. A delta's blob is
-written just before: nobody can see it until its row is there, and it is swept if the row never comes.
-An attempt that cannot reach the database or the blob store is given back: its lease runs out, and the job is
-queued again while it has attempts left. What only a person can put right fails the job at once.
+At least one attempt runs, and at most one takes effect. An attempt holds a lease token. One transaction
+checks the token, stores the result, and ends the job. A delta's blob is written before; nobody can see it
+until its row exists, and it is swept if the row never appears. An attempt that cannot reach the database or
+the blob store is given back: its lease expires, and the job is queued again while it has attempts left. An
+error that only a person can fix fails the job at once.
+
+Must not know what any kind of job does.
 """
 
 from __future__ import annotations
@@ -34,22 +36,22 @@ from worker.jobs import removal as remove_job
 from worker.training.micro_batches import ran_out_of_memory
 
 _INTERNAL = SalemError(
-    "The job failed for a reason that is not the request's.",
-    remedy="The worker's log holds the trace under this job's id.",
+    "The job failed because of an unexpected error.",
+    remedy="The worker's log has the traceback under this job's id.",
 )
 _OUT_OF_MEMORY = OutOfMemory(
-    "The job needed more memory than there is.",
-    remedy="Use a larger host, shorter samples or fewer pass samples (options.max_pass_samples).",
+    "The job ran out of memory.",
+    remedy="Use a larger host, shorter samples, or fewer pass samples (options.max_pass_samples).",
 )
-_AGAIN = "then ask again, under a new Idempotency-Key where there was one"
+_AGAIN = "then send the request again, with a new Idempotency-Key if it had one"
 _TIMED_OUT = TimedOut(
-    "The job took longer than a job may take.",
-    remedy="Send fewer edits per job, lower options.max_steps or options.max_pass_samples.",
+    "The job exceeded the time limit for jobs.",
+    remedy="Send fewer edits per job, or lower options.max_steps or options.max_pass_samples.",
 )
 
 
 def run_job(job_id: str) -> None:
-    """Claim a job and run it to its end; returns quietly when there is nothing to do for this attempt."""
+    """Claim a job and run it to its end; return silently if there is nothing to do for this attempt."""
     parent_death.die_with_parent(os.getppid(), signal.SIGKILL)
     settings = Settings()
     torch.set_flush_denormal(True)
@@ -59,7 +61,7 @@ def run_job(job_id: str) -> None:
     try:
         claimed = registry.claim_job(job_id, settings.lease_s)
         if claimed is None:
-            # it was cancelled, another attempt has it, or this worker's database is not the queue's
+            # The job was cancelled, another attempt has it, or the queue belongs to another database.
             structlog.get_logger().info("nothing to do", job_id=job_id)
             return
         JobRun(settings, registry, *claimed).run()
@@ -76,12 +78,14 @@ class JobRun:
         self.log = structlog.get_logger().bind(job_id=job.id, kind=job.kind.value, model=job.model)
 
     def run(self) -> None:
-        """Do the work and end the job, as succeeded or as failed with a safe reason, or give it back."""
-        of = self.attempt
+        """Do the work and end the job as succeeded or as failed with a safe reason, or give it back."""
+        attempt = self.attempt
         began = time.monotonic()
-        self.log.info("job started", attempt=of.job.attempt)
+        self.log.info("job started", attempt=attempt.job.attempt)
         try:
-            with JobReporter(of.registry, of.job.id, of.lease, of.settings.lease_s) as reporter:
+            with JobReporter(
+                attempt.registry, attempt.job.id, attempt.lease, attempt.settings.lease_s
+            ) as reporter:
                 self.work(reporter)
             self.log.info("job succeeded", seconds=round(time.monotonic() - began, 2))
         except LeaseLost:
@@ -96,17 +100,17 @@ class JobRun:
                 self.log.warning("job failed", code=error.code, reason=error.reason)
                 self._fail(error)
         except Exception as error:
-            # The end of every road: whatever went wrong, the job must not stay running for ever.
+            # Last-resort handler: the job must not stay running forever.
             no_memory = ran_out_of_memory(error)
             self.log.exception("job ran out of memory" if no_memory else "job failed unexpectedly")
             self._fail(_OUT_OF_MEMORY if no_memory else _INTERNAL)
 
     def work(self, reporter: JobReporter) -> None:
-        """What the job's kind asks for."""
+        """Run the module for the job's kind."""
         _WORK[self.attempt.job.kind](self.attempt, reporter)
 
     def _give_back(self, error: Unavailable) -> None:
-        """Leave the job to its next attempt, which comes when the lease has run out; fail the last one."""
+        """Leave the job to its next attempt, which starts when the lease expires; fail the last attempt."""
         attempt, most = self.attempt.job.attempt, self.attempt.settings.max_attempts
         if attempt < most:
             self.log.warning("attempt given back", attempt=attempt, reason=error.reason)
@@ -121,7 +125,7 @@ class JobRun:
         except LeaseLost:
             self.log.info("failure not recorded: the job was cancelled or taken over")
         except SalemError as unreachable:
-            self.log.warning("failure not recorded: the lease will run out", reason=unreachable.reason)
+            self.log.warning("failure not recorded: the lease will expire", reason=unreachable.reason)
 
 
 _WORK: dict[JobKind, Callable[[Attempt, JobReporter], None]] = {

@@ -87,7 +87,7 @@ def trial_edits(
         EditFailed: no token carries a gradient at one of the layers.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    other_words = augmented(network, batch.edit_samples, rng, apart=batch.held_out_words)
+    other_words = augmented(network, batch.edit_samples, rng, held_out=batch.held_out_words)
     keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
     parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]

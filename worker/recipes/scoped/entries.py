@@ -126,7 +126,7 @@ def _prepare_scoped(work: Work, scoping: Scoping) -> tuple[Prepared, float]:
     validation, _ = prepare_with_answers(network, _pick(work.batch, firing), layer, chunk_size=CHUNK)
     rng = random.Random(work.hyper.seed)
     apart = work.batch.held_out_words
-    drawn = [augmented(network, own, rng, apart=apart) for _ in range(work.hyper.augmentations)]
+    drawn = [augmented(network, own, rng, held_out=apart) for _ in range(work.hyper.augmentations)]
     other_words = [sample for draw in drawn for sample in draw]
     owners, standing_in = _stand_ins(work, _pick(work.batch, learning), rng)
     corrections = prepare(network, [*own, *other_words, *standing_in], layer, chunk_size=CHUNK)

@@ -163,7 +163,7 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
 
 def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
     # A metric reads prompts alone, so nothing has to leave room for an answer.
-    reword = partial(augmented, network, rng=rng, fit=prompts_fit, apart=batch.held_out_words)
+    reword = partial(augmented, network, rng=rng, fit=prompts_fit, held_out=batch.held_out_words)
     known = list(batch.equivalents)[:MOST_PAIRS]
     pairs = [*known, *zip(learning, reword(learning), strict=True)]
     rng.shuffle(pairs)
