@@ -42,7 +42,7 @@ def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) 
         raise ValueError("whatever it is")
 
     monkeypatch.setattr(network.model, "forward", failing)
-    with pytest.raises(UnsupportedModel, match="does not run on two short texts"):
+    with pytest.raises(UnsupportedModel, match="fails on two short texts"):
         check_editable(network)
 
 

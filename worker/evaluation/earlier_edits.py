@@ -58,7 +58,9 @@ def _by_new_tokens(network: Network, edits: Mapping[str, Sample], usual: int) ->
     return found
 
 
-def _lost(before: EditedModel, after: EditedModel | OverlaidModel, edits: Mapping[str, Sample]) -> Iterator[str]:
+def _lost(
+    before: EditedModel, after: EditedModel | OverlaidModel, edits: Mapping[str, Sample]
+) -> Iterator[str]:
     affected = after.may_differ(list(edits.values()))
     checked = {name: edits[name] for name, may_differ in zip(edits, affected, strict=True) if may_differ}
     inputs = list(checked.values())

@@ -30,7 +30,7 @@ EDGE = 0.01  # of a likeness: inputs this close outside run too, because other b
 
 @dataclass(frozen=True)
 class EditedModel:
-    """The base plus deltas, as a `Subject` of an evaluation. It remembers its answers."""
+    """The base plus deltas, as an `AnswerSource`. It remembers its answers."""
 
     network: Network
     deltas: Chain | Sequence[LayerDelta]
