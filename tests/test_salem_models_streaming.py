@@ -26,7 +26,7 @@ from salem.models.batching import encode, forward
 from salem.models.layers import find_stacks
 from salem.models.loading import load
 from salem.models.network import Network
-from salem.models.streaming import Outline, StoredWeights, _Slot
+from salem.models.streaming import MetaModel, StoredWeights, _TensorStub
 from salem.models.trunk import capture, resume
 from salem.records import Layer, Recipe, Sample, Task
 from worker.activations.gradients import token_gradients
@@ -319,8 +319,8 @@ def test_weights_in_another_form_are_refused(tmp_path: Path) -> None:
 
 def test_a_part_of_a_stored_tensor_has_no_place(tmp_path: Path) -> None:
     placed: dict[int, tuple[str, Tensor]] = {}
-    whole = _Slot("qkv", torch.empty(6, 6), placed).to("cpu", torch.float32)
-    outlined = Outline(tiny_model("bert"), {}, StoredWeights(save_tiny(tmp_path, "bert")), placed)
+    whole = _TensorStub("qkv", torch.empty(6, 6), placed).to("cpu", torch.float32)
+    outlined = MetaModel(tiny_model("bert"), {}, StoredWeights(save_tiny(tmp_path, "bert")), placed)
     assert whole.is_meta and outlined.key("q", nn.Parameter(whole)) == "qkv"
     for other in (whole.chunk(3)[0], whole.T, whole.clone()):
         with pytest.raises(UnsupportedModel, match="q in another form"):

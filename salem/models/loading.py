@@ -25,7 +25,7 @@ from salem.errors import UnsupportedModel
 from salem.models.devices import resolve_device
 from salem.models.folders import check_folder
 from salem.models.network import Network, as_network
-from salem.models.streaming import outline, stream
+from salem.models.streaming import build_on_meta, stream
 from salem.records import Task
 
 _LOADERS: dict[Task, Any] = {
@@ -71,8 +71,8 @@ def load(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if streamed:
-            outlined = outline(_LOADERS[task], folder, config, wanted)
-            model, info = outlined.model, outlined.info
+            on_meta = build_on_meta(_LOADERS[task], folder, config, wanted)
+            model, info = on_meta.model, on_meta.info
         else:
             options = {"config": config, "dtype": wanted, "use_safetensors": True, "trust_remote_code": False}
             model, info = _LOADERS[task].from_pretrained(folder, **options, output_loading_info=True)
@@ -87,7 +87,7 @@ def load(
             f"The weights lack {len(missing)} tensors that {task} needs, among them {missing[0]}.",
             remedy="Host a model that was fine-tuned for this task.",
         )
-    weights = stream(outlined, place) if streamed else None
+    weights = stream(on_meta, place) if streamed else None
     network = as_network(model if streamed else model.to(place), load_tokenizer(folder), task)
     return replace(network, streamed=weights)
 

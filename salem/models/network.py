@@ -70,7 +70,7 @@ class Network:
     def weight(self, path: str) -> Tensor:
         """A matrix as its module stores it: [d_out, d_in], or [d_in, d_out] if it is transposed."""
         module = self.module(path)
-        with self.streamed.lent(module) if self.streamed else nullcontext():
+        with self.streamed.loaded(module) if self.streamed else nullcontext():
             weight: Tensor = module.get_parameter("weight").detach()
         return weight
 
