@@ -26,7 +26,7 @@ def test_so_can_decoders_that_read_labels(architecture: str) -> None:
 def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match="classifies with a decoder that reads the text") as refused:
         check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
-    assert "encoder or a decoder alone" in str(refused.value.remedy)
+    assert "only an encoder or only a decoder" in str(refused.value.remedy)
 
 
 def test_blocks_that_are_no_chain_are_refused() -> None:

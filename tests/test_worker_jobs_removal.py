@@ -362,3 +362,11 @@ def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: Hos
     assert without.deltas == () and without.metrics is None
     assert job.result is not None and "answers as the base" in job.result["notes"][0]
     assert 'the alias "production" was left at m:0' in job.result["notes"][1], "somebody went back meanwhile"
+
+
+def test_an_attempt_reads_a_metric_once(stage: Stage, model: HostedModel) -> None:
+    version = chain(stage, (A, Recipe.SCOPED))
+    (job,), _ = stage.registry.list_jobs(limit=1)
+    attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
+    first, second = (attempt.stored(version.deltas[0], model).scoped for _ in range(2))
+    assert first and second and first.scope.metric is second.scope.metric

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from salem.deltas.files import unpack
 from salem.deltas.terms import LayerDelta
+from salem.models.devices import resolve_device
 from salem.models.digests import FileDigests
 from salem.models.folders import check_registered, descriptions_sha256, ensure_unchanged, registered_folder
 from salem.models.layers import layer_at
@@ -43,6 +44,7 @@ class Attempt:
     blobs: BlobStore
     job: Job
     lease: str
+    _metrics: dict[Sha256, Metric] = field(default_factory=dict, repr=False, compare=False)
 
     @contextmanager
     def loaded(self, model: HostedModel) -> Iterator[Network]:
@@ -132,7 +134,10 @@ class Attempt:
         return unpack_editor(data, base_sha256=str(model.sha256), layer=layer_at(model.layers, kept.layer))
 
     def _metric(self, name: Sha256) -> Metric:
-        return unpack_metric(self.blobs.get(name))
+        """A scope metric on the worker's device; all deltas of a job share it."""
+        if name not in self._metrics:
+            self._metrics[name] = unpack_metric(self.blobs.get(name)).to(resolve_device(self.settings.device))
+        return self._metrics[name]
 
     def reference(self, model: HostedModel) -> list[ReferenceSample]:
         """The reference samples that the base answers rightly."""
