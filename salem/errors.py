@@ -16,6 +16,7 @@
     ├── OutOfMemory                  500 out_of_memory         a job that took more memory than there was
     ├── TimedOut                     500 timed_out             a job that took longer than a job may
     ├── AttemptsExhausted            500 attempts_exhausted    a job whose every attempt was cut short
+    ├── TooManyRequests              429 too_many_requests     the queue of a model is full
     ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
     └── Misconfigured                500 misconfigured         settings that cannot work together
 
@@ -47,6 +48,7 @@ class SalemError(Exception):
 
     status = 500
     code = "internal"
+    retry_after_s: int | None = None  # when a client may try again
     title = "Something went wrong on the server"
 
     def __init__(self, message: str, *, remedy: str | None = None, errors: Sequence[Pointer] = ()) -> None:
@@ -127,8 +129,14 @@ class AttemptsExhausted(SalemError):
     code, title = "attempts_exhausted", "Every attempt of the job was cut short"
 
 
+class TooManyRequests(SalemError):
+    status, code, title = 429, "too_many_requests", "Too many requests are waiting"
+    retry_after_s = 1
+
+
 class Unavailable(SalemError):
     status, code, title = 503, "unavailable", "A part of the service cannot be reached"
+    retry_after_s = 5
 
 
 class Misconfigured(SalemError):

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Largest request body."""
     max_predict_inputs: int = Field(256, ge=1, le=MOST_ITEMS)
     """Most inputs in one predict request."""
+    max_queued_predictions: int = Field(32, ge=0)
+    """Most predictions that wait for one model; more are refused with 429."""
     max_resident_models: int = Field(4, ge=1)
     """Hosted models that the API keeps in memory; the least recently used one goes first."""
     trunk_cache_bytes: int = Field(2 * 2**30, ge=0)

@@ -347,14 +347,12 @@ def test_a_metric_is_shared_by_the_deltas_that_name_it_and_goes_with_the_last(
     inputs = [TextInput(input=edit.input) for edit in EDITS]
     for version in versions:
         engine.predict(intents, version, inputs, max_new_tokens=1)
-    metrics = engine._metrics
+    metrics, chains = engine._versions._metrics, engine._versions._cache.chains
     assert set(metrics) == {delta.metric for version in versions for delta in version.deltas}
-    held = [engine._fetched(intents, version.deltas[0]).scoped for version in versions]
-    assert [
-        scoped is not None and scoped.scope.metric is metrics[str(version.deltas[0].metric)]
-        for scoped, version in zip(held, versions, strict=True)
-    ] == [True, True]
+    held = [scope.metric for _, chain in chains.values() for scope in chain.scopes]
+    assert len(held) == len(versions)
+    assert all(metric is metrics[metric.sha256] for metric in held)
     del held
-    engine._deltas.entries.clear()
+    chains.clear()
     gc.collect()
     assert not metrics

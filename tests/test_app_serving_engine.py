@@ -7,26 +7,29 @@ import shutil
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from api_service import Stage
-from tiny_models import LABELS, tiny_tokenizer
+from test_salem_scope_scope import metric_of, scoped_delta
+from tiny_models import LABELS, tiny_network, tiny_tokenizer
 
-from app.serving.engine import DeltaCache, Engine
-from salem.deltas.files import unpack
+from app.serving.engine import Engine
+from app.serving.loaded_versions import ChainCache
+from salem.deltas.chain import Chain
+from salem.deltas.files import pack, unpack
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.errors import BlobCorrupted, BlobMissing, DeltaRejected, ModelNotReady, SalemError
-from salem.inference import predict
+from salem.inference import gate, predict
 from salem.models import loading
 from salem.models import network as networks
 from salem.models.layers import find_layers
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.records import (
+    Delta,
     HostedModel,
     Layer,
     ModelReference,
@@ -35,6 +38,7 @@ from salem.records import (
     TextInput,
     Version,
 )
+from salem.scope.metric_files import pack_metric
 from salem.settings import Settings
 from salem.storage.registry import Registry
 
@@ -71,7 +75,8 @@ def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str,
 
     network = loading.load(stage.settings.effective_models_root / "m", task, device="cpu")
     untouched = predict.predict(network, INPUTS, max_new_tokens=6)
-    assert engine.predict(model, base(stage, model), INPUTS, max_new_tokens=6) == untouched
+    unedited = engine.predict(model, base(stage, model), INPUTS, max_new_tokens=6)
+    assert [(each.output, each.scores) for each in unedited] == [(e.output, e.scores) for e in untouched]
     assert model.sha256 is not None and version.layer is not None
     data = stage.blobs.get(version.deltas[0].blob)
     delta = unpack(data, base_sha256=model.sha256, layers=network.layers)
@@ -81,14 +86,14 @@ def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str,
         weight += addition.T if architecture == "gpt2" else addition
     edited = predict.predict(network, INPUTS, max_new_tokens=6)
     assert [answer.output for answer in given] == [answer.output for answer in edited]
-    assert given != untouched
+    assert given != unedited
 
 
 def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
     models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
     engine = engine_of(stage, max_resident_models=2)
     first = [engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) for model in models]
-    assert len(engine._residents) == 2
+    assert len(engine._models) == 2
     assert [engine.predict(m, base(stage, m), INPUTS, max_new_tokens=1) for m in models] == first
 
 
@@ -115,7 +120,7 @@ def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_li
         asked = [pool.submit(engine.predict, m, base(stage, m), INPUTS, max_new_tokens=1) for m in models * 8]
         given = [future.result(60) for future in asked]
     assert given == given[:2] * 8 and given[0] != given[1]
-    assert most == 1 and len(engine._residents) == 1
+    assert most == 1 and len(engine._models) == 1
 
 
 def test_a_model_is_served_at_the_layers_that_were_registered(
@@ -158,7 +163,7 @@ def test_two_names_of_the_same_weights_share_one_copy(stage: Stage) -> None:
     engine = engine_of(stage)
     for model in (one, two):
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
-    assert one.sha256 == two.sha256 and len(engine._residents) == 1
+    assert one.sha256 == two.sha256 and len(engine._models) == 1
 
 
 def described_otherwise(folder: Path) -> None:
@@ -289,13 +294,94 @@ def test_a_version_whose_file_is_gone_or_damaged_is_named(stage: Stage, fault: t
     assert len(engine.predict(model, base(stage, model), INPUTS, max_new_tokens=2)) == len(INPUTS)
 
 
-def test_the_delta_cache_holds_its_limit() -> None:
-    delta = LayerDelta("layer", (LowRank(torch.zeros(1, 2), torch.zeros(2, 1)),))
-    cache = replace(DeltaCache(), max_bytes=10)
-    for name in "abc":
-        cache.put(("base", name), 4, delta)
-        cache.get(("base", "a"))
-    assert [name for _, name in cache.entries] == ["c", "a"]
-    assert cache.num_bytes == 8
-    cache.put(("base", "huge"), 100, delta)
-    assert [name for _, name in cache.entries] == ["huge"] and cache.num_bytes == 100
+def test_the_version_cache_keeps_to_its_budget() -> None:
+    def chain(rank: int) -> Chain:
+        return Chain.of([LayerDelta("layer", (LowRank(torch.zeros(rank, 1), torch.zeros(1, rank)),))])
+
+    cache = ChainCache(max_bytes=24)
+    for name in (b"a", b"b", b"c"):
+        cache.put(("base", name), chain(1))  # of 8 bytes
+        cache.get(("base", b"a"))
+    cache.put(("base", b"d"), chain(1))
+    assert [name for _, name in cache.chains] == [b"c", b"a", b"d"] and cache.num_bytes == 24
+    cache.put(("base", b"huge"), chain(10))
+    assert [name for _, name in cache.chains] == [b"huge"] and cache.num_bytes == 80
+
+
+@pytest.fixture
+def reads(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the blobs that are read."""
+    found: list[str] = []
+    get = stage.blobs.get
+
+    def counted(digest: str) -> bytes:
+        found.append(digest)
+        return get(digest)
+
+    monkeypatch.setattr(stage.blobs, "get", counted)
+    return found
+
+
+def scoped_chain(stage: Stage, model: HostedModel, length: int) -> Version:
+    """A version whose deltas all name one metric, each with an entry for one input."""
+    network = tiny_network("bert")
+    metric = metric_of(network)
+    stored = stage.blobs.put(pack_metric(metric))
+    version = base(stage, model)
+    for place in range(length):
+        inputs = [INPUTS[place % len(INPUTS)]]
+        delta = scoped_delta(network, network.layers[-1], inputs, seed=place, metric=metric, size=5.0)
+        data = pack(delta, base_sha256=str(model.sha256))
+        blob = stage.blobs.put(data)
+        kept = Delta(
+            layer=delta.layer, blob=blob, num_bytes=len(data), kind="scoped", rank=None, metric=stored,
+            version=place + 1,
+        )  # fmt: skip
+        version = version.model_copy(update={"deltas": (*version.deltas, kept), "number": place + 1})
+    return version
+
+
+def test_each_blob_of_a_version_is_read_once_and_its_metric_is_one_object(
+    stage: Stage, reads: list[str]
+) -> None:
+    model = stage.host("m", "bert")
+    version, engine = scoped_chain(stage, model, 20), engine_of(stage)
+    first = engine.predict(model, version, INPUTS, max_new_tokens=1, explain=True)
+    assert len(reads) == len(set(reads)) == 21
+    assert engine.predict(model, version, INPUTS, max_new_tokens=1, explain=True) == first
+    shorter = version.model_copy(update={"deltas": version.deltas[:19], "number": 19})
+    engine.predict(model, shorter, INPUTS, max_new_tokens=1)
+    assert len(set(reads[21:])) == len(reads[21:]) == 19, "a shorter version is read by itself"
+    ((_, one), (_, other)) = engine._versions._cache.chains.values()
+    assert one.scopes[0].metric is other.scopes[0].metric
+
+
+def test_a_longer_version_reads_its_new_deltas_only(stage: Stage, reads: list[str]) -> None:
+    model = stage.host("m", "bert")
+    version = scoped_chain(stage, model, 6)
+    expected = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1, explain=True)
+    reads.clear()
+    engine = engine_of(stage)
+    for length in (2, 5, 6):
+        part = version.model_copy(update={"deltas": version.deltas[:length], "number": length})
+        found = engine.predict(model, part, INPUTS, max_new_tokens=1, explain=True)
+    assert [name for name in reads if name != version.deltas[0].metric] == [d.blob for d in version.deltas]
+    assert found == expected
+    assert [answer.match and answer.match.edit_id for answer in found] == ["5.0", "6.0", "3.0", "4.0"]  # type: ignore[attr-defined]
+
+
+def test_the_match_comes_from_the_pass_that_answers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stage.host("m", "bert")
+    version = scoped_chain(stage, model, 2)
+    monkeypatch.setattr(gate, "fire", lambda *_: pytest.fail("the base ran a second time"))
+    found = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1, explain=True)
+    matched = [answer.match for answer in found]  # type: ignore[attr-defined]
+    assert [match and match.edit_id for match in matched] == ["1.0", "2.0", None, None]
+
+
+def test_only_so_many_tokenizers_stay_in_memory(stage: Stage) -> None:
+    models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
+    engine = engine_of(stage, max_resident_models=2)
+    counts = [engine.count_tokens(model, INPUTS) for model in models]
+    assert len(engine._tokenizers) == 2
+    assert [engine.count_tokens(model, INPUTS) for model in models] == counts and len(engine._tokenizers) == 2

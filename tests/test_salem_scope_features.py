@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from test_salem_scope_scope import SHORT, TEXTS, drawn, reading_of
 from tiny_models import ARCHITECTURES, tiny_network
+from tokenizers import normalizers
 from torch import Tensor
 
 from salem.models.batching import encode_inputs
@@ -125,6 +127,15 @@ def test_rarity_is_the_published_weight() -> None:
         assert rarity == pytest.approx(COMMON / (COMMON + counts[token] / total), rel=1e-5)
     assert found.max() == 1 and found.min() < 0.1
     assert torch.equal(token_rarity(network, []), torch.ones(len(found))), "nothing was seen: all are rare"
+
+
+def test_a_text_without_tokens_counts_for_nothing() -> None:
+    tokenizer = copy.deepcopy(tiny_network("gpt2").tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    network = replace(tiny_network("gpt2"), tokenizer=tokenizer)
+    empty = TextInput(input="\u200b")
+    assert tokenize(network.tokenizer, [empty])["input_ids"] == [[]]
+    assert torch.equal(token_rarity(network, [empty, *TEXTS]), token_rarity(network, TEXTS))
 
 
 def test_a_rare_token_moves_the_weighted_pools_most() -> None:

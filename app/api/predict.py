@@ -1,14 +1,14 @@
 """The route that answers: any version of any hosted model.
 
-Knows the engine, which blocks: it runs in threads of its own, so that a slow model holds up no other route.
+The engine blocks, so each model has threads and a bounded queue of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-import anyio.to_thread
 from fastapi import APIRouter
 
 from app.api.names import resolve
@@ -29,7 +29,8 @@ async def predict(request: PredictIn, machines: Machines) -> PredictOut:
 
     With `explain`, each answer says which edit matched the input, and by what margin.
     """
-    return await anyio.to_thread.run_sync(_answer, request, machines, limiter=machines.prediction_threads)
+    name = request.model.partition("@")[0].partition(":")[0]
+    return await machines.prediction_queues.run(name, partial(_answer, request, machines))
 
 
 def _answer(request: PredictIn, machines: Services) -> PredictOut:

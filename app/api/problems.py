@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from salem.errors import MOST_PLACES, InvalidRequest, Pointer, SalemError, Unauthorized, Unavailable
+from salem.errors import MOST_PLACES, InvalidRequest, Pointer, SalemError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -67,8 +67,8 @@ def from_salem_error(error: SalemError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = "5"
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     return problem(
         status=error.status,
         code=error.code,

@@ -8,19 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import anyio
 import structlog
 from fastapi import Depends, Request
 
 from app.serving.engine import Engine
+from app.serving.prediction_queues import PredictionQueues
 from salem.errors import Unavailable
 from salem.queue.job_queue import JobQueue
 from salem.records import Job
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 from salem.storage.registry import Registry
-
-MAX_CONCURRENT_PREDICTIONS = 8  # threads that may wait for a model; the rest of the API keeps its own threads
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Services:
     queue: JobQueue
     blobs: BlobStore
     engine: Engine
-    prediction_threads: anyio.CapacityLimiter
+    prediction_queues: PredictionQueues
 
     @classmethod
     def open(cls, settings: Settings) -> Services:
@@ -53,8 +51,8 @@ class Services:
             num_threads=settings.num_threads,
         )
         queue = JobQueue.connect(settings.effective_redis_url, settings.queue)
-        limiter = anyio.CapacityLimiter(MAX_CONCURRENT_PREDICTIONS)
-        return cls(settings, registry, queue, blobs, engine, limiter)
+        queues = PredictionQueues(settings.max_queued_predictions)
+        return cls(settings, registry, queue, blobs, engine, queues)
 
     def close(self) -> None:
         self.engine.close()

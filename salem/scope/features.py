@@ -42,7 +42,7 @@ def token_rarity(network: Network, inputs: Sequence[TextInput]) -> Tensor:
     """c / (c + the token's share of all tokens of these inputs) -> [vocabulary]."""
     counts = torch.zeros(network.model.get_input_embeddings().num_embeddings)
     for ids in tokenize(network.tokenizer, inputs)["input_ids"] if inputs else []:
-        counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
+        counts += torch.bincount(torch.tensor(ids, dtype=torch.long), minlength=len(counts))
     return (COMMON / (COMMON + counts / counts.sum().clamp(min=1))).to(network.device)
 
 
