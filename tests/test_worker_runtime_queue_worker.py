@@ -1,8 +1,10 @@
-"""A worker and its Redis: forgotten by an emptied one, without one in mid-job, and known again."""
+"""A worker that survives an empty or unreachable Redis, and work-horses that end with their worker."""
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +29,7 @@ WORKER = Path(__file__).parent / "queue_jobs.py"
 
 @pytest.fixture
 def worker(redis_url: str) -> Iterator[QueueWorker]:
-    """A worker that has signed on and does nothing."""
+    """A registered worker that does nothing."""
     with Redis.from_url(redis_url) as connection:
         name = f"test-{secrets.token_hex(6)}"
         queue = Queue(name, connection=connection, serializer=JSONSerializer)
@@ -38,7 +40,7 @@ def worker(redis_url: str) -> Iterator[QueueWorker]:
 
 
 @pytest.mark.parametrize("in_a_pipeline", [False, True])
-def test_a_heartbeat_signs_a_forgotten_worker_on_again(
+def test_a_heartbeat_registers_a_forgotten_worker_again(
     worker: QueueWorker, redis_url: str, in_a_pipeline: bool
 ) -> None:
     queue = JobQueue.connect(redis_url, worker.name)
@@ -57,13 +59,29 @@ def test_a_heartbeat_signs_a_forgotten_worker_on_again(
     assert 0 < worker.connection.ttl(worker.key) <= 480
 
 
-def test_a_redis_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_of_an_unreachable_redis_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_worker, "LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(queue_worker, "NUM_RETRIES", 3)
     with Redis.from_url("unix:///nowhere.sock") as redis:
         retry_while_unreachable(redis)
         with pytest.raises(RedisConnectionError, match="nowhere"):
             redis.ping()
+
+
+def test_a_work_horse_ends_if_its_worker_died_before_it_started(
+    worker: QueueWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    performed = tmp_path / "performed"
+    monkeypatch.setattr(worker, "perform_job", lambda job, queue: performed.touch())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    worker.pid = ended.pid
+    child = os.fork()
+    if child == 0:
+        worker.main_work_horse(None, None)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert not performed.exists()
 
 
 def test_a_job_outlives_a_redis_that_comes_back_empty(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ Must not know what any kind of job does.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -20,7 +18,6 @@ import structlog
 import torch
 from rq.timeouts import JobTimeoutException
 
-from salem import parent_death
 from salem.errors import LeaseLost, OutOfMemory, SalemError, TimedOut, Unavailable
 from salem.records import Job, JobKind
 from salem.settings import Settings
@@ -52,7 +49,6 @@ _TIMED_OUT = TimedOut(
 
 def run_job(job_id: str) -> None:
     """Claim a job and run it to its end; return silently if there is nothing to do for this attempt."""
-    parent_death.die_with_parent(os.getppid(), signal.SIGKILL)
     settings = Settings()
     torch.set_flush_denormal(True)
     if settings.num_threads:
