@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ class Module:
     def is_package(self) -> bool:
         return self.path.name == "__init__.py"
 
-    @property
+    @cached_property
     def imports(self) -> frozenset[tuple[int, str]]:
         """(line, absolute dotted name) of everything imported; `from a import b` counts as `a.b`."""
         return frozenset(
@@ -56,6 +56,12 @@ def modules() -> tuple[Module, ...]:
     """Every module of the product, packages' own `__init__` included."""
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     return tuple(read_module(path) for path in paths)
+
+
+@cache
+def modules_of_tests() -> tuple[Module, ...]:
+    """Every module of the tests."""
+    return tuple(read_module(path) for path in sorted((ROOT / "tests").rglob("*.py")))
 
 
 def prefixes(name: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from pydantic import AliasChoices, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from source_modules import PACKAGES, ROOT, modules, read_module
+from source_modules import PACKAGES, ROOT, modules, modules_of_tests
 
 from app.api.problems import HTTP_CODES
 from salem import errors
@@ -214,7 +214,7 @@ def imported_distributions(packages: tuple[str, ...]) -> set[str]:
     providers = packages_distributions()
     sources = [m for m in modules() if m.name.split(".")[0] in packages]
     if "tests" in packages:
-        sources += [read_module(path) for path in sorted((ROOT / "tests").glob("*.py"))]
+        sources += modules_of_tests()
     roots = {name.split(".")[0] for module in sources for _, name in module.imports}
     own = {*PACKAGES, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     return {

@@ -84,8 +84,8 @@ def test_a_chain_answers_as_its_deltas_one_after_the_other(architecture: str) ->
     assert [each.match and (each.match.delta, each.match.entry) for each in found] == matched
     assert matched[:3] == [(4, 0), (5, 0), (3, 0)] and None in matched, "the newest prevails"
     for one, other in zip(found, expected, strict=True):
-        if one.match and other.match:
-            assert one.match.margin == pytest.approx(other.match.margin, abs=1e-4)
+        margins = [each.match.margin if each.match else 0.0 for each in (one, other)]
+        assert margins[0] == pytest.approx(margins[1], abs=1e-4)
         assert (one.scores or {}) == pytest.approx(other.scores or {}, abs=1e-5)
 
 

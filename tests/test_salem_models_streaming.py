@@ -330,6 +330,7 @@ def test_a_part_of_a_stored_tensor_has_no_place(tmp_path: Path) -> None:
 # Memory.
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_edited_in_a_third_of_its_weights(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("counts memory as Linux tells it")

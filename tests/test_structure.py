@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from source_modules import ROOT, Module, modules, read_module, target_module
+from source_modules import ROOT, Module, modules, modules_of_tests, target_module
 
 
 def fail_with(violations: list[str]) -> None:
@@ -76,11 +76,10 @@ def test_records_stand_on_pydantic_alone() -> None:
 
 
 def test_no_import_hides_in_a_function() -> None:
-    tests = [read_module(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
     fail_with(
         [
             f"{module.path.relative_to(ROOT)}:{node.lineno}: import inside {function.name}()"
-            for module in [*modules(), *tests]
+            for module in [*modules(), *modules_of_tests()]
             for function in ast.walk(module.tree)
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
             for node in ast.walk(function)
@@ -91,11 +90,10 @@ def test_no_import_hides_in_a_function() -> None:
 
 def test_no_assertion_hangs_on_a_condition() -> None:
     """An assertion inside an `if` or an `except` passes without a word when it is never reached."""
-    tests = [read_module(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
     fail_with(
         [
             f"{module.path.relative_to(ROOT)}:{node.lineno}: assert under a condition"
-            for module in tests
+            for module in modules_of_tests()
             for branch in ast.walk(module.tree)
             if isinstance(branch, ast.If | ast.ExceptHandler | ast.match_case)
             for node in ast.walk(branch)

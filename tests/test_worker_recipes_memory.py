@@ -37,6 +37,7 @@ def assert_near(found: dict[str, float]) -> None:
     assert 1 / 1.5 <= found["peak"] / found["estimate"] <= 1.5, found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts resident memory as Linux tells it")
 def test_the_estimate_is_near_the_peak_of_a_made_up_model() -> None:
     assert_near(measured("tiny", 300, 30))

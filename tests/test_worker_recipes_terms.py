@@ -202,7 +202,7 @@ def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
 
 
 @pytest.mark.parametrize("recipe", list(Recipe))
-@pytest.mark.parametrize("num_pass", [0, 1, 5])
+@pytest.mark.parametrize("num_pass", [0, 1])
 def test_few_pass_samples_are_enough(recipe: Recipe, num_pass: int) -> None:
     of = case("bert")
     kept = of.batch.pass_samples[:num_pass]
