@@ -1,4 +1,4 @@
-"""Samples as tensors: answer positions, padding and the cut between a prompt and its answer."""
+"""Samples as tensors: answer positions, padding, and the cut between a prompt and its answer."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_an_answer_reads_back_as_its_target(habits: str, prompt: str) -> None:
     assert network.tokenizer.decode(answer, skip_special_tokens=True).split() == ["Paris"]
 
 
-def test_an_answer_cut_off_a_marking_tokenizer_has_one_mark() -> None:
+def test_an_answer_from_a_tokenizer_that_marks_starts_has_one_mark() -> None:
     """It marks the start of every text; the prompt reads differently once the answer follows it."""
     network = build_network("llama", habits="prepend-bos")
     tokenizer = copy.deepcopy(network.tokenizer)
@@ -166,7 +166,7 @@ def test_a_decoders_pair_is_part_of_its_prompt(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_targets_stand_one_place_before_their_token(architecture: str) -> None:
+def test_targets_are_shifted_one_position_before_their_token(architecture: str) -> None:
     network = tiny_network(architecture)
     samples = samples_for(network)
     batch = encode(network, samples)
@@ -179,7 +179,7 @@ def test_targets_stand_one_place_before_their_token(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_a_prompt_that_the_tokenizer_drops_still_starts_somewhere(architecture: str) -> None:
+def test_an_empty_prompt_gets_a_start_token(architecture: str) -> None:
     network = tiny_network(architecture)
     tokenizer = copy.deepcopy(network.tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
@@ -204,7 +204,7 @@ def test_an_encoder_decoder_with_and_without_automatic_end_is_the_same() -> None
 
 
 @pytest.mark.parametrize("architecture", TRANSLATORS)
-def test_a_decoder_is_fed_its_targets_one_place_later(architecture: str) -> None:
+def test_a_decoder_reads_its_targets_shifted_by_one(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = encode(network, samples_for(network))
     fed = batch.inputs["decoder_input_ids"]
@@ -252,7 +252,7 @@ def test_a_target_over_the_limit_is_refused(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_prompts_for_writing_are_padded_left_to_the_longest_only(architecture: str) -> None:
+def test_prompts_for_generation_are_left_padded_to_the_longest_only(architecture: str) -> None:
     network = tiny_network(architecture)
     inputs = [TextInput(input=text) for text in PROMPTS]
     fields = encode_inputs(network, inputs, padding="left")
@@ -285,7 +285,7 @@ def test_answer_positions_are_picked_row_by_row() -> None:
 
 @pytest.mark.parametrize("architecture", [*WRITERS, *TRANSLATORS])
 @torch.no_grad()
-def test_only_answers_pass_the_head_with_the_logits_of_a_whole_forward(architecture: str) -> None:
+def test_logits_at_answer_positions_equal_those_of_a_whole_forward(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = encode(network, samples_for(network))
     whole = network.model(**batch.inputs, use_cache=False).logits
@@ -303,7 +303,7 @@ def test_only_answers_pass_the_head_with_the_logits_of_a_whole_forward(architect
 
 
 @torch.no_grad()
-def test_a_decoder_that_cannot_be_told_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_without_logits_to_keep_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("gpt2")
     batch = encode(network, samples_for(network))
     told = forward(network, batch)

@@ -1,4 +1,4 @@
-"""Devices by the names that settings give them."""
+"""Devices by their names in the settings."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, pl
 
 
 @pytest.mark.parametrize(("num_gpus", "device"), [(2, "cuda:2"), (0, "cuda"), (-1, "cuda")])
-def test_a_gpu_that_is_not_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str
-) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str) -> None:
     pretend(monkeypatch, num_gpus)
     with pytest.raises(
         Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
@@ -46,6 +44,6 @@ def test_a_gpu_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "", "meta"])
-def test_a_device_that_is_none_is_no_setting(device: str) -> None:
+def test_an_unknown_device_is_not_a_valid_setting(device: str) -> None:
     with pytest.raises(ValidationError, match="device"):
         Settings(device=device)

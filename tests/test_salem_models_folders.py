@@ -1,4 +1,4 @@
-"""The folder of a hosted model: where it may lie, what in it is refused, and the identity of its weights."""
+"""The folder of a hosted model: where it may be, what is refused, and the identity of its weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def test_a_folder_that_may_not_be_read_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -57,7 +57,7 @@ def test_a_folder_that_may_not_be_read_is_refused(root: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("id_", ["org/a--b", "org/a.git", "org/x..y"])
-def test_an_id_that_the_hub_does_not_know_the_form_of_is_refused(root: Path, id_: str) -> None:
+def test_a_malformed_hub_id_is_refused(root: Path, id_: str) -> None:
     with pytest.raises(UnsupportedModel, match="is not a Hub id"):
         locate(HubSource(id=id_, revision="0" * 40), root)
 
@@ -81,7 +81,7 @@ def test_a_path_that_is_not_plain_is_refused(root: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["absent", "intents/config.json", "team/absent"])
-def test_what_is_no_folder_is_refused_without_naming_the_root(root: Path, path: str) -> None:
+def test_a_missing_folder_is_refused_without_naming_the_root(root: Path, path: str) -> None:
     with pytest.raises(UnsupportedModel, match="no folder") as caught:
         locate(FolderSource(path=path), root)
     assert str(root) not in caught.value.message

@@ -44,7 +44,7 @@ def test_the_feed_forward_output_of_every_block_is_found(architecture: str) -> N
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_widths_are_those_of_what_really_flows(architecture: str) -> None:
+def test_widths_match_the_actual_tensors(architecture: str) -> None:
     network = tiny_network(architecture)
     for layer in network.layers:
         module = network.module(layer.path)
@@ -55,7 +55,7 @@ def test_widths_are_those_of_what_really_flows(architecture: str) -> None:
         assert layer.transposed == (architecture == "gpt2")
 
 
-def test_a_square_conv1d_is_transposed_all_the_same() -> None:
+def test_a_square_conv1d_is_transposed() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -69,7 +69,7 @@ def test_a_square_conv1d_is_transposed_all_the_same() -> None:
     assert [layer.transposed for layer in find_layers(Model())] == [True, True]
 
 
-def test_lists_inside_a_block_are_no_stacks() -> None:
+def test_lists_inside_a_block_are_not_stacks() -> None:
     assert set(find_stacks(tiny_network("t5").model)) == {"encoder.block", "decoder.block"}
     experts = [nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))}) for _ in range(2)]
     model = nn.ModuleDict({"blocks": nn.ModuleList(experts)})
@@ -104,7 +104,7 @@ def empty_list() -> nn.Module:
     [plain_mlp, conv_net, conv_net_in_a_list, list_of_unlike_members, empty_list],
     ids=lambda b: b.__name__,
 )
-def test_a_model_without_the_pattern_is_told_what_was_looked_for(build: object) -> None:
+def test_a_model_without_stacks_is_refused_with_a_reason(build: object) -> None:
     assert callable(build)
     with pytest.raises(
         UnsupportedModel, match="looked for a ModuleList whose members have one class"

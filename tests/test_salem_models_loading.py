@@ -1,4 +1,4 @@
-"""Loading folders: what is accepted, what is refused before any of it could run, and what is found out."""
+"""Loading folders: what is accepted, what is refused before any code could run, and what is read from it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_saved_model_answers_as_the_one_in_memory(architecture: str, saved: Ca
     assert network.pad_id == 0
 
 
-def test_what_is_loaded_is_frozen_and_evaluated_in_float32(saved: Callable[[str], Path]) -> None:
+def test_a_loaded_model_is_frozen_and_in_float32(saved: Callable[[str], Path]) -> None:
     model = load(saved("bert"), Task.SEQUENCE_CLASSIFICATION, device="cpu").model
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())

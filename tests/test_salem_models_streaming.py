@@ -1,4 +1,4 @@
-"""Streamed networks: answers, gradients and edits as in memory, and no weights in a block at rest."""
+"""Streamed networks: answers, gradients, and edits as in memory, and no weights in a resting block."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_logits_are_those_of_the_model_in_memory(architecture: str, pair: Callab
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
-def test_what_is_written_is_the_same(architecture: str, pair: Callable[[str], Pair]) -> None:
+def test_generated_texts_are_the_same(architecture: str, pair: Callable[[str], Pair]) -> None:
     whole, streamed = pair(architecture)
     samples = some_samples(whole)
     assert predict(streamed, samples, max_new_tokens=6) == predict(whole, samples, max_new_tokens=6)
@@ -156,7 +156,7 @@ def test_a_backward_runs_with_the_hooks_of_its_forward(pair: Callable[[str], Pai
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_a_block_that_fails_lets_go_of_its_weights(pair: Callable[[str], Pair]) -> None:
+def test_a_failing_block_frees_its_weights(pair: Callable[[str], Pair]) -> None:
     _, streamed = pair("bert")
 
     def fail(x: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def test_a_weight_can_be_read_while_its_block_runs(pair: Callable[[str], Pair]) 
     assert torch.allclose(*found, atol=1e-6)
 
 
-def test_a_copy_stands_on_its_own(pair: Callable[[str], Pair]) -> None:
+def test_a_copy_is_independent(pair: Callable[[str], Pair]) -> None:
     whole, streamed = pair("bert")
     batch = encode(whole, some_samples(whole))
     expected = forward(whole, batch).logits
@@ -259,7 +259,7 @@ def test_tied_weights_are_one(tmp_path: Path, pair: Callable[[str], Pair]) -> No
         assert torch.equal(found, expected)
 
 
-def test_weights_stored_under_a_bodys_names_find_their_place(tmp_path: Path) -> None:
+def test_weights_stored_under_the_base_models_names_are_found(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "bert")
     stored = load_file(folder / WEIGHTS)
     old = {
@@ -286,7 +286,7 @@ def refused(folder: Path, task: Task) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("damage", ["missing tensor", "cut", "no weights", "shape", "task"])
-def test_what_cannot_be_loaded_is_refused_in_the_same_words(tmp_path: Path, damage: str) -> None:
+def test_refusals_have_the_same_messages(tmp_path: Path, damage: str) -> None:
     folder = save_tiny(tmp_path, "bert")
     stored, task = load_file(folder / WEIGHTS), Task.SEQUENCE_CLASSIFICATION
     name = "bert.encoder.layer.1.output.dense.weight"
@@ -317,7 +317,7 @@ def test_weights_in_another_form_are_refused(tmp_path: Path) -> None:
         load(tmp_path, Task.TEXT_GENERATION, device="cpu", streamed=True)
 
 
-def test_a_part_of_a_stored_tensor_has_no_place(tmp_path: Path) -> None:
+def test_a_part_of_a_stored_tensor_is_refused(tmp_path: Path) -> None:
     placed: dict[int, tuple[str, Tensor]] = {}
     whole = _TensorStub("qkv", torch.empty(6, 6), placed).to("cpu", torch.float32)
     outlined = MetaModel(tiny_model("bert"), {}, StoredWeights(save_tiny(tmp_path, "bert")), placed)

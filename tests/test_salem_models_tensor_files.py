@@ -1,4 +1,4 @@
-"""Files of named tensors: what comes back, and whose name a message uses."""
+"""Files of named tensors: what is read back, and how messages name the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_tensors_and_header_come_back_and_the_order_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("place", [3, 30, -1])
-def test_messages_name_what_was_to_be_read(place: int) -> None:
+def test_messages_name_the_kind_of_file(place: int) -> None:
     data = bytearray(write(TENSORS, {"color": "red"}))
     data[place] ^= 1
     with pytest.raises(DeltaRejected, match="The atlas"):

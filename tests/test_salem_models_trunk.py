@@ -173,7 +173,7 @@ def test_each_block_runs_in_one_half_only(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "gpt2"])
 @torch.no_grad()
-def test_what_is_kept_is_counted_and_has_no_graph(architecture: str) -> None:
+def test_a_trunk_counts_its_bytes_and_has_no_graph(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     first, last = (capture(network, batch, layer) for layer in (network.layers[0], network.layers[-1]))

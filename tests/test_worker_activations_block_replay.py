@@ -1,4 +1,4 @@
-"""A block that remembers: the same answers and gradients, without running what cannot change."""
+"""Block memory: the same answers and gradients without running what cannot change."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_remembered_modules_do_not_run_and_the_block_is_left_as_it_was() -> None
     assert all("forward" not in vars(module) for module in block.modules())
 
 
-def test_room_is_shared_and_what_does_not_fit_is_computed() -> None:
+def test_the_budget_is_shared_and_what_does_not_fit_is_computed() -> None:
     network = tiny_network("bert")
     layer, batch = network.layers[1], encode(network, some_samples(network))
     trunk = capture(network, batch, layer)
@@ -108,7 +108,7 @@ def test_room_is_shared_and_what_does_not_fit_is_computed() -> None:
         assert one.num_bytes == 0
 
 
-def test_a_pass_that_fails_leaves_nothing_behind() -> None:
+def test_a_failed_pass_leaves_no_replacement_behind() -> None:
     network = tiny_network("bert")
     layer, memory = network.layers[1], BlockMemory(MemoryBudget(PLENTY))
     with pytest.raises(MemoryError), memory.passing(network, layer):
@@ -117,7 +117,7 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     assert all("forward" not in vars(module) for module in network.model.modules())
 
 
-def test_a_block_that_writes_into_what_its_modules_returned_remembers_nothing() -> None:
+def test_a_block_that_writes_in_place_remembers_nothing() -> None:
     """Falcon adds attention to the feed-forward part in place."""
     network = tiny_network("falcon")
     batch = encode(network, some_samples(network))
@@ -132,7 +132,7 @@ def test_a_block_that_writes_into_what_its_modules_returned_remembers_nothing() 
             assert memory.num_bytes == 0
 
 
-def test_what_is_written_into_later_is_remembered_no_longer() -> None:
+def test_an_output_that_is_changed_later_is_forgotten() -> None:
     """With an addition of another's hook the sum is written into; when it rests, what is remembered."""
     network = tiny_network("falcon")
     layer, batch = network.layers[1], encode(network, some_samples(network))

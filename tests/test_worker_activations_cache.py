@@ -1,4 +1,4 @@
-"""The cache on disk: what is put comes back bit for bit, what is old goes, what is damaged is not there."""
+"""The disk cache: entries come back bit for bit, old ones are removed, and damaged ones count as missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tensors(seed: int = 0, size: int = 100) -> dict[str, Tensor]:
     return {"states/0": torch.randn(size, generator=draw), "held": torch.tensor([True, False])}
 
 
-def test_what_was_put_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_stored_entry_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     key, given = kept.key("trunk", SAMPLES, "layer"), tensors()
     assert kept.get(key) is None
@@ -56,12 +56,12 @@ def test_views_and_shared_memory_can_be_kept(tmp_path: Path) -> None:
         lambda folder: cache(folder).key("trunk", [*SAMPLES[:1], TextInput(input="b")], "layer"),
     ],
 )
-def test_a_key_depends_on_all_that_it_stands_for(tmp_path: Path, other: object) -> None:
+def test_a_key_depends_on_everything_that_determines_the_entry(tmp_path: Path, other: object) -> None:
     assert callable(other)
     assert other(tmp_path) != cache(tmp_path).key("trunk", SAMPLES, "layer")
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entry_is_removed_first(tmp_path: Path) -> None:
     kept = cache(tmp_path, max_bytes=20_000)
     for number, key in enumerate("abc"):
         kept.put(key, tensors(number, 1_000))  # about 4 kB each, and as much again for its header
@@ -72,7 +72,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert kept.num_bytes <= 20_000
 
 
-def test_an_entry_larger_than_the_limit_is_not_kept_and_costs_no_other(tmp_path: Path) -> None:
+def test_an_entry_over_the_limit_is_not_stored_and_removes_no_other(tmp_path: Path) -> None:
     kept = cache(tmp_path, max_bytes=20_000)
     kept.put("small", tensors())
     kept.put("large", tensors(size=10_000))
@@ -82,7 +82,7 @@ def test_an_entry_larger_than_the_limit_is_not_kept_and_costs_no_other(tmp_path:
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, 300])
-def test_a_damaged_entry_is_not_there_and_is_removed(tmp_path: Path, keep: int) -> None:
+def test_a_damaged_entry_is_removed_and_counts_as_missing(tmp_path: Path, keep: int) -> None:
     kept = cache(tmp_path)
     kept.put("k", tensors())
     path = kept.folder / "k.safetensors"
@@ -92,7 +92,7 @@ def test_a_damaged_entry_is_not_there_and_is_removed(tmp_path: Path, keep: int) 
     assert kept.get("k") is not None
 
 
-def test_an_entry_in_use_outlives_its_file(tmp_path: Path) -> None:
+def test_a_loaded_entry_survives_the_removal_of_its_file(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     kept.put("k", tensors())
     found = kept.get("k")
@@ -100,14 +100,14 @@ def test_an_entry_in_use_outlives_its_file(tmp_path: Path) -> None:
     assert found is not None and torch.equal(found["states/0"], tensors()["states/0"])
 
 
-def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     kept = SampleCache(tmp_path / "file" / "cache", 2**20, "m")
     kept.put("k", tensors())
     assert kept.get("k") is None
 
 
-def test_no_half_written_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(tensors: object, name: str) -> None:
         Path(name).write_bytes(b"half")
         raise OSError("disk full")

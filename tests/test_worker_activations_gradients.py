@@ -104,7 +104,7 @@ def test_tokens_without_gradient_are_dropped() -> None:
     assert kept_u.tolist() == [[3.0, 4.0]] and kept_v.tolist() == [[5.0, 6.0]]
 
 
-def test_nothing_is_left_behind_in_the_model() -> None:
+def test_no_hook_stays_in_the_model() -> None:
     network = tiny_network("bert")
     hooks = [len(module._forward_hooks) for module in network.model.modules()]
     token_gradients(network, encode(network, some_samples(network)), network.layers)

@@ -59,7 +59,7 @@ def test_no_text_at_all_has_no_features(network: Network, reading: FeatureSpec) 
         FeatureMemo(network).read([], reading)
 
 
-def test_points_outlive_the_job_under_the_metrics_name(
+def test_points_are_cached_between_jobs_by_the_metrics_hash(
     network: Network, reading: FeatureSpec, asked: list[str], tmp_path: Path
 ) -> None:
     width = features(network, TEXTS[:1], reading).shape[1]

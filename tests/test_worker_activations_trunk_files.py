@@ -35,7 +35,7 @@ def equal(one: Any, other: Any) -> bool:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoder_state", [None, ONE + 1])
-def test_a_trunk_comes_back_as_it_was(state: Any, encoder_state: torch.Tensor | None) -> None:
+def test_a_chunk_is_read_back_unchanged(state: Any, encoder_state: torch.Tensor | None) -> None:
     named = to_tensors(CapturedChunk(Trunk(LAYER, BATCH, state, encoder_state), INPUTS, LOG_PROBS, CORRECT))
     assert named is not None
     found = from_tensors(dict(named), LAYER, BATCH, CPU)
@@ -45,6 +45,6 @@ def test_a_trunk_comes_back_as_it_was(state: Any, encoder_state: torch.Tensor | 
     assert found.trunk.layer == LAYER and found.trunk.batch is BATCH
 
 
-def test_a_state_that_holds_something_else_is_not_stored() -> None:
+def test_a_state_with_anything_but_tensors_is_not_stored() -> None:
     trunk = Trunk(LAYER, BATCH, (ONE, {"cache": TWO}), None)
     assert to_tensors(CapturedChunk(trunk, INPUTS, LOG_PROBS, CORRECT)) is None

@@ -1,4 +1,4 @@
-"""Samples prepared at a layer: every one once, its answer before, and the second moment of its inputs."""
+"""Samples prepared at a layer: each once, with its answer before and the second moment of its inputs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_cycle_visits_every_chunk_once_a_round_and_follows_its_seed() -> None:
     assert order[:6] != order[6:12] and visits(0) == order != visits(1)
 
 
-def test_no_samples_are_prepared_to_nothing() -> None:
+def test_an_empty_set_can_be_prepared() -> None:
     network = tiny_network("bert")
     layer = network.layers[1]
     prepared, moment = prepare_with_answers(network, [], layer, chunk_size=2)
@@ -144,7 +144,7 @@ def count_forwards(network: Network, samples: list[Sample], layer: Layer, cache:
     return len(forwards)
 
 
-def test_one_changed_sample_is_all_that_is_run_again(tmp_path: Path) -> None:
+def test_one_changed_sample_reruns_only_its_own_chunks(tmp_path: Path) -> None:
     network = tiny_network("bert")
     samples, layer = some_texts(200), network.layers[1]
     cache = SampleCache(tmp_path, 2**26, "model")
@@ -157,7 +157,7 @@ def test_one_changed_sample_is_all_that_is_run_again(tmp_path: Path) -> None:
     assert torch.equal(moment, expected)
 
 
-def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> None:
+def test_a_chunk_missing_from_the_cache_is_run_again(tmp_path: Path) -> None:
     network = tiny_network("bert")
     samples, layer = some_samples(network), network.layers[1]
     cache = SampleCache(tmp_path, 2**24, "model")
@@ -169,7 +169,7 @@ def test_a_chunk_that_vanished_from_the_cache_is_run_again(tmp_path: Path) -> No
     assert torch.equal(again, moment)
 
 
-def test_a_cache_without_room_changes_nothing(tmp_path: Path) -> None:
+def test_a_cache_of_zero_bytes_changes_nothing(tmp_path: Path) -> None:
     network = tiny_network("bert")
     samples, layer = some_samples(network), network.layers[1]
     plain, moment = prepare_with_answers(network, samples, layer, chunk_size=2)

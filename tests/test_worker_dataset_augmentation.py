@@ -1,4 +1,4 @@
-"""Rewordings: drawn by a seed, never empty, the answer untouched."""
+"""Augmentations: seeded, never empty, with the same answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
+def test_an_augmentation_is_never_empty_and_keeps_the_answer(text: str) -> None:
     sample = Sample(input=text, text_pair="the parcel is here", target="delivery")
     for seed in range(200):
         found = augment(sample, random.Random(seed))
@@ -34,14 +34,14 @@ def test_a_rewording_is_never_empty_and_keeps_all_else(text: str) -> None:
         assert (found.text_pair, found.target) == (sample.text_pair, sample.target)
 
 
-def test_the_same_seed_gives_the_same_rewordings() -> None:
+def test_the_same_seed_gives_the_same_augmentations() -> None:
     samples = [Sample(input=text, target="x") for text in TEXTS]
     one, two, other = (augment_all(samples, random.Random(seed)) for seed in (1, 1, 2))
     assert one == two != other
     assert len(one) == len(samples)
 
 
-def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
+def test_augmentations_vary_and_mostly_differ_from_their_text() -> None:
     sample = Sample(input=TEXTS[5], target="x")
     found = {augment(sample, random.Random(seed)).input for seed in range(100)}
     assert len(found) > 60
@@ -50,7 +50,7 @@ def test_rewordings_vary_and_mostly_differ_from_their_text() -> None:
     assert sum(shared) / len(shared) > 0.5, "a rewording that shares few words is another request"
 
 
-def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
+def test_an_augmentation_has_the_negations_of_its_text() -> None:
     """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
     sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
     singly = [augment(sample, random.Random(seed)) for seed in range(40)]
@@ -61,7 +61,7 @@ def test_what_teaches_a_metric_negates_as_its_text_does() -> None:
     assert sum(one != sample for one in found) > 30
 
 
-def test_a_synonym_takes_the_place_of_its_word_alone() -> None:
+def test_a_synonym_replaces_only_its_word() -> None:
     (synonymous,) = set(EVERY_RULE) - set(TYPING)
     words = ['"Will', "purchased", "a", "Movie,", "Bill's", "o'ill", "the", "film!", 'they"']
     found = {" ".join(synonymous(words, random.Random(seed))) for seed in range(20)}
@@ -72,7 +72,7 @@ def test_a_synonym_takes_the_place_of_its_word_alone() -> None:
     assert synonymous(["Will", "the", "order", "Kill"], random.Random(0)) == ["Will", "the", "order", "Kill"]
 
 
-def test_synonyms_are_what_a_metric_learns_from_and_what_no_other_text_is_made_by() -> None:
+def test_only_the_rules_for_a_metric_use_synonyms() -> None:
     sample = Sample(input="why is the movie in the parcel not fixed", target="late")
     others = {"film", "package", "repaired"}
     assert any(others & set(one.input.split()) for one in augment_all([sample] * 40, random.Random(0)))
@@ -80,7 +80,7 @@ def test_synonyms_are_what_a_metric_learns_from_and_what_no_other_text_is_made_b
     assert not any(others & set(one.input.split()) for one in singly)
 
 
-def test_the_lexicon_is_of_lower_case_words_and_goes_both_ways() -> None:
+def test_the_lexicon_is_lower_case_and_symmetric() -> None:
     assert len(SYNONYMS) > 80
     for word, others in SYNONYMS.items():
         assert word.isalpha() and word.islower() and others and word not in others

@@ -1,4 +1,4 @@
-"""The split of a request: what training sees, what it never sees, and what belongs to neither."""
+"""The split of a request: what training sees, what it never sees, and what is in neither part."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_changed_pass_sample_leaves_the_others_in_place() -> None:
     ]
 
 
-def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
+def test_paraphrases_that_an_earlier_job_was_trained_on_do_not_count() -> None:
     batch, edit = build(), EDITS[3]
     held = next(sample for index, sample in batch.held_out_paraphrases if index == 3)
     assert without_seen_paraphrases(batch, EDITS) == batch, "the same edits have held out the same"
@@ -80,7 +80,7 @@ def test_what_an_earlier_job_was_trained_on_measures_nothing() -> None:
     assert left.num_seen == 1
 
 
-def test_paraphrases_that_came_with_the_reference_set_measure_nothing_where_they_were_taught() -> None:
+def test_known_paraphrases_that_were_trained_on_do_not_count() -> None:
     edits = tuple(edit(f"text {number}", 2) for number in range(12))
     batch = build(edits=edits)
     asked = next(each for each in reference(*PASS) if not each.held_out)
@@ -96,7 +96,7 @@ def test_paraphrases_that_came_with_the_reference_set_measure_nothing_where_they
     assert without_seen_paraphrases(batch, [], [taught.model_copy(update={"held_out": True})]) == batch
 
 
-def test_what_was_held_out_once_is_held_out_again() -> None:
+def test_an_edit_always_holds_out_the_same_paraphrase() -> None:
     """Whatever edits are beside it, in whatever order, and by any seed: else its text has been trained on."""
     first = {sample.input for _, sample in build().held_out_paraphrases}
     assert len(first) == 2
@@ -131,7 +131,7 @@ def test_pass_samples_that_touch_an_edit_are_left_out_on_both_sides(as_reference
 
 
 @pytest.mark.parametrize("as_reference", [True, False])
-def test_white_space_makes_no_other_sample_of_an_edit(as_reference: bool) -> None:
+def test_white_space_does_not_make_another_sample(as_reference: bool) -> None:
     spaced = [f" question\t{number}\n" for number in range(20)]
     edits = (
         *(Edit(input=text, target="refund") for text in spaced[:10]),
@@ -149,7 +149,7 @@ def test_a_pair_is_another_input_than_its_first_text() -> None:
     assert [*batch.pass_samples, *batch.held_out_pass_samples] == [pair]
 
 
-def test_only_reference_samples_that_the_base_answers_rightly_are_kept() -> None:
+def test_only_reference_samples_with_a_correct_answer_are_pass_samples() -> None:
     batch = build(known=reference(*PASS[:30]) + reference(*PASS[30:], correct=False))
     assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(PASS[:30])
 
@@ -176,7 +176,7 @@ def test_no_more_are_taken_than_asked_for() -> None:
     assert not nothing.pass_samples and not nothing.held_out_pass_samples
 
 
-def test_known_paraphrases_come_along_unless_held_out_or_touched_by_an_edit() -> None:
+def test_known_paraphrases_are_included_unless_held_out_or_touched_by_an_edit() -> None:
     known = [
         item.model_copy(update={"paraphrases": tuple(f"{item.sample.input} reworded {n}" for n in range(3))})
         for item in reference(*PASS)

@@ -1,4 +1,4 @@
-"""Rewordings at the edge of the model's window: what does not fit gives way to what it was made of."""
+"""Augmentations at the limit of the model's window: what does not fit is replaced by its sample."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_fits_is_what_can_be_encoded(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "bart"])
-def test_only_what_does_not_fit_gives_way(architecture: str) -> None:
+def test_only_augmentations_that_do_not_fit_are_replaced(architecture: str) -> None:
     network = tiny_network(architecture)
     target = "now" if network.task.generates else LABELS[0]
     samples = [of_length(network, MAX_TOKENS - number % 6, target, number) for number in range(40)]
@@ -81,7 +81,7 @@ def test_only_what_does_not_fit_gives_way(architecture: str) -> None:
     assert rng.random() == same.random(), "what is drawn next is what it would have been"
 
 
-def test_no_rule_makes_again_what_is_held_out() -> None:
+def test_held_out_texts_are_never_produced_by_rules() -> None:
     network = tiny_network("bert")
     samples = [Sample(input="where is my order", target=LABELS[0])] * 300
     freely = augmented(network, samples, random.Random(0))
@@ -94,7 +94,7 @@ def test_no_rule_makes_again_what_is_held_out() -> None:
     ]
 
 
-def test_a_rewording_that_is_only_read_needs_no_room_for_an_answer() -> None:
+def test_an_augmentation_without_an_answer_needs_no_tokens_for_one() -> None:
     network = tiny_network("gpt2")
     own = of_length(network, MAX_TOKENS, "Rome now and then", 0)
     longer = own.model_copy(update={"input": f"{own.input} a"})
@@ -137,7 +137,7 @@ def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> Non
         assert len(tried.trials) == 2
 
 
-def test_an_editor_learns_no_answer_to_what_is_negated_otherwise() -> None:
+def test_an_editor_is_not_trained_on_texts_with_other_negations() -> None:
     edit = Edit(input="my card is not working in the shop today", target=LABELS[0])
     own, rng = WordCounts.of(edit), random.Random(0)
     found = [editor_training._in_other_words(edit, rng) for _ in range(300)]

@@ -49,7 +49,7 @@ def notes(before: Told, after: Told, earlier: dict[str, Sample], architecture: s
     return list(notes_on_lost_edits(tiny_network(architecture), before, after, earlier, batch))  # type: ignore[arg-type]
 
 
-def test_earlier_corrections_that_hold_no_more_are_told() -> None:
+def test_a_note_names_the_earlier_edits_that_no_longer_hold() -> None:
     """Of five, a and d were lost; b never held, c is corrected anew, and nothing touched e."""
     earlier = {f"1.{place}": Sample(input=text, target="new") for place, text in enumerate("dabce")}
     before = Told({"a": "new", "b": "old", "c": "new", "d": "new"})
@@ -61,7 +61,7 @@ def test_earlier_corrections_that_hold_no_more_are_told() -> None:
 
 
 @pytest.mark.parametrize(("architecture", "rooms"), [("gpt2", [64, 32]), ("bert", [32])])
-def test_an_answer_is_asked_for_with_room_for_it(architecture: str, rooms: list[int]) -> None:
+def test_long_answers_get_enough_new_tokens(architecture: str, rooms: list[int]) -> None:
     """One that is cut off is never right, and what never held cannot be told to be lost."""
     earlier = {"2.0": Sample(input="a", target=LONG), "1.0": Sample(input="b", target="refund")}
     before, after = Told({"a": LONG, "b": "refund"}), Told({"a": "no", "b": "no"}, changed="ab")
@@ -70,7 +70,7 @@ def test_an_answer_is_asked_for_with_room_for_it(architecture: str, rooms: list[
     assert before.rooms == after.rooms == rooms
 
 
-def test_a_version_with_more_room_writes_more_and_fewer_at_once() -> None:
+def test_more_new_tokens_mean_smaller_batches() -> None:
     network = tiny_network("gpt2")
     layer = network.layers[-1]
     noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,4 @@
-"""Which models can be edited: all whose layers write a state for each token of each sample."""
+"""Which models can be edited: those whose layers output one state per token of each sample."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def test_ordinary_layers_can_be_edited(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_so_can_decoders_that_read_labels(architecture: str) -> None:
+def test_decoders_that_classify_can_be_edited(architecture: str) -> None:
     check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
-def test_labels_that_a_decoder_gives_beside_an_encoder_are_refused(architecture: str) -> None:
+def test_encoder_decoders_that_classify_are_refused(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match="classifies with a decoder that reads the text") as refused:
         check_editable(tiny_network(architecture, Task.SEQUENCE_CLASSIFICATION))
     assert "only an encoder or only a decoder" in str(refused.value.remedy)
 
 
-def test_blocks_that_are_no_chain_are_refused() -> None:
+def test_blocks_that_are_not_a_chain_are_refused() -> None:
     """XLM lists attentions and feed-forward parts side by side."""
     with pytest.raises(UnsupportedModel, match="are not a chain"):
         check_editable(tiny_network("xlm"))
 
 
-def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_forward_pass_gets_a_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_network("bert")
 
     def failing(*arguments: object, **more: object) -> None:
@@ -47,7 +47,7 @@ def test_a_forward_that_fails_is_told_in_words(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("architecture", ["longformer", "switch", "xlnet"])
-def test_layers_that_write_something_else_are_named(architecture: str) -> None:
+def test_layers_with_other_outputs_are_named(architecture: str) -> None:
     network = tiny_network(architecture)
     with pytest.raises(UnsupportedModel, match="does not output one state per token") as refused:
         check_editable(network)
@@ -55,7 +55,7 @@ def test_layers_that_write_something_else_are_named(architecture: str) -> None:
     assert "all tokens pass" in str(refused.value.remedy)
 
 
-def test_a_gate_behind_the_feed_forward_part_is_no_layer() -> None:
+def test_a_gate_after_the_feed_forward_part_is_not_a_layer() -> None:
     layers = tiny_network("qwen2-moe").layers
     assert {layer.matrix for layer in layers} == {"mlp.shared_expert.down_proj"}
     assert {layer.d_out for layer in layers} == {16}

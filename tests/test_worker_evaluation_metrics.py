@@ -1,4 +1,4 @@
-"""The figures of a version from known answers, before and after."""
+"""The metrics of a version from known answers, before and after."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def figure(found: Proportion | None) -> tuple[float, int]:
     return round(found.value, 6), found.count
 
 
-def test_figures_are_shares_of_their_own_kind() -> None:
+def test_each_accuracy_counts_its_own_kind_of_sample() -> None:
     metrics = measured()
     assert figure(metrics.edit_accuracy) == (0.5, 2)
     assert figure(metrics.adapt_accuracy) == (1.0, 1)
@@ -70,7 +70,7 @@ def test_figures_are_shares_of_their_own_kind() -> None:
     assert figure(metrics.locality) == (0.4, 5)  # p1 and p2
 
 
-def test_flips_tell_what_changed_and_what_broke() -> None:
+def test_flips_list_what_changed_and_what_broke() -> None:
     flips = measured().flips
     assert [(flip.input, flip.before, flip.after, flip.broken) for flip in flips] == [
         ("p0", "C", "X", True),
@@ -79,7 +79,7 @@ def test_flips_tell_what_changed_and_what_broke() -> None:
     ]
 
 
-def test_outcomes_list_every_edit_and_rewording_before_and_after() -> None:
+def test_outcomes_list_every_edit_and_paraphrase_before_and_after() -> None:
     outcomes = measured().outcomes
     assert [(item.edit, item.kind, item.input, item.before, item.correct) for item in outcomes] == [
         (0, "edit", "e0", "C", True),
@@ -90,7 +90,7 @@ def test_outcomes_list_every_edit_and_rewording_before_and_after() -> None:
     ]
 
 
-def test_what_takes_the_place_of_a_forgotten_answer_is_right_whatever_it_is() -> None:
+def test_any_answer_but_the_forgotten_one_is_correct() -> None:
     edits = (sample("e0", "A"), Sample(input="p4", forget="D"), Sample(input="e2", forget=" C "))
     batch = BATCH.model_copy(
         update={
@@ -123,7 +123,7 @@ def test_the_protocol_is_named(generates: bool, protocol: str) -> None:
     assert measured(generates=generates).protocol == protocol
 
 
-def test_what_could_not_be_measured_is_none_and_said_so() -> None:
+def test_a_missing_metric_is_none_and_has_a_note() -> None:
     assert measured().notes == ("a warning",)
     bare = EditBatch(
         edit_samples=EDITED,

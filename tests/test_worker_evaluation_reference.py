@@ -1,4 +1,4 @@
-"""The reference set as the base answers it: what is right, what is held out, what does not fit."""
+"""The reference set with the base's answers: what is correct, held out, or too long."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def own(texts: tuple[str, ...], architecture: str = "bert") -> list[Edit]:
     ]
 
 
-def test_samples_answered_rightly_are_the_pool_of_pass_samples() -> None:
+def test_samples_with_correct_answers_are_the_pass_samples() -> None:
     samples = own(TEXTS)
     wrong = samples[0].model_copy(update={"target": other_label(samples[0].target)})
     answered = answer_reference(tiny_network("bert"), [wrong, *samples[1:]], lambda share: None)
@@ -49,7 +49,7 @@ def test_generated_answers_are_compared_as_texts() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_what_the_window_does_not_hold_with_its_target_is_no_pass_sample(architecture: str) -> None:
+def test_a_sample_that_does_not_fit_with_its_target_is_not_a_pass_sample(architecture: str) -> None:
     """The answer is cut off where the window ends, and is right as far as it goes."""
     network = tiny_network(architecture)
     texts = [TextInput(input=" ".join(["a"] * size)) for size in range(1, MAX_TOKENS)]
@@ -75,7 +75,7 @@ def test_what_the_window_does_not_hold_with_its_target_is_no_pass_sample(archite
     assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(kept)
 
 
-def test_progress_is_told_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_for_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "SLICE", 50)
     shares: list[float] = []
     answer_reference(tiny_network("bert"), own(TEXTS), shares.append)

@@ -1,4 +1,4 @@
-"""Subjects: what has been answered is not asked again, and what no scope holds is answered below."""
+"""Versions under evaluation: no input is answered twice, and inputs outside new scopes are answered below."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> N
         assert after.answers(TEXTS) == [answer.output for answer in expected]
 
 
-def test_where_inputs_lie_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_of_inputs_are_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     cache = SampleCache(tmp_path, 10**6, "model")
     deltas = [scoped_delta(network, network.layers[-1], TEXTS[num : num + 1], size=5.0) for num in (0, 1)]
@@ -63,7 +63,7 @@ def test_where_inputs_lie_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch:
     assert first.answers([]) == []
 
 
-def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_inputs_inside_a_scope_are_answered_again(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[-1], TEXTS[:1])
     firing = fire(network, TEXTS, [delta])
@@ -78,7 +78,7 @@ def test_only_what_a_scope_holds_is_asked_anew(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [[text.input for text in TEXTS], [], inside]
 
 
-def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_answer_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     before = EditedModel(network, (), 6, {TEXTS[0].content_hash: "as registered"})
     asked = watch(monkeypatch)
@@ -86,7 +86,7 @@ def test_a_known_answer_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [[TEXTS[1].input]] and found[1] == "as registered" and found[0] == found[2]
 
 
-def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_delta_answers_every_input_again(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("bert")
     layer = network.layers[-1]
     before = EditedModel(network, (), 6, {TEXTS[0].content_hash: "as registered"})
@@ -100,7 +100,7 @@ def test_a_plain_delta_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> N
     ("recipe", "with_parent", "taken"),
     [(Recipe.SCOPED, False, True), (Recipe.SCOPED, True, False), (Recipe.RIDGE, False, False)],
 )
-def test_a_base_is_taken_at_its_registered_word_where_entries_alone_can_differ(
+def test_registered_answers_of_the_base_are_used_if_only_entries_can_differ(
     recipe: Recipe, with_parent: bool, taken: bool
 ) -> None:
     """What was registered is made up here, to be recognized."""

@@ -1,4 +1,4 @@
-"""Forgetting on tiny models of every task, from an edit dataset to what is measured of the result."""
+"""Forgetting on tiny models of every task, from an edit dataset to the metrics."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: st
 
 
 @pytest.mark.parametrize("recipe", PAIR)
-def test_the_next_choice_of_the_base_takes_the_place(recipe: Recipe) -> None:
+def test_the_base_next_choice_replaces_a_forgotten_answer(recipe: Recipe) -> None:
     network, batch = tiny_network("bert"), dataset("bert")
     delta = made("bert", recipe, CASES[0][1]).made.delta
     lost = [sample for sample in batch.edit_samples if sample.forgets]
@@ -132,7 +132,7 @@ def test_every_layer_has_a_saliency_and_trials_choose_one(architecture: str) -> 
     assert "trial edit" in found.reason
 
 
-def test_an_answer_that_was_not_given_is_told() -> None:
+def test_a_note_says_that_an_answer_to_forget_was_not_given() -> None:
     network, batch = tiny_network("bert"), dataset("bert")
     given = batch.edit_samples[0].answer
     other = LABELS[LABELS.index(given) - 1]
@@ -148,7 +148,7 @@ def test_an_answer_that_was_not_given_is_told() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
-def test_rank_and_probability_are_those_of_the_answers_tokens(architecture: str) -> None:
+def test_rank_and_probability_are_those_of_the_answer_tokens(architecture: str) -> None:
     network = tiny_network(architecture)
     answer = "Rome is not" if network.task.generates else "login"
     samples = [Sample(input=text, forget=answer) for text in ("where is my order", "log in")]
@@ -164,7 +164,7 @@ def test_rank_and_probability_are_those_of_the_answers_tokens(architecture: str)
 
 
 @pytest.mark.parametrize(("architecture", "layer"), CASES[:2])
-def test_what_is_known_is_asked_through_the_scopes(architecture: str, layer: str) -> None:
+def test_likelihoods_are_measured_through_the_scopes(architecture: str, layer: str) -> None:
     network, batch = tiny_network(architecture), dataset(architecture)
     delta = made(architecture, Recipe.SCOPED, layer).made.delta
     elsewhere = [Sample(input="the capital of Peru", forget=batch.edit_samples[0].answer)]

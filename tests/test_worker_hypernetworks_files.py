@@ -1,4 +1,4 @@
-"""The file of an editor: every bit comes back, and what is damaged or belongs elsewhere is refused."""
+"""The file of an editor: every bit comes back, and damaged or mismatched files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def packed(seed: int = 0) -> bytes:
     return pack_editor(some_editor(seed), base_sha256=BASE, seed=7, corpus_size=64)
 
 
-def test_an_editor_survives_its_file_bit_by_bit() -> None:
+def test_an_editor_is_read_back_bit_for_bit() -> None:
     trained, data = some_editor(), packed()
     found = unpack_editor(data, base_sha256=BASE, layer=LAYER)
     assert (found.layer, found.num_together) == (LAYER, 4)
@@ -43,7 +43,7 @@ def test_an_editor_survives_its_file_bit_by_bit() -> None:
     assert torch.equal(found.editor(factors).dense(), trained.editor(factors).dense())
 
 
-def test_the_header_says_what_the_editor_is() -> None:
+def test_the_header_describes_the_editor() -> None:
     header = tensor_files.read_header(packed())
     assert (header["base_sha256"], header["layer"]) == (BASE, LAYER.path)
     assert [json.loads(header[name]) for name in ("seed", "corpus_size", "num_together")] == [7, 64, 4]
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_refused() -> None:
         ("blocks.0.down", torch.zeros(0, 8)),
     ],
 )
-def test_tensors_that_make_no_editor_are_refused(name: str, value: torch.Tensor | None) -> None:
+def test_tensors_that_are_not_an_editor_are_refused(name: str, value: torch.Tensor | None) -> None:
     tensors = some_editor().editor.state_dict() | {name: value}
     kept = {each: found for each, found in tensors.items() if found is not None}
     header = {"base_sha256": BASE, "layer": LAYER.path, "num_together": "4"}

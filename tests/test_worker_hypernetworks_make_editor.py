@@ -1,4 +1,4 @@
-"""An editor from a corpus: what is held out, what training buys, and what is said about it."""
+"""An editor from a corpus: what is held out, what training gains, and its notes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_making_an_editor_is_reported_from_phase_to_phase() -> None:
     assert measured.saliency == seen.scores and measured.reason == f"{LAYER} was named in the request."
 
 
-def test_what_is_known_of_an_editor_is_said() -> None:
+def test_notes_name_what_the_metrics_cannot_show() -> None:
     (note,) = made()[0].metrics.notes
     assert note.startswith("the model already gives the target of 3 edits of the corpus")
     bare = [edit.model_copy(update={"paraphrases": ()}) for edit in corpus()]
@@ -120,7 +120,7 @@ def parts_of(edits: Sequence[Edit], wrong: Sequence[bool], seed: int = 0) -> Cor
     return split_corpus(edits, wrong, pools(edits), seed)
 
 
-def test_held_out_edits_are_wrong_ones_and_take_no_part() -> None:
+def test_held_out_edits_are_answered_wrongly_and_not_trained_on() -> None:
     edits, wrong = corpus(), [place >= 10 for place in range(NUM_EDITS)]
     found = parts_of(edits, wrong)
     assert len(found.held_out) == (NUM_EDITS - 10) // 4 and found.num_right == 10
@@ -132,7 +132,7 @@ def test_held_out_edits_are_wrong_ones_and_take_no_part() -> None:
 
 
 @pytest.mark.parametrize("num_wrong", [0, MIN_WRONG - 1])
-def test_a_corpus_that_the_model_answers_already_is_refused(num_wrong: int) -> None:
+def test_a_corpus_with_too_few_wrong_answers_is_refused(num_wrong: int) -> None:
     edits = corpus()
     with pytest.raises(EditFailed) as caught:
         parts_of(edits, [place < num_wrong for place in range(NUM_EDITS)])

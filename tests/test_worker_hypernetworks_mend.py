@@ -1,4 +1,4 @@
-"""The MEND editor: gradient descent at its start, trainable in every part, kept whole by its state."""
+"""The MEND editor: gradient descent at the start, trainable in every part, restored from its state."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_normalizer_is_part_of_the_state() -> None:
     assert {"mean", "scale"} <= set(editor.state_dict())
 
 
-def test_dimensions_that_never_move_do_not_blow_up() -> None:
+def test_constant_dimensions_stay_finite() -> None:
     factors = some_factors()
     still = Factors(factors.u.clone(), factors.v)
     still.u[:, 2] = 5.0
@@ -106,7 +106,7 @@ def test_dimensions_that_never_move_do_not_blow_up() -> None:
 @pytest.mark.parametrize(
     ("tokens", "d_in", "d_out"), [(1, 6, 4), (3, 6, 4), (5, 6, 4), (40, 6, 4), (9, 3, 8)]
 )
-def test_no_loss_keeps_the_gradient_exactly_and_at_its_rank(tokens: int, d_in: int, d_out: int) -> None:
+def test_zero_tolerance_keeps_the_gradient_and_its_rank(tokens: int, d_in: int, d_out: int) -> None:
     generator = draw(tokens)
     u = torch.randn(tokens, d_in, generator=generator, dtype=torch.float64)
     v = torch.randn(tokens, d_out, generator=generator, dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_no_loss_keeps_the_gradient_exactly_and_at_its_rank(tokens: int, d_in: i
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 0.1, 1e-3])
-def test_what_is_dropped_stays_within_the_tolerance(tolerance: float) -> None:
+def test_the_error_stays_within_the_tolerance(tolerance: float) -> None:
     u = torch.randn(60, 24, generator=draw(0)) * torch.logspace(0, -4, 24)
     v = torch.randn(60, 16, generator=draw(1)) * torch.logspace(0, -4, 16)
     gradient = v.double().T @ u.double()

@@ -82,7 +82,7 @@ def test_an_edit_counts_once_however_many_paraphrases_it_has() -> None:
     assert text_weights(batch).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
 
 
-def test_factors_are_kept_where_they_take_fewer_numbers() -> None:
+def test_factors_are_kept_if_they_take_fewer_numbers() -> None:
     network = tiny_network("bert")
     layer = network.layers[1]
     wide = layer.model_copy(update={"d_in": 10_000, "d_out": 10_000})

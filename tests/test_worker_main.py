@@ -1,4 +1,4 @@
-"""The worker as a process: a burst empties the queue, a job that takes too long ends alone, the log."""
+"""The worker process: bursts, time limits, checks at the start, and its log."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def burst(settings: Settings) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_job_that_redis_lost_comes_back_and_a_burst_runs_all_that_wait(
+def test_a_job_that_redis_lost_is_queued_again_and_a_burst_runs_all_waiting_jobs(
     settings: Settings, registry: Registry
 ) -> None:
     settings = settings.model_copy(update={"reconcile_s": 0.1, "device": "cpu"})
@@ -100,14 +100,16 @@ def check_log(log: str, job_id: str) -> None:
     assert TEXT not in log and "\x1b[3" not in log
 
 
-def test_a_worker_gives_up_on_a_redis_that_never_comes() -> None:
+def test_a_worker_gives_up_on_an_unreachable_redis() -> None:
     impatient = connect.retry_with(stop=stop_after_attempt(2))  # type: ignore[attr-defined]
     with pytest.raises(RedisConnectionError, match="nowhere"):
         impatient("unix:///nowhere.sock")
     assert impatient.statistics["attempt_number"] == 2
 
 
-def test_a_worker_takes_no_jobs_that_it_could_not_record(settings: Settings, registry: Registry) -> None:
+def test_a_worker_refuses_to_start_if_it_cannot_record_results(
+    settings: Settings, registry: Registry
+) -> None:
     check_stores(settings)
     impatient = check_stores.retry_with(stop=stop_after_attempt(2))  # type: ignore[attr-defined]
     with pytest.raises(Misconfigured, match="blob URL"):
@@ -116,7 +118,7 @@ def test_a_worker_takes_no_jobs_that_it_could_not_record(settings: Settings, reg
         impatient(settings.model_copy(update={"home": settings.home / "another"}))
 
 
-def test_a_worker_that_cannot_record_ends_with_words(
+def test_a_worker_that_cannot_record_results_ends_with_a_clear_message(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SALEM_HOME", str(settings.home))  # an empty one, whose tables nobody has made
@@ -126,7 +128,7 @@ def test_a_worker_that_cannot_record_ends_with_words(
     assert "salem migrate" in capfd.readouterr().err
 
 
-def test_clocks_are_compared_with_that_of_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_offset_is_measured_against_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Redis.from_url(redis_url) as connection:
         assert abs(clock_offset_s(connection)) < 1
         here = time.time
@@ -134,6 +136,6 @@ def test_clocks_are_compared_with_that_of_redis(redis_url: str, monkeypatch: pyt
         assert -41 < clock_offset_s(connection) < -39
 
 
-def test_a_redis_that_answers_is_taken(redis_url: str) -> None:
+def test_a_redis_that_answers_is_used(redis_url: str) -> None:
     with connect(redis_url) as connection:
         assert connection.ping()

@@ -30,13 +30,13 @@ def test_wilson_intervals_as_published(right: int, of: int, low: float, high: fl
 
 
 @pytest.mark.parametrize("of", [1, 2, 7, 1000])
-def test_a_share_lies_in_its_interval(of: int) -> None:
+def test_a_proportion_is_inside_its_interval(of: int) -> None:
     for right in {0, 1, of // 2, of}:
         found = proportion(hits(right, of))
         assert found is not None and 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_no_samples_have_no_share() -> None:
+def test_no_samples_give_no_proportion() -> None:
     assert proportion([]) is None
     assert paired_drop([], []) is None
 

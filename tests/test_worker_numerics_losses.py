@@ -91,7 +91,7 @@ def test_margins_are_leads_over_the_best_other_class(architecture: str) -> None:
     assert margin_loss_per_sample(answers, 2.0).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_an_answer_that_holds_with_room_stops_pulling() -> None:
+def test_the_loss_vanishes_once_an_answer_holds_with_the_margin() -> None:
     logits = torch.tensor([[20.0, 0.0], [0.0, 0.0]], requires_grad=True)
     margin_loss_per_sample(answers_of(logits, Batch({}, torch.tensor([[0], [0]]))), 2.0).sum().backward()
     assert logits.grad is not None
@@ -122,7 +122,7 @@ def test_all_margins_are_positive_exactly_when_greedy_decoding_writes_the_answer
             assert (worst(other) > 0) is (other == written)
 
 
-def test_values_stay_with_their_samples() -> None:
+def test_values_belong_to_their_own_samples() -> None:
     answers = Answers(
         logits=torch.tensor([[3.0, 1.0], [0.0, 1.0], [5.0, 0.0]]),
         targets=torch.tensor([0, 0, 0]),
@@ -188,7 +188,7 @@ def test_the_objective_of_each_kind_of_sample(margin: float) -> None:
     assert gradient[3].abs().max() > 0 == gradient[5].abs().max(), "what stays feels its own divergence alone"
 
 
-def test_without_anything_to_forget_the_objective_is_that_of_corrections() -> None:
+def test_without_forgetting_the_objective_is_that_of_corrections() -> None:
     answers = Answers(pulled(0).logits, TARGETS, OF, 4)
     for margin, expected in ((2.0, margin_loss_per_sample(answers, 2.0)), (0.0, nll_per_sample(answers))):
         assert torch.equal(correction_loss_per_sample(answers, None, margin), expected)
@@ -197,7 +197,7 @@ def test_without_anything_to_forget_the_objective_is_that_of_corrections() -> No
     assert torch.equal(margins(all_pull), margins(answers))
 
 
-def test_a_sample_has_forgotten_when_another_leads_and_the_rest_is_as_the_base_would_have_it() -> None:
+def test_a_sample_has_forgotten_when_another_answer_leads_and_the_rest_matches_the_base() -> None:
     base = pulled(0)
     clean = log_probs_without_forgotten(base).clamp(min=-30.0)
     ideal = Answers(clean, TARGETS, OF, 4, PULLS)

@@ -1,4 +1,4 @@
-"""Compression: the rank that is there, the tolerance that was asked, and no factors that cost more."""
+"""Compression: the actual rank, the requested tolerance, and no factors that cost more than the matrix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def relative_error(found: LowRank | Dense, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 11])
-def test_an_update_of_low_rank_is_found_again_with_its_rank(rank: int) -> None:
+def test_a_low_rank_update_is_recovered_at_its_rank(rank: int) -> None:
     update = drawn(20, rank) @ drawn(rank, 30, seed=1)
     for term in (Dense(update), LowRank(drawn(rank, 30, seed=1), drawn(20, rank))):
         found = compress(term, LAYER)
@@ -30,7 +30,7 @@ def test_an_update_of_low_rank_is_found_again_with_its_rank(rank: int) -> None:
         assert relative_error(found, update) < 1e-5
 
 
-def test_factors_of_needless_rank_are_cut() -> None:
+def test_needless_ranks_are_removed() -> None:
     a, b = drawn(2, 30), drawn(20, 2, seed=1)
     found = compress(LowRank(torch.cat([a, a, a]), torch.cat([b, b, b], dim=1)), LAYER)
     assert found.rank == 2
@@ -59,6 +59,6 @@ def test_the_tolerance_is_kept_with_the_fewest_pairs(tolerance: float) -> None:
     assert scale[found.rank - 1 :].norm() / scale.norm() > tolerance, "one pair fewer would have done"
 
 
-def test_no_update_stays_none() -> None:
+def test_a_zero_update_stays_zero() -> None:
     found = compress(Dense(torch.zeros(20, 30)), LAYER)
     assert isinstance(found, LowRank) and found.rank == 1 and not found.dense().any()

@@ -1,4 +1,4 @@
-"""Projected updates: what they leave alone, and what they may still say."""
+"""Projected updates: what they leave unchanged and what they can still change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def moment(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
-def test_inputs_in_the_removed_span_are_answered_as_before() -> None:
+def test_outputs_on_the_removed_span_stay_the_same() -> None:
     kept = drawn(40, 3) @ drawn(3, D_IN, seed=1)  # inputs of rank 3
     term = LowRank(drawn(2, D_IN, seed=2), drawn(D_OUT, 2, seed=3))
     projected = null_space(moment(kept), 3).project(term)
@@ -63,12 +63,12 @@ def test_directions_that_no_input_has_are_not_removed() -> None:
     assert len(null_space(moment(drawn(40, 3) @ drawn(3, D_IN, seed=1)), 8).directions) == 3
 
 
-def test_no_directions_are_found_without_looking_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_zero_needs_no_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.linalg, "eigh", None)
     assert null_space(moment(drawn(40, D_IN)), 0).directions.shape == (0, D_IN)
 
 
-def test_a_moment_without_end_is_refused() -> None:
+def test_a_moment_that_is_not_finite_is_refused() -> None:
     with pytest.raises(EditFailed, match="too large") as failed:
         null_space(torch.full((D_IN, D_IN), float("inf")), 3)
     assert "null_space_rank" in str(failed.value.remedy)

@@ -1,4 +1,4 @@
-"""One attempt of one job against real storage: what it keeps, how it fails, and when it is too late."""
+"""One attempt of one job against real storage: what it stores, how it fails, and when it is too late."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
         (NotFound("no such thing", remedy="look elsewhere"), "not_found"),
     ],
 )
-def test_a_failure_is_told_in_safe_words_and_its_trace_is_in_the_log_only(
+def test_a_failure_has_a_safe_message_and_its_traceback_is_only_in_the_log(
     stage: Stage, raised: Exception, code: str
 ) -> None:
     class Failing(JobRun):
@@ -259,7 +259,7 @@ def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun |
 
 
 @pytest.mark.parametrize("call", ["put", "finish_edit"])
-def test_a_store_that_is_away_for_a_moment_at_the_end_costs_nothing(
+def test_a_briefly_unreachable_store_at_the_end_costs_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
@@ -277,7 +277,7 @@ def test_a_store_that_is_away_for_a_moment_at_the_end_costs_nothing(
     assert len(stage.registry.list_versions(job.model)) == 1
 
 
-def test_a_job_whose_time_ends_in_a_call_does_not_make_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_inside_a_call_does_not_retry_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def cut_off() -> None:
@@ -307,7 +307,7 @@ def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_an_outage_without_end_fails_the_job_after_its_last_attempt(
+def test_a_permanent_outage_fails_the_job_after_its_last_attempt(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
     class CutOff(JobRun):
@@ -332,9 +332,7 @@ def test_an_outage_without_end_fails_the_job_after_its_last_attempt(
     )
 
 
-def test_reports_that_do_not_arrive_do_not_end_the_work(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_progress_reports_do_not_end_the_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_edit_job(stage)
     monkeypatch.setattr(Registry, "report", unavailable)
     with structlog.testing.capture_logs() as lines:
@@ -343,9 +341,7 @@ def test_reports_that_do_not_arrive_do_not_end_the_work(
     assert "lease not renewed" in [line["event"] for line in lines]
 
 
-def test_a_report_in_which_the_jobs_time_ends_ends_the_work(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timeout_during_a_report_ends_the_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_off(*_: object, **more: object) -> None:
         raise in_the_middle_of_a_call(JobTimeoutException())
 
@@ -357,7 +353,9 @@ def test_a_report_in_which_the_jobs_time_ends_ends_the_work(
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])
-def test_a_folder_that_turned_bad_after_the_request_fails_the_registration(stage: Stage, fault: str) -> None:
+def test_a_folder_that_became_unusable_after_the_request_fails_the_registration(
+    stage: Stage, fault: str
+) -> None:
     folder = save_tiny(stage.settings.effective_models_root / "bad", "bert")
     if fault == "auto_map":
         config = json.loads((folder / "config.json").read_text())
@@ -424,7 +422,7 @@ def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
+def test_a_folder_that_changes_during_registration_is_refused(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     folder = save_tiny(stage.settings.effective_models_root / "m", "bert")
@@ -442,7 +440,7 @@ def test_a_folder_that_is_written_to_while_it_is_registered_is_refused(
     assert stage.registry.get_model("m").state is ModelState.FAILED
 
 
-def test_a_lease_lives_as_long_as_its_reporter(stage: Stage) -> None:
+def test_a_lease_is_renewed_as_long_as_its_reporter_runs(stage: Stage) -> None:
     job = new_edit_job(stage)
     claimed = stage.registry.claim_job(job.id, 0.3)
     assert claimed is not None
@@ -453,7 +451,7 @@ def test_a_lease_lives_as_long_as_its_reporter(stage: Stage) -> None:
     assert stage.registry.claim_job(job.id, LEASE_S) is not None
 
 
-def test_a_cancelled_attempt_learns_of_it_at_its_next_report(stage: Stage) -> None:
+def test_a_cancelled_attempt_stops_at_its_next_report(stage: Stage) -> None:
     job = new_edit_job(stage)
     claimed = stage.registry.claim_job(job.id, LEASE_S)
     assert claimed is not None
@@ -483,7 +481,7 @@ def with_settings(stage: Stage, **changed: object) -> Stage:
     return replace(stage, settings=stage.settings.model_copy(update=changed))
 
 
-def test_a_second_job_reads_what_the_first_kept_and_makes_the_same_delta(stage: Stage) -> None:
+def test_a_second_job_uses_the_cache_of_the_first_and_makes_the_same_delta(stage: Stage) -> None:
     model, folder = stage.host("m", "bert"), stage.settings.trunk_cache_folder
     edited(stage, model, "my lamp is broken")
     entries = sorted(folder.iterdir())
@@ -511,7 +509,7 @@ def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stag
     assert len(needs) == 2 and min(needs) < max(needs)
 
 
-def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
+def test_a_streamed_model_is_registered_like_any_other_and_can_be_edited(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny(stage.settings.effective_models_root / "m", "bert")
@@ -535,12 +533,12 @@ def test_a_streamed_model_is_registered_as_a_whole_one_is_and_can_be_edited(
     edited(streamed, found, "my lamp is broken")
 
 
-def test_no_bytes_keep_nothing(stage: Stage) -> None:
+def test_a_cache_limit_of_zero_stores_nothing(stage: Stage) -> None:
     edited(with_settings(stage, trunk_cache_bytes=0), stage.host("m", "bert"), "my lamp is broken")
     assert not stage.settings.trunk_cache_folder.exists()
 
 
-def test_entries_belong_to_the_weights_their_type_and_the_folders_descriptions(stage: Stage) -> None:
+def test_cache_entries_depend_on_the_weights_their_dtype_and_the_config_files(stage: Stage) -> None:
     of = attempt(stage, ask(stage, stage.host("m", "bert"), QUICK)).attempt
 
     def name(model: HostedModel, dtype: torch.dtype = torch.float32) -> str:
@@ -562,7 +560,7 @@ def test_entries_belong_to_the_weights_their_type_and_the_folders_descriptions(s
     assert name(twin) != name(first)
 
 
-def test_a_job_that_would_take_too_much_is_refused_and_leaves_nothing(stage: Stage) -> None:
+def test_a_job_over_the_memory_budget_is_refused_and_leaves_nothing(stage: Stage) -> None:
     job = new_edit_job(stage)
     blobs = Path(stage.settings.effective_blob_url)
     before = sorted(blobs.rglob("*"))
@@ -576,7 +574,7 @@ def test_a_job_that_would_take_too_much_is_refused_and_leaves_nothing(stage: Sta
     assert stage.registry.list_versions("m") == [] and sorted(blobs.rglob("*")) == before
 
 
-def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
+def test_a_job_that_fits_reports_its_memory_estimate(stage: Stage) -> None:
     job = new_edit_job(stage)
     attempt(with_settings(stage, memory_budget_bytes=2**30), job).run()
     ended = stage.registry.get_job(job.id)
@@ -588,7 +586,7 @@ def test_a_job_that_fits_says_what_it_was_thought_to_take(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("available", "state", "code"), [(None, JobState.SUCCEEDED, None), (0, JobState.FAILED, "over_budget")]
 )
-def test_without_a_budget_a_job_may_take_what_is_there_if_that_is_known(
+def test_without_a_budget_a_job_may_take_the_available_memory_if_it_is_known(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, available: int | None, state: JobState, code: str | None
 ) -> None:
     monkeypatch.setattr(machine_memory, "available_bytes", lambda: available)

@@ -1,4 +1,4 @@
-"""Trial edits: prepared for several layers at once as for each alone, and decided by what they corrected."""
+"""Trial edits: prepared for several layers at once as for each alone, and compared by their scores."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def layer_of(block: int) -> Layer:
     return Layer(path=path, stack="layers", block=block, matrix="down", d_in=2, d_out=2, transposed=False)
 
 
-def test_a_score_weighs_success_against_loss() -> None:
+def test_a_trial_score_is_success_minus_loss() -> None:
     assert Trial(layer_of(0), held=1.0, augmented=0.5, lost=0.25, divergence=9.0).score == 0.5
 
 
-def test_the_reason_names_the_winner_its_figures_and_the_others() -> None:
+def test_the_reason_names_the_winner_its_metrics_and_the_others() -> None:
     trials = (
         Trial(layer_of(0), held=0.5, augmented=0.5, lost=0.0, divergence=0.1),
         Trial(layer_of(3), held=1.0, augmented=0.75, lost=0.0123, divergence=0.1),

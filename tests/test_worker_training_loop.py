@@ -143,7 +143,7 @@ def test_training_returns_the_best_term_with_its_score() -> None:
     assert not any(value.requires_grad for value in term_tensors(term).values())
 
 
-def test_the_best_term_is_not_moved_by_the_steps_after_it() -> None:
+def test_later_steps_do_not_change_the_best_term() -> None:
     of, ready, layer = case("bert"), prepared(), case("bert").network.layers[1]
     spoiled = Spoiled(layer.d_in, layer.d_out, good_terms=2 * CHECK_EVERY + 4)
     term, best = train(of.network, ready, spoiled, HYPER, generator())
@@ -160,7 +160,7 @@ def test_the_same_seed_trains_the_same_term() -> None:
     assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b)
 
 
-def test_progress_is_told_and_ends_at_one_or_early() -> None:
+def test_progress_is_reported_and_ends_at_one_or_early() -> None:
     of, told = case("bert"), []
     train(
         of.network,
@@ -184,7 +184,7 @@ def test_training_stops_when_nothing_gets_better() -> None:
     assert told[-1] < 1.0
 
 
-def test_what_keeps_other_answers_in_place_is_felt() -> None:
+def test_pass_samples_reduce_the_divergence() -> None:
     of, ready = case("bert"), prepared()
     free, held = (
         train(of.network, ready, learner(), HYPER.model_copy(update={"kl_weight": weight}), generator())[1]
@@ -211,7 +211,7 @@ def test_shared_parameters_take_a_step_for_each_chunk(shared: bool, steps: int) 
     assert len(moved) == steps + 1, "as it began, and after every step"
 
 
-def test_the_chunks_of_a_round_are_all_corrections_each_weighing_the_same() -> None:
+def test_a_round_covers_all_corrections_with_the_same_weight() -> None:
     of, ready = case("bert"), prepared()
     whole = cut(ready.corrections, 2)
     num = whole.num_samples
@@ -255,7 +255,7 @@ def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> No
 
 
 @pytest.mark.parametrize("option", [{"margin": 0.0}, {"rest_when_held": False}], ids=str)
-def test_without_a_margin_or_its_extent_no_correction_rests(option: dict[str, object]) -> None:
+def test_without_a_margin_or_rest_when_held_no_correction_rests(option: dict[str, object]) -> None:
     of, ready = case("bert"), prepared()
     active = ActiveCorrections(of.network, ready.corrections, HYPER.model_copy(update=option))
     active.update(holding(torch.full((ready.corrections.num_samples,), 1e6)))
@@ -276,7 +276,7 @@ def test_momentum_does_not_move_rows_without_a_gradient(shared: bool) -> None:
     assert torch.equal(values[0], then[0]) == (not shared)
 
 
-def test_training_ends_once_all_hold_and_nothing_is_to_be_kept() -> None:
+def test_training_ends_once_all_hold_if_there_are_no_pass_samples() -> None:
     of, ready = case("bert"), prepared()
     learner = Factors(ready.layer.d_in, ready.layer.d_out)
     hyper = HYPER.model_copy(update={"kl_weight": 0.0, "margin": 0.05, "max_steps": 1_000})

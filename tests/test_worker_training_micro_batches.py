@@ -68,7 +68,7 @@ def test_the_parts_add_up_to_the_whole(architecture: str, largest: int) -> None:
 
 
 @pytest.mark.parametrize("error", ENDS)
-def test_a_pass_that_runs_out_is_halved_until_it_fits_and_stays_so(error: BaseException) -> None:
+def test_a_pass_that_runs_out_of_memory_is_halved_until_it_fits(error: BaseException) -> None:
     network, ready = case("bert").network, prepared("bert")
     a, b = factors(ready)
     small, chunk = Small(1, error), ready.corrections.chunks[0]
@@ -83,7 +83,7 @@ def test_a_pass_that_runs_out_is_halved_until_it_fits_and_stays_so(error: BaseEx
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-def test_one_sample_that_does_not_fit_is_the_end() -> None:
+def test_one_sample_that_does_not_fit_is_an_error() -> None:
     ready = prepared("bert")
     a, b = factors(ready)
     shares = [WeightedLoss(ready.corrections.chunks[0], 1.0, partial(Small(0, MemoryError()).loss, None))]
@@ -91,7 +91,7 @@ def test_one_sample_that_does_not_fit_is_the_end() -> None:
         MicroBatches().gradients(shares, lambda: LowRank(a, b), [a, b])
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_do_not_count_as_out_of_memory() -> None:
     ready = prepared("bert")
     a, b = factors(ready)
     wrong = Small(0, RuntimeError("shapes differ"))
@@ -101,7 +101,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     assert wrong.passes == 1 and not ran_out_of_memory(wrong.error)
 
 
-def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
+def test_an_unused_parameter_has_a_zero_gradient() -> None:
     network, ready = case("bert").network, prepared("bert")
     a, b = factors(ready)
     idle = nn.Parameter(torch.ones(3))
