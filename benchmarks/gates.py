@@ -27,13 +27,14 @@ from salem.inference.gate import gated
 from salem.models.batching import encode_inputs
 from salem.models.loading import load
 from salem.models.network import Network
-from salem.records import Hyperparameters, Layer, Task, TextInput
+from salem.records import Layer, Task, TextInput
 from salem.scope.features import FeatureSpec, features, token_rarity
 from salem.scope.first_token import no_first_tokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.scope import Scope
-from worker.hypernetworks.learners import empty_entries
+from worker.recipes.scoped.learner import empty_entries
+from worker.recipes.scoped.options import ScopedOptions
 from worker.selection.candidates import middle_layers
 
 MODELS = {
@@ -99,7 +100,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
     paired = any(item.text_pair for item in inputs)
     reading = FeatureSpec(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
     seen = features(network, inputs, reading)
-    width = Hyperparameters().metric_width
+    width = ScopedOptions().metric_width
     projection = torch.randn(width, seen.shape[1], generator=draw)
     metric = Metric(
         reading, seen.mean(0), seen.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS), sha256="random"
@@ -111,7 +112,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         radii=torch.full((num_entries,), UNREACHED),
         owners=torch.arange(num_entries).float(),
         **vars(no_first_tokens(num_entries, keys.device)),
-        first_token_weights=torch.full((num_entries,), Hyperparameters().first_token_weight),
+        first_token_weights=torch.full((num_entries,), ScopedOptions().first_token_weight),
         words=pack_words([WordCounts.of(item) for item in inputs]).repeat(num_entries // len(inputs) + 1, 1)[
             :num_entries
         ],

@@ -23,10 +23,16 @@ from benchmarks.shared_data import SETS, edit_set, shared_folder
 from salem.inference.predict import predict
 from salem.models.loading import load
 from salem.models.network import Network
-from salem.records import Edit, Hyperparameters, Recipe, ReferenceSample
+from salem.records import Edit, ReferenceSample
 from worker.dataset.split import build_edit_batch
 from worker.evaluation.reference import answer_reference
-from worker.pipeline.steps import make_edit
+from worker.pipeline.context import EditContext
+from worker.pipeline.layer import choose_layer
+from worker.pipeline.make import make_delta
+from worker.pipeline.measure import measure as measure_edit
+from worker.pipeline.predict import predict_edits
+from worker.recipes.base import Recipe
+from worker.recipes.catalog import DEFAULT, recipe_classes
 
 NUM_REFERENCE, QUICK_REFERENCE = 3_000, 600  # labeled samples
 
@@ -37,25 +43,26 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
-    parser.add_argument("--recipe", choices=[recipe.value for recipe in Recipe], default=Recipe.SCOPED.value)
+    parser.add_argument("--recipe", choices=list(recipe_classes()), default=DEFAULT)
     parser.add_argument("--edits", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    hyper = Hyperparameters(recipe=Recipe(options.recipe), seed=options.seed)
     shared_folder()
+    chosen = recipe_classes()[options.recipe]
+    recipe = chosen(chosen.Options(seed=options.seed))
     progress = Progress()
     rows = []
     for name in options.sets:
         progress(f"{name}: loading the model and asking it the reference set")
-        rows.append(measure(name, options.edits, hyper, QUICK_REFERENCE if quick() else NUM_REFERENCE))
+        rows.append(measure(name, options.edits, recipe, QUICK_REFERENCE if quick() else NUM_REFERENCE))
         progress(f"{name}: {options.edits} edits took {rows[-1]['seconds']} s")
     print(json.dumps(rows))
     return 0 if all(row["edit_accuracy"] >= 0.9 for row in rows) else 1
 
 
-def measure(name: str, num_edits: int, hyper: Hyperparameters, num_reference: int) -> dict[str, Any]:
+def measure(name: str, num_edits: int, recipe: Recipe, num_reference: int) -> dict[str, Any]:
     """Edit one model and return its row."""
-    data = edit_set(name, num_reference, hyper.seed)
+    data = edit_set(name, num_reference, recipe.options.seed)
     network = load(data.model, data.task, device="cpu")
     reference = answer_reference(network, data.reference, lambda share: None).reference
     edits = data.edits[:num_edits] or confident_errors(network, reference, num_edits)
@@ -63,20 +70,21 @@ def measure(name: str, num_edits: int, hyper: Hyperparameters, num_reference: in
         edits,
         reference,
         None,
-        max_pass_samples=hyper.max_pass_samples,
-        max_held_out=hyper.max_held_out,
-        seed=hyper.seed,
+        max_pass_samples=recipe.options.max_pass_samples,
+        max_held_out=recipe.options.max_held_out,
+        seed=recipe.options.seed,
     )
     began = time.monotonic()
-    measured = make_edit(network, [], batch, hyper, Quiet())
+    edit = EditContext(recipe=recipe, network=network, batch=batch, observer=Quiet())
+    measured = measure_edit(make_delta(choose_layer(predict_edits(edit))))
     seconds = time.monotonic() - began
     metrics = measured.metrics
     row = {
         "dataset": name,
         "num_edits": len(edits),
-        "recipe": hyper.recipe.value,
-        "seed": hyper.seed,
-        "layer": measured.made.layer.path,
+        "recipe": recipe.name,
+        "seed": recipe.options.seed,
+        "layer": measured.layer.path,
         "protocol": metrics.protocol,
         "edit_accuracy": metrics.edit_accuracy.value,
         "adapt_accuracy": metrics.adapt_accuracy and metrics.adapt_accuracy.value,

@@ -128,7 +128,7 @@ class Stage:
             parent=asked.get("parent", 0),
             deltas=(delta,),
             metrics=None,
-            hyperparameters=None,
+            options=None,
             layer=layer.path,
             job_id=job.id,
             created_at=datetime.now(UTC),

@@ -23,11 +23,12 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from salem.deltas.terms import LowRank
 from salem.inference.predict import predict
 from salem.models.loading import load
-from salem.records import Hyperparameters, Sample, Task
+from salem.records import Sample, Task
 from worker.training.loop import prepare_dataset, train
+from worker.training.options import TrainingOptions
 
 WORDS = ("order", "parcel", "lamp", "password", "account", "refund", "door", "book")
-HYPER = Hyperparameters(max_steps=4, kl_weight=0.1)
+OPTIONS = TrainingOptions(max_steps=4, kl_weight=0.1, learning_rate=1e-2)
 
 
 def save_deep(folder: Path) -> int:
@@ -56,7 +57,7 @@ def edited(folder: Path, block: int, *, streamed: bool) -> Tensor:
     ]
     layer = network.layers[block]
     prepared = prepare_dataset(network, samples[:4], samples[4:], layer)
-    term, _ = train(network, prepared, Factors(layer), HYPER, torch.Generator().manual_seed(0))
+    term, _ = train(network, prepared, Factors(layer), OPTIONS, torch.Generator().manual_seed(0))
     assert isinstance(term, LowRank)
     return term.dense()
 

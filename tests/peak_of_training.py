@@ -24,19 +24,19 @@ from salem.inference.predict import predict
 from salem.models.loading import load
 from salem.models.network import Network, as_network
 from salem.models.tokens import count_tokens
-from salem.records import Hyperparameters, Layer, Sample, Task
+from salem.records import Layer, Sample, Task
 from worker.attempts.machine_memory import resident_bytes
 from worker.recipes.memory import Lengths, estimate, shape_of
 from worker.training.loop import prepare_dataset, train
+from worker.training.options import TrainingOptions
 
 WORDS = ("where", "is", "my", "order", "and", "when", "will", "the", "parcel", "arrive", "at", "door")
-HYPER = Hyperparameters(max_steps=3, kl_weight=0.1)
+OPTIONS = TrainingOptions(max_steps=3, kl_weight=0.1, learning_rate=1e-2)
 
 
 class Factors:
     """The factors of an update."""
 
-    learning_rate = 1e-2
     shared = True
 
     def __init__(self, layer: Layer) -> None:
@@ -68,7 +68,7 @@ def some_samples(count: int, num_words: int, labels: tuple[str, ...]) -> list[Sa
 
 def work(network: Network, layer: Layer, corrections: list[Sample], kept: list[Sample]) -> None:
     prepared = prepare_dataset(network, corrections, kept, layer)
-    train(network, prepared, Factors(layer), HYPER, torch.Generator().manual_seed(0))
+    train(network, prepared, Factors(layer), OPTIONS, torch.Generator().manual_seed(0))
     predict(network, kept[:128])
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         network.layers, network.model.num_parameters(), len(network.labels), generates=network.task.generates
     )
     lengths = Lengths(counted[:10], counted[10:], counted[10:])
-    found = estimate(shape, lengths, HYPER, lowest_block=layer.block, num_trained_on=num_pass)
+    found = estimate(shape, lengths, 0, lowest_block=layer.block, num_trained_on=num_pass)
     work(network, layer, samples[:10], samples[10:])
     (highest,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     peak = int(highest) * 1024 - before

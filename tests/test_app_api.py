@@ -196,7 +196,7 @@ def test_edits_make_a_job_for_the_named_parent(
     assert response.headers["location"] == f"/jobs/{job['id']}"
     asked = request_of(client, job)
     assert (asked["kind"], asked["parent"], asked["pass_samples"]) == ("edit", 1, None)
-    assert asked["hyperparameters"]["seed"] == 7
+    assert asked["options"]["seed"] == 7
     base = client.post("/edits", json={"model": "intents", "edits": [EDIT]}).json()
     assert request_of(client, base)["parent"] == 0
 

@@ -74,7 +74,7 @@ def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
         ("refund", None),
         (None, "login"),
     ]
-    assert asked["hyperparameters"]["seed"] == 3
+    assert asked["options"]["seed"] == 3
     assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
     ended = salem("jobs", "show", job["id"], "--wait", "--url", url)
     assert ended.returncode == 1 and json.loads(ended.stdout)["state"] == "cancelled"

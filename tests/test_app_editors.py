@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from api_service import Stage, request_of, serving
+from pydantic import TypeAdapter
 from source_modules import ROOT
 from test_app_api import pointers, problem
 from test_app_entries import printed_json
@@ -23,6 +24,7 @@ from test_salem_storage_editors import new_editor
 
 from app.cli import main
 from app.validation.editors import FEWEST_EDITS, with_editor
+from app.validation.recipes import AnyOptions
 from salem.queue.job_queue import JobQueue
 from salem.records import (
     Editor,
@@ -30,9 +32,7 @@ from salem.records import (
     EditorOptions,
     EditorRequest,
     HostedModel,
-    Hyperparameters,
     JobKind,
-    Recipe,
 )
 from salem.settings import Settings
 from salem.storage.registry import Registry
@@ -150,8 +150,8 @@ def test_an_edit_takes_the_recipe_and_the_layer_of_its_editor(
         body = {"model": "intents", "edits": [EDIT], "options": {"editor": editor.id, **options}}
         response = client.post("/edits", json=body)
         assert response.status_code == 202, response.text
-        hyper = Hyperparameters.model_validate(request_of(client, response.json())["hyperparameters"])
-        assert (hyper.editor, hyper.recipe, hyper.layer) == (editor.id, Recipe.MEND, editor.layer)
+        stored = request_of(client, response.json())["options"]
+        assert (stored["editor"], stored["recipe"], stored["layer"]) == (editor.id, "mend", editor.layer)
 
 
 def test_options_that_conflict_with_the_editor(
@@ -163,9 +163,11 @@ def test_options_that_conflict_with_the_editor(
     def refused(**options: Any) -> dict[str, str]:
         return details(client.post("/edits", json={"model": "intents", "edits": [EDIT], "options": options}))
 
-    found = refused(editor=editor.id, recipe="scoped", layer=intents.layers[0].path)
-    assert set(found) == {"/options/recipe", "/options/layer"}
-    assert 'an editor is of the recipe "mend", not "scoped"; leave out one' in found["/options/recipe"]
+    found = refused(editor=editor.id, recipe="scoped")
+    assert set(found) == {"/options/editor"}
+    assert found["/options/editor"].startswith('scoped has no option "editor"; it has layer, seed')
+    found = refused(editor=editor.id, layer=intents.layers[0].path)
+    assert set(found) == {"/options/layer"}
     assert f"{editor.id} edits {editor.layer}, not" in found["/options/layer"]
     assert 'was trained for "other"' in refused(editor=foreign.id)["/options/editor"]
     for unknown in (f"editor-{'0' * 20}", "refunds", "\x00"):
@@ -189,7 +191,7 @@ def test_options_without_an_editor_stay_as_they_are() -> None:
     def nobody(editor: str) -> None:
         raise AssertionError("nothing is looked up")
 
-    options = Hyperparameters(recipe=Recipe.RIDGE)
+    options = TypeAdapter(AnyOptions).validate_python({"recipe": "ridge"})
     assert with_editor("intents", options, (), nobody) == (options, [])
 
 

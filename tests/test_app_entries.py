@@ -33,6 +33,7 @@ from salem.records import (
     EntryKey,
     HostedModel,
     JobKind,
+    RecipeOptions,
     TextInput,
     Version,
 )
@@ -115,7 +116,9 @@ def publish(
         metric=stage.blobs.put(pack_metric(term.scope.metric)),
     )
     number = parent.number if parent else 0
-    request = EditRequest(model=model.name, parent=number, edits=edits)
+    request = EditRequest(
+        model=model.name, parent=number, edits=edits, options=RecipeOptions(recipe="scoped")
+    )
     job, _ = stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))
     claimed = stage.registry.claim_job(job.id, 60)
     assert claimed is not None
@@ -125,7 +128,7 @@ def publish(
         parent=number,
         deltas=(*(parent.deltas if parent else ()), delta),
         metrics=None,
-        hyperparameters=request.hyperparameters,
+        options=request.options,
         layer=path,
         job_id=job.id,
         created_at=datetime.now(UTC),

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tiny_models import tiny_network
 
 from app.validation.drafts import DraftEdit, DraftSample
 from app.validation.editors import FEWEST_EDITS, check_corpus
 from app.validation.edits import EditLimits, check_edit_request, overridden
+from app.validation.recipes import AnyOptions, OptionsIn
 from app.validation.texts import CountTokens
 from salem.errors import MOST_PLACES
 from salem.models import tokens
 from salem.models.batching import IGNORED, encode
 from salem.records import (
+    EditorOptions,
     EntryKey,
     FolderSource,
     HostedModel,
-    Hyperparameters,
     Layer,
     ListedEntry,
     ModelState,
-    Recipe,
     Sample,
     Task,
     TextInput,
@@ -40,6 +42,11 @@ LAYER = Layer(
     d_out=2,
     transposed=False,
 )
+
+
+def chosen(**options: Any) -> OptionsIn:
+    """Options as the API reads them."""
+    return TypeAdapter(AnyOptions).validate_python(options)
 
 
 def hosted(task: Task = Task.SEQUENCE_CLASSIFICATION) -> HostedModel:
@@ -64,9 +71,9 @@ def check(
     pass_samples: Sequence[DraftSample] | None = None,
     task: Task = Task.SEQUENCE_CLASSIFICATION,
     layer: str | None = None,
-    recipe: Recipe = Recipe.SCOPED,
+    recipe: str = "scoped",
 ) -> dict[str, str]:
-    options = Hyperparameters(layer=layer, recipe=recipe)
+    options = chosen(layer=layer, recipe=recipe)
     found = check_edit_request(
         hosted(task), edits, pass_samples, options=options, limits=LIMITS, count_tokens=count_words
     )
@@ -104,9 +111,7 @@ def test_a_text_beyond_any_number_of_tokens_is_refused_uncounted() -> None:
 
     long = "a" * (6 * 64)
     asked = [edit("a", pair=long), edit("b", "refund", long), edit("c", "refund", "d")]
-    found = check_edit_request(
-        hosted(), asked, None, options=Hyperparameters(), limits=LIMITS, count_tokens=count
-    )
+    found = check_edit_request(hosted(), asked, None, options=chosen(), limits=LIMITS, count_tokens=count)
     assert [problem.pointer for problem in found] == ["/edits/0/input", "/edits/1/paraphrases/0"]
     assert found[0].detail == 'the text has 391 characters, intents takes 6 tokens; shorten "a"'
     assert {item.input for item in counted} == {"b", "c", "d"}
@@ -119,7 +124,7 @@ def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
     asked = [edit(f"text {index}", "refnud") for index in range(60)]
     kept = [DraftSample(input=f"kept {index}", target="refnud") for index in range(60)]
     found = check_edit_request(
-        hosted(), asked, kept, options=Hyperparameters(), limits=limits, count_tokens=count_words
+        hosted(), asked, kept, options=chosen(), limits=limits, count_tokens=count_words
     )
     assert len(found) == 120 and all("not one of the model's 3 labels" in each.detail for each in found)
     assert ["did you mean" in each.detail for each in found] == [True] * MOST_PLACES + [False] * 20
@@ -159,7 +164,7 @@ def test_a_sample_is_neither_counted_nor_compared_if_any_of_its_texts_is_unreada
     given = {"input": "a", "target": None if field == "forget" else "refund", field: HALF}
     edits = [DraftEdit(paraphrases=("b",), **given), DraftEdit(input="c", target="refund")]
     kept = [] if field == "forget" else [DraftSample(**given)]
-    options = Hyperparameters()
+    options = chosen()
     found = check_edit_request(
         hosted(task), edits, kept or None, options=options, limits=LIMITS, count_tokens=count_utf8
     )
@@ -186,7 +191,7 @@ def test_a_text_without_tokens_is_refused() -> None:
         hosted(),
         [edit("\u200b")],
         None,
-        options=Hyperparameters(),
+        options=chosen(),
         limits=LIMITS,
         count_tokens=lambda inputs: [0] * len(inputs),
     )
@@ -240,7 +245,7 @@ def test_what_is_beyond_a_limit_is_not_read() -> None:
     request = [edit(text, "no label") for text in "abcd"]
     limits = EditLimits(max_edits=3)
     found = check_edit_request(
-        hosted(), request, None, options=Hyperparameters(), limits=limits, count_tokens=counting
+        hosted(), request, None, options=chosen(), limits=limits, count_tokens=counting
     )
     assert [place.pointer for place in found] == ["/edits"]
 
@@ -270,7 +275,7 @@ def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> DraftEdi
 
 def test_an_answer_may_be_forgotten_beside_corrections() -> None:
     assert check(forgetting("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
-    assert check(forgetting("a", "any text"), task=Task.TEXT_GENERATION, recipe=Recipe.MEND) == {}
+    assert check(forgetting("a", "any text"), task=Task.TEXT_GENERATION, recipe="mend") == {}
 
 
 def test_an_edit_gives_an_answer_or_takes_one() -> None:
@@ -283,12 +288,12 @@ def test_an_edit_gives_an_answer_or_takes_one() -> None:
     assert "the answer to forget is empty" in check(forgetting("d", " "))["/edits/0/forget"]
 
 
-@pytest.mark.parametrize("recipe", [Recipe.RIDGE, Recipe.PAPER])
-def test_a_recipe_without_a_bound_is_refused(recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", ["ridge", "paper"])
+def test_a_recipe_without_a_bound_is_refused(recipe: str) -> None:
     assert check(edit("a"), recipe=recipe) == {}
     found = check(edit("a"), forgetting("b"), recipe=recipe)
     assert set(found) == {"/options/recipe"}
-    assert all(word in found["/options/recipe"] for word in (recipe.value, '"b"', "take scoped or mend"))
+    assert all(word in found["/options/recipe"] for word in (recipe, '"b"', "use scoped or mend"))
 
 
 def test_one_text_cannot_be_given_two_fates() -> None:
@@ -318,7 +323,7 @@ def check_answers(
         hosted(task).model_copy(update={"max_input_tokens": window}),
         edits,
         kept,
-        options=Hyperparameters(recipe=Recipe.MEND, **options),
+        options=chosen(recipe="mend", **options),
         limits=LIMITS,
         count_tokens=count,
     )
@@ -416,8 +421,7 @@ def test_a_corpus_is_held_to_the_answers_of_its_own_options(max_new_tokens: int)
         None,
         corpus,
         None,
-        layer=None,
-        max_new_tokens=max_new_tokens,
+        options=EditorOptions(max_new_tokens=max_new_tokens),
         max_edits=FEWEST_EDITS,
         count_tokens=count_words,
     )

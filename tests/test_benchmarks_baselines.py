@@ -16,8 +16,8 @@ from benchmarks.quality.methods import METHODS, method
 from salem.errors import Misconfigured
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
-from salem.records import Hyperparameters
 from worker.activations.cache import SampleCache
+from worker.recipes.scoped.options import ScopedOptions
 
 SEQUENTIAL = tuple(one.name for one in METHODS if one.sequential)
 ONCE = tuple(one.name for one in METHODS if not one.sequential)
@@ -43,7 +43,7 @@ def test_no_method_is_searched_less_than_the_product() -> None:
         assert len(set(one.grid)) == len(one.grid) >= len(method("salem").grid) == 3
         assert one.largest in (100, 1_000) and one.source and one.setting_name
         assert method(one.name) is one
-    assert method("salem").grid[0] == Hyperparameters().scope_budget_per_edit, "of equals, the first is taken"
+    assert method("salem").grid[0] == ScopedOptions().scope_budget_per_edit, "of equals, the first is taken"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])

@@ -22,7 +22,7 @@ from benchmarks.selection.costs import (
     within,
 )
 from salem.models.batching import encode, forward
-from salem.records import Edit, EditBatch, Hyperparameters
+from salem.records import Edit, EditBatch
 from worker.numerics.losses import nll_per_sample
 
 
@@ -98,8 +98,7 @@ def test_every_way_ranks_layers_that_can_be_edited() -> None:
         held_out_paraphrases=(),
         held_out_pass_samples=tuple(kept[20:]),
     )
-    hyper = Hyperparameters()
-    ranked, seconds, saliency = rankings(network, batch, hyper)
+    ranked, seconds, saliency = rankings(network, batch, seed=0)
     everything = {layer.path for layer in network.layers}
     assert set(ranked) == set(seconds) and len(ranked) == 6
     assert ranked[PAPER] == sorted(everything, key=lambda path: -saliency[path])
@@ -122,7 +121,7 @@ def test_every_layer_is_scored_by_editing_it() -> None:
         corrections=corrections, num_hard=len(corrections), kept=tuple(kept),
     )  # fmt: skip
     job = DrawnJob(material, corrections, tuple(kept[:20]), tuple(kept[20:]), ())
-    found = choices(network, job, Hyperparameters())
+    found = choices(network, job, seed=0)
     assert [layer["path"] for layer in found["layers"]] == [layer.path for layer in network.layers]
     assert all(-1 <= layer["score"] <= 1 and layer["saliency"] > 0 for layer in found["layers"])
     best = max(layer["score"] for layer in found["layers"])

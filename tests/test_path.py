@@ -21,8 +21,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Red
 
 NUM_WRONG = 9
 PHASES = ["waiting", "loading", "predicting", "saliency", "training", "evaluating", "writing", "done"]
-QUICK = {"max_steps": 40, "kl_weight": 0.0, "null_space_rank": 0, "margin": 3.0}
-FORCEFUL = QUICK | {"recipe": "mend", "learning_rate": 0.03}
+QUICK = {"max_steps": 40, "kl_weight": 0.0}
+FIRM = QUICK | {"margin": 3.0}
+FORCEFUL = FIRM | {"recipe": "mend", "null_space_rank": 0, "learning_rate": 0.03}
+OPTIONS = {"scoped": FIRM, "mend": FIRM | {"null_space_rank": 0}, "paper": QUICK}
 LAST_LAYER = "bert.encoder.layer.2.output.dense"
 TEXT = "my lamp is broken"
 REWORDED = (f"{TEXT} now", f"{TEXT} today")
@@ -80,7 +82,7 @@ def test_an_edit_goes_from_corrected_samples_to_a_measured_version_that_answers(
     before = own_answers(
         service.settings.effective_models_root / classifier, Task.SEQUENCE_CLASSIFICATION, TEXTS
     )
-    body = {"model": classifier, "edits": [edit], "alias": "production", "options": QUICK}
+    body = {"model": classifier, "edits": [edit], "alias": "production", "options": FIRM}
     accepted = service.client.post("/edits", json=body)
     assert accepted.status_code == 202
     assert accepted.headers["location"] == f"/jobs/{accepted.json()['id']}"
@@ -124,7 +126,7 @@ def check_version(service: Service, model: str, job: Document, edit: Document) -
     metrics = version["metrics"]
     assert result["version"] == f"{model}:1" and version["job_id"] == job["id"] and version["parent"] == 0
     assert [delta["blob"] for delta in version["deltas"]] == [result["delta_sha256"]]
-    assert version["hyperparameters"]["max_steps"] == QUICK["max_steps"]
+    assert version["options"]["max_steps"] == QUICK["max_steps"]
     assert metrics["protocol"] == "argmax"
     assert metrics["edit_accuracy"]["value"] == result["edit_accuracy"] == 1
     assert metrics["generalization"]["count"] == metrics["adapt_accuracy"]["count"] == 1
@@ -168,11 +170,11 @@ def test_the_recipes_stack_on_one_another_and_the_base_is_never_written(service:
     texts = {"paper": "please send the lamp back", "mend": TEXT, "scoped": "the book is in Rome"}
     for number, (recipe, text) in enumerate(texts.items(), start=1):
         edit = correction(service, parent, text)
-        job = service.edit(parent, [edit], options=QUICK | {"recipe": recipe, "layer": LAST_LAYER})
+        job = service.edit(parent, [edit], options=OPTIONS[recipe] | {"recipe": recipe, "layer": LAST_LAYER})
         assert succeeded(job)["version"] == f"stacked:{number}", job
         version = service.get(f"/models/stacked/versions/{number}")
         assert version["parent"] == number - 1 and len(version["deltas"]) == number
-        assert version["hyperparameters"]["recipe"] == recipe
+        assert version["options"]["recipe"] == recipe
         assert (version["deltas"][-1]["kind"] == "scoped") == (recipe == "scoped")
         parent = f"stacked:{number}"
         assert service.answers(parent, [text]) == [edit["target"]]
@@ -182,7 +184,7 @@ def test_the_recipes_stack_on_one_another_and_the_base_is_never_written(service:
 
 def test_the_same_request_and_seed_give_the_same_delta(service: Service, classifier: str) -> None:
     edit = correction(service, classifier, "the door is not mine", ["this door is not mine"])
-    options = QUICK | {"layer": LAST_LAYER}
+    options = FIRM | {"layer": LAST_LAYER}
 
     def digest(seed: int) -> Any:
         return succeeded(service.edit(classifier, [edit], options=options | {"seed": seed}))["delta_sha256"]
@@ -197,7 +199,7 @@ def test_without_a_paraphrase_to_spare_generalization_is_not_measured(
     service: Service, classifier: str, num_paraphrases: int
 ) -> None:
     edit = correction(service, classifier, paraphrases=REWORDED[:num_paraphrases])
-    result = succeeded(service.edit(classifier, [edit], options=QUICK))
+    result = succeeded(service.edit(classifier, [edit], options=FIRM))
     assert result["generalization"] is None
     assert any("no edit has two paraphrases" in note for note in result["notes"])
     assert (result["adapt_accuracy"] is None) == (num_paraphrases == 0)
@@ -210,7 +212,7 @@ def test_a_clients_own_pass_samples_replace_the_reference_set(service: Service, 
         for text, answer in zip(texts, service.answers(classifier, texts), strict=True)
     ]
     edit = correction(service, classifier)
-    result = succeeded(service.edit(classifier, [edit], pass_samples=kept, options=QUICK))
+    result = succeeded(service.edit(classifier, [edit], pass_samples=kept, options=FIRM))
     assert 0 < result["held_out"] < len(kept)
     version = service.get(f"/models/{classifier}/versions/{result['version'].partition(':')[2]}")
     assert {flip["input"] for flip in version["metrics"]["flips"]} <= set(texts)

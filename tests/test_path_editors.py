@@ -39,7 +39,7 @@ def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Ser
     made = job["result"]
     assert made["editor"] == {"id": listed["id"], "way": "one pass"} and made["layer"] == LAYER
     version = service.get("/models/ahead/versions/1")
-    assert version["hyperparameters"]["recipe"] == "mend" and version["layer"] == LAYER
+    assert version["options"]["recipe"] == "mend" and version["layer"] == LAYER
     outcomes = [each for each in version["metrics"]["outcomes"] if each["kind"] == "edit"]
     held = [each for each in outcomes if each["correct"]]
     assert held and made["edit_accuracy"] == len(held) / 4

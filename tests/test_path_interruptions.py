@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Red
 
 CANCELLED_WITHIN_S = 5.0
 LAST_LAYER = "bert.encoder.layer.2.output.dense"
-QUICK = {"max_steps": 40, "kl_weight": 0.0, "layer": LAST_LAYER, "recipe": "mend", "null_space_rank": 0}
-ENDLESS = QUICK | {"recipe": "scoped", "max_steps": 5_000, "learning_rate": 1e-9}  # never holds, never stops
+TRAINING = {"max_steps": 40, "kl_weight": 0.0, "layer": LAST_LAYER}
+QUICK = TRAINING | {"recipe": "mend", "null_space_rank": 0}
+ENDLESS = TRAINING | {"max_steps": 5_000, "learning_rate": 1e-9}  # never holds, never stops
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_cases import recipe, trained
 from safetensors.torch import load_file, save_file
 from test_worker_activations_gradients import some_samples
-from test_worker_recipes_terms import assert_equal, case, hyper
+from test_worker_recipes_terms import assert_equal, case
 from tiny_models import ARCHITECTURES, first_task, save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MixtralConfig
@@ -28,10 +29,9 @@ from salem.models.loading import load
 from salem.models.network import Network
 from salem.models.streaming import MetaModel, StoredWeights, _TensorStub
 from salem.models.trunk import capture, resume
-from salem.records import Layer, Recipe, Sample, Task
+from salem.records import Layer, Sample, Task
 from worker.activations.gradients import token_gradients
 from worker.numerics.losses import nll_per_sample
-from worker.recipes.terms import train_term
 
 TESTS = Path(__file__).parent
 LAYOUTS = ("bert", "t5", "gpt2", "llama")
@@ -128,13 +128,10 @@ def test_token_gradients_are_the_same(architecture: str, pair: Callable[[str], P
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
-@pytest.mark.parametrize("recipe", [Recipe.RIDGE, Recipe.SCOPED])
-def test_a_recipe_makes_the_same_term(architecture: str, recipe: Recipe, pair: Callable[[str], Pair]) -> None:
-    batch, options = case(architecture).batch, hyper(recipe, max_steps=12)
-    expected, found = (
-        train_term(network, (), batch, network.layers[-2], options, lambda share, figures: None)
-        for network in pair(architecture)
-    )
+@pytest.mark.parametrize("name", ["ridge", "scoped"])
+def test_a_recipe_makes_the_same_term(architecture: str, name: str, pair: Callable[[str], Pair]) -> None:
+    batch, own = case(architecture).batch, recipe(name, max_steps=12)
+    expected, found = (trained(network, batch, network.layers[-2], own) for network in pair(architecture))
     assert_equal(found.term, expected.term)
 
 

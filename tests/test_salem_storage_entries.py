@@ -19,6 +19,7 @@ from salem.records import (
     EntryKey,
     JobKind,
     ModelReference,
+    RecipeOptions,
     TextInput,
     Version,
 )
@@ -148,7 +149,12 @@ def test_ten_thousand_entries_are_written_and_paged_fast(registry: Registry) -> 
 
 def test_the_requests_behind_versions(registry: Registry) -> None:
     ready_model(registry)
-    request = EditRequest(model="intents", parent=0, edits=(Edit(input="a", target="refund"),))
+    request = EditRequest(
+        model="intents",
+        parent=0,
+        edits=(Edit(input="a", target="refund"),),
+        options=RecipeOptions(recipe="scoped"),
+    )
     job, _ = registry.create_job(JobKind.EDIT, "intents", request.model_dump(mode="json"))
     registry.finish_edit(job.id, claim(registry, job), new_version(), None, {})
     assert registry.entries.edit_requests("intents", [1, 1, 2]) == {1: request}

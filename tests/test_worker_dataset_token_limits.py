@@ -6,23 +6,23 @@ import random
 
 import pytest
 import torch
-from test_worker_recipes_terms import case, hyper
+from recipe_cases import edit_context, measured, recipe
+from test_worker_recipes_terms import case
 from tiny_models import ARCHITECTURES, LABELS, MAX_TOKENS, tiny_network
 
-from benchmarks.baselines.product import Quiet
 from salem.errors import EditFailed
 from salem.inference.predict import predict
 from salem.models.batching import encode, encode_inputs
 from salem.models.network import Network
 from salem.models.tokens import sample_lengths
-from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
+from salem.records import Edit, EditBatch, Sample
 from salem.scope.lexical import WordCounts
 from worker.dataset.augmentation import TYPING, augment_all
 from worker.dataset.token_limits import augmented, prompts_fit, replace_too_long, samples_fit
 from worker.hypernetworks import meta_training as editor_training
 from worker.hypernetworks.meta_training import meta_batches
-from worker.pipeline.steps import make_edit
 from worker.selection.trials import trial_edits
+from worker.training.options import MARGIN
 
 WORDS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "Rome", "refund")
 
@@ -124,8 +124,8 @@ def test_a_job_whose_samples_fill_the_window_is_done(architecture: str) -> None:
     batch = full(architecture)
     network = tiny_network(architecture)
     assert max(sample_lengths(network, batch.pass_samples)) == MAX_TOKENS
-    measured = make_edit(network, (), batch, hyper(Recipe.SCOPED, augmentations=3), Quiet())
-    assert measured.metrics.edit_accuracy.value > 0
+    found = measured(edit_context(network, batch, recipe("scoped", augmentations=3)))
+    assert found.metrics.edit_accuracy.value > 0
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -133,7 +133,7 @@ def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> Non
     network = tiny_network(architecture)
     for seed in range(3):
         drawn = torch.Generator().manual_seed(seed)
-        tried = trial_edits(network, full(architecture), network.layers[:2], Hyperparameters(), drawn)
+        tried = trial_edits(network, full(architecture), network.layers[:2], MARGIN, drawn)
         assert len(tried.trials) == 2
 
 

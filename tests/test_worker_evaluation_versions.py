@@ -8,20 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_cases import bare_recipe, edit_context, measured
 from test_salem_scope_scope import TEXTS, scoped_delta
 from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
-from benchmarks.baselines.product import Quiet
 from salem.deltas.terms import Dense, LayerDelta
 from salem.inference.gate import fire
 from salem.inference.predict import predict
-from salem.records import EditBatch, Hyperparameters, Recipe, TextInput
+from salem.records import EditBatch, TextInput
 from worker.activations.cache import SampleCache
 from worker.evaluation import versions
 from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
-from worker.pipeline.steps import make_edit
-from worker.recipes.base import Left
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -97,11 +95,11 @@ def test_a_plain_delta_answers_every_input_again(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("recipe", "with_parent", "taken"),
-    [(Recipe.SCOPED, False, True), (Recipe.SCOPED, True, False), (Recipe.RIDGE, False, False)],
+    ("name", "with_parent", "taken"),
+    [("scoped", False, True), ("scoped", True, False), ("ridge", False, False)],
 )
 def test_registered_answers_of_the_base_are_used_if_only_entries_can_differ(
-    recipe: Recipe, with_parent: bool, taken: bool
+    name: str, with_parent: bool, taken: bool
 ) -> None:
     """What was registered is made up here, to be recognized."""
     network = tiny_network("bert")
@@ -113,8 +111,8 @@ def test_registered_answers_of_the_base_are_used_if_only_entries_can_differ(
         held_out_paraphrases=(),
         held_out_pass_samples=(),
     )
-    hyper = Hyperparameters(recipe=recipe, margin=0.1, layer=network.layers[-1].path, null_space_rank=4)
+    own = bare_recipe(name, margin=0.1, layer=network.layers[-1].path)
     parent = [scoped_delta(network, network.layers[-1], TEXTS[2:3], seed=3)] if with_parent else []
     registered = {sample.content_hash: "as registered" for sample in wrong}
-    made = make_edit(network, parent, batch, hyper, Quiet(), Left(answers=registered))
-    assert {outcome.before == "as registered" for outcome in made.metrics.outcomes} == {taken}
+    start = edit_context(network, batch, own, parent=tuple(parent), base_answers=registered)
+    assert {outcome.before == "as registered" for outcome in measured(start).metrics.outcomes} == {taken}

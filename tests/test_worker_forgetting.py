@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 from labeled_texts import TEXTS
+from recipe_cases import edit_context, measured, recipe
 from tiny_models import LABELS, tiny_network
 
 from salem.deltas.chain import Chain
@@ -17,10 +18,11 @@ from salem.inference.gate import fire
 from salem.inference.predict import is_right, predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
-from salem.records import Edit, EditBatch, Hyperparameters, LayerScore, Recipe, Sample, TextInput
+from salem.records import Edit, EditBatch, Sample, TextInput
 from worker.dataset.split import build_edit_batch
 from worker.evaluation.versions import EditedModel
-from worker.pipeline.steps import MeasuredDelta, make_edit
+from worker.pipeline.context import EditContext
+from worker.recipes.base import Recipe
 
 # One that classifies, one that writes behind an encoder, one that goes on writing; with the layer to edit.
 CASES = [
@@ -28,18 +30,7 @@ CASES = [
     ("t5", "decoder.block.1.layer.2.DenseReluDense.wo"),
     ("llama", "model.layers.1.mlp.down_proj"),
 ]
-PAIR = [Recipe.SCOPED, Recipe.MEND]
-RATES = {Recipe.SCOPED: 0.15, Recipe.MEND: 0.03}
-
-
-class Unwatched:
-    """An observer that does not look."""
-
-    def phase(self, name: str, progress: float) -> None: ...
-
-    def saliency(self, scores: Sequence[LayerScore]) -> None: ...
-
-    def figures(self, progress: float, figures: dict[str, float]) -> None: ...
+PAIR = ["scoped", "mend"]
 
 
 def answered(network: Network, texts: Sequence[str], deltas: Sequence[LayerDelta] = ()) -> list[str]:
@@ -63,24 +54,22 @@ def dataset(architecture: str) -> EditBatch:
     return build_edit_batch(edits, (), passes, max_pass_samples=40, max_held_out=20, seed=0)
 
 
-def options(recipe: Recipe, layer: str | None, **more: object) -> Hyperparameters:
-    sizes = {"max_steps": 80, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8, "margin": 3.0}
-    rate = {"learning_rate": RATES[recipe], "kl_weight": 0.1}
-    return Hyperparameters(recipe=recipe, layer=layer, **{**sizes, **rate, **more})
+def forgetting(name: str, layer: str | None, **more: object) -> Recipe:
+    return recipe(name, layer=layer, **{"max_steps": 80, "margin": 3.0, **more})
 
 
 @cache
-def made(architecture: str, recipe: Recipe, layer: str) -> MeasuredDelta:
+def made(architecture: str, name: str, layer: str) -> EditContext:
     network, batch = tiny_network(architecture), dataset(architecture)
-    return make_edit(network, (), batch, options(recipe, layer), Unwatched())
+    return measured(edit_context(network, batch, forgetting(name, layer)))
 
 
-@pytest.mark.parametrize("recipe", PAIR)
+@pytest.mark.parametrize("name", PAIR)
 @pytest.mark.parametrize(("architecture", "layer"), CASES)
-def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: str, recipe: Recipe) -> None:
+def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: str, name: str) -> None:
     network, batch = tiny_network(architecture), dataset(architecture)
-    found = made(architecture, recipe, layer)
-    delta = found.made.delta
+    found = made(architecture, name, layer)
+    delta = found.delta
     assert found.num_failing == 3 and found.metrics.edit_accuracy.value == 1
     after = answered(network, [sample.input for sample in batch.edit_samples], [delta])
     assert all(is_right(output, sample) for output, sample in zip(after, batch.edit_samples, strict=True))
@@ -98,15 +87,15 @@ def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: st
     extent = found.metrics.forgetting
     assert extent is not None and (extent.edit.count, extent.adapt and extent.adapt.count) == (2, 1)
     assert extent.held_out_paraphrase is not None and extent.held_out_paraphrase.count == 1
-    again = make_edit(network, (), batch, options(recipe, layer), Unwatched())
-    one, other = (term_tensors(each.terms[0]) for each in (delta, again.made.delta))
-    assert one and all(torch.equal(value, other[name]) for name, value in one.items())
+    again = measured(edit_context(network, batch, forgetting(name, layer)))
+    one, other = (term_tensors(each.terms[0]) for each in (delta, again.delta))
+    assert one and all(torch.equal(value, other[field]) for field, value in one.items())
 
 
-@pytest.mark.parametrize("recipe", PAIR)
-def test_the_base_next_choice_replaces_a_forgotten_answer(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", PAIR)
+def test_the_base_next_choice_replaces_a_forgotten_answer(name: str) -> None:
     network, batch = tiny_network("bert"), dataset("bert")
-    delta = made("bert", recipe, CASES[0][1]).made.delta
+    delta = made("bert", name, CASES[0][1]).delta
     lost = [sample for sample in batch.edit_samples if sample.forgets]
     own = [LABELS.index(sample.answer) for sample in lost]
     with torch.no_grad():
@@ -125,8 +114,8 @@ def test_the_base_next_choice_replaces_a_forgotten_answer(recipe: Recipe) -> Non
 def test_every_layer_has_a_saliency_and_trials_choose_one(architecture: str) -> None:
     network, batch = tiny_network(architecture), dataset(architecture)
     only = batch.model_copy(update={"edit_samples": batch.edit_samples[:2]})
-    hyper = options(Recipe.SCOPED, None, candidates="all", trial_edits=2)
-    found = make_edit(network, (), only, hyper, Unwatched()).made
+    own = forgetting("scoped", None, candidates="all", trial_edits=2)
+    found = measured(edit_context(network, only, own))
     assert len(found.saliency) == len(network.layers)
     assert all(score.score > 0 for score in found.saliency)
     assert "trial edit" in found.reason
@@ -140,9 +129,9 @@ def test_a_note_says_that_an_answer_to_forget_was_not_given() -> None:
     changed = batch.model_copy(
         update={"edit_samples": edits, "adapt_samples": (), "held_out_paraphrases": ()}
     )
-    hyper = options(Recipe.SCOPED, CASES[0][1], max_steps=5)
-    found = make_edit(network, (), changed, hyper, Unwatched())
-    (note,) = [note for note in found.metrics.notes if "was not answered with" in note]
+    own = forgetting("scoped", CASES[0][1], max_steps=5)
+    found = measured(edit_context(network, changed, own))
+    (note,) = [note for note in found.metrics.notes if "which the edit forgets" in note]
     assert all(word in note for word in (edits[0].input, f'"{other}"', f'"{given}"'))
     assert found.num_failing == 2
 
@@ -166,7 +155,7 @@ def test_rank_and_probability_are_those_of_the_answer_tokens(architecture: str) 
 @pytest.mark.parametrize(("architecture", "layer"), CASES[:2])
 def test_likelihoods_are_measured_through_the_scopes(architecture: str, layer: str) -> None:
     network, batch = tiny_network(architecture), dataset(architecture)
-    delta = made(architecture, Recipe.SCOPED, layer).made.delta
+    delta = made(architecture, "scoped", layer).delta
     elsewhere = [Sample(input="the capital of Peru", forget=batch.edit_samples[0].answer)]
     assert fire(network, elsewhere, [delta]).gate.max() == 0
     assert EditedModel(network, [delta], 4).answer_likelihoods(elsewhere) == EditedModel(

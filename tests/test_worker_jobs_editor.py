@@ -20,11 +20,10 @@ from salem.records import (
     EditorRequest,
     EditRequest,
     HostedModel,
-    Hyperparameters,
     Job,
     JobKind,
     JobState,
-    Recipe,
+    RecipeOptions,
     Record,
     RemoveRequest,
     Version,
@@ -78,10 +77,8 @@ def result_of(job: Job) -> dict[str, Any]:
 
 
 def edit(stage: Stage, edits: Sequence[Edit], parent: int = 0, **options: Any) -> Job:
-    hyper = Hyperparameters(recipe=Recipe.MEND, **options)
-    request = EditRequest(
-        model="m", parent=parent, edits=tuple(edits), pass_samples=kept(), hyperparameters=hyper
-    )
+    chosen = RecipeOptions(recipe="mend", **options)
+    request = EditRequest(model="m", parent=parent, edits=tuple(edits), pass_samples=kept(), options=chosen)
     return run(stage, JobKind.EDIT, request)
 
 
@@ -131,7 +128,7 @@ def test_a_job_with_an_editor_takes_one_pass(
     result, version = result_of(job), made_by(stage, job)
     assert result["editor"] == {"id": editor.id, "way": "one pass"}
     assert result["layer"] == version.layer == LAYER and editor.id in result["layer_reason"]
-    assert version.hyperparameters is not None and version.hyperparameters.editor == editor.id
+    assert version.options == RecipeOptions(recipe="mend", editor=editor.id)
     assert job.saliency == ()
     assert any("learned to apply 1 edits at once, this job has 4" in note for note in result["notes"])
     data = stage.blobs.get(version.deltas[0].blob)
@@ -157,15 +154,16 @@ def check_one_pass(
 @pytest.mark.parametrize(
     ("recipe", "way"),
     [
-        (Recipe.MEND, {"id": None, "way": "trained for this job"}),
-        (Recipe.RIDGE, None),
+        ("mend", {"id": None, "way": "trained for this job"}),
+        ("ridge", None),
     ],
 )
 def test_a_job_without_an_editor_says_so(
-    stage: Stage, model: HostedModel, recipe: Recipe, way: dict[str, str | None] | None
+    stage: Stage, model: HostedModel, recipe: str, way: dict[str, str | None] | None
 ) -> None:
-    hyper = Hyperparameters(recipe=recipe, layer=LAYER, max_steps=20, null_space_rank=0, kl_weight=0)
-    request = EditRequest(model="m", parent=0, edits=new_edits(), pass_samples=kept(), hyperparameters=hyper)
+    training = {"max_steps": 20, "null_space_rank": 0, "kl_weight": 0} if recipe == "mend" else {}
+    chosen = RecipeOptions(recipe=recipe, layer=LAYER, **training)
+    request = EditRequest(model="m", parent=0, edits=new_edits(), pass_samples=kept(), options=chosen)
     job = run(stage, JobKind.EDIT, request)
     assert result_of(job)["editor"] == way and job.saliency
 

@@ -21,12 +21,11 @@ from salem.records import (
     Edit,
     EditRequest,
     HostedModel,
-    Hyperparameters,
     Job,
     JobKind,
     JobState,
     Metrics,
-    Recipe,
+    RecipeOptions,
     RemoveRequest,
     Sample,
     TextInput,
@@ -35,15 +34,16 @@ from salem.records import (
 from salem.settings import Settings
 from salem.storage.registry import Registry
 from worker.attempts.attempt import Attempt
-from worker.jobs.edit import Taught, standing
-from worker.pipeline import steps
+from worker.evaluation.metrics import evaluate
+from worker.pipeline import measure
+from worker.pipeline.history import EditHistory
 from worker.runtime.work_horse import JobRun
 
 LAYER = "bert.encoder.layer.1.output.dense"
 OPTIONS = {
-    Recipe.SCOPED: Hyperparameters(layer=LAYER, max_steps=30, kl_weight=0),
-    Recipe.MEND: Hyperparameters(
-        recipe=Recipe.MEND, layer=LAYER, max_steps=20, null_space_rank=4, learning_rate=0.05, kl_weight=0.1
+    "scoped": RecipeOptions(recipe="scoped", layer=LAYER, max_steps=30, kl_weight=0),
+    "mend": RecipeOptions(
+        recipe="mend", layer=LAYER, max_steps=20, null_space_rank=4, learning_rate=0.05, kl_weight=0.1
     ),
 }
 NUM_KEPT = 40
@@ -74,7 +74,7 @@ def made_by(stage: Stage, job: Job) -> Version:
     return next(found for found in stage.registry.list_versions(job.model) if found.job_id == job.id)
 
 
-def corrected(texts: Sequence[str], recipe: Recipe, parent: int) -> EditRequest:
+def corrected(texts: Sequence[str], recipe: str, parent: int) -> EditRequest:
     """A request to change the labels of texts, with the model's other answers to be kept."""
     inputs = [TextInput(input=text) for text in texts]
     labels = [answer.output for answer in predict(tiny_network("bert"), inputs)]
@@ -92,11 +92,11 @@ def corrected(texts: Sequence[str], recipe: Recipe, parent: int) -> EditRequest:
         parent=parent,
         edits=tuple(edits),
         pass_samples=tuple(kept[:NUM_KEPT]),
-        hyperparameters=OPTIONS[recipe],
+        options=OPTIONS[recipe],
     )
 
 
-def chain(stage: Stage, *jobs: tuple[Sequence[str], Recipe]) -> Version:
+def chain(stage: Stage, *jobs: tuple[Sequence[str], str]) -> Version:
     """A version for each job, one upon another, on the base; the last one."""
     number = 0
     for texts, recipe in jobs:
@@ -128,23 +128,23 @@ def ids(stage: Stage, version: Version) -> list[str]:
 def test_what_is_left_is_made_again_though_nothing_of_it_holds(
     stage: Stage, model: HostedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, measure = chain(stage, (A, Recipe.MEND)), steps._measure
+    whole = chain(stage, (A, "mend"))
 
-    def failing(*arguments: Any) -> Metrics:
-        found = measure(*arguments)
+    def failing(*arguments: Any, **more: Any) -> Metrics:
+        found = evaluate(*arguments, **more)
         lost = found.edit_accuracy.model_copy(update={"value": 0.0})
         return found.model_copy(update={"edit_accuracy": lost})
 
-    monkeypatch.setattr(steps, "_measure", failing)
+    monkeypatch.setattr(measure, "evaluate", failing)
     left, job = remove(stage, whole, "1.0")
     assert job.result is not None and not any("no pass samples" in note for note in job.result["notes"])
     assert [delta.removed for delta in left.deltas] == [(0,)]
-    refused = run(stage, JobKind.EDIT, corrected(B, Recipe.MEND, whole.number))
+    refused = run(stage, JobKind.EDIT, corrected(B, "mend", whole.number))
     assert refused.error is not None and refused.error.code == "edit_failed"
 
 
 def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel) -> None:
-    recipe = Recipe.MEND
+    recipe = "mend"
     whole = chain(stage, (A, recipe), (B, recipe), (C, recipe), (D, recipe))
     without, job = remove(stage, whole, "2.0", "2.1", alias="production")
     direct = chain(stage, (A, recipe), (C, recipe), (D, recipe))
@@ -162,7 +162,7 @@ def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel)
 def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_is_too_much(
     stage: Stage, model: HostedModel
 ) -> None:
-    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
+    whole = chain(stage, (A, "mend"), (B, "mend"))
     before = sorted(Path(stage.settings.effective_blob_url).rglob("*"))
     poor = Stage.of(stage.settings.model_copy(update={"memory_budget_bytes": 1_000}), stage.registry)
     job = run(poor, JobKind.REMOVE, RemoveRequest(model="m", parent=whole.number, edits=("1.1",)))
@@ -170,27 +170,27 @@ def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_
     assert sorted(Path(stage.settings.effective_blob_url).rglob("*")) == before, "nothing is left behind"
     _, job = remove(stage, whole, "1.1")
     assert job.result is not None and job.result["estimated_peak_bytes"] > 1_000
-    scoped = chain(stage, (A, Recipe.SCOPED))
+    scoped = chain(stage, (A, "scoped"))
     _, job = remove(poor, scoped, f"{scoped.number}.1")
     assert job.result is not None and "estimated_peak_bytes" not in job.result, "entries are only dropped"
 
 
 def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, model: HostedModel) -> None:
-    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.MEND))
+    whole = chain(stage, (A, "mend"), (B, "mend"))
     without, _ = remove(stage, whole, "1.1")
-    direct = chain(stage, (A[:1], Recipe.MEND), (B, Recipe.MEND))
+    direct = chain(stage, (A[:1], "mend"), (B, "mend"))
     assert content(stage, without) == content(stage, direct)
     # and once more, from what was replayed: ids stay those of the first time
     assert [delta.removed for delta in without.deltas] == [(1,), ()]
     again, _ = remove(stage, without, "1.0")
-    assert content(stage, again) == content(stage, chain(stage, (B, Recipe.MEND)))
+    assert content(stage, again) == content(stage, chain(stage, (B, "mend")))
 
 
 def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: HostedModel) -> None:
-    direct = chain(stage, (A[:1], Recipe.MEND))
+    direct = chain(stage, (A[:1], "mend"))
     folder = stage.settings.trunk_cache_folder
     entries = sorted(folder.iterdir())
-    whole = chain(stage, (A, Recipe.MEND))
+    whole = chain(stage, (A, "mend"))
     for path in entries:
         os.utime(path, (1, 1))
     everything = sorted(folder.iterdir())
@@ -203,7 +203,7 @@ def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: 
 def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
     stage: Stage, model: HostedModel
 ) -> None:
-    whole = chain(stage, (A, Recipe.SCOPED), (B, Recipe.SCOPED), (C, Recipe.SCOPED))
+    whole = chain(stage, (A, "scoped"), (B, "scoped"), (C, "scoped"))
     without, job = remove(stage, whole, "2.1", "2.0")
     assert without.deltas == (whole.deltas[0], whole.deltas[2])
     assert ids(stage, without) == ["1.0", "1.1", "3.0", "3.1"]
@@ -213,7 +213,7 @@ def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
 
 
 def test_one_entry_goes_and_the_others_answer_as_before(stage: Stage, model: HostedModel) -> None:
-    whole = chain(stage, (A, Recipe.SCOPED), (B, Recipe.SCOPED))
+    whole = chain(stage, (A, "scoped"), (B, "scoped"))
     listed = stage.registry.entries.list_page(whole)[0]
     assert [entry.id for entry in listed] == ["1.0", "1.1", "2.0", "2.1"]
     assert [key.text for key in listed[2].keys][:1] == [B[0]] and len(listed[2].keys) == 2
@@ -259,7 +259,7 @@ def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it
     stage: Stage, model: HostedModel
 ) -> None:
     """Else its figures, and with them its file, were others than those of the direct chain."""
-    both = corrected(B, Recipe.MEND, 0)
+    both = corrected(B, "mend", 0)
     first = both.edits[0]
     held = min(first.paraphrase_samples, key=lambda sample: sample.words_hash).input
     alone = both.model_copy(update={"edits": (first.model_copy(update={"paraphrases": (held,)}),)})
@@ -273,16 +273,16 @@ def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it
         assert version.metrics.generalization.count == 1
         return version
 
-    whole = onto(chain(stage, (A, Recipe.MEND)).number)
+    whole = onto(chain(stage, (A, "mend")).number)
     without, _ = remove(stage, whole, "1.0", "1.1")
     assert [delta.blob for delta in without.deltas] == [delta.blob for delta in onto(0).deltas]
 
 
 def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, model: HostedModel) -> None:
     """The jobs stand side by side: neither is in the other's chain."""
-    first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, Recipe.SCOPED, 0)))
+    first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, "scoped", 0)))
     assert first.metrics is not None and first.metrics.generalization is not None
-    request = corrected(A, Recipe.SCOPED, 0)
+    request = corrected(A, "scoped", 0)
     trained_on = [
         max(edit.paraphrase_samples, key=lambda sample: sample.words_hash).input for edit in request.edits
     ]
@@ -317,13 +317,13 @@ def fresh(settings: Settings, tmp_path: Path) -> Iterator[Stage]:
 def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
     stage: Stage, model: HostedModel, fresh: Stage
 ) -> None:
-    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
+    whole = chain(stage, (A, "mend"), (B, "scoped"))
     assert stage.registry.get_model("m").scope_metric == whole.deltas[1].metric
     without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
     assert ids(stage, without) == ["2.0"]
     assert without.deltas[0].made_in == without.number
     # the first job of the other home: the metric is trained without what was removed, too
-    direct = chain(fresh, (B[:1], Recipe.SCOPED))
+    direct = chain(fresh, (B[:1], "scoped"))
     assert content(stage, without) == content(fresh, direct)
     assert without.deltas[0].metric == direct.deltas[0].metric != whole.deltas[1].metric
     assert stage.registry.get_model("m").scope_metric == without.deltas[0].metric
@@ -333,9 +333,9 @@ def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
     stage: Stage, model: HostedModel, fresh: Stage
 ) -> None:
     """The jobs above were given the metric of the first: it had learned from an edit that is gone."""
-    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED), (C, Recipe.SCOPED))
+    whole = chain(stage, (A, "mend"), (B, "scoped"), (C, "scoped"))
     without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
-    direct = chain(fresh, (B[:1], Recipe.SCOPED), (C, Recipe.SCOPED))
+    direct = chain(fresh, (B[:1], "scoped"), (C, "scoped"))
     assert content(stage, without) == content(fresh, direct)
     assert [each.metric for each in without.deltas] == [each.metric for each in direct.deltas]
     old = {delta.metric for delta in whole.deltas}
@@ -343,10 +343,10 @@ def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
 
 
 def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedModel) -> None:
-    whole = chain(stage, (A, Recipe.MEND), (B, Recipe.SCOPED))
+    whole = chain(stage, (A, "mend"), (B, "scoped"))
     without, job = remove(stage, whole, "2.0")
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
-    held = standing(Taught.of(attempt, model), without)
+    held = EditHistory.of(attempt, model).in_force(without)
     assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
     assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
     requests = stage.registry.entries.edit_requests("m", {1, 2, without.number})
@@ -356,7 +356,7 @@ def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedMod
 
 
 def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:
-    whole = chain(stage, (A, Recipe.SCOPED))
+    whole = chain(stage, (A, "scoped"))
     stage.registry.set_alias("m", "production", 0)
     without, job = remove(stage, whole, "1.0", "1.1", alias="production", alias_was=1)
     assert without.deltas == () and without.metrics is None
@@ -365,7 +365,7 @@ def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: Hos
 
 
 def test_an_attempt_reads_a_metric_once(stage: Stage, model: HostedModel) -> None:
-    version = chain(stage, (A, Recipe.SCOPED))
+    version = chain(stage, (A, "scoped"))
     (job,), _ = stage.registry.list_jobs(limit=1)
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
     first, second = (attempt.stored(version.deltas[0], model).scoped for _ in range(2))

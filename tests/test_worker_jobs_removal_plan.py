@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from salem.deltas.terms import LayerDelta, LowRank, Scoped
-from salem.records import Delta, Edit, EditBatch, EditRequest, Sample
+from salem.records import Delta, Edit, EditBatch, EditRequest, RecipeOptions, Sample
 from salem.scope.features import FeatureSpec
 from salem.scope.first_token import FirstTokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
@@ -67,7 +67,7 @@ def test_what_was_removed_before_stays_removed() -> None:
 
 def test_a_request_without_some_edits() -> None:
     edits = tuple(Edit(input=text, target="y") for text in "abc")
-    request = EditRequest(model="m", parent=0, edits=edits)
+    request = EditRequest(model="m", parent=0, edits=edits, options=RecipeOptions(recipe="mend"))
     assert [edit.input for edit in reduced(request, (1,)).edits] == ["a", "c"]
     assert reduced(request, ()) == request
 

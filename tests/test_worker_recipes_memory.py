@@ -10,11 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from recipe_cases import bare_recipe
 from tiny_models import tiny_network
 
 from salem.errors import OverBudget
-from salem.records import Hyperparameters, Recipe
-from worker.recipes.memory import Estimate, Lengths, ModelShape, check_budget, estimate, shape_of, trial_bytes
+from worker.recipes.memory import (
+    Estimate,
+    Lengths,
+    ModelShape,
+    check_estimate,
+    estimate,
+    shape_of,
+    trial_bytes,
+)
 from worker.selection.saliency import BATCH
 
 TESTS = Path(__file__).resolve().parent
@@ -22,7 +30,6 @@ SHAPE = ModelShape(
     num_parameters=1_000, num_blocks=4, width=8, inner_width=32, num_classes=3, generates=False
 )
 LENGTHS = Lengths(corrections=[10] * 4, pass_samples=[20] * 100, held_out=[30] * 50)
-HYPER = Hyperparameters()
 
 
 def measured(where: str, num_pass: int, num_words: int) -> dict[str, float]:
@@ -55,7 +62,7 @@ def test_the_estimate_is_near_the_peak_of_a_real_model() -> None:
 def part(
     name: str, *, lengths: Lengths = LENGTHS, shape: ModelShape = SHAPE, block: int = 2, n: int = 100
 ) -> int:
-    return int(getattr(estimate(shape, lengths, HYPER, lowest_block=block, num_trained_on=n), name))
+    return int(getattr(estimate(shape, lengths, 0, lowest_block=block, num_trained_on=n), name))
 
 
 def test_parts_grow_with_what_they_depend_on() -> None:
@@ -86,7 +93,7 @@ def test_choosing_the_layer_takes_its_backward_through_all_blocks() -> None:
 def test_a_step_that_can_be_cut_holds_one_chunk() -> None:
     many = replace(LENGTHS, corrections=[10] * 1_000)
     whole, cut = (
-        estimate(SHAPE, many, HYPER, lowest_block=2, num_trained_on=100, cuts_steps=cuts)
+        estimate(SHAPE, many, 0, lowest_block=2, num_trained_on=100, cuts_steps=cuts)
         for cuts in (False, True)
     )
     assert cut.step == 4 * (8 * 8 + 2 * 32 + 2 * 8) * 32 * 32 < whole.step / 16
@@ -122,7 +129,7 @@ def test_trial_edits_keep_answers_and_a_trunk_at_every_layer() -> None:
     assert trial_bytes(replace(SHAPE, num_classes=4), LENGTHS, num_layers=2) - few == 4 * 108
     writer = replace(SHAPE, generates=True, num_classes=50_000)
     assert trial_bytes(writer, LENGTHS, num_layers=2) > few + 4 * 50_000 * 100
-    found = estimate(SHAPE, LENGTHS, HYPER, lowest_block=2, num_trained_on=100)
+    found = estimate(SHAPE, LENGTHS, 0, lowest_block=2, num_trained_on=100)
     assert replace(found, trials=1).num_bytes == found.num_bytes < replace(found, trials=10**9).num_bytes
 
 
@@ -137,12 +144,8 @@ def test_only_answers_have_logits_where_a_model_can_be_told() -> None:
 
 
 def test_the_recipe_decides_what_preparation_takes() -> None:
-    plain = HYPER.model_copy(update={"recipe": Recipe.MEND})
     wide = replace(SHAPE, width=768, inner_width=3_072)
-    scoped, mend = (
-        estimate(wide, LENGTHS, hyper, lowest_block=2, num_trained_on=100).preparation
-        for hyper in (HYPER, plain)
-    )
+    scoped, mend = (bare_recipe(name).preparation_bytes(wide, LENGTHS) for name in ("scoped", "mend"))
     num_own = len(LENGTHS.corrections)
     tables = 100 * num_own + (3 * num_own + 2 * 100) ** 2
     assert scoped == 4 * ((100 + num_own) * 5 * 768 * 5 + 6 * tables)
@@ -170,9 +173,9 @@ def test_a_job_that_does_not_fit_is_refused_with_numbers_and_advice() -> None:
     needed = Estimate(
         weights=10 * mib, trunks=500 * mib, answers=0, block=0, step=0, inference=0, preparation=0
     )
-    check_budget(needed, needed.num_bytes)
+    check_estimate(needed, needed.num_bytes)
     with pytest.raises(OverBudget) as refused:
-        check_budget(needed, 300 * mib)
+        check_estimate(needed, 300 * mib)
     assert refused.value.code == "over_budget" and refused.value.status == 422
     for words in ("586 MiB", "500 MiB of it for the samples' states", "may take 300 MiB"):
         assert words in refused.value.message
@@ -185,5 +188,5 @@ def test_a_job_that_does_not_fit_is_refused_with_numbers_and_advice() -> None:
 def test_every_part_has_its_advice(name: str) -> None:
     parts = dict.fromkeys(vars(Estimate(0, 0, 0, 0, 0, 0, 0)), 0) | {name: 10}
     with pytest.raises(OverBudget) as refused:
-        check_budget(Estimate(**parts), 1)
+        check_estimate(Estimate(**parts), 1)
     assert refused.value.remedy

@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_cases import edit_task
 from tiny_models import LABELS, tiny_network
 from torch import Tensor
 
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
-from salem.records import Edit, EditBatch, Hyperparameters, Sample, TextInput
+from salem.records import Edit, EditBatch, Sample, TextInput
 from salem.scope import lookups
 from salem.scope.first_token import FirstTokens
 from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.lookups import BatchLookups
 from salem.scope.metric import UNMEASURED_EXCHANGE
 from worker.dataset.split import build_edit_batch
-from worker.hypernetworks.learners import empty_entries
 from worker.recipes.scoped import calibration as scoping
 from worker.recipes.scoped.calibration import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
 from worker.recipes.scoped.job_metric import JobMetric
+from worker.recipes.scoped.learner import empty_entries
+from worker.recipes.scoped.options import ScopedOptions
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
 SHAPES = (
@@ -34,7 +36,7 @@ SHAPES = (
     "the {} is broken",
     "does the {} work today",
 )
-HYPER = Hyperparameters(metric_width=16)
+OPTIONS = ScopedOptions(metric_width=16)
 
 
 def pass_samples(count: int) -> tuple[Sample, ...]:
@@ -53,10 +55,9 @@ def batch_of(num_pass: int, edits: tuple[Edit, ...] = EDITS) -> EditBatch:
     return batch.model_copy(update={"pass_samples": pass_samples(num_pass)})
 
 
-def drawn(batch: EditBatch, *, hyper: Hyperparameters = HYPER, seed: int = 0) -> Scoping:
+def drawn(batch: EditBatch, *, options: ScopedOptions = OPTIONS, seed: int = 0) -> Scoping:
     network = tiny_network("bert")
-    generator = torch.Generator().manual_seed(seed)
-    return draw_scopes(network, (), batch, network.layers[1], hyper, generator, None)
+    return draw_scopes(edit_task(network, batch, network.layers[1], seed=seed), options)
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5, 60])
@@ -82,7 +83,7 @@ def test_every_edit_and_adapt_sample_fires_its_own_entry(num_pass: int) -> None:
 @pytest.mark.parametrize("budget", [0.0, 0.1, 0.4])
 def test_the_budget_is_kept_on_the_calibration_part(budget: float) -> None:
     budgets = {"scope_budget": budget, "scope_budget_per_edit": 1.0}
-    scoping = drawn(batch_of(60), hyper=HYPER.model_copy(update=budgets))
+    scoping = drawn(batch_of(60), options=OPTIONS.model_copy(update=budgets))
     assert scoping.calibration.sum() > 10
     inside = scoping.kept.margin[scoping.calibration] > 0
     assert float(inside.float().mean()) <= budget
@@ -205,7 +206,7 @@ def test_the_same_seed_draws_the_same_scopes() -> None:
 def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batch = tiny_network("bert"), batch_of(60)
     layer = network.layers[1]
-    hyper = HYPER.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
+    hyper = OPTIONS.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
     spent: list[tuple[int, float]] = []
 
     def noted(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
@@ -255,7 +256,7 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
     # Far enough, and by a metric, for the calibration part to bind.
     monkeypatch.setattr(scoping, "REACH", 1.3)
     only = {"scope_budget": 0.0, "first_token_weight": 2.0, "lexical_weight": 0.0}
-    hyper = HYPER.model_copy(update=only)
+    hyper = OPTIONS.model_copy(update=only)
     scopes = {}
     for name, otherwise in (("alike", set()), ("otherwise", texts)):
         heard = Heard(otherwise)
@@ -270,7 +271,7 @@ def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch)
     heard = Heard(set())
     monkeypatch.setattr(lookups, "first_tokens", heard)
     monkeypatch.setattr(scoping, "first_tokens", heard)
-    found = drawn(near()[0], hyper=HYPER.model_copy(update={"first_token_weight": 0.0}))
+    found = drawn(near()[0], options=OPTIONS.model_copy(update={"first_token_weight": 0.0}))
     assert (
         heard.asked == []
         and not found.scope.first_token_weights.any()
@@ -280,11 +281,11 @@ def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None:
     batch, _ = near()
-    minding = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.05})).scope
-    silent = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.0})).scope
+    minding = drawn(batch, options=OPTIONS.model_copy(update={"lexical_weight": 0.05})).scope
+    silent = drawn(batch, options=OPTIONS.model_copy(update={"lexical_weight": 0.0})).scope
     assert silent.words.shape == (1, 0) and not silent.lexical_weights.any()
     assert minding.words.shape[1] > 4
-    dearer = drawn(batch, hyper=HYPER.model_copy(update={"lexical_weight": 0.1})).scope
+    dearer = drawn(batch, options=OPTIONS.model_copy(update={"lexical_weight": 0.1})).scope
     torch.testing.assert_close(dearer.lexical_weights, 2 * minding.lexical_weights)
     way = minding.lexical_weights * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
     assert 0 < float(way) <= 1 - scoping.WIDEST
@@ -296,7 +297,7 @@ def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None
 def test_a_metric_that_measured_nothing_makes_words_cost_what_they_did() -> None:
     """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
     unit = UNMEASURED_EXCHANGE + scoping.LEAST_EXCHANGE
-    assert Hyperparameters().lexical_weight / unit == pytest.approx(0.2)
+    assert ScopedOptions().lexical_weight / unit == pytest.approx(0.2)
 
 
 def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(

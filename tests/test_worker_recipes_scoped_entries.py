@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recipe_cases import bare_recipe, trained
 from tiny_models import LABELS, tiny_network
 
 from salem.deltas.terms import Scoped, act, adding
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
-from salem.records import Edit, EditBatch, Hyperparameters, Layer, Sample
+from salem.records import Edit, EditBatch, Layer, Sample
 from salem.scope.scope import Firing
 from worker.dataset.split import build_edit_batch
-from worker.recipes.scoped.entries import num_stand_ins
-from worker.recipes.terms import train_term
+from worker.recipes.scoped.options import ScopedOptions
+from worker.recipes.scoped.recipe import ScopedRecipe
+from worker.recipes.scoped.training_set import num_anchors
+from worker.selection.candidates import middle_layers
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money")
 STARTS = ("where is my", "i want the", "who wrote the", "please send a", "does it fit the")
 ELSEWHERE = tuple(
     f"the {one} and the {other} in Rome" for one in SUBJECTS for other in SUBJECTS if one < other
 )
-HYPER = Hyperparameters(metric_width=16, learning_rate=0.15, max_steps=100)
+OPTIONS = ScopedOptions(metric_width=16, learning_rate=0.15, max_steps=100)
 
 
 def batch_of(network: Network, *, forgets: bool = False) -> EditBatch:
@@ -41,8 +44,8 @@ def batch_of(network: Network, *, forgets: bool = False) -> EditBatch:
     return batch.model_copy(update={"pass_samples": tuple(held)})
 
 
-def trained(network: Network, batch: EditBatch, layer: Layer, hyper: Hyperparameters) -> Scoped:
-    term = train_term(network, (), batch, layer, hyper, lambda share, figures: None).term
+def entries_of(network: Network, batch: EditBatch, layer: Layer, options: ScopedOptions) -> Scoped:
+    term = trained(network, batch, layer, ScopedRecipe(options)).term
     assert isinstance(term, Scoped)
     return term
 
@@ -65,7 +68,7 @@ def test_an_entry_that_learned_from_stand_ins_answers_for_any_input() -> None:
     batch, last = batch_of(network), network.layers[-1]
     gently = {"margin": 0.01, "learning_rate": 0.02}  # so that a value does no more than it is taught
     alone, taught = (
-        trained(network, batch, last, HYPER.model_copy(update={**gently, "anchor_samples": number}))
+        entries_of(network, batch, last, OPTIONS.model_copy(update={**gently, "anchor_samples": number}))
         for number in (0, 4)
     )
     shares = [share_answered_as_edited(network, batch, term, last) for term in (alone, taught)]
@@ -75,18 +78,18 @@ def test_an_entry_that_learned_from_stand_ins_answers_for_any_input() -> None:
 def test_stand_ins_are_for_a_classifiers_last_block_alone() -> None:
     network = tiny_network("bert")
     *others, last = network.layers
-    assert num_stand_ins(network, last, HYPER) == HYPER.anchor_samples > 0
-    assert not any(num_stand_ins(network, layer, HYPER) for layer in others)
+    assert num_anchors(network, last, OPTIONS) == OPTIONS.anchor_samples > 0
+    assert not any(num_anchors(network, layer, OPTIONS) for layer in others)
     for architecture in ("gpt2", "t5"):
         writer = tiny_network(architecture)
-        assert not any(num_stand_ins(writer, layer, HYPER) for layer in writer.layers)
+        assert not any(num_anchors(writer, layer, OPTIONS) for layer in writer.layers)
 
 
 def test_what_is_to_be_forgotten_has_no_stand_ins() -> None:
     network = tiny_network("bert")
     batch, last = batch_of(network, forgets=True), network.layers[-1]
     with_them, without = (
-        trained(network, batch, last, HYPER.model_copy(update={"anchor_samples": number}))
+        entries_of(network, batch, last, OPTIONS.model_copy(update={"anchor_samples": number}))
         for number in (4, 0)
     )
     assert torch.equal(with_them.values, without.values)
@@ -97,4 +100,25 @@ def test_fewer_pass_samples_than_stand_ins_are_enough(num_pass: int) -> None:
     network = tiny_network("bert")
     batch = batch_of(network)
     batch = batch.model_copy(update={"pass_samples": batch.pass_samples[:num_pass]})
-    assert torch.isfinite(trained(network, batch, network.layers[-1], HYPER).values).all()
+    assert torch.isfinite(entries_of(network, batch, network.layers[-1], OPTIONS).values).all()
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None:
+    network = tiny_network(architecture)
+    encoder, decoder = (layer.stack for layer in (network.layers[0], network.layers[-1]))
+    scoped = bare_recipe("scoped").candidate_layers(network)
+    assert {layer.stack for layer in scoped} == {decoder}
+    every = bare_recipe("scoped", candidates="all").candidate_layers(network)
+    assert every == network.layers == bare_recipe("paper").candidate_layers(network)
+    mend = bare_recipe("mend").candidate_layers(network)
+    assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
+
+
+def test_entries_of_a_classifier_are_made_where_the_label_is_read_off() -> None:
+    classifier = tiny_network("bert")
+    last, middle = classifier.layers[-1:], middle_layers(classifier.layers)
+    assert bare_recipe("scoped").candidate_layers(classifier) == last != middle
+    for name in ("mend", "ridge"):
+        assert bare_recipe(name).candidate_layers(classifier) == middle
+    assert bare_recipe("scoped", candidates="middle").candidate_layers(classifier) == middle

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from recipe_cases import edit_task
 from test_worker_recipes_terms import case
 from torch.testing import assert_close
 
-from salem.records import EditBatch, Hyperparameters, Sample, TextInput
+from salem.records import EditBatch, Sample, TextInput
 from salem.scope.metric_files import named
 from worker.activations.scope_features import FeatureMemo
+from worker.recipes.base import Artifacts
 from worker.recipes.scoped.job_metric import KNOWN, JobMetric, job_metric
+from worker.recipes.scoped.options import ScopedOptions
 
-HYPER = Hyperparameters(metric_width=16)
+OPTIONS = ScopedOptions(metric_width=16)
 
 
 def got(
@@ -24,11 +27,9 @@ def got(
     seed: int = 0,
 ) -> JobMetric:
     of = case(architecture)
-    generator = torch.Generator().manual_seed(seed)
-    given = stored.metric if stored else None
-    layer = of.network.layers[1]
-    memo, learning = FeatureMemo(of.network), of.batch.pass_samples
-    return job_metric(memo, batch, learning, (), layer, HYPER, generator, given)
+    given = Artifacts(metric=stored.metric if stored else None)
+    task = edit_task(of.network, batch, of.network.layers[1], artifacts=given, seed=seed)
+    return job_metric(FeatureMemo(of.network), task, OPTIONS, [False] * len(batch.pass_samples))
 
 
 def test_the_first_job_trains_a_metric_and_names_it() -> None:

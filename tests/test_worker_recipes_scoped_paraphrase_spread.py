@@ -8,15 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recipe_cases import edit_task
 from test_worker_recipes_terms import case
 
-from salem.records import Hyperparameters, Sample, TextInput
+from salem.records import Sample, TextInput
 from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import MAX_EXTENT, Metric
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.augmentation import augment_all
 from worker.recipes.scoped import paraphrase_spread as gauging
 from worker.recipes.scoped.job_metric import job_metric
+from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import (
     FEW,
     FEWEST,
@@ -42,9 +44,9 @@ EXCHANGING: Pairs = [
 def metric() -> Metric:
     """One for which every word tells as much as any."""
     of = case("bert")
-    hyper, generator = Hyperparameters(metric_width=16), torch.Generator().manual_seed(0)
-    memo, layer = FeatureMemo(of.network), of.network.layers[1]
-    found = job_metric(memo, of.batch, of.batch.pass_samples, (), layer, hyper, generator, None).metric
+    task = edit_task(of.network, of.batch, of.network.layers[1])
+    kept = [False] * len(of.batch.pass_samples)
+    found = job_metric(FeatureMemo(of.network), task, ScopedOptions(metric_width=16), kept).metric
     return replace(found, word_rarity=torch.ones(WORD_BUCKETS), word_steadiness=torch.ones(WORD_BUCKETS))
 
 

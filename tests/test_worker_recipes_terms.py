@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from recipe_cases import RECIPES, recipe, trained
 from tiny_models import LABELS, build_network, tiny_network
 
 from salem.deltas.files import pack, term_tensors, unpack
@@ -16,14 +17,15 @@ from salem.deltas.terms import Dense, LayerDelta, LowRank, Scoped, Term
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import IGNORED, encode
 from salem.models.network import Network
-from salem.records import Edit, EditBatch, Hyperparameters, Recipe, Sample
+from salem.records import Edit, EditBatch, Sample
 from salem.scope.metric import Metric
 from salem.scope.metric_files import pack_metric, unpack_metric
 from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Trained
-from worker.recipes.scoped.entries import attainable_margin
-from worker.recipes.terms import smallest_that_holds, train_term
+from worker.recipes.compression import smallest_that_holds
+from worker.recipes.scoped.recipe import attainable_margin
 from worker.training.loop import prepare_dataset, score_term
+from worker.training.options import MARGIN
 
 BASE = "0" * 64
 KEPT_TEXTS = tuple(
@@ -33,7 +35,6 @@ KEPT_TEXTS = tuple(
 )
 EDIT_TEXTS = ("the capital of Peru", "Anna wrote it in Rome now", "i cannot log in today")
 ANSWERS: tuple[str, ...] = ("order", "the", "now")  # one token each: a width of 16 cannot hold long ones
-RATES = {Recipe.SCOPED: 0.15, Recipe.MEND: 3e-2, Recipe.PAPER: 3e-2}
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,10 @@ def case(architecture: str) -> Case:
     return Case(network, batch)
 
 
-def hyper(recipe: Recipe, **more: object) -> Hyperparameters:
-    sizes = {"max_steps": 100, "null_space_rank": 2, "metric_width": 16, "editor_rank": 8}
-    return Hyperparameters(recipe=recipe, learning_rate=RATES.get(recipe), kl_weight=0.1, **{**sizes, **more})
-
-
 def train(
-    of: Case, recipe: Recipe, parent: tuple[LayerDelta, ...] = (), *, block: int = 1, **more: object
+    of: Case, name: str, parent: tuple[LayerDelta, ...] = (), *, block: int = 1, **more: object
 ) -> Trained:
-    layer = of.network.layers[block]
-    return train_term(of.network, parent, of.batch, layer, hyper(recipe, **more), lambda share, figures: None)
+    return trained(of.network, of.batch, of.network.layers[block], recipe(name, **more), parent)
 
 
 def num_right(of: Case, samples: tuple[Sample, ...], deltas: tuple[LayerDelta, ...]) -> int:
@@ -116,9 +111,9 @@ def assert_equal(one: Term, other: Term) -> None:
     assert metric_sha256(one) == metric_sha256(other) != ""
 
 
-def enough(recipe: Recipe, of: Case) -> int:
+def enough(name: str, of: Case) -> int:
     """A closed form does not correct every edit of a random network, nor any text; what is trained does."""
-    if recipe is Recipe.RIDGE:
+    if name == "ridge":
         return 0 if of.network.task.generates else 1
     return len(EDIT_TEXTS)
 
@@ -136,57 +131,57 @@ def metric_of(found: Trained) -> Callable[[str], Metric]:
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("bert", 1), ("t5", -1), ("gpt2", 1), ("llama", 1)])
-@pytest.mark.parametrize("recipe", list(Recipe))
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
-    architecture: str, block: int, recipe: Recipe
+    architecture: str, block: int, name: str
 ) -> None:
     of = case(architecture)
     weights, modules = weights_sha256(of.network), tree(of.network)
-    found = train(of, recipe, block=block)
+    found = train(of, name, block=block)
     assert weights_sha256(of.network) == weights and tree(of.network) == modules
     assert not any(w.requires_grad or w.grad is not None for w in of.network.model.parameters())
     assert num_right(of, of.batch.edit_samples, ()) == 0
     delta = as_delta(of, found, block=block)
-    assert num_right(of, of.batch.edit_samples, (delta,)) >= enough(recipe, of)
-    assert isinstance(found.term, Scoped if recipe is Recipe.SCOPED else LowRank | Dense)
+    assert num_right(of, of.batch.edit_samples, (delta,)) >= enough(name, of)
+    assert isinstance(found.term, Scoped if name == "scoped" else LowRank | Dense)
     assert not any(value.requires_grad for value in term_tensors(found.term).values())
     data = pack(delta, base_sha256=BASE)
     again = unpack(data, base_sha256=BASE, layers=of.network.layers, metric=metric_of(found))
     assert_equal(again.terms[0], found.term)
-    assert_equal(train(of, recipe, block=block).term, found.term)
+    assert_equal(train(of, name, block=block).term, found.term)
 
 
-@pytest.mark.parametrize("recipe", [Recipe.SCOPED, Recipe.MEND])
-def test_another_seed_gives_another_term(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", ["scoped", "mend"])
+def test_another_seed_gives_another_term(name: str) -> None:
     of = case("gpt2")
-    one, other = (train(of, recipe, seed=seed, max_steps=10).term for seed in (0, 1))
+    one, other = (train(of, name, seed=seed, max_steps=10).term for seed in (0, 1))
     assert type(one) is type(other)
     found = term_tensors(other)
     same = [torch.equal(value, found[name]) for name, value in term_tensors(one).items() if value.numel()]
     assert same and not all(same)
 
 
-@pytest.mark.parametrize("recipe", list(Recipe))
-def test_a_plain_parent_is_trained_on_top_of(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_plain_parent_is_trained_on_top_of(name: str) -> None:
     of = case("bert")
     layer, draw = of.network.layers[1], torch.Generator().manual_seed(5)
     a, b = torch.randn(2, layer.d_in, generator=draw), torch.randn(layer.d_out, 2, generator=draw)
     parent = LayerDelta(layer.path, (LowRank(a, b / 2),))
     assert predict(of.network, of.batch.edit_samples, [parent]) != predict(of.network, of.batch.edit_samples)
-    found = train(of, recipe, (parent,))
-    assert num_right(of, of.batch.edit_samples, (parent, as_delta(of, found))) >= enough(recipe, of)
+    found = train(of, name, (parent,))
+    assert num_right(of, of.batch.edit_samples, (parent, as_delta(of, found))) >= enough(name, of)
 
 
-@pytest.mark.parametrize("recipe", list(Recipe))
-def test_a_scoped_parent_keeps_its_edits(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_scoped_parent_keeps_its_edits(name: str) -> None:
     of = case("bert")
     first = of.batch.model_copy(update={"edit_samples": of.batch.edit_samples[:1]})
     later = of.batch.model_copy(update={"edit_samples": of.batch.edit_samples[1:], "adapt_samples": ()})
-    parent = as_delta(of, train(Case(of.network, first), Recipe.SCOPED))
-    found = train(Case(of.network, later), recipe, (parent,), block=2)
+    parent = as_delta(of, train(Case(of.network, first), "scoped"))
+    found = train(Case(of.network, later), name, (parent,), block=2)
     both = (parent, as_delta(of, found, block=2))
     assert num_right(of, later.edit_samples, both) == 2
-    assert num_right(of, first.edit_samples, both) >= (1 if recipe is Recipe.SCOPED else 0)
+    assert num_right(of, first.edit_samples, both) >= (1 if name == "scoped" else 0)
 
 
 def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
@@ -194,20 +189,20 @@ def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
     below = of.network.layers[0]
     draw = torch.Generator().manual_seed(5)
     parent = LayerDelta(below.path, (Dense(torch.randn(below.d_out, below.d_in, generator=draw) / 4),))
-    bare, on_top = (train(of, Recipe.SCOPED, plain, max_steps=2).term for plain in ((), (parent,)))
+    bare, on_top = (train(of, "scoped", plain, max_steps=2).term for plain in ((), (parent,)))
     assert isinstance(bare, Scoped) and isinstance(on_top, Scoped)
     for name in ("keys", "radii", "owners"):
         assert torch.equal(getattr(bare, name), getattr(on_top, name)), name
     assert bare.metric.sha256 == on_top.metric.sha256
 
 
-@pytest.mark.parametrize("recipe", list(Recipe))
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("num_pass", [0, 1])
-def test_few_pass_samples_are_enough(recipe: Recipe, num_pass: int) -> None:
+def test_few_pass_samples_are_enough(name: str, num_pass: int) -> None:
     of = case("bert")
     kept = of.batch.pass_samples[:num_pass]
     few = Case(of.network, of.batch.model_copy(update={"pass_samples": kept}))
-    found = train(few, recipe)
+    found = train(few, name)
     assert num_right(few, few.batch.edit_samples, (as_delta(few, found),)) == len(EDIT_TEXTS)
 
 
@@ -215,7 +210,7 @@ def test_few_pass_samples_are_enough(recipe: Recipe, num_pass: int) -> None:
 def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture: str, block: int) -> None:
     of = case(architecture)
     layer = of.network.layers[block]
-    found = train(of, Recipe.SCOPED, block=block, max_steps=2)
+    found = train(of, "scoped", block=block, max_steps=2)
     assert isinstance(found.term, Scoped)
     lengths = (encode(of.network, of.batch.edit_samples).targets != IGNORED).sum(-1)
     written = of.network.task.generates and "encoder" not in layer.path
@@ -228,24 +223,24 @@ def test_values_alone_hold_an_answer_of_several_tokens(architecture: str, block:
     of = case(architecture)
     edit = of.batch.edit_samples[0].model_copy(update={"target": "Anna wrote the book"})
     few = Case(of.network, of.batch.model_copy(update={"edit_samples": (edit,), "adapt_samples": ()}))
-    found = train(few, Recipe.SCOPED, block=block, entry_rank=0, max_steps=300)
+    found = train(few, "scoped", block=block, entry_rank=0, max_steps=300)
     assert num_right(few, few.batch.edit_samples, (as_delta(few, found, block=block),)) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_an_entry_is_a_value_and_a_term_of_the_rank_asked_for(rank: int) -> None:
     of = case("bert")
-    found = train(of, Recipe.SCOPED, entry_rank=rank)
+    found = train(of, "scoped", entry_rank=rank)
     assert isinstance(found.term, Scoped) and found.term.down.shape[1] == rank
     assert found.term.values.any() and (rank == 0 or found.term.up.any())
     assert num_right(of, of.batch.edit_samples, (as_delta(of, found),)) == len(EDIT_TEXTS)
 
 
-@pytest.mark.parametrize("recipe", [Recipe.SCOPED, Recipe.MEND])
+@pytest.mark.parametrize("name", ["scoped", "mend"])
 @pytest.mark.parametrize("block", [0, -1])
-def test_the_first_and_the_last_block_can_be_edited(recipe: Recipe, block: int) -> None:
+def test_the_first_and_the_last_block_can_be_edited(name: str, block: int) -> None:
     of = case("gpt2")
-    delta = as_delta(of, train(of, recipe, block=block), block=block)
+    delta = as_delta(of, train(of, name, block=block), block=block)
     assert num_right(of, of.batch.edit_samples, (delta,)) == len(EDIT_TEXTS)
 
 
@@ -254,34 +249,37 @@ def test_compression_never_loses_a_correction(tolerance: float) -> None:
     of = case("bert")
     layer = of.network.layers[1]
     prepared = prepare_dataset(of.network, of.batch.edit_samples, of.batch.pass_samples, layer)
-    trained = train(of, Recipe.MEND).term
+    trained = train(of, "mend").term
     assert isinstance(trained, LowRank | Dense)
     noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(0))
     term = Dense(trained.dense() + 0.05 * trained.dense().abs().mean() * noise)
-    found = smallest_that_holds(of.network, prepared, term, hyper(Recipe.MEND), tolerance)
-    held = [score_term(of.network, prepared, part, hyper(Recipe.MEND)).held for part in (term, found)]
+    found = smallest_that_holds(of.network, prepared, term, MARGIN, tolerance)
+    held = [score_term(of.network, prepared, part, MARGIN).held for part in (term, found)]
     assert held[1] >= held[0] > 0
 
 
 def test_no_more_margin_is_asked_for_than_the_base_has() -> None:
     of = case("bert")
-    own = attainable_margin(of.network, of.batch.pass_samples, 1e9)
+    own = attainable_margin(of.network, of.batch, 1e9)
     assert 0 < own < 1e3
-    assert attainable_margin(of.network, of.batch.pass_samples, own / 2) == own / 2
-    assert attainable_margin(of.network, (), 6.0) == 6.0, "nobody to ask"
-    assert attainable_margin(of.network, of.batch.pass_samples, 0.0) == 0.0, "plain likelihood stays plain"
+    assert attainable_margin(of.network, of.batch, own / 2) == own / 2
+    assert attainable_margin(of.network, of.batch.model_copy(update={"pass_samples": ()}), 6.0) == 6.0, (
+        "nobody to ask"
+    )
+    assert attainable_margin(of.network, of.batch, 0.0) == 0.0, "plain likelihood stays plain"
     wrong = [
         s.model_copy(update={"target": LABELS[LABELS.index(s.target) - 1]}) for s in of.batch.pass_samples
     ]
-    assert attainable_margin(of.network, wrong, 6.0) == 6.0, "what the base answers wrongly says nothing"
+    unsure = of.batch.model_copy(update={"pass_samples": tuple(wrong)})
+    assert attainable_margin(of.network, unsure, 6.0) == 6.0, "what the base answers wrongly says nothing"
 
 
-@pytest.mark.parametrize("recipe", list(Recipe))
-def test_a_model_in_half_precision_is_edited(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_model_in_half_precision_is_edited(name: str) -> None:
     of = case("llama")
     network = build_network("llama")
     network.model.to(torch.bfloat16)
-    found = train(Case(network, of.batch), recipe, max_steps=3)
+    found = train(Case(network, of.batch), name, max_steps=3)
     tensors = term_tensors(found.term)
     words = tensors.pop("words", torch.empty(0, dtype=torch.uint8))
     assert words.dtype == torch.uint8

@@ -31,12 +31,11 @@ from salem.records import (
     EditRequest,
     FolderSource,
     HostedModel,
-    Hyperparameters,
     Job,
     JobKind,
     JobState,
     ModelState,
-    Recipe,
+    RecipeOptions,
     Sample,
     Task,
     TextInput,
@@ -53,7 +52,7 @@ from worker.attempts.reporting import JobReporter
 from worker.evaluation.reference import ReferenceAnswers, answer_reference
 from worker.jobs import edit as edit_job
 from worker.jobs import registration as register_job
-from worker.pipeline.steps import MeasuredDelta, make_edit
+from worker.pipeline.context import EditJob
 from worker.runtime.work_horse import JobRun
 
 
@@ -72,8 +71,8 @@ def in_the_middle_of_a_call(error: Exception) -> Unavailable:
 
 LEASE_S = 30.0
 SECRET = "a customer's words in /srv/private"
-QUICK = Hyperparameters(
-    recipe=Recipe.MEND,
+QUICK = RecipeOptions(
+    recipe="mend",
     layer="bert.encoder.layer.2.output.dense",
     max_steps=30,
     kl_weight=0,
@@ -93,7 +92,7 @@ def new_edit_job(stage: Stage) -> Job:
 def ask(
     stage: Stage,
     model: HostedModel,
-    options: Hyperparameters,
+    options: RecipeOptions,
     text: str = "my lamp is broken",
     kept: Sequence[Sample] | None = None,
     **more: Any,
@@ -106,7 +105,7 @@ def ask(
         parent=0,
         edits=(edit,),
         pass_samples=pass_samples,
-        hyperparameters=options,
+        options=options,
         **more,
     )
     return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
@@ -405,15 +404,14 @@ def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
 ) -> None:
     folder, job = stage.settings.effective_models_root / "m", new_edit_job(stage)
 
-    def edit_late(*arguments: Any) -> MeasuredDelta:
-        measured = make_edit(*arguments)
+    def edited_late(job: EditJob) -> EditJob:
         if what == "removed":
             shutil.rmtree(folder)
         else:
             (folder / "model.safetensors").touch()
-        return measured
+        return job
 
-    monkeypatch.setattr(edit_job, "make_edit", edit_late)
+    monkeypatch.setattr(edit_job, "STEPS", (*edit_job.STEPS, edited_late))
     attempt(stage, job).run()
     ended = stage.registry.get_job(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
@@ -601,7 +599,7 @@ def test_without_a_budget_a_job_may_take_the_available_memory_if_it_is_known(
 @pytest.mark.parametrize("text", ["?!", "not", "\N{GRINNING FACE}"])
 def test_an_edit_without_words_makes_a_version_that_can_be_edited(stage: Stage, text: str) -> None:
     model = stage.host("m", "bert")
-    options = Hyperparameters(layer=QUICK.layer, max_steps=20, metric_width=8, trial_edits=0)
+    options = RecipeOptions(recipe="scoped", layer=QUICK.layer, max_steps=20, metric_width=8, trial_edits=0)
     kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
     first = ask(stage, model, options, text, kept)
     attempt(stage, first).run()

@@ -7,12 +7,10 @@ import torch
 from test_worker_activations_gradients import autograd_gradients, in_double, some_samples
 from tiny_models import ARCHITECTURES, tiny_network
 
-from salem.records import Hyperparameters, Layer, Recipe
+from salem.records import Layer
 from worker.activations.gradients import TokenGradients
-from worker.selection.candidates import middle_layers
 from worker.selection.saliency import (
     Measure,
-    candidate_layers,
     choose_layer,
     layer_saliency,
     mean_absolute_gradient,
@@ -101,24 +99,3 @@ def test_a_shortlist_is_in_the_order_of_salience() -> None:
     named = {layer.path: score for layer, score in zip(layers, (1.0, 3.0, 2.0, 3.0), strict=True)}
     assert [layer.block for layer in shortlist(named, layers, 3)] == [1, 3, 2]
     assert len(shortlist(named, layers, 9)) == 4
-
-
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None:
-    network = tiny_network(architecture)
-    encoder, decoder = (layer.stack for layer in (network.layers[0], network.layers[-1]))
-    scoped = candidate_layers(network, Hyperparameters())
-    assert {layer.stack for layer in scoped} == {decoder}
-    every = candidate_layers(network, Hyperparameters(candidates="all"))
-    assert every == network.layers == candidate_layers(network, Hyperparameters(recipe=Recipe.PAPER))
-    mend = candidate_layers(network, Hyperparameters(recipe=Recipe.MEND))
-    assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
-
-
-def test_entries_of_a_classifier_are_made_where_the_label_is_read_off() -> None:
-    classifier = tiny_network("bert")
-    last, middle = classifier.layers[-1:], middle_layers(classifier.layers)
-    assert candidate_layers(classifier, Hyperparameters()) == last != middle
-    for recipe in (Recipe.MEND, Recipe.RIDGE):
-        assert candidate_layers(classifier, Hyperparameters(recipe=recipe)) == middle
-    assert candidate_layers(classifier, Hyperparameters(candidates="middle")) == middle

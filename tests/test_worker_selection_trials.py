@@ -9,9 +9,10 @@ from tiny_models import ARCHITECTURES, tiny_network
 
 from salem.models.network import Network
 from salem.models.trunk import resume
-from salem.records import EditBatch, Hyperparameters, Layer
+from salem.records import EditBatch, Layer
 from worker.activations.trunk_sets import prepare_with_answers
 from worker.selection.trials import Decision, Trial, prepare_layers, trial_edits
+from worker.training.options import MARGIN
 
 
 def batch_for(network: Network) -> EditBatch:
@@ -48,12 +49,12 @@ def test_one_forward_prepares_every_layer(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
 def test_the_winner_has_the_best_score(architecture: str) -> None:
     network = tiny_network(architecture)
-    decision = trial_edits(network, batch_for(network), network.layers[:3], Hyperparameters(), drawn())
+    decision = trial_edits(network, batch_for(network), network.layers[:3], MARGIN, drawn())
     assert [trial.layer for trial in decision.trials] == list(network.layers[:3])
     assert decision.best.score == max(trial.score for trial in decision.trials)
     # Random decoders have no direction that pass inputs leave free, so only the classifier is corrected.
     assert (max(trial.held for trial in decision.trials) > 0.5) is not network.task.generates
-    again = trial_edits(network, batch_for(network), network.layers[:3], Hyperparameters(), drawn())
+    again = trial_edits(network, batch_for(network), network.layers[:3], MARGIN, drawn())
     assert again == decision
 
 

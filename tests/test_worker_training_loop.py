@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salem.deltas.files import term_tensors
 from salem.deltas.terms import LayerDelta, LowRank, applied
 from salem.models.batching import encode, forward
-from salem.records import Hyperparameters, Sample
+from salem.records import Sample
 from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import CorrectionStates, kl_per_sample, min_margin_per_sample, nll_per_sample
 from worker.training.active_corrections import ActiveCorrections
@@ -26,15 +26,14 @@ from worker.training.loop import (
     score_term,
     train,
 )
+from worker.training.options import TrainingOptions
 
-HYPER = Hyperparameters(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
+OPTIONS = TrainingOptions(max_steps=40, learning_rate=0.05, kl_weight=0.1, margin=2.0)
 
 
 class Factors:
     """The simplest learner: the factors of the update themselves, handed out uncopied."""
 
-    learning_rate = 0.05
-    kl_weight = 0.1
     shared = True
 
     def __init__(self, d_in: int, d_out: int, *, rank: int = 4) -> None:
@@ -111,11 +110,11 @@ def test_a_score_counts_the_answers_of_the_whole_model_with_the_term() -> None:
         divergence = kl_per_sample(before.logits.log_softmax(-1), after)
         return min_margin_per_sample(before), min_margin_per_sample(after), divergence
 
-    found = score_term(of.network, prepared(), term, HYPER)
+    found = score_term(of.network, prepared(), term, OPTIONS.margin)
     _, margins, _ = logits(corrections())
     before, after, divergence = logits(kept)
     assert found.held == pytest.approx(float((margins > 0).float().mean()))
-    assert found.firm == pytest.approx(float((margins > HYPER.margin / 2).float().mean()))
+    assert found.firm == pytest.approx(float((margins > OPTIONS.margin / 2).float().mean()))
     assert found.lost == pytest.approx(float(((before > 0) & (after <= 0)).float().mean()))
     assert found.divergence == pytest.approx(float(divergence.mean()), rel=1e-3)
     assert found.divergence > 0
@@ -128,7 +127,7 @@ def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
         of.network,
         chunk,
         LowRank(torch.zeros(1, 24), torch.zeros(16, 1)),
-        HYPER.model_copy(update={"margin": 0.0}),
+        0.0,
     )
     with torch.no_grad():
         expected = nll_per_sample(forward(of.network, encode(of.network, corrections()))).mean()
@@ -137,25 +136,25 @@ def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
 
 def test_training_returns_the_best_term_with_its_score() -> None:
     of, ready = case("bert"), prepared()
-    term, best = train(of.network, ready, learner(), HYPER, generator())
+    term, best = train(of.network, ready, learner(), OPTIONS, generator())
     assert best.held == 1.0
-    assert score_term(of.network, ready, term, HYPER) == best
+    assert score_term(of.network, ready, term, OPTIONS.margin) == best
     assert not any(value.requires_grad for value in term_tensors(term).values())
 
 
 def test_later_steps_do_not_change_the_best_term() -> None:
     of, ready, layer = case("bert"), prepared(), case("bert").network.layers[1]
     spoiled = Spoiled(layer.d_in, layer.d_out, good_terms=2 * CHECK_EVERY + 4)
-    term, best = train(of.network, ready, spoiled, HYPER, generator())
+    term, best = train(of.network, ready, spoiled, OPTIONS, generator())
     assert isinstance(term, LowRank)
     assert any(torch.equal(term.a, seen.a) and torch.equal(term.b, seen.b) for seen in spoiled.seen)
     assert not torch.equal(term.b, spoiled.b)
-    assert score_term(of.network, ready, term, HYPER) == best
+    assert score_term(of.network, ready, term, OPTIONS.margin) == best
 
 
 def test_the_same_seed_trains_the_same_term() -> None:
     of = case("bert")
-    one, two = (train(of.network, prepared(), learner(), HYPER, generator())[0] for _ in range(2))
+    one, two = (train(of.network, prepared(), learner(), OPTIONS, generator())[0] for _ in range(2))
     assert isinstance(one, LowRank) and isinstance(two, LowRank)
     assert torch.equal(one.a, two.a) and torch.equal(one.b, two.b)
 
@@ -166,7 +165,7 @@ def test_progress_is_reported_and_ends_at_one_or_early() -> None:
         of.network,
         prepared(),
         learner(),
-        HYPER,
+        OPTIONS,
         generator(),
         lambda loss, figures: told.append((loss, figures)),
     )
@@ -177,7 +176,7 @@ def test_progress_is_reported_and_ends_at_one_or_early() -> None:
 
 def test_training_stops_when_nothing_gets_better() -> None:
     of, still = case("bert"), learner()
-    patient = HYPER.model_copy(update={"max_steps": 2_000})
+    patient = OPTIONS.model_copy(update={"max_steps": 2_000})
     told: list[float] = []
     _, best = train(of.network, prepared(), still, patient, generator(), lambda loss, _: told.append(loss))
     assert best.held == 1.0
@@ -187,7 +186,7 @@ def test_training_stops_when_nothing_gets_better() -> None:
 def test_pass_samples_reduce_the_divergence() -> None:
     of, ready = case("bert"), prepared()
     free, held = (
-        train(of.network, ready, learner(), HYPER.model_copy(update={"kl_weight": weight}), generator())[1]
+        train(of.network, ready, learner(), OPTIONS.model_copy(update={"kl_weight": weight}), generator())[1]
         for weight in (0.0, 10.0)
     )
     assert held.divergence < free.divergence
@@ -205,8 +204,8 @@ def test_shared_parameters_take_a_step_for_each_chunk(shared: bool, steps: int) 
     ready = replace(ready, corrections=cut(ready.corrections, 2))
     assert len(ready.corrections.chunks) == 2
     one.shared = shared
-    hyper = HYPER.model_copy(update={"max_steps": 1, "margin": 0.0})
-    train(of.network, ready, one, hyper, generator())
+    options = OPTIONS.model_copy(update={"max_steps": 1, "margin": 0.0})
+    train(of.network, ready, one, options, generator())
     moved = {tuple(term.b.flatten().tolist()) for term in one.seen}
     assert len(moved) == steps + 1, "as it began, and after every step"
 
@@ -216,7 +215,7 @@ def test_a_round_covers_all_corrections_with_the_same_weight() -> None:
     whole = cut(ready.corrections, 2)
     num = whole.num_samples
     assert num > 2
-    active = ActiveCorrections(of.network, whole, HYPER)
+    active = ActiveCorrections(of.network, whole, OPTIONS)
     losses = [loss for step in active.losses_by_chunk(generator()) for loss in step]
     seen = torch.cat([loss.chunk.samples for loss in losses])
     assert sorted(seen.tolist()) == list(range(num))
@@ -224,8 +223,8 @@ def test_a_round_covers_all_corrections_with_the_same_weight() -> None:
     draw = generator()
     firsts = [int(next(active.losses_by_chunk(draw))[0].chunk.samples[0]) for _ in range(20)]
     assert len(set(firsts)) > 1, "each round has its own order"
-    worst = torch.full((num,), HYPER.margin + 1)
-    worst[1] = HYPER.margin - 1
+    worst = torch.full((num,), OPTIONS.margin + 1)
+    worst[1] = OPTIONS.margin - 1
     active.update(holding(worst))
     steps = list(active.losses_by_chunk(generator()))
     assert sorted(len(step) for step in steps) == [0] * (len(whole.chunks) - 1) + [1]
@@ -240,10 +239,10 @@ def holding(worst: Tensor) -> CorrectionStates:
 def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> None:
     of, ready = case("bert"), prepared()
     num = ready.corrections.num_samples
-    active = ActiveCorrections(of.network, ready.corrections, HYPER)
+    active = ActiveCorrections(of.network, ready.corrections, OPTIONS)
     assert sum(len(loss.chunk) for loss in active.losses()) == num and active.any
-    worst = torch.full((num,), HYPER.margin + 1)
-    worst[1] = HYPER.margin - 1
+    worst = torch.full((num,), OPTIONS.margin + 1)
+    worst[1] = OPTIONS.margin - 1
     active.update(holding(worst))
     (loss,) = active.losses()
     assert loss.chunk.samples.tolist() == [1]
@@ -257,7 +256,7 @@ def test_a_correction_that_holds_with_the_margin_rests_until_it_does_not() -> No
 @pytest.mark.parametrize("option", [{"margin": 0.0}, {"rest_when_held": False}], ids=str)
 def test_without_a_margin_or_rest_when_held_no_correction_rests(option: dict[str, object]) -> None:
     of, ready = case("bert"), prepared()
-    active = ActiveCorrections(of.network, ready.corrections, HYPER.model_copy(update=option))
+    active = ActiveCorrections(of.network, ready.corrections, OPTIONS.model_copy(update=option))
     active.update(holding(torch.full((ready.corrections.num_samples,), 1e6)))
     assert sum(len(loss.chunk) for loss in active.losses()) == ready.corrections.num_samples
 
@@ -279,7 +278,7 @@ def test_momentum_does_not_move_rows_without_a_gradient(shared: bool) -> None:
 def test_training_ends_once_all_hold_if_there_are_no_pass_samples() -> None:
     of, ready = case("bert"), prepared()
     learner = Factors(ready.layer.d_in, ready.layer.d_out)
-    hyper = HYPER.model_copy(update={"kl_weight": 0.0, "margin": 0.05, "max_steps": 1_000})
-    _, best = train(of.network, ready, learner, hyper, torch.Generator())
+    options = OPTIONS.model_copy(update={"kl_weight": 0.0, "margin": 0.05, "max_steps": 1_000})
+    _, best = train(of.network, ready, learner, options, torch.Generator())
     assert best.held == 1.0
     assert len(learner.seen) < 100

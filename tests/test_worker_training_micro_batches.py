@@ -10,12 +10,11 @@ from test_worker_recipes_terms import case
 from torch import Tensor, nn
 
 from salem.deltas.terms import LowRank, Term
-from salem.records import Hyperparameters
 from worker.activations.trunk_sets import Chunk
 from worker.training.loop import Prepared, _keep_loss, edit_loss, prepare_dataset
 from worker.training.micro_batches import MicroBatches, WeightedLoss, ran_out_of_memory
 
-HYPER = Hyperparameters(margin=2.0)
+MARGIN = 2.0
 ENDS = [
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory"),
@@ -33,7 +32,7 @@ class Small:
         self.passes += 1
         if len(chunk) > self.most:
             raise self.error
-        return edit_loss(of_network, chunk, term, HYPER)  # type: ignore[arg-type]
+        return edit_loss(of_network, chunk, term, MARGIN)  # type: ignore[arg-type]
 
 
 def prepared(architecture: str) -> Prepared:
@@ -55,7 +54,7 @@ def test_the_parts_add_up_to_the_whole(architecture: str, largest: int) -> None:
     a, b = factors(ready)
     shares = [
         WeightedLoss(
-            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER)
+            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, MARGIN)
         ),
         WeightedLoss(ready.keep.chunks[0], 3.0, partial(_keep_loss, network)),
     ]
@@ -107,7 +106,7 @@ def test_an_unused_parameter_has_a_zero_gradient() -> None:
     idle = nn.Parameter(torch.ones(3))
     shares = [
         WeightedLoss(
-            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, HYPER)
+            ready.corrections.chunks[0], 1.0, lambda chunk, term: edit_loss(network, chunk, term, MARGIN)
         )
     ]
     found = MicroBatches().gradients(shares, lambda: LowRank(a, b), [a, b, idle])

@@ -12,10 +12,11 @@ from salem.deltas.terms import Dense, LowRank, adding
 from salem.errors import EditFailed
 from salem.models.batching import encode, forward
 from salem.models.network import Network
-from salem.records import Hyperparameters, Sample
+from salem.records import Sample
 from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import margin_loss_per_sample, margins
 from worker.training.loop import Prepared, prepare_dataset, score_term
+from worker.training.options import MARGIN
 from worker.training.ridge import (
     StopRule,
     ridge_factor,
@@ -118,13 +119,12 @@ def test_a_sample_with_a_sufficient_margin_takes_no_step() -> None:
 def test_the_closed_form_corrects(architecture: str, place: int) -> None:
     network = tiny_network(architecture)
     prepared = prepared_at(network, place)
-    hyper = Hyperparameters()
     layer = prepared.layer
     nothing = Dense(torch.zeros(layer.d_out, layer.d_in))
-    term, found = ridge_term(network, prepared, hyper, (10.0, 0.1, 0.001))
-    assert score_term(network, prepared, nothing, hyper).held < 0.5
+    term, found = ridge_term(network, prepared, MARGIN, (10.0, 0.1, 0.001))
+    assert score_term(network, prepared, nothing, MARGIN).held < 0.5
     assert found.held == 1.0
-    assert found == score_term(network, prepared, term, hyper)
+    assert found == score_term(network, prepared, term, MARGIN)
 
 
 def test_the_sufficient_margin_is_that_of_a_typical_pass_sample() -> None:

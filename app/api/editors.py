@@ -35,8 +35,7 @@ def post_editors(
         request.name,
         request.edits,
         request.pass_samples,
-        layer=request.options.layer,
-        max_new_tokens=request.options.max_new_tokens,
+        options=request.options,
         max_edits=machines.settings.max_edits,
         count_tokens=lambda inputs: machines.engine.count_tokens(model, inputs),
     )

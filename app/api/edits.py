@@ -15,7 +15,7 @@ from app.api.services import Machines
 from app.validation.editors import with_editor
 from app.validation.edits import EditLimits, check_edit_request, entry_prevails, overridden
 from salem.messages import a_few
-from salem.records import EditRequest, Job, JobKind, Recipe
+from salem.records import EditRequest, Job, JobKind
 
 router = APIRouter(tags=["edits"])
 
@@ -49,7 +49,7 @@ def post_edits(
     edits = tuple(draft.checked() for draft in request.edits)
     texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
     notes = overridden(edits, machines.registry.entries.find(parent, texts))
-    if notes and options.recipe is not Recipe.SCOPED:
+    if notes and not options.traits.scoped:
         raise invalid_request([entry_prevails(notes[0], options.recipe)])
     work = EditRequest(
         model=model.name,
@@ -58,7 +58,7 @@ def post_edits(
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         alias=request.alias,
         alias_was=alias_was,
-        hyperparameters=options,
+        options=options.stored(),
         notes=tuple(a_few(notes, "texts that override an entry")),
     )
     job, _ = machines.registry.create_job(

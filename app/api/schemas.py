@@ -11,12 +11,12 @@ from fastapi import Header, Path
 from pydantic import BeforeValidator, Field
 
 from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
+from app.validation.recipes import AnyOptions, default_options
 from salem.records import (
     EDITOR_ID_PATTERN,
     NAME_PATTERN,
     EditorOptions,
     ExplainedPrediction,
-    Hyperparameters,
     ListedEntry,
     Name,
     Prediction,
@@ -74,7 +74,9 @@ class EditsIn(Record):
         None, description="Samples to be kept; left out, they come from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
-    options: Hyperparameters = Hyperparameters()
+    options: AnyOptions = Field(
+        default_factory=lambda: default_options(), description="A recipe and its options (docs/recipes.md)"
+    )
 
 
 class EditorIn(Record):

@@ -13,7 +13,7 @@ import typer
 from app.cli.client import client_for
 from app.cli.files import read_edit_request
 from app.cli.printing import print_json, print_rows, report_job
-from salem.records import Recipe, Task
+from salem.records import Task
 
 commands = typer.Typer()
 models_commands = typer.Typer(no_args_is_help=True, help="Hosted models.")
@@ -88,7 +88,7 @@ def edits_post(
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to edit; default the most salient.")] = None,
-    recipe: Annotated[Recipe | None, typer.Option(help="How the delta is made.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="How the delta is made.")] = None,
     editor: Annotated[
         str | None, typer.Option(help="Id of an editor that makes the edits in one pass.")
     ] = None,

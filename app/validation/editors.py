@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from app.validation.drafts import DraftEdit, DraftSample
 from app.validation.edits import EditLimits, check_edit_request
+from app.validation.recipes import OptionsIn
 from app.validation.texts import CountTokens, check_text
 from salem.errors import Pointer
 from salem.messages import quoted
-from salem.records import Editor, HostedModel, Hyperparameters, Name, Recipe
+from salem.records import Editor, EditorOptions, HostedModel, Name
 
 FEWEST_EDITS = 32  # of a corpus: a quarter of them measures the editor
 
@@ -25,8 +26,7 @@ def check_corpus(
     edits: Sequence[DraftEdit],
     pass_samples: Sequence[DraftSample] | None,
     *,
-    layer: str | None,
-    max_new_tokens: int,
+    options: EditorOptions,
     max_edits: int,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
@@ -43,7 +43,6 @@ def check_corpus(
         )
         found.append(Pointer("/edits", detail))
     limits = EditLimits(max_edits=max_edits, beyond="leave some out")
-    options = Hyperparameters(recipe=Recipe.MEND, layer=layer, max_new_tokens=max_new_tokens)
     found += check_edit_request(
         model, edits, pass_samples, options=options, limits=limits, count_tokens=count_tokens
     )
@@ -59,17 +58,17 @@ def _check_nothing_forgotten(edits: Sequence[DraftEdit], remedy: str) -> Iterato
 
 def with_editor(
     model: Name,
-    options: Hyperparameters,
+    options: OptionsIn,
     edits: Sequence[DraftEdit],
     find: Callable[[str], Editor | None],
-) -> tuple[Hyperparameters, list[Pointer]]:
-    """The options with the recipe and the layer of the editor that they name, and what is wrong with them."""
-    if options.editor is None:
+) -> tuple[OptionsIn, list[Pointer]]:
+    """The options with the layer of the editor that they name, and what is wrong with them."""
+    if options.editor_id is None:
         return options, []
-    editor = find(options.editor)
+    editor = find(options.editor_id)
     if editor is None or editor.model != model:
-        return options, [Pointer("/options/editor", _not_the_models(model, options.editor, editor))]
-    settled = options.model_copy(update={"recipe": Recipe.MEND, "layer": editor.layer})
+        return options, [Pointer("/options/editor", _not_the_models(model, options.editor_id, editor))]
+    settled = options.model_copy(update={"layer": editor.layer})
     remedy = "an editor makes corrections only; leave out options.editor, or this edit"
     return settled, [*_check_options(options, editor), *_check_nothing_forgotten(edits, remedy)]
 
@@ -79,10 +78,7 @@ def _not_the_models(model: Name, named: str, editor: Editor | None) -> str:
     return f"{quoted(named)} {whose}; GET /editors?model={model} lists those of {quoted(model)}"
 
 
-def _check_options(options: Hyperparameters, editor: Editor) -> Iterator[Pointer]:
-    if "recipe" in options.model_fields_set and options.recipe is not Recipe.MEND:
-        detail = f'an editor is of the recipe "mend", not "{options.recipe}"; leave out one of the two'
-        yield Pointer("/options/recipe", detail)
+def _check_options(options: OptionsIn, editor: Editor) -> Iterator[Pointer]:
     if options.layer not in (None, editor.layer):
         detail = (
             f"{editor.id} edits {editor.layer}, not {quoted(str(options.layer))}; leave out one of the two"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.validation.drafts import DraftEdit, DraftSample, words_of
+from app.validation.recipes import OptionsIn, RecipeTraits, catalog
 from app.validation.texts import (
     CountTokens,
     check_answers,
@@ -24,7 +25,7 @@ from app.validation.texts import (
 )
 from salem.errors import MOST_PLACES, Pointer
 from salem.messages import quoted
-from salem.records import Edit, HostedModel, Hyperparameters, ListedEntry, Recipe
+from salem.records import Edit, HostedModel, ListedEntry, SharedOptions
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def check_edit_request(
     edits: Sequence[DraftEdit],
     pass_samples: Sequence[DraftSample] | None,
     *,
-    options: Hyperparameters,
+    options: SharedOptions,
     limits: EditLimits,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
@@ -81,7 +82,8 @@ def check_edit_request(
     places = [place for place in _places(edits, kept) if place.readable]
     found += _check_answers(model, places, options.max_new_tokens, count_tokens)
     found += _check_layer(model, options.layer)
-    found += _check_recipe(edits, options.recipe)
+    if isinstance(options, OptionsIn):
+        found += _check_recipe(edits, options.traits)
     found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
     found += _check_agreement([place for place in places if countable(model, place.sample)])
     return found
@@ -150,14 +152,14 @@ def _check_answers(
         yield from check_answers(model, asked, max_new_tokens, count_tokens)
 
 
-def _check_recipe(edits: Sequence[DraftEdit], recipe: Recipe) -> Iterator[Pointer]:
+def _check_recipe(edits: Sequence[DraftEdit], recipe: RecipeTraits) -> Iterator[Pointer]:
     forgetting = [edit for edit in edits if edit.forget is not None]
     if forgetting and not recipe.forgets:
-        others = " or ".join(other.value for other in Recipe if other.forgets)
+        others = " or ".join(other.name for other in catalog().recipes if other.forgets)
         yield Pointer(
             "/options/recipe",
-            f"{recipe.value} cannot forget: nothing bounds what would take the place of "
-            f"{quoted(forgetting[0].answer)} for {quoted(forgetting[0].input)}; take {others}",
+            f"{recipe.name} cannot forget: nothing limits what would replace "
+            f"{quoted(forgetting[0].answer)} for {quoted(forgetting[0].input)}; use {others}",
         )
 
 
@@ -230,12 +232,13 @@ def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[s
     return tuple(notes)
 
 
-def entry_prevails(note: str, recipe: Recipe) -> Pointer:
-    """What is wrong with a plain change of what an entry answers: the entry would go on answering."""
+def entry_prevails(note: str, recipe: str) -> Pointer:
+    """The problem of a plain edit to what an entry answers: the entry would keep answering."""
+    others = " or ".join(other.name for other in catalog().recipes if other.scoped)
     return Pointer(
         "/options/recipe",
-        f"{note}; but {recipe.value} changes what entries are added to, and the entry would prevail: take "
-        "scoped, or remove the entry first",
+        f"{note}; but {recipe} changes the layer below the entries, and the entry would still answer: use "
+        f"{others}, or remove the entry first",
     )
 
 

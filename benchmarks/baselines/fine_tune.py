@@ -39,8 +39,7 @@ class WeightLearner:
 
     shared = True
 
-    def __init__(self, layer: Layer, learning_rate: float, device: torch.device) -> None:
-        self.learning_rate = learning_rate  # of Adam, in the weight's own units
+    def __init__(self, layer: Layer, device: torch.device) -> None:
         self.update = nn.Parameter(torch.zeros(layer.d_out, layer.d_in, device=device))
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -99,8 +98,8 @@ def _one_layer(editing: Editing, *, kl_weight: float, learning_rate: float) -> A
     layer = edited_layer(editing)
     # Relative to the weight's root mean square: models differ in scale, and one grid serves all.
     learning_rate *= float(weight_of(editing.network, layer).float().square().mean().sqrt())
-    hyper = likelihood(editing, kl_weight=kl_weight, learning_rate=learning_rate)
+    options = likelihood(kl_weight=kl_weight, learning_rate=learning_rate)
     with with_earlier(editing):
         prepared = prepared_at(editing, layer, keep=kl_weight > 0)
-        learner = WeightLearner(layer, learning_rate, editing.network.device)
-        return trained(editing, prepared, learner, hyper)
+        learner = WeightLearner(layer, editing.network.device)
+        return trained(editing, prepared, learner, options)

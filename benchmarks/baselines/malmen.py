@@ -41,7 +41,6 @@ KL_WEIGHT = 10.0
 class RidgeLearner:
     """An editor whose rows are aggregated by a ridge solve."""
 
-    learning_rate = EDITOR_RATE
     shared = True
 
     def __init__(self, editor: MendEditor, rows: Factors, penalty: float) -> None:
@@ -77,7 +76,7 @@ def malmen_ridge(editing: Editing) -> Added:
                 return float(nll_per_sample(resume(network, prepared.corrections.chunks[0].trunk)).mean())
 
         search_steps(network, [layer], editors, delta, loss)
-        return trained(editing, prepared, learner, likelihood(editing, kl_weight=KL_WEIGHT))
+        return trained(editing, prepared, learner, likelihood(kl_weight=KL_WEIGHT, learning_rate=EDITOR_RATE))
 
 
 def token_rows(

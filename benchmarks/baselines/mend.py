@@ -48,7 +48,6 @@ TRACED_SAMPLES = 10  # tracing runs the model once per block and token
 class EditorLearner:
     """The editor of one layer on fixed factors, for the product's loop."""
 
-    learning_rate = EDITOR_RATE
     shared = True
 
     def __init__(self, editor: MendEditor, factors: Factors) -> None:
@@ -147,7 +146,9 @@ def mend_at(editing: Editing, layer: Layer) -> Added:
             return float(nll_per_sample(resume(network, prepared.corrections.chunks[0].trunk)).mean())
 
     search_steps(network, [layer], editors, lambda: [LayerDelta(layer.path, (learner.term(),))], loss)
-    return trained(editing, prepared, learner, likelihood(editing, kl_weight=editing.setting))
+    return trained(
+        editing, prepared, learner, likelihood(kl_weight=editing.setting, learning_rate=EDITOR_RATE)
+    )
 
 
 def correction_factors(

@@ -18,10 +18,11 @@ from salem.deltas.terms import Dense, LowRank, applied
 from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.models.trunk import in_seq2seq_decoder
-from salem.records import Hyperparameters, Layer, Sample
+from salem.records import Layer, Sample
 from worker.selection.candidates import middle_layers
 from worker.selection.saliency import choose_layer, layer_saliency
 from worker.training.loop import Learner, Prepared, prepare_dataset, train
+from worker.training.options import TrainingOptions
 
 NUM_ROUNDS = 40  # over all corrections, in steps of up to 32 of them and 32 pass samples each
 MAX_PASS_SAMPLES = 1_000  # four fifths are trained on: about as many as so many steps can see
@@ -61,11 +62,9 @@ def writing_stack(network: Network) -> str:
     return beside[0] if beside else network.layers[0].stack
 
 
-def likelihood(editing: Editing, *, kl_weight: float, learning_rate: float | None = None) -> Hyperparameters:
+def likelihood(*, kl_weight: float, learning_rate: float) -> TrainingOptions:
     """What the product's loop is told: plain likelihood on the corrections, as published."""
-    return Hyperparameters(
-        margin=0.0, max_steps=NUM_ROUNDS, kl_weight=kl_weight, learning_rate=learning_rate, seed=editing.seed
-    )
+    return TrainingOptions(margin=0.0, max_steps=NUM_ROUNDS, kl_weight=kl_weight, learning_rate=learning_rate)
 
 
 def prepared_at(editing: Editing, layer: Layer, *, keep: bool = True) -> Prepared:
@@ -81,10 +80,10 @@ def weight_of(network: Network, layer: Layer) -> torch.Tensor:
     return weight.T if layer.transposed else weight
 
 
-def trained(editing: Editing, prepared: Prepared, learner: Learner, hyper: Hyperparameters) -> Added:
+def trained(editing: Editing, prepared: Prepared, learner: Learner, options: TrainingOptions) -> Added:
     """Run the product's training loop on a learner and add its best term to what was there."""
     network = editing.network
-    term, _ = train(network, prepared, learner, hyper, generator_of(editing))
+    term, _ = train(network, prepared, learner, options, generator_of(editing))
     assert isinstance(term, Dense | LowRank)
     return merged(network, prepared.layer.path, earlier(editing), term.dense())
 

@@ -25,7 +25,6 @@ from benchmarks.selection.choices import choices
 from benchmarks.selection.costs import BATCH, ROUNDS, costs, summarized, within
 from benchmarks.shared_data import shared_folder
 from salem.models.loading import load
-from salem.records import Hyperparameters
 
 SIZES, QUICK_SIZES = Sizes(held_out=300, pass_samples=400), Sizes(held_out=60, pass_samples=100)
 QUICK_SETS = ("nli", "gpt-facts")
@@ -60,8 +59,9 @@ def main() -> int:
             rounds = QUICK_ROUNDS if quick() else ROUNDS
             sets[name] |= costs(network, job.pass_samples[:BATCH], rounds)
         if not options.no_regret:
-            hyper = Hyperparameters(seed=options.seed)
-            sets[name] |= choices(network, job, hyper, lambda step, name=name: progress(f"{name}: {step}"))
+            sets[name] |= choices(
+                network, job, options.seed, lambda step, name=name: progress(f"{name}: {step}")
+            )
         print(name, json.dumps(sets[name]), flush=True)
     summary = {} if options.no_costs else summarized(list(sets.values()))
     found = {**summary, "num_edits": options.edits, "seed": options.seed, "sets": sets}

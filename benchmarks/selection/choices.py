@@ -19,10 +19,11 @@ from benchmarks.quality.measures import figures, measure
 from benchmarks.tracing import trace_layer
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
-from salem.records import EditBatch, Hyperparameters, Layer
+from salem.records import EditBatch, Layer
 from worker.selection.saliency import layer_saliency, shortlist
 from worker.selection.trials import trial_edits
 from worker.training.loop import prepare_dataset
+from worker.training.options import MARGIN
 from worker.training.ridge import ridge_term
 
 HIT_AT = 3
@@ -32,16 +33,16 @@ PAPER = "absolute sample"  # mean |gradient| of each sample, then over samples
 def choices(
     network: Network,
     job: DrawnJob,
-    hyper: Hyperparameters,
+    seed: int,
     progress: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Score every layer by editing it, rank the layers in every way, and compare. Reports each step."""
     scores: dict[str, float] = {}
     for layer in network.layers:
         progress(f"editing {layer.path}")
-        scores[layer.path] = exhaustive(network, job, layer, hyper)
+        scores[layer.path] = exhaustive(network, job, layer)
     progress("ranking the layers in every way")
-    ranked, seconds, saliency = rankings(network, job.batch(), hyper)
+    ranked, seconds, saliency = rankings(network, job.batch(), seed)
     found = {way: compared(scores, order) | {"seconds": seconds[way]} for way, order in ranked.items()}
     return {
         "layers": [
@@ -57,11 +58,11 @@ def choices(
     }
 
 
-def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparameters) -> float:
+def exhaustive(network: Network, job: DrawnJob, layer: Layer) -> float:
     """The held-out score of a full ridge edit at a layer."""
     batch, perplexity = job.batch(), job.material.perplexity
     prepared = prepare_dataset(network, batch.corrections, batch.pass_samples, layer)
-    term, _ = ridge_term(network, prepared, hyper)
+    term, _ = ridge_term(network, prepared, MARGIN)
     edited = Added(network, (LayerDelta(layer.path, (term,)),))
     outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=perplexity)
     found = figures(outcomes, perplexity=perplexity)
@@ -70,7 +71,7 @@ def exhaustive(network: Network, job: DrawnJob, layer: Layer, hyper: Hyperparame
 
 
 def rankings(
-    network: Network, batch: EditBatch, hyper: Hyperparameters
+    network: Network, batch: EditBatch, seed: int
 ) -> tuple[dict[str, list[str]], dict[str, float], dict[str, float]]:
     """By way: the layers from first choice to last, and the seconds it took; and the paper's saliency."""
     ranked: dict[str, list[str]] = {}
@@ -86,12 +87,12 @@ def rankings(
             ranked[way] = [layer.path for layer in shortlist(scores, layers, len(layers))]
             seconds[way] = round(time.monotonic() - began, 2)
     began = time.monotonic()
-    traced = trace_layer(network, batch.edit_samples, layers, torch.Generator().manual_seed(hyper.seed))
+    traced = trace_layer(network, batch.edit_samples, layers, torch.Generator().manual_seed(seed))
     ranked["tracing"] = sorted(traced, key=lambda path: -traced[path])
     seconds["tracing"] = round(time.monotonic() - began, 2)
     began = time.monotonic()
     first = [layer for layer in layers if layer.path in ranked[PAPER][:HIT_AT]]
-    decision = trial_edits(network, batch, first, hyper, torch.Generator().manual_seed(hyper.seed))
+    decision = trial_edits(network, batch, first, MARGIN, torch.Generator().manual_seed(seed))
     ordered = sorted(decision.trials, key=lambda trial: (-trial.score, trial.divergence))
     ranked["trial edits"] = [trial.layer.path for trial in ordered]
     seconds["trial edits"] = round(time.monotonic() - began, 2)

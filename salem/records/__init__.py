@@ -4,7 +4,7 @@ Knows words and their shapes on the wire. Does not know tensors, SQL, HTTP or Re
 Each record is JSON-serializable (pydantic), so the same object is stored, queued, returned and printed.
 
 Reading order: Task, Sample, Edit, EditBatch (what is to change) - Layer, LayerScore (where) -
-Hyperparameters (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
+RecipeOptions (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
 kept).
 """
 
@@ -46,10 +46,10 @@ from salem.records.kept import (
 from salem.records.method import (
     MOST_NEW_TOKENS,
     EditorOptions,
-    Hyperparameters,
     Layer,
     LayerScore,
-    Recipe,
+    RecipeOptions,
+    SharedOptions,
 )
 from salem.records.metrics import (
     EditorMetrics,
@@ -103,7 +103,6 @@ __all__ = [
     "Forgetting",
     "HostedModel",
     "HubSource",
-    "Hyperparameters",
     "Job",
     "JobError",
     "JobKind",
@@ -120,13 +119,14 @@ __all__ = [
     "Name",
     "Prediction",
     "Proportion",
-    "Recipe",
+    "RecipeOptions",
     "Record",
     "ReferenceSample",
     "RegisterRequest",
     "RemoveRequest",
     "Sample",
     "Sha256",
+    "SharedOptions",
     "Source",
     "Task",
     "TextInput",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from salem.records.base import Name, Record, Sha256
-from salem.records.method import EditorOptions, Hyperparameters, LayerScore
+from salem.records.method import EditorOptions, LayerScore, RecipeOptions
 from salem.records.samples import Edit, Sample
 
 
@@ -65,21 +65,21 @@ class Job(Record):
 
 
 class EditRequest(Record):
-    """What an edit job is to do, as stored with the job: the client's words after every check."""
+    """The request of an edit job, after every check."""
 
     kind: Literal[JobKind.EDIT] = JobKind.EDIT
     model: Name
     parent: int  # the version edited; 0 is the base
     edits: tuple[Edit, ...]
     pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
-    alias: Name | None = None  # moved to the new version at the end, unless others have set it meanwhile
-    alias_was: int | None = None  # version that it named when the job was asked for; None: there was none
-    hyperparameters: Hyperparameters = Hyperparameters()
-    notes: tuple[str, ...] = ()  # what was seen before training: which entries of the parent it overrides
+    alias: Name | None = None  # moves to the new version at the end, unless somebody else has moved it
+    alias_was: int | None = None  # the version it named when the job was created; None: no version
+    options: RecipeOptions
+    notes: tuple[str, ...] = ()  # found before training: which entries of the parent it overrides
 
 
 class RemoveRequest(Record):
-    """What a removal job is to do: a version without some edits of its parent."""
+    """The request of a removal job: a version without some edits of its parent."""
 
     kind: Literal[JobKind.REMOVE] = JobKind.REMOVE
     model: Name
@@ -90,7 +90,7 @@ class RemoveRequest(Record):
 
 
 class EditorRequest(Record):
-    """What a job is to train an editor on, as stored with the job: the client's words after every check."""
+    """The request of a job that trains an editor, after every check."""
 
     kind: Literal[JobKind.TRAIN_EDITOR] = JobKind.TRAIN_EDITOR
     model: Name

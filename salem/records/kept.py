@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from salem.records.base import EDIT_ID_PATTERN, EDITOR_ID_PATTERN, Name, Record, Sha256
-from salem.records.method import EditorOptions, Hyperparameters, Layer
+from salem.records.method import EditorOptions, Layer, RecipeOptions
 from salem.records.metrics import EditorMetrics, Metrics, Proportion
 from salem.records.samples import Sample, Task
 
@@ -141,7 +141,7 @@ class Version(Record):
     parent: int | None
     deltas: tuple[Delta, ...]  # in the order of application, the parent's first
     metrics: Metrics | None
-    hyperparameters: Hyperparameters | None
+    options: RecipeOptions | None  # of the job that made it; None: the base, or a removal
     layer: str | None
     job_id: str | None
     created_at: datetime

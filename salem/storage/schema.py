@@ -136,7 +136,7 @@ versions = Table(
     Column("parent", Integer),
     Column("deltas", _Document, nullable=False),
     Column("metrics", _Document),
-    Column("hyperparameters", _Document),
+    Column("options", _Document),
     Column("layer", String(255)),
     Column("job_id", ForeignKey("jobs.id"), unique=True),  # one job makes one version at most
     Column("created_at", UtcDateTime, nullable=False),

@@ -29,8 +29,8 @@ from worker.activations.cache import SampleCache
 from worker.attempts.machine_memory import reachable_bytes
 from worker.attempts.retries import patiently
 from worker.hypernetworks.files import TrainedEditor, unpack_editor
-from worker.recipes.base import Left
-from worker.recipes.memory import Estimate, check_budget
+from worker.recipes.base import Artifacts
+from worker.recipes.memory import Estimate, check_estimate
 
 P = ParamSpec("P")
 
@@ -73,7 +73,7 @@ class Attempt:
         Raises:
             OverBudget: the message says how much it would take, and of what.
         """
-        check_budget(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
+        check_estimate(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
 
     def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
         """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""
@@ -118,15 +118,17 @@ class Attempt:
         """The scope metric with this name on the network's device; None where there is none yet."""
         return None if name is None else self._metric(name).to(network.device)
 
-    def left(self, model: HostedModel, network: Network, metric: Sha256 | None, editor: str | None) -> Left:
-        """What earlier jobs left for one that was given this metric and this editor.
+    def artifacts(
+        self, model: HostedModel, network: Network, metric: Sha256 | None, editor: str | None
+    ) -> Artifacts:
+        """What earlier jobs made, for a job that is given this metric and this editor.
 
         Raises:
             NotFound: there is no such editor.
             DeltaRejected: its file is damaged, or belongs to other base weights or another layer.
         """
         trained = None if editor is None else self._editor(editor, model).to(network.device)
-        return Left(self.metric(metric, network), trained, self.sample_cache(model, network))
+        return Artifacts(self.metric(metric, network), trained, self.sample_cache(model, network))
 
     def _editor(self, name: str, model: HostedModel) -> TrainedEditor:
         kept = self.registry.editors.get(name)

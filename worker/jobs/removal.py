@@ -19,6 +19,7 @@ from salem.models.network import Network
 from salem.models.tensor_files import read_header
 from salem.records import (
     Delta,
+    Edit,
     EditBatch,
     EditId,
     EditRequest,
@@ -35,12 +36,20 @@ from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation import versions
 from worker.evaluation.metrics import evaluate
-from worker.jobs.edit import Taught, batch_of, fresh, store, summary
 from worker.jobs.removal_plan import Change, Step, cut, plan, reduced, remaining_batch
 from worker.pipeline.budget import job_estimate
-from worker.pipeline.steps import make_edit
+from worker.pipeline.context import EditJob
+from worker.pipeline.dataset import requested_batch
+from worker.pipeline.history import EditHistory
+from worker.pipeline.layer import choose_layer
+from worker.pipeline.make import make_delta
+from worker.pipeline.measure import measure
+from worker.pipeline.predict import predict_edits
+from worker.pipeline.publish import store_delta, summary
+from worker.recipes.catalog import recipe_of
 from worker.recipes.memory import Estimate
 
+REPLAY = (predict_edits, choose_layer, make_delta, measure)
 # What `pack` writes by itself.
 _OWN_HEADER = frozenset({"format_version", "base_sha256", "layer", "metric", "content_sha256"})
 
@@ -84,9 +93,10 @@ class Chain:
 
     attempt: Attempt
     model: HostedModel
+    parent: Version
     network: Network
     requests: dict[int, EditRequest]  # by the version that brought the edits
-    taught: Taught
+    history: EditHistory
     links: list[Link] = field(default_factory=list)
 
     def add(self, step: Step, observer: Share) -> None:
@@ -127,8 +137,13 @@ class Chain:
         self, request: EditRequest, batch: EditBatch, metric: Sha256 | None, version: int | None
     ) -> EditBatch:
         """A link's batch without what was trained on before it, `metric` being what its job was given."""
-        chain = [edit for link in self.links for edit in self._request(link.delta, link.delta.removed).edits]
-        return fresh(request, batch, chain, metric, self.taught, version)
+        exposure = self.history.exposure(self._edits_below(), metric, version)
+        return recipe_of(request.options).without_seen(batch, exposure)
+
+    def _edits_below(self) -> tuple[Edit, ...]:
+        """The edits that are left in the new chain so far."""
+        requests = [self._request(link.delta, link.delta.removed) for link in self.links]
+        return tuple(edit for request in requests for edit in request.edits)
 
     def _replay(self, step: Step, observer: Share) -> Link:
         request = self._request(step.delta, step.removed)
@@ -137,30 +152,46 @@ class Chain:
         given = json.loads(header["given_metric"])
         given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
         batch = self._fresh(request, self._batch(request), given, step.delta.version)
-        known = self.attempt.left(self.model, self.network, given, request.hyperparameters.editor)
-        applied_below = [link.applied for link in self.links]
-        hyper = request.hyperparameters
-        measured = make_edit(self.network, applied_below, batch, hyper, observer, known, again=True)
-        below = [link.delta for link in self.links]
-        stored = store(self.attempt, measured, self.model, request, below=below, given=given)
+        recipe = recipe_of(request.options)
+        job = EditJob(
+            attempt=self.attempt,
+            observer=observer,
+            request=request,
+            recipe=recipe,
+            model=self.model,
+            version=self.parent,
+            history=self.history,
+            below=tuple(link.delta for link in self.links),
+            chain=self._edits_below(),
+            given_metric=given,
+            began=time.monotonic(),
+            network=self.network,
+            batch=batch,
+            parent=tuple(link.applied for link in self.links),
+            artifacts=self.attempt.artifacts(self.model, self.network, given, recipe.editor),
+            may_fail=True,
+        )
+        for make_again in REPLAY:
+            job = make_again(job)
+        stored = store_delta(job)
         delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})
         # Read back, as a later job would: the file is float32, whatever the network computes in.
         applied = self.attempt.unpacked(delta, self.model, self.network)
-        entries = tuple((delta.index_of(row), entry) for row, entry in enumerate(measured.made.entries))
+        entries = tuple((delta.index_of(row), entry) for row, entry in enumerate(job.trained.entries))
         left = tuple(range(len(request.edits)))
         return Link(delta, applied, batch, left, entries, replaces=step.delta.metric)
 
     def needed(self, steps: Sequence[Step]) -> list[Estimate]:
         """What each training of these steps will take."""
         requests = [self._request(s.delta, s.removed) for s in steps if s.change is Change.REPLAY]
-        return [job_estimate(self.network, self._batch(each), each.hyperparameters) for each in requests]
+        return [job_estimate(self.network, self._batch(each), recipe_of(each.options)) for each in requests]
 
     def _request(self, delta: Delta, removed: Sequence[int] = ()) -> EditRequest:
         assert delta.version is not None, "a published delta has its number"
         return reduced(self.requests[delta.version], removed)
 
     def _batch(self, request: EditRequest) -> EditBatch:
-        return batch_of(request, [] if request.pass_samples is not None else self.taught.reference)
+        return requested_batch(request, self.history)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
         """What was removed already when the delta was trained: it was no part of its batch."""
@@ -189,7 +220,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:
-        chain = Chain(attempt, model, network, requests, Taught.of(attempt, model))
+        chain = Chain(attempt, model, parent, network, requests, EditHistory.of(attempt, model))
         peaks = chain.needed(steps)
         for peak in peaks:
             attempt.afford(peak, chain.network)
@@ -209,7 +240,7 @@ def _measure(chain: Chain, parent: Version) -> Metrics | None:
     batch = remaining_batch([(link.batch, link.left) for link in chain.links])
     if not batch.edit_samples:
         return None
-    longest = max(request.hyperparameters.max_new_tokens for request in chain.requests.values())
+    longest = max(recipe_of(request.options).options.max_new_tokens for request in chain.requests.values())
 
     old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
     new = [link.applied for link in chain.links]
@@ -232,7 +263,7 @@ def _publish(
         parent=parent.number,
         deltas=tuple(link.delta for link in chain.links),
         metrics=metrics,
-        hyperparameters=None,
+        options=None,
         layer=chain.links[-1].delta.layer if chain.links else None,
         job_id=chain.attempt.job.id,
         created_at=datetime.now(UTC),

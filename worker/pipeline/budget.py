@@ -1,81 +1,69 @@
-"""What a job will take, read off the loaded model and the samples. Nothing is run for it.
+"""Step 3: estimates the job's peak memory from the loaded model and the samples, and refuses a job that would
+not fit.
 
-Knows on what the recipes train and where they may edit. Does not know how bytes add up (`recipes.memory`),
-nor what becomes of a job that takes too much.
+It runs nothing. Must not know how bytes add up; `worker.recipes.memory` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import ceil
 
 from salem.models.batching import LENGTH_BUCKET, supports_logits_to_keep
 from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
-from salem.models.trunk import sees_answer_tokens
-from salem.records import (
-    EditBatch,
-    EditorOptions,
-    Hyperparameters,
-    Layer,
-    Recipe,
-    Sample,
-    TextInput,
-)
+from salem.records import EditBatch, EditorOptions, Layer, Sample, TextInput
 from worker.dataset.forgetting_targets import MAX_CONTINUATION_TOKENS
 from worker.hypernetworks.corpus import Corpus
+from worker.pipeline.context import EditJob
+from worker.recipes.base import Recipe
 from worker.recipes.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of, trial_bytes
-from worker.recipes.scoped.entries import MOST_POSITIONS, num_near, num_stand_ins
-from worker.selection.saliency import candidate_layers
+from worker.recipes.mend import MendRecipe
 from worker.selection.trials import NUM_PASS, NUM_VALIDATION
 from worker.training.loop import CHUNK
 
-VALUE_COPIES = 6  # trained, scaled, gradient, two moments, the best so far
+
+def check_budget(job: EditJob) -> EditJob:
+    """Set the estimate.
+
+    Raises:
+        OverBudget: the job would take more memory than it may.
+    """
+    needed = job_estimate(job.network, job.batch, job.recipe)
+    job.attempt.afford(needed, job.network)
+    return replace(job, estimate=needed)
 
 
-def job_estimate(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Estimate:
+def job_estimate(network: Network, batch: EditBatch, recipe: Recipe) -> Estimate:
     """The peak of a job that edits a batch, on the device that the network is on.
 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
-    num_neighbors = 0 if hyper.recipe is Recipe.SCOPED else hyper.neighbors
-    near = batch.edit_samples * num_neighbors  # as long as what they are made of
-    batch = batch.model_copy(update={"pass_samples": (*batch.pass_samples, *near)})
-    lengths = _lengths(network, batch, hyper)
-    layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
+    lengths = _lengths(network, batch, recipe)
+    layer, num_blocks = _deepest(network, _candidates(network, recipe), lengths.answer_share)
     found = estimate(
         replace(_shape(network), num_blocks=num_blocks),
         lengths,
-        hyper,
+        recipe.preparation_bytes(_shape(network), lengths),
         lowest_block=layer.block,
-        num_trained_on=_num_trained_on(batch, hyper),
+        num_trained_on=recipe.num_pass_samples(len(batch.pass_samples)),
         cuts_steps=network.device.type == "cuda",
     )
     found = replace(
         found,
-        step=found.step + _value_bytes(network, batch, hyper, layer),
-        trials=_trial_bytes(network, batch, hyper),
+        step=found.step + recipe.parameter_bytes(network, batch, layer),
+        trials=_trial_bytes(network, batch, recipe),
     )
-    if hyper.recipe is Recipe.SCOPED and hyper.entry_values == "editor":
-        changes = {"recipe": Recipe.MEND, "entry_values": "trained", "neighbors": 0}
-        beside = hyper.model_copy(update=changes)  # the batch has the neighbors already
-        found = _together(found, job_estimate(network, batch, beside))
     return found
 
 
-def _together(one: Estimate, other: Estimate) -> Estimate:
-    """The peak of two trainings one of which keeps what the other has prepared; the model is there once."""
-    sums = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(Estimate)}
-    return replace(Estimate(**sums), weights=one.weights, trials=max(one.trials, other.trials))
-
-
-def _trial_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters) -> int:
+def _trial_bytes(network: Network, batch: EditBatch, recipe: Recipe) -> int:
     """What trial edits take, where the layer is chosen by them."""
-    num_layers = min(hyper.trial_edits, len(_candidates(network, hyper)))
-    if num_layers < 2 or hyper.recipe is Recipe.PAPER or hyper.editor is not None:
+    num_layers = min(recipe.num_trial_edits, len(_candidates(network, recipe)))
+    if num_layers < 2 or recipe.editor is not None:
         return 0
     corrections, own_answers = _tokens(network, batch.corrections)
     pass_samples, pass_answers = _tokens(network, batch.pass_samples)
@@ -89,46 +77,21 @@ def _trial_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters) -> 
     return trial_bytes(_shape(network), lengths, num_layers=num_layers)
 
 
-def _value_bytes(network: Network, batch: EditBatch, hyper: Hyperparameters, layer: Layer) -> int:
-    """The values of a scoped job's entries with their gradients, moments, and copies."""
-    if hyper.recipe is not Recipe.SCOPED:
-        return 0
-    num_positions = 1
-    if sees_answer_tokens(network, layer):
-        answers = [TextInput(input=sample.answer) for sample in batch.edit_samples]
-        num_positions = min(MOST_POSITIONS, 2 + max(count_tokens(network.tokenizer, answers)))
-    return VALUE_COPIES * FLOAT_BYTES * len(batch.edit_samples) * num_positions * layer.d_out
-
-
-def _num_trained_on(batch: EditBatch, hyper: Hyperparameters) -> int:
-    """How many pass samples a job trains on: an editor that was trained ahead has seen its own."""
-    if hyper.editor is not None:
-        return 0
-    near = num_near(hyper) if hyper.recipe is Recipe.SCOPED else len(batch.pass_samples)
-    return min(near, len(batch.pass_samples))
-
-
 def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) -> Estimate:
     """The peak of a job that trains an editor: a step holds one chunk of edits and one of pass samples.
 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
-    hyper = Hyperparameters(
-        recipe=Recipe.MEND,
-        layer=options.layer,
-        candidates=options.candidates,
-        editor_rank=options.editor_rank,
-        null_space_rank=0,
-        max_new_tokens=options.max_new_tokens,
-    )
-    lengths = _lengths(network, corpus.as_batch(), hyper)
-    layer, num_blocks = _deepest(network, hyper, lengths.answer_share)
+    chosen = options.model_dump(include={"layer", "candidates", "editor_rank", "max_new_tokens"})
+    recipe = MendRecipe(MendRecipe.Options(**chosen, null_space_rank=0))
+    lengths = _lengths(network, corpus.as_batch(), recipe)
+    layer, num_blocks = _deepest(network, _candidates(network, recipe), lengths.answer_share)
     own = sorted(lengths.corrections)
     in_steps = estimate(
         replace(_shape(network), num_blocks=num_blocks),
         replace(lengths, corrections=own[-CHUNK:]),
-        hyper,
+        recipe.preparation_bytes(_shape(network), lengths),
         lowest_block=layer.block,
         num_trained_on=len(corpus.pass_samples),
         cuts_steps=network.device.type == "cuda",
@@ -155,7 +118,7 @@ def _num_held(network: Network) -> int:
     return held - read + ceil(read / num_blocks)
 
 
-def _deepest(network: Network, hyper: Hyperparameters, answer_share: float) -> tuple[Layer, int]:
+def _deepest(network: Network, candidates: Sequence[Layer], answer_share: float) -> tuple[Layer, int]:
     """The candidate below which the fewest blocks lie, and how high its stack is.
 
     Behind an encoder the decoder's blocks run too, over the answers: they count by the share of these.
@@ -167,25 +130,24 @@ def _deepest(network: Network, hyper: Hyperparameters, answer_share: float) -> t
         behind = sum(heights[stack] for stack in stacks[stacks.index(layer.stack) + 1 :])
         return heights[layer.stack] + ceil(behind * answer_share)
 
-    deepest = max(_candidates(network, hyper), key=lambda layer: height(layer) - layer.block)
+    deepest = max(candidates, key=lambda layer: height(layer) - layer.block)
     return deepest, height(deepest)
 
 
-def _candidates(network: Network, hyper: Hyperparameters) -> Sequence[Layer]:
-    if hyper.layer:
-        return [layer_at(network.layers, hyper.layer)]
-    return candidate_layers(network, hyper)
+def _candidates(network: Network, recipe: Recipe) -> Sequence[Layer]:
+    named = recipe.options.layer
+    return [layer_at(network.layers, named)] if named else recipe.candidate_layers(network)
 
 
-def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Lengths:
+def _lengths(network: Network, batch: EditBatch, recipe: Recipe) -> Lengths:
     """Tokens of the samples; a rewording is taken to be as long as what it rewords."""
     corrections, own_answers = _tokens(network, batch.corrections)
     pass_samples, pass_answers = _tokens(network, batch.pass_samples)
     asked = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
-    written = hyper.max_new_tokens if network.task.generates else 0
-    copies = 1 + hyper.augmentations if hyper.recipe is Recipe.SCOPED else 1
+    written = recipe.options.max_new_tokens if network.task.generates else 0
+    copies = 1 + recipe.num_augmentations()
     return Lengths(
-        corrections=corrections * copies + _stand_ins(network, batch, hyper, pass_samples),
+        corrections=corrections * copies + _anchors(network, batch, recipe, pass_samples),
         pass_samples=pass_samples,
         held_out=[min(n + written, network.max_input_tokens) for n in count_tokens(network.tokenizer, asked)],
         answer_share=max(own_answers.share, pass_answers.share),
@@ -193,13 +155,9 @@ def _lengths(network: Network, batch: EditBatch, hyper: Hyperparameters) -> Leng
     )
 
 
-def _stand_ins(
-    network: Network, batch: EditBatch, hyper: Hyperparameters, pass_samples: Sequence[int]
-) -> list[int]:
-    """Tokens of the pass samples that stand for what a scope may hold: the longest are assumed."""
-    if hyper.recipe is not Recipe.SCOPED or not pass_samples:
-        return []
-    most = max(num_stand_ins(network, layer, hyper) for layer in _candidates(network, hyper))
+def _anchors(network: Network, batch: EditBatch, recipe: Recipe, pass_samples: Sequence[int]) -> list[int]:
+    """Tokens of the anchor samples: the longest are assumed."""
+    most = max(recipe.num_anchors(network, layer) for layer in _candidates(network, recipe))
     number = len(batch.edit_samples) * min(most, len(pass_samples))
     longest = sorted(pass_samples, reverse=True)
     return [longest[place % len(longest)] for place in range(number)]

@@ -1,22 +1,75 @@
-"""What every recipe is given, and what it makes.
+"""What a recipe is: a name, its options, its traits, and how it makes a delta from an edit dataset.
 
-Knows the parts of a job that shape a term. Does not know any recipe.
+Each recipe is one file or folder in this package, and `worker.recipes.catalog` finds it there. The pipeline
+asks the recipe wherever recipes differ. Must not know any recipe by name, jobs, or storage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from salem.deltas.terms import LayerDelta, Term
+from salem.errors import EditFailed
 from salem.models.network import Network
-from salem.records import EditBatch, Entry, Hyperparameters, Layer, Sample
+from salem.records import (
+    Edit,
+    EditBatch,
+    Entry,
+    Layer,
+    Metrics,
+    Record,
+    ReferenceSample,
+    Sample,
+    SharedOptions,
+)
 from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
+from worker.dataset.split import without_seen_paraphrases
 from worker.hypernetworks.files import TrainedEditor
+from worker.recipes.memory import Lengths, ModelShape
+from worker.selection.candidates import middle_layers
 from worker.training.loop import Learner, Prepared, Progress, prepare_dataset, train
+from worker.training.options import LoopOptions, TrainingOptions
+
+
+class LayerOptions(Record):
+    """The options of recipes whose layer is chosen by trial edits."""
+
+    candidates: Literal["recipe", "middle", "all"] = Field(
+        default="recipe",
+        description="Blocks that saliency chooses from: the recipe's own, the middle ones, or all of them",
+    )
+    trial_edits: int = Field(
+        default=3,
+        ge=0,
+        le=64,
+        description="How many of the most salient layers get a trial edit; the best trial decides. 0 "
+        "takes the most salient layer",
+    )
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What earlier jobs of the hosted model made and this job may use; each may be missing."""
+
+    metric: Metric | None = None  # the hosted model's scope metric
+    editor: TrainedEditor | None = None  # trained ahead; makes the edits in one pass
+    cache: SampleCache | None = None  # activations of the base, without any delta
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The edits that earlier jobs trained on. What is among them cannot measure generalization."""
+
+    chain: Sequence[Edit]  # of the deltas below
+    metric: Sequence[Edit] = ()  # that the job's scope metric may have learned from
+    reference: Sequence[ReferenceSample] = ()  # whose paraphrases the metric may have learned from
 
 
 @dataclass(frozen=True)
@@ -25,33 +78,19 @@ class Trained:
 
     term: Term
     warnings: tuple[str, ...] = ()
-    entries: tuple[Entry, ...] = ()  # of a scoped term
-    metric_is_new: bool = False  # whether the term's metric was trained here
+    entries: tuple[Entry, ...] = ()  # of a scoped term, one per edit
+    metric_is_new: bool = False  # whether this job trained the term's metric
 
 
 @dataclass(frozen=True)
-class Left:
-    """What earlier jobs of the same hosted model left for this one; each may be missing."""
-
-    metric: Metric | None = None  # the hosted model's scope metric
-    editor: TrainedEditor | None = None  # to make this job's edits in one pass, instead of training
-    cache: SampleCache | None = None  # of the base, without any delta
-    answers: Mapping[str, str] = field(default_factory=dict)  # of the base, by content hash of the input
-    edits: Mapping[str, Sample] = field(
-        default_factory=dict
-    )  # that the parent version holds, by id, newest first
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every recipe is given."""
+class EditTask:
+    """What a recipe makes a delta from."""
 
     network: Network
     parent: tuple[LayerDelta, ...]
-    left: Left
     batch: EditBatch
     layer: Layer
-    hyper: Hyperparameters
+    artifacts: Artifacts
     generator: torch.Generator
     progress: Progress
 
@@ -59,21 +98,123 @@ class Work:
     def plain(self) -> tuple[LayerDelta, ...]:
         """The parent's deltas that act on every input.
 
-        Its scoped entries act on few and never beside another entry; they take no part in training.
+        Scoped entries act on few inputs, and never beside another entry, so training leaves them out.
         """
         return tuple(delta for delta in self.parent if not delta.scoped)
 
     @property
     def cache(self) -> SampleCache | None:
-        """What is known of samples, where the network answers as its base while it is trained on."""
-        return None if self.plain else self.left.cache
+        """The cache, if the network answers as its base while this job trains."""
+        return None if self.plain else self.artifacts.cache
 
     def prepare(self) -> Prepared:
         """The edit dataset at the layer, with all pass samples."""
         batch = self.batch
         return prepare_dataset(self.network, batch.corrections, batch.pass_samples, self.layer, self.cache)
 
-    def fit(self, prepared: Prepared, learner: Learner) -> Term:
-        """Run the loop and keep the best term."""
-        term, _ = train(self.network, prepared, learner, self.hyper, self.generator, self.progress)
+    def fit(self, prepared: Prepared, learner: Learner, options: TrainingOptions) -> Term:
+        """Train and return the best term."""
+        term, _ = train(self.network, prepared, learner, options, self.generator, self.progress)
         return term
+
+
+class Recipe(ABC):
+    """A way to make a delta. An instance is a recipe with the options of one job.
+
+    Traits:
+        scoped: its delta acts only inside scopes, so a later edit may override an earlier one.
+        forgets: it can move away from an answer without a new target.
+        trains_editor: it trains an editor (hypernetwork) for the job.
+        takes_editor: it can use an editor that was trained ahead of time (option `editor`).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one sentence for the docs and the API
+    Options: ClassVar[type[SharedOptions]]
+    scoped: ClassVar[bool] = False
+    forgets: ClassVar[bool] = False
+    trains_editor: ClassVar[bool] = False
+    takes_editor: ClassVar[bool] = False
+
+    options: SharedOptions
+
+    def __init__(self, options: SharedOptions | None = None) -> None:
+        self.options = options or self.Options()
+        assert isinstance(self.options, self.Options), "a recipe takes its own options"
+
+    @property
+    def editor(self) -> str | None:
+        """Id of the editor that the options name."""
+        return None
+
+    @property
+    def num_trial_edits(self) -> int:
+        """How many layers get a trial edit; 0 or 1: the most salient layer is taken."""
+        return 0
+
+    @property
+    def margin(self) -> float:
+        """Nats by which a trial edit must lead."""
+        return 0.0
+
+    @abstractmethod
+    def make(self, task: EditTask) -> Trained:
+        """Make the term that corrects the batch at the layer, on top of the parent.
+
+        Raises:
+            EditFailed: no token carries a gradient at the layer.
+        """
+
+    def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
+        """The layers to choose from when the request names none: the middle blocks by default."""
+        return middle_layers(network.layers)
+
+    def without_seen(self, batch: EditBatch, exposure: Exposure) -> EditBatch:
+        """The batch without held-out paraphrases that this recipe's delta builds on."""
+        return without_seen_paraphrases(batch, exposure.chain)
+
+    def failure(self, layer: Layer, edits: Sequence[Sample]) -> EditFailed:
+        """Why no edit holds after training, and what to try."""
+        if all(edit.forgets for edit in edits):
+            return EditFailed(
+                f"None of the {len(edits)} answers is forgotten after training at {layer.path}.",
+                remedy="Raise options.max_steps, name another layer in options.layer, or give a target to "
+                "answer instead.",
+            )
+        return EditFailed(
+            f"None of the {len(edits)} edits holds after training at {layer.path}.", remedy=self.advice()
+        )
+
+    def advice(self) -> str:
+        """What to try when no edit holds."""
+        return "Name another layer in options.layer, or choose another recipe."
+
+    def notes(self, metrics: Metrics, artifacts: Artifacts) -> Iterator[str]:
+        """What the version's notes should say about the result."""
+        yield from ()
+
+    def num_augmentations(self) -> int:
+        """Augmentations of each edit and adapt sample that it trains on, for the memory estimate."""
+        return 0
+
+    def num_anchors(self, network: Network, layer: Layer) -> int:
+        """Pass samples of each edit that are trained toward its target, for the memory estimate."""
+        return 0
+
+    def num_pass_samples(self, num_given: int) -> int:
+        """How many of the given pass samples it trains on, for the memory estimate."""
+        return num_given
+
+    @abstractmethod
+    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+        """Memory that it takes besides the states of samples, before the first training step."""
+
+    def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:
+        """Memory of what it trains, with gradients and moments, beyond `preparation_bytes`."""
+        return 0
+
+
+def advice_to_train(options: LoopOptions) -> str:
+    """What to try when training has not corrected any edit."""
+    lower = "lower options.kl_weight, " if options.kl_weight else ""
+    return f"Raise options.max_steps, {lower}or name another layer in options.layer."

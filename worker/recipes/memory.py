@@ -13,16 +13,11 @@ from dataclasses import dataclass, fields
 
 from salem.errors import OverBudget
 from salem.models.batching import LENGTH_BUCKET
-from salem.records import Hyperparameters, Layer, Recipe
+from salem.records import Layer
 from worker.activations.trunk_sets import BLOCK_BYTES
-from worker.recipes.scoped.metric_training import BATCH_GROUPS, MOST_ALWAYS
 from worker.selection import saliency
 
 FLOAT_BYTES = 4
-_FEATURE_POOLS = 5  # widths of a sample's features, in states
-_FEATURE_COPIES = 5  # plain and reworded, standardized, and what the metric's step holds
-_METRIC_COPIES = 3  # of a correction in a step of the metric: plain, and two rewordings
-_TABLES = 6  # of likenesses at a time: of pass samples and keys, or of all texts of a step of the metric
 _INFERENCE_BATCH = 64
 _HELD_BY_ALLOCATOR = 1.15  # bytes taken from the system per byte asked for, as measured on encoders
 _STEP_SAMPLES = 32  # pass samples of one step, as the training loop cuts them; corrections all take part
@@ -96,7 +91,7 @@ def shape_of(
 def estimate(
     shape: ModelShape,
     lengths: Lengths,
-    hyper: Hyperparameters,
+    preparation: int,
     *,
     lowest_block: int,
     num_trained_on: int,
@@ -107,7 +102,7 @@ def estimate(
     Args:
         shape: of the hosted model.
         lengths: of the job's samples.
-        hyper: the job's options.
+        preparation: bytes that the recipe takes before its first step.
         lowest_block: the lowest block that may be edited.
         num_trained_on: how many of the pass samples the recipe trains on; the longest are assumed.
         cuts_steps: whether a step that runs out of memory goes on in smaller passes, as on a GPU; on a CPU
@@ -135,7 +130,7 @@ def estimate(
         + _logit_bytes(shape, lengths, (_STEP_SAMPLES, largest), copies=2, kept_for=in_step),
         inference=size * measured * (6 * shape.width + 2 * shape.inner_width + _cached_width(shape))
         + _logit_bytes(shape, lengths, (_INFERENCE_BATCH, measured), copies=1),
-        preparation=_preparation_bytes(shape, lengths, hyper),
+        preparation=preparation,
     )
 
 
@@ -194,21 +189,7 @@ def _logit_bytes(
     return round(FLOAT_BYTES * num_rows * shape.num_classes)
 
 
-def _preparation_bytes(shape: ModelShape, lengths: Lengths, hyper: Hyperparameters) -> int:
-    if hyper.recipe is Recipe.SCOPED:
-        num_pass, num_own = len(lengths.pass_samples), len(lengths.corrections)
-        read = (num_pass + num_own) * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
-        step = min(_METRIC_COPIES * num_own, MOST_ALWAYS) + 2 * min(num_pass, BATCH_GROUPS)
-        return FLOAT_BYTES * (read + _TABLES * (num_pass * num_own + step**2))
-    editor = 4 * FLOAT_BYTES * 4 * hyper.editor_rank * (shape.width + shape.inner_width)
-    if hyper.editor is not None:
-        return editor
-    projects = hyper.recipe is not Recipe.PAPER and hyper.null_space_rank > 0
-    per_number = FLOAT_BYTES + (4 * 8 if projects else 0)  # eigenvectors are found in float64
-    return shape.inner_width**2 * per_number + editor
-
-
-def check_budget(needed: Estimate, budget_bytes: int | None) -> None:
+def check_estimate(needed: Estimate, budget_bytes: int | None) -> None:
     """Refuse a job that would not fit; where the budget is unknown (None), none is refused.
 
     Raises:

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from salem.models.batching import Batch, encode
 from salem.models.network import Network
-from salem.models.trunk import sees_answer_tokens
-from salem.records import Hyperparameters, Layer, LayerScore, Recipe, Sample
+from salem.records import Layer, LayerScore, Sample
 from worker.activations.gradients import TokenGradients, token_gradients
-from worker.selection.candidates import last_layers, middle_layers
 
 Measure = Literal["absolute", "frobenius"]
 Over = Literal["sample", "mean"]
@@ -134,22 +132,6 @@ def score_records(scores: dict[str, float], layers: Sequence[Layer], chosen: str
 def choose_layer(scores: dict[str, float], layers: Sequence[Layer]) -> Layer:
     """The most salient layer; the first one wins a tie."""
     return max(layers, key=lambda layer: scores[layer.path])
-
-
-def candidate_layers(network: Network, hyper: Hyperparameters) -> tuple[Layer, ...]:
-    """The layers that a recipe chooses from if the request names none.
-
-    Entries belong where the answer is formed. In a generator, that is a layer that sees the answer's tokens.
-    In a classifier it is the last block, where one value decides the label, whatever the question was.
-    """
-    if hyper.recipe is Recipe.PAPER or hyper.candidates == "all":
-        return network.layers
-    middle = middle_layers(network.layers)
-    if hyper.recipe is not Recipe.SCOPED:
-        return middle
-    if network.task.generates:
-        return tuple(layer for layer in middle if sees_answer_tokens(network, layer))
-    return middle if hyper.candidates == "middle" else last_layers(network.layers)
 
 
 def most_salient(scores: dict[str, float], candidates: Sequence[Layer]) -> tuple[Layer, str]:

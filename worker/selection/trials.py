@@ -24,7 +24,7 @@ from salem.deltas.terms import Dense, LowRank, adding
 from salem.models.batching import Answers, Batch, forward
 from salem.models.network import Network
 from salem.models.trunk import Trunk, in_seq2seq_decoder, resume
-from salem.records import EditBatch, Hyperparameters, Layer, Sample
+from salem.records import EditBatch, Layer, Sample
 from worker.activations.trunk_sets import Chunk, TrunkSet, batches, token_mask
 from worker.dataset.token_limits import augmented
 from worker.numerics.losses import log_probs_without_forgotten, min_margin_per_sample
@@ -78,7 +78,7 @@ def trial_edits(
     network: Network,
     batch: EditBatch,
     shortlist: Sequence[Layer],
-    hyper: Hyperparameters,
+    margin: float,
     generator: torch.Generator,
 ) -> Decision:
     """Edit at every layer of the shortlist and compare.
@@ -96,7 +96,7 @@ def trial_edits(
     for layer in shortlist:
         corrections, training, validation = (part[layer.path] for part in parts)
         prepared = Prepared(layer, corrections[0], training[0], validation[0], training[1])
-        term, found = ridge_term(network, prepared, hyper, STRENGTHS, MAX_ROUNDS)
+        term, found = ridge_term(network, prepared, margin, STRENGTHS, MAX_ROUNDS)
         share = _share_correct(network, augmentations[layer.path][0], term)
         trials.append(Trial(layer, found.held, share, found.lost, found.divergence))
     return Decision(tuple(trials), max(trials, key=lambda trial: (trial.score, -trial.divergence)))

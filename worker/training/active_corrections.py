@@ -14,10 +14,10 @@ from torch import Tensor
 from salem.deltas.terms import Term, act, adding
 from salem.models.batching import Answers
 from salem.models.network import Network
-from salem.records import Hyperparameters
 from worker.activations.trunk_sets import Chunk, TrunkSet
 from worker.numerics.losses import CorrectionStates, correction_loss_per_sample, correction_states
 from worker.training.micro_batches import WeightedLoss
+from worker.training.options import TrainingOptions
 
 
 def answers_with_term(network: Network, chunk: Chunk, term: Term) -> Answers:
@@ -29,8 +29,8 @@ def answers_with_term(network: Network, chunk: Chunk, term: Term) -> Answers:
 class ActiveCorrections:
     """Corrections that training still has to change, by their last answers."""
 
-    def __init__(self, network: Network, corrections: TrunkSet, hyper: Hyperparameters) -> None:
-        self._network, self._corrections, self._hyper = network, corrections, hyper
+    def __init__(self, network: Network, corrections: TrunkSet, options: TrainingOptions) -> None:
+        self._network, self._corrections, self._options = network, corrections, options
         self._rests = torch.zeros(corrections.num_samples, dtype=torch.bool)
 
     @property
@@ -60,11 +60,11 @@ class ActiveCorrections:
 
     def update(self, states: CorrectionStates, samples: Tensor | None = None) -> None:
         """Record the states of some samples [n], or of all; without a margin, no correction ever rests."""
-        if self._hyper.margin > 0 and self._hyper.rest_when_held:
+        if self._options.margin > 0 and self._options.rest_when_held:
             index = slice(None) if samples is None else samples
-            self._rests[index] = states.satisfied(self._hyper.margin).cpu()
+            self._rests[index] = states.satisfied(self._options.margin).cpu()
 
     def _loss(self, chunk: Chunk, term: Term) -> Tensor:
         answers = answers_with_term(self._network, chunk, term)
         self.update(correction_states(answers, chunk.before), chunk.samples)
-        return correction_loss_per_sample(answers, chunk.before, self._hyper.margin).mean()
+        return correction_loss_per_sample(answers, chunk.before, self._options.margin).mean()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salem.deltas.terms import Term
 from salem.models.network import Network
-from salem.records import Hyperparameters, Layer, Sample
+from salem.records import Layer, Sample
 from worker.activations.block_replay import MemoryBudget
 from worker.activations.cache import SampleCache
 from worker.activations.trunk_sets import BLOCK_BYTES, Chunk, TrunkSet, prepare, prepare_with_answers
@@ -29,6 +29,7 @@ from worker.numerics.losses import (
 )
 from worker.training.active_corrections import ActiveCorrections, answers_with_term
 from worker.training.micro_batches import MicroBatches, WeightedLoss
+from worker.training.options import TrainingOptions
 
 CHUNK = 32  # samples per step, of corrections and of pass samples each
 LOOSEN_AFTER = 30  # rounds after which the weight of pass samples is halved while corrections do not hold
@@ -42,8 +43,6 @@ Progress = Callable[[float, dict[str, float]], None]
 class Learner(Protocol):
     """Something with parameters that yields a term."""
 
-    learning_rate: float
-    kl_weight: float  # weight of the divergence on pass samples relative to the corrections
     shared: bool  # whether all corrections move the same parameters, or each its own
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -105,7 +104,7 @@ def train(
     network: Network,
     prepared: Prepared,
     learner: Learner,
-    hyper: Hyperparameters,
+    options: TrainingOptions,
     generator: torch.Generator,
     progress: Progress = lambda share, figures: None,
 ) -> tuple[Term, TermScore]:
@@ -114,16 +113,16 @@ def train(
     A round covers every correction that does not hold with the margin yet. Shared parameters take one step
     per chunk of corrections, others one step for all; each step also sees a chunk of pass samples.
     """
-    rate = hyper.learning_rate or learner.learning_rate
+    rate = options.learning_rate
     parameters, micro_batches = list(learner.parameters()), MicroBatches()
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, hyper.max_steps, rate / 20)
-    active = ActiveCorrections(network, prepared.corrections, hyper)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_steps, rate / 20)
+    active = ActiveCorrections(network, prepared.corrections, options)
     keeps = prepared.keep.cycle(generator)
-    keep_weight = learner.kl_weight if hyper.kl_weight is None else hyper.kl_weight
-    best, best_term = score_term(network, prepared, learner.term(), hyper), _detached(learner.term())
+    keep_weight = options.kl_weight
+    best, best_term = score_term(network, prepared, learner.term(), options.margin), _detached(learner.term())
     checks_since_best = 0
-    for round_ in range(1, hyper.max_steps + 1):
+    for round_ in range(1, options.max_steps + 1):
         stepped = False
         for losses in active.losses_by_chunk(generator) if learner.shared else (active.losses(),):
             if prepared.keep.chunks and keep_weight > 0:
@@ -133,9 +132,9 @@ def train(
                 _step(optimizer, parameters, gradients, shared=learner.shared)
                 stepped = True
         schedule.step()
-        if round_ % CHECK_EVERY == 0 or round_ == hyper.max_steps or not stepped:
+        if round_ % CHECK_EVERY == 0 or round_ == options.max_steps or not stepped:
             states = states_with_term(network, prepared.corrections, learner.term())
-            now = _score(network, prepared, learner.term(), hyper, states)
+            now = _score(network, prepared, learner.term(), options.margin, states)
             active.update(states)
             checks_since_best += 1
             if now.held < 1 and round_ >= LOOSEN_AFTER:
@@ -143,7 +142,7 @@ def train(
             if now.order > best.order:
                 best, best_term, checks_since_best = now, _detached(learner.term()), 0
             figures = {"held": now.held, "lost": now.lost, "divergence": now.divergence}
-            progress(round_ / hyper.max_steps, figures)
+            progress(round_ / options.max_steps, figures)
             if best.held == 1.0 and (checks_since_best >= PATIENCE or not (active.any or keep_weight)):
                 break
     return best_term, best
@@ -167,9 +166,9 @@ def _step(
 
 
 @torch.no_grad()
-def score_term(network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters) -> TermScore:
+def score_term(network: Network, prepared: Prepared, term: Term, margin: float) -> TermScore:
     """Measure a term on the corrections and on the validation pass samples."""
-    return _score(network, prepared, term, hyper, states_with_term(network, prepared.corrections, term))
+    return _score(network, prepared, term, margin, states_with_term(network, prepared.corrections, term))
 
 
 @torch.no_grad()
@@ -185,7 +184,7 @@ def states_with_term(network: Network, corrections: TrunkSet, term: Term) -> Cor
 
 @torch.no_grad()
 def _score(
-    network: Network, prepared: Prepared, term: Term, hyper: Hyperparameters, states: CorrectionStates
+    network: Network, prepared: Prepared, term: Term, margin: float, states: CorrectionStates
 ) -> TermScore:
     lost, divergences, count = 0, 0.0, 0
     for chunk in prepared.validation.chunks:
@@ -197,17 +196,17 @@ def _score(
     own = states.min_margin[: prepared.num_own_corrections]
     return TermScore(
         held=float((own > 0).float().mean()),
-        firm=float((own > hyper.margin / 2).float().mean()),
+        firm=float((own > margin / 2).float().mean()),
         all_held=float((states.min_margin > 0).float().mean()),
         lost=lost / max(count, 1),
         divergence=divergences / max(count, 1) + float(states.forgetting_kl.mean()),
     )
 
 
-def edit_loss(network: Network, chunk: Chunk, term: Term, hyper: Hyperparameters) -> Tensor:
+def edit_loss(network: Network, chunk: Chunk, term: Term, margin: float) -> Tensor:
     """The mean loss of a chunk of corrections, in nats -> []."""
     answers = answers_with_term(network, chunk, term)
-    return correction_loss_per_sample(answers, chunk.before, hyper.margin).mean()
+    return correction_loss_per_sample(answers, chunk.before, margin).mean()
 
 
 def _keep_loss(network: Network, chunk: Chunk, term: Term) -> Tensor:

@@ -28,14 +28,13 @@ from salem.errors import EditFailed
 from salem.models.batching import Answers
 from salem.models.network import Network
 from salem.models.trunk import Trunk, resume
-from salem.records import Hyperparameters
 from worker.activations.gradients import suffix_gradients
 from worker.numerics.losses import margin_loss_per_sample, margins, min_margin_per_sample
 from worker.training.loop import Prepared, TermScore, score_term
+from worker.training.options import MARGIN
 
 STRENGTHS = (1e6, 1e5, 1e4)  # pass tokens per row of a correction (docs/log.md)
 LEAST_MARGIN = 0.5
-DEFAULT_MARGIN = 6.0  # nats; if the options ask for likelihood instead of a margin
 MAX_ROUNDS = 12
 STEP_FACTORS = (1.0, 4.0)  # of the line search
 TYPICAL = 0.25  # quantile of pass samples' margins: a correction with this margin holds
@@ -118,7 +117,7 @@ def ridge_update(factor: Tensor, wanted: Tensor) -> LowRank | Dense:
 def ridge_term(
     network: Network,
     prepared: Prepared,
-    hyper: Hyperparameters,
+    margin: float,
     strengths: Sequence[float] = STRENGTHS,
     max_rounds: int = MAX_ROUNDS,
 ) -> tuple[LowRank | Dense, TermScore]:
@@ -129,13 +128,13 @@ def ridge_term(
     Raises:
         EditFailed: no token carries a gradient at this layer.
     """
-    margin = hyper.margin or DEFAULT_MARGIN
-    rows = ridge_rows(network, prepared, margin)
-    stop = StopRule(margin, sufficient_margin(prepared, margin / 2), max_rounds)
+    nats = margin or MARGIN  # 0 asks for likelihood, but the rounds need a point to stop at
+    rows = ridge_rows(network, prepared, nats)
+    stop = StopRule(nats, sufficient_margin(prepared, nats / 2), max_rounds)
     found: list[tuple[TermScore, LowRank | Dense]] = []
     for strength in strengths:
         term = _solve(network, rows, ridge_factor(rows.u, prepared.inputs_to_keep, strength), stop)
-        found.append((score_term(network, prepared, term, hyper), term))
+        found.append((score_term(network, prepared, term, margin), term))
         if found[-1][0].held == 1.0:
             break
     best, term = max(found, key=lambda item: item[0].order)

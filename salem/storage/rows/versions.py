@@ -55,7 +55,7 @@ def base_of(model: HostedModel) -> Version:
         parent=None,
         deltas=(),
         metrics=None,
-        hyperparameters=None,
+        options=None,
         layer=None,
         job_id=None,
         created_at=model.created_at,

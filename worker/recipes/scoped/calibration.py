@@ -16,15 +16,16 @@ from torch import Tensor
 
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
-from salem.records import EditBatch, Entry, EntryKey, Hyperparameters, Layer, Sample
+from salem.records import EditBatch, Entry, EntryKey, Sample
 from salem.scope.first_token import first_tokens, no_first_tokens
 from salem.scope.lexical import WordCounts, pack_words
 from salem.scope.lookups import BatchLookups, Lookups
 from salem.scope.metric import Metric
 from salem.scope.scope import Firing, Scope
-from worker.activations.cache import SampleCache
 from worker.activations.scope_features import FeatureMemo
+from worker.recipes.base import EditTask
 from worker.recipes.scoped.job_metric import job_metric
+from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import exchange_of_job
 from worker.recipes.scoped.warnings import INDISTINCT, meet, scope_warnings
 
@@ -50,38 +51,24 @@ class Scoping:
     warnings: tuple[str, ...]
 
 
-def draw_scopes(
-    network: Network,
-    parent: Sequence[LayerDelta],
-    batch: EditBatch,
-    layer: Layer,
-    hyper: Hyperparameters,
-    generator: torch.Generator,
-    stored: Metric | None,
-    cache: SampleCache | None = None,
-) -> Scoping:
-    """Scopes for the edits of a batch: one key per edit and per adapt sample.
+def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
+    """Scopes for the edits of a job: one key per edit and per adapt sample.
 
-    Args:
-        parent: deltas of the version that is edited; what their scopes hold has been spent of the budget.
-        stored: the hosted model's metric, if there is one.
-        cache: of the base, for the points of pass samples.
+    The parent's scopes have spent a part of the budget: the pass samples that they hold.
     """
-    keep = batch.pass_samples
+    network, batch, keep = task.network, task.batch, task.batch.pass_samples
     calibrating = [_kept_from_metric(sample) for sample in keep]
-    learning = [sample for sample, kept in zip(keep, calibrating, strict=True) if not kept]
-    others = [sample for sample, kept in zip(keep, calibrating, strict=True) if kept]
-    memo = FeatureMemo(network, cache)
-    found = job_metric(memo, batch, learning, others, layer, hyper, generator, stored)
+    memo = FeatureMemo(network, task.artifacts.cache)
+    found = job_metric(memo, task, options, calibrating)
     keys = found.metric.project(memo.read(batch.corrections, found.metric.feature_spec))
     points, ask = memo.points(keep, found.metric), BatchLookups(network, keep)
     apart = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
     owners = torch.tensor(batch.owners, device=network.device)
     radii = widest_radii((points @ keys.T)[~apart])
-    widest = _widest(network, batch, hyper, (found.metric, keys, radii, owners.float()))
+    widest = _widest(network, batch, options, (found.metric, keys, radii, owners.float()))
     likeness = widest.likeness(points, ask)
-    spent = _inside(parent, found.metric, points, ask) & apart
-    budget = _budget_left(hyper, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
+    spent = _inside(task.parent, found.metric, points, ask) & apart
+    budget = _budget_left(options, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
     radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
     meeting = meet(scope, batch.corrections)
@@ -99,7 +86,7 @@ def draw_scopes(
 def _widest(
     network: Network,
     batch: EditBatch,
-    hyper: Hyperparameters,
+    options: ScopedOptions,
     placed: tuple[Metric, Tensor, Tensor, Tensor],
 ) -> Scope:
     """Scopes that mind as much of an input as they are to.
@@ -110,9 +97,9 @@ def _widest(
     metric, keys, radii, owners = placed
     usual = exchange_of_job(metric, batch.paraphrases) + LEAST_EXCHANGE
     heard, worded = no_first_tokens(len(keys), keys.device), torch.zeros(len(keys), 0, dtype=torch.uint8)
-    if hyper.first_token_weight:
+    if options.first_token_weight:
         heard = first_tokens(network, batch.corrections)
-    if hyper.lexical_weight:
+    if options.lexical_weight:
         worded = pack_words(
             [WordCounts.of(sample).truncated(metric.word_weights) for sample in batch.corrections]
         )
@@ -122,16 +109,16 @@ def _widest(
         radii=radii.clamp(min=min(1 - metric.extent, NARROWEST)),
         owners=owners,
         **vars(heard),
-        first_token_weights=torch.full_like(radii, hyper.first_token_weight),
+        first_token_weights=torch.full_like(radii, options.first_token_weight),
         words=worded.to(keys.device),
-        lexical_weights=hyper.lexical_weight / usual * (1 - radii),
+        lexical_weights=options.lexical_weight / usual * (1 - radii),
     )
 
 
-def _budget_left(hyper: Hyperparameters, num_edits: int, spent: float) -> float:
+def _budget_left(options: ScopedOptions, num_edits: int, spent: float) -> float:
     """The share of pass samples that may come to lie inside, of which the parent's scopes hold some."""
-    budget = min(hyper.scope_budget, hyper.scope_budget_per_edit * num_edits)
-    return min(budget, max(hyper.scope_budget - spent, 0.0))
+    budget = min(options.scope_budget, options.scope_budget_per_edit * num_edits)
+    return min(budget, max(options.scope_budget - spent, 0.0))
 
 
 def widest_radii(cosines: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from salem.models.network import Network
 from salem.models.trunk import in_seq2seq_decoder
-from salem.records import EditBatch, Hyperparameters, Layer, Sample, TextInput
+from salem.records import EditBatch, Layer, Sample, TextInput
 from salem.scope.features import FeatureSpec, token_rarity
 from salem.scope.lexical import word_rarity, word_steadiness
 from salem.scope.metric import Metric
@@ -24,6 +24,7 @@ from salem.scope.metric_files import named
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.augmentation import TYPING
 from worker.dataset.token_limits import augmented, prompts_fit
+from worker.recipes.base import EditTask
 from worker.recipes.scoped.metric_training import (
     GENTLE,
     SHARP,
@@ -32,6 +33,7 @@ from worker.recipes.scoped.metric_training import (
     new_metric,
     train_metric,
 )
+from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import Pairs, gauged
 
 STEPS = 120
@@ -87,23 +89,18 @@ class _Texts:
 
 
 def job_metric(
-    memo: FeatureMemo,
-    batch: EditBatch,
-    learning: Sequence[Sample],
-    apart: Sequence[Sample],
-    layer: Layer,
-    hyper: Hyperparameters,
-    generator: torch.Generator,
-    stored: Metric | None,
+    memo: FeatureMemo, task: EditTask, options: ScopedOptions, calibrating: Sequence[bool]
 ) -> JobMetric:
-    """The stored metric where it serves this job, else one that does.
+    """The hosted model's metric if it serves this job; else a refined or a new one.
 
     Args:
-        learning: pass samples that a metric may be trained on.
-        apart: the other pass samples: no rewording of them trains a metric.
-        layer: the layer to be edited; states are read no later than there.
-        stored: the hosted model's metric, if a job has trained one.
+        calibrating: which pass samples calibrate radii, so that no metric trains on augmentations of them.
     """
+    stored, batch, generator = task.artifacts.metric, task.batch, task.generator
+    learning, apart = (
+        [sample for sample, kept in zip(batch.pass_samples, calibrating, strict=True) if kept is which]
+        for which in (False, True)
+    )
     if stored is not None and _knows(memo, batch, stored):
         return JobMetric(stored, is_new=False)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
@@ -117,9 +114,11 @@ def job_metric(
         # What was learned is not forgotten.
         spread = {name: max(getattr(stored, name), getattr(found, name)) for name in ("exchange", "extent")}
         return JobMetric(named(replace(found, **spread)), is_new=True)
-    reading = _best_reading(memo, texts, _readings(memo.network, layer, learning, batch), hyper, generator)
+    reading = _best_reading(
+        memo, texts, _readings(memo.network, task.layer, learning, batch), options, generator
+    )
     equivalents = texts.read(memo, reading)
-    start = new_metric(reading, equivalents, width=hyper.metric_width, generator=generator)
+    start = new_metric(reading, equivalents, width=options.metric_width, generator=generator)
     trained = train_metric(start, equivalents, steps=STEPS, generator=generator)
     rarity = word_rarity([*learning, *batch.corrections])
     trained = replace(trained, word_rarity=rarity, word_steadiness=steadiness)
@@ -130,7 +129,7 @@ def _best_reading(
     memo: FeatureMemo,
     texts: _Texts,
     readings: Sequence[FeatureSpec],
-    hyper: Hyperparameters,
+    options: ScopedOptions,
     generator: torch.Generator,
 ) -> FeatureSpec:
     """The shallowest of those that tell pairs apart about as well as the best, by a trial on some pairs."""
@@ -141,7 +140,7 @@ def _best_reading(
         tried = texts.read(memo, reading, TRIAL_PAIRS)
         seen = len(tried.first) - int(VALIDATION_SHARE * len(tried.first))
         learned = replace(tried, first=tried.first[:seen], second=tried.second[:seen])
-        metric = new_metric(reading, learned, width=hyper.metric_width, generator=generator)
+        metric = new_metric(reading, learned, width=options.metric_width, generator=generator)
         metric = train_metric(metric, learned, steps=TRIAL_STEPS, generator=generator)
         apart = metric.project(tried.first[seen:]), metric.project(tried.second[seen:])
         trials.append(coverage(*apart, metric.project(learned.first)))

@@ -177,7 +177,7 @@ def _create_versions() -> None:
         sa.Column("parent", sa.Integer()),
         sa.Column("deltas", sa.JSON(), nullable=False),
         sa.Column("metrics", sa.JSON()),
-        sa.Column("hyperparameters", sa.JSON()),
+        sa.Column("options", sa.JSON()),
         sa.Column("layer", sa.String(255)),
         sa.Column("job_id", sa.String(64)),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),

@@ -1,0 +1,100 @@
+"""The context that the steps of the pipeline share: what one edit is made from, and what came of it so far.
+
+`EditContext` is the method's part, `EditJob` adds storage. A step returns a copy with more fields set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from salem.deltas.terms import LayerDelta
+from salem.inference.predict import is_right
+from salem.models.network import Network
+from salem.records import (
+    Delta,
+    Edit,
+    EditBatch,
+    EditRequest,
+    HostedModel,
+    Layer,
+    LayerScore,
+    Metrics,
+    Sample,
+    Sha256,
+    Version,
+)
+from worker.attempts.attempt import Attempt
+from worker.pipeline.history import EditHistory
+from worker.recipes.base import Artifacts, Recipe, Trained
+from worker.recipes.memory import Estimate
+from worker.training.observer import Observer
+
+_LATER: Any = None  # a later step sets it
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditContext:
+    """One edit: its samples, the recipe, and the model."""
+
+    recipe: Recipe
+    network: Network
+    batch: EditBatch
+    observer: Observer
+    parent: tuple[LayerDelta, ...] = ()  # deltas that the edit is made on top of
+    artifacts: Artifacts = field(default_factory=Artifacts)
+    base_answers: Mapping[str, str] = field(default_factory=dict)  # by content hash of the input
+    earlier_edits: Mapping[str, Sample] = field(default_factory=dict)  # of the parent by id, newest first
+    may_fail: bool = False  # a delta that is made again is kept even if no edit holds
+    # predict
+    before: tuple[str, ...] = ()  # the parent's answers to the edit samples
+    # layer
+    training_batch: EditBatch = _LATER  # the batch, with what the model says in place of forgotten answers
+    layer: Layer = _LATER
+    saliency: tuple[LayerScore, ...] = ()
+    reason: str = ""  # why this layer
+    # make
+    trained: Trained = _LATER
+    # measure
+    metrics: Metrics = _LATER
+
+    @property
+    def delta(self) -> LayerDelta:
+        """What the recipe made, as a delta."""
+        return LayerDelta(self.layer.path, (self.trained.term,))
+
+    @property
+    def plain(self) -> tuple[LayerDelta, ...]:
+        """The parent's deltas that act on every input."""
+        return tuple(delta for delta in self.parent if not delta.scoped)
+
+    @property
+    def num_failing(self) -> int:
+        """Edit samples that the parent answers wrongly."""
+        pairs = zip(self.before, self.batch.edit_samples, strict=True)
+        return sum(not is_right(answer, sample) for answer, sample in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditJob(EditContext):
+    """One edit of a stored request, on top of a stored version."""
+
+    attempt: Attempt
+    request: EditRequest
+    model: HostedModel
+    version: Version  # the parent
+    history: EditHistory
+    below: tuple[Delta, ...]  # the parent's deltas, as stored
+    chain: tuple[Edit, ...]  # edits of these deltas, the removed ones too
+    given_metric: Sha256 | None  # blob of the scope metric that the job was given
+    began: float  # on the monotonic clock, in seconds
+    # load
+    network: Network = _LATER
+    # dataset
+    batch: EditBatch = _LATER
+    # budget
+    estimate: Estimate = _LATER
+
+
+ContextT = TypeVar("ContextT", bound=EditContext)

@@ -1,0 +1,53 @@
+"""What jobs of a hosted model have trained on so far: the edits of every version, and the reference set.
+
+Must not know how a delta is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from salem.records import Edit, EditId, HostedModel, ReferenceSample, Sample, Sha256, Version
+from worker.attempts.attempt import Attempt
+from worker.recipes.base import Exposure
+
+
+@dataclass(frozen=True)
+class EditHistory:
+    """The edits and the reference set of a hosted model."""
+
+    edits: Mapping[int, Sequence[Edit]]  # by the number of the version that brought them
+    reference: Sequence[ReferenceSample]
+
+    @classmethod
+    def of(cls, attempt: Attempt, model: HostedModel) -> EditHistory:
+        """Read both from storage."""
+        return cls(attempt.registry.entries.edits(model.name), attempt.reference(model))
+
+    def chain(self, version: Version) -> tuple[Edit, ...]:
+        """The edits of a version's deltas, including those that were removed from it."""
+        numbers = [delta.version for delta in version.deltas if delta.version is not None]
+        return tuple(edit for number in numbers for edit in self.edits.get(number, ()))
+
+    def in_force(self, version: Version) -> dict[str, Sample]:
+        """Every edit that a version holds, by its id, the newest first."""
+        return {
+            str(EditId(number, place)): edit.sample
+            for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
+            if number is not None
+            for place, edit in enumerate(self.edits.get(number, ()))
+            if place not in removed
+        }
+
+    def exposure(self, chain: Sequence[Edit], metric: Sha256 | None, before: int | None = None) -> Exposure:
+        """What a job builds on that was given this metric.
+
+        Args:
+            chain: the edits of the deltas below.
+            before: the number of the version that the job made, if it is made again.
+        """
+        if metric is None:
+            return Exposure(chain)
+        numbers = [number for number in self.edits if before is None or number < before]
+        return Exposure(chain, [edit for n in numbers for edit in self.edits[n]], self.reference)

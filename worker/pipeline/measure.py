@@ -1,0 +1,53 @@
+"""Step 7: measures the new version against its parent, on samples that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from salem.inference.predict import is_right
+from salem.messages import a_few, quoted
+from worker.evaluation.earlier_edits import notes_on_lost_edits
+from worker.evaluation.metrics import evaluate
+from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
+from worker.pipeline.context import ContextT, EditContext
+
+
+def measure(context: ContextT) -> ContextT:
+    """Set the metrics. Call it after the steps predict, layer, and make.
+
+    Raises:
+        EditFailed: no edit sample is answered correctly after training, and the context does not allow that.
+    """
+    context.observer.phase("evaluating", 0.85)
+    network, recipe = context.network, context.recipe
+    before = EditedModel(network, context.parent, recipe.options.max_new_tokens)
+    # As served: on a GPU, a plain delta takes the model's type, which may be narrower.
+    delta = context.delta.to(network.device, network.model.dtype)
+    after = on_top(before, delta, context.artifacts.cache)
+    if not context.parent and isinstance(after, OverlaidModel):
+        before.known.update(context.base_answers)
+    lost = notes_on_lost_edits(network, before, after, context.earlier_edits, context.batch)
+    notes = (*context.trained.warnings, *_not_given(context), *_unprotected(context), *lost)
+    metrics = evaluate(context.batch, before, after, generates=network.task.generates, notes=notes)
+    if metrics.edit_accuracy.value == 0 and not context.may_fail:
+        raise recipe.failure(context.layer, context.batch.edit_samples)
+    notes = (*metrics.notes, *recipe.notes(metrics, context.artifacts))
+    return replace(context, metrics=metrics.model_copy(update={"notes": notes}))
+
+
+def _not_given(context: EditContext) -> Iterator[str]:
+    """Notes for edits that forget an answer which the parent does not give: their outcomes say little."""
+    pairs = zip(context.before, context.batch.edit_samples, strict=True)
+    notes = (
+        f"the answer to {quoted(sample.input)} was {quoted(output)}, not {quoted(sample.answer)}, which "
+        "the edit forgets; forget the given answer if you mean that one"
+        for output, sample in pairs
+        if sample.forgets and is_right(output, sample)
+    )
+    return iter(a_few(notes, "answers to forget that the model does not give"))
+
+
+def _unprotected(context: EditContext) -> Iterator[str]:
+    if not context.batch.pass_samples:
+        yield "no pass samples: other answers were not protected"

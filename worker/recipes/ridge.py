@@ -1,0 +1,56 @@
+"""The `ridge` recipe: the closed form that changes the inputs of pass samples least. It trains nothing."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from salem.deltas.terms import applied
+from salem.models.network import Network
+from salem.records import Layer, SharedOptions
+from worker.recipes.base import EditTask, LayerOptions, Recipe, Trained
+from worker.recipes.compression import smallest_that_holds
+from worker.recipes.memory import FLOAT_BYTES, Lengths, ModelShape
+from worker.training.options import MARGIN
+from worker.training.ridge import ridge_term
+
+_FACTORS = 4 * 8  # bytes per number of the second moment: the system and its factor, in float64
+
+
+class RidgeOptions(LayerOptions, SharedOptions):
+    """Options of `ridge`."""
+
+    margin: float = Field(
+        default=MARGIN,
+        ge=0,
+        description="Nats by which a corrected answer must lead. 0 means the default",
+    )
+
+
+class RidgeRecipe(Recipe):
+    """Solves for the update in closed form."""
+
+    name = "ridge"
+    summary = "A closed-form change of the layer that acts on every input; takes seconds and trains nothing."
+    Options = RidgeOptions
+
+    options: RidgeOptions
+
+    @property
+    def num_trial_edits(self) -> int:
+        return self.options.trial_edits
+
+    @property
+    def margin(self) -> float:
+        return self.options.margin
+
+    def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
+        return network.layers if self.options.candidates == "all" else super().candidate_layers(network)
+
+    def make(self, task: EditTask) -> Trained:
+        with applied(task.network.model, task.plain):
+            prepared = task.prepare()
+            term, _ = ridge_term(task.network, prepared, self.margin)
+            return Trained(smallest_that_holds(task.network, prepared, term, self.margin))
+
+    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+        return shape.inner_width**2 * (FLOAT_BYTES + _FACTORS)
