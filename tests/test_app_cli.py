@@ -14,6 +14,7 @@ import httpx
 import pytest
 import typer
 from api_service import Stage, serving
+from command_line import CommandLine, command_line
 from tiny_models import save_tiny
 
 from app.cli.client import POLL_S, Client, ServiceError
@@ -39,18 +40,13 @@ def url(settings: Settings, stage: Stage) -> Iterator[str]:
         yield str(client.base_url)
 
 
-def salem(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables, "COLUMNS": "200"},
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def salem() -> Iterator[CommandLine]:
+    with command_line() as salem:
+        yield salem
 
 
-def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
+def test_a_session(salem: CommandLine, url: str, tmp_path: Path, settings: Settings) -> None:
     listed = json.loads(salem("models", "list", "--json", SALEM_URL=url).stdout)
     assert [model["name"] for model in listed] == ["intents"]
     assert json.loads(salem("models", "show", "intents", "--url", url).stdout)["versions"] == [1]
@@ -83,7 +79,9 @@ def test_a_session(url: str, tmp_path: Path, settings: Settings) -> None:
     )
 
 
-def test_models_are_added_from_a_folder_with_a_file(url: str, tmp_path: Path, settings: Settings) -> None:
+def test_models_are_added_from_a_folder_with_a_file(
+    salem: CommandLine, url: str, tmp_path: Path, settings: Settings
+) -> None:
     save_tiny(settings.effective_models_root / "fresh", "bert")
     reference = tmp_path / "reference.jsonl"
     reference.write_text(json.dumps(EDIT))
@@ -105,7 +103,7 @@ def test_models_are_added_from_a_folder_with_a_file(url: str, tmp_path: Path, se
     assert httpx.get(f"{url}/models/fresh", trust_env=False).json()["state"] == "registering"
 
 
-def test_refusals_say_what_to_do(url: str, tmp_path: Path) -> None:
+def test_refusals_say_what_to_do(salem: CommandLine, url: str, tmp_path: Path) -> None:
     edits = tmp_path / "edits.json"
     edits.write_text(json.dumps([{**EDIT, "target": "refnud"}, {"input": "", "target": "login"}]))
     refused = salem("edits", "post", str(edits), "--model", "intents", "--url", url)
@@ -148,7 +146,7 @@ def test_files_that_are_no_edits(tmp_path: Path, text: str) -> None:
         read_edit_request(file)
 
 
-def test_doctor_on_a_fresh_home(tmp_path: Path) -> None:
+def test_doctor_on_a_fresh_home(salem: CommandLine, tmp_path: Path) -> None:
     report = salem("doctor", SALEM_HOME=str(tmp_path / "fresh"), SALEM_PORT="0")
     assert report.returncode == 0, report.stdout + report.stderr
     for name in ("python", "tensors", "redis", "database", "blobs", "models root", "disk", "address"):
@@ -191,7 +189,7 @@ def test_the_worker_is_ours_whatever_lies_in_the_folder(tmp_path: Path) -> None:
     assert "a stranger" not in done.stdout and done.returncode != 0
 
 
-def test_migrate(tmp_path: Path) -> None:
+def test_migrate(salem: CommandLine, tmp_path: Path) -> None:
     migrated = salem("migrate", SALEM_HOME=str(tmp_path))
     assert migrated.returncode == 0, migrated.stderr
     assert check_database(Settings(home=tmp_path)).state == "ok"
