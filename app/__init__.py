@@ -1,8 +1,8 @@
-"""The service that clients speak to: HTTP routes, the command line, and the processes behind `salem serve`.
+"""The service that clients talk to: HTTP routes, the command line, and the processes behind `salem serve`.
 
 Rooms, top first. A room imports only from rooms below it (`.importlinter` holds the rule):
 
-    cli          commands: start the service, or speak to a running one over HTTP
+    cli          commands: start the service, or talk to a running one over HTTP
     api          thin HTTP routes, problem documents, middleware
     service      supervisor, reconciler, doctor
     serving      keeps models in memory and answers as any version

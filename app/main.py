@@ -1,12 +1,13 @@
-"""The API process: builds the app, opens and closes what it stands on, serves it.
+"""The API process: builds the app, opens and closes its services, and serves it.
 
-Knows every route and machine by name only. `create_app` is the factory; `main` serves it on a socket that the
-supervisor has bound, or on one of its own.
+`create_app` is the factory. `main` serves the app on a socket that the supervisor has bound, or on its own.
+To add a route, add its module's name to `ROUTES`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import editors, edits, entries, health, jobs, models, predict, problems
+from app.api import problems
 from app.api.middleware import ApiKey, BodyLimit, RequestContext
 from app.api.services import Services
 from app.service.address import refuse_open_address
@@ -25,12 +26,24 @@ from salem.settings import Settings
 
 GRACEFUL_SHUTDOWN_S = 3
 
+ROUTES = (
+    "models",
+    "entries",
+    "removals",
+    "edits",
+    "editors",
+    "jobs",
+    "predict",
+    "health",
+)
+"""Modules of `app.api` with a `router`."""
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """The whole API. Opens nothing before its lifespan starts.
+    """The whole API. It opens nothing before its lifespan starts.
 
     Raises:
-        Misconfigured: the address is open to others and there is no key.
+        Misconfigured: other machines can reach the address, and no API key is set.
     """
     refuse_open_address(settings)
 
@@ -57,13 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key.get_secret_value())
     app.add_middleware(RequestContext)  # added last: outermost
-    for routes in (models, entries, edits, editors, jobs, predict, health):
-        app.include_router(routes.router)
+    for name in ROUTES:
+        app.include_router(importlib.import_module(f"app.api.{name}").router)
     return app
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; `--fd` hands over a socket that is bound already."""
+    """Serve until SIGTERM or SIGINT. `--fd` is a socket that is already bound."""
     parser = argparse.ArgumentParser(prog="python -m app.main", description="Serve the API in this process.")
     parser.add_argument("--fd", type=int, help="file descriptor of a bound TCP socket")
     fd = parser.parse_args().fd

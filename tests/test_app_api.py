@@ -236,7 +236,7 @@ def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
     stage.publish(intents, job=stage.registry.get_job(made["id"]))
     refusal = problem(client.post("/edits", json=body), 422, "invalid_request")
     assert pointers(refusal) == {"/model"}
-    assert "write intents@production to keep them, intents:0 to leave them out" in refusal["detail"]
+    assert "write intents@production to keep them, or intents:0 to leave them out" in refusal["detail"]
     assert client.post("/edits", json=body, headers=headers).json()["id"] == made["id"], (
         "sent again: the same"
     )
@@ -253,7 +253,7 @@ def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) ->
     with pytest.raises(ValidationError) as caught:
         shape.model_validate({"model": "intents", field: [1] * (MOST_ITEMS + 1)})
     (found,) = (error for error in caught.value.errors() if error["loc"] == (field,))
-    assert found["msg"] == "Value error, a list of 100001 items, 100000 at most are read; give fewer"
+    assert found["msg"] == "Value error, the list has 100001 items, but the limit is 100000; send fewer"
     body = {"body": {}, "errors": [{**found, "loc": ("body", field)}]}
     answer = from_validation_error(RequestValidationError(**body), "application/json")
     assert (

@@ -92,9 +92,9 @@ def test_a_corpus_becomes_a_job(client: httpx.Client, settings: Settings) -> Non
 
 
 REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
-    ({"edits": EDITS[:31]}, "/edits", "31 edits are too few to train an editor on, the least is 32"),
-    ({"edits": []}, "/edits", "there is no edit"),
-    ({"edits": [*EDITS, EDITS[3] | {"paraphrases": []}]}, "/edits/32", "already given at /edits/3"),
+    ({"edits": EDITS[:31]}, "/edits", "31 edits are too few to train an editor, which needs 32"),
+    ({"edits": []}, "/edits", "the list is empty"),
+    ({"edits": [*EDITS, EDITS[3] | {"paraphrases": []}]}, "/edits/32", "already at /edits/3"),
     ({"edits": [*EDITS, {**EDIT, "target": "refnud"}]}, "/edits/32/target", 'did you mean "refund"?'),
     ({"edits": [*EDITS, {**EDIT, "input": " "}]}, "/edits/32/input", "the text is empty"),
     (
@@ -104,8 +104,8 @@ REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     ),
     ({"pass_samples": [EDITS[0] | {"target": "login"}]}, "/pass_samples/0/paraphrases", "Extra inputs"),
     ({"pass_samples": []}, "/pass_samples", "leave it out to use the model's reference set"),
-    ({"edits": [*EDITS, FORGETTING]}, f"/edits/{len(EDITS)}/forget", "an editor learns from right answers"),
-    ({"model": "intents:0"}, "/model", "an editor is trained on the base, for every version of it"),
+    ({"edits": [*EDITS, FORGETTING]}, f"/edits/{len(EDITS)}/forget", "learns from correct answers only"),
+    ({"model": "intents:0"}, "/model", "an editor is trained on the base and works for all versions"),
     ({"name": " "}, "/name", "the name is empty"),
     ({"name": "a\x00"}, "/name", "NUL"),
     ({"options": {"layer": "encoder"}}, "/options/layer", "not an editable layer of intents"),
@@ -172,7 +172,7 @@ def test_options_that_conflict_with_the_editor(
     assert 'was trained for "other"' in refused(editor=foreign.id)["/options/editor"]
     for unknown in (f"editor-{'0' * 20}", "refunds", "\x00"):
         detail = refused(editor=unknown)["/options/editor"]
-        assert "is not the id of an editor; GET /editors?model=intents lists those" in detail
+        assert "is not the id of an editor; GET /editors?model=intents lists the editors" in detail
 
 
 def test_an_editor_does_not_forget(client: httpx.Client, stage: Stage, intents: HostedModel) -> None:

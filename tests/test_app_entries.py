@@ -177,7 +177,7 @@ def test_entries_are_listed_in_pages(client: httpx.Client, stage: Stage, intents
     problem(client.get(path, params={"after": "7.0"}), 404, "not_found")
     problem(client.get(path, params={"after": "7"}), 422, "invalid_request")
     problem(client.get("/models/intents/versions/9/entries"), 404, "not_found")
-    assert "answers as the base" in get(client, "/models/intents/versions/0/entries")["note"]
+    assert "answers like the base" in get(client, "/models/intents/versions/0/entries")["note"]
 
 
 def test_a_plain_version_has_no_entries_and_says_so(
@@ -285,11 +285,11 @@ def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: Host
         client.post("/models/intents/versions/2/removals", json={"edits": ids}), 422, "invalid_request"
     )
     assert {error["pointer"]: error["detail"] for error in body["errors"]} == {
-        "/edits/1": '"one" is not the id of an edit; write it like "3.0"',
-        "/edits/2": "version 1 brought no edit 1.3; its last is 1.2",
-        "/edits/3": "no edit of intents:2 came with version 2; its edits are those of 1",
-        "/edits/4": "1.1 was removed from intents:2 before",
-        "/edits/5": '"1.0" is already given at /edits/0',
+        "/edits/1": '"one" is not an edit id; write it like "3.0"',
+        "/edits/2": "version 1 has no edit 1.3; its last is 1.2",
+        "/edits/3": "intents:2 has no edit from version 2; its edits are from 1",
+        "/edits/4": "1.1 was already removed from intents:2; leave it out",
+        "/edits/5": '"1.0" is already at /edits/0; leave it out',
     }
     for number in (1, 2):
         empty = client.post(f"/models/intents/versions/{number}/removals", json={"edits": []})
@@ -332,7 +332,7 @@ def test_the_command_line(
     status, _, refusal = salem("entries", "Intents!")
     assert status == 1 and "not a model reference" in refusal
     _, _, note = salem("entries", "intents")
-    assert "answers as the base" in note
+    assert "answers like the base" in note
 
 
 def printed_json(text: str) -> Any:

@@ -187,12 +187,14 @@ def test_make_runs_modules_that_exist(target: str) -> None:
 def test_everything_asked_for_is_pinned() -> None:
     missing = {canonicalize_name(r.name) for r in requirements(*all_extras())} - set(pins())
     assert not missing
+    assert requirements(*all_extras())
     for requirement in requirements(*all_extras()):
         assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
 
 
 def test_everything_installed_for_the_tests_is_pinned() -> None:
     waiting = requirements("dev", "postgres")
+    assert waiting
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()

@@ -137,7 +137,10 @@ def check_version(service: Service, model: str, job: Document, edit: Document) -
     assert first["before"] != first["after"]
     broken = sum(flip["broken"] for flip in metrics["flips"])
     assert metrics["drawdown"]["value"] == pytest.approx(broken / metrics["drawdown"]["count"])
-    assert all(flip["before"] != flip["after"] and flip["input"] in TEXTS for flip in metrics["flips"])
+    unchanged = metrics["locality"]["value"] * metrics["locality"]["count"]
+    assert metrics["locality"]["count"] - unchanged == pytest.approx(len(metrics["flips"]))
+    changed = [flip["before"] != flip["after"] and flip["input"] in TEXTS for flip in metrics["flips"]]
+    assert changed == [True] * len(metrics["flips"])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def test_an_entry_comes_fires_and_goes(service: Service) -> None:
     assert job["state"] == "succeeded", job["error"]
     page = service.get("/models/entries/versions/1/entries")
     assert [entry["id"] for entry in page["data"]] == ["1.0", "1.1"]
+    assert all(entry["keys"] for entry in page["data"])
     assert all(-1 <= key["radius"] <= 1 for entry in page["data"] for key in entry["keys"])
     asked = {"model": "entries:1", "inputs": CHOSEN, "explain": True}
     fired = [each["match"] for each in service.post("/predict", asked)["predictions"]]

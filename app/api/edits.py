@@ -1,19 +1,16 @@
-"""The route that takes corrections: checks all of them, then makes a job.
-
-Knows the registry and the checks. Does not know how an edit is made.
-"""
+"""The route that takes corrections, and makes a job of them. Must not know how an edit is made."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
-from app.api.names import alias_stands_at, check_alias, parse, resolve
+from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
+from app.api.model_references import alias_target, check_alias_keeps_edits, parse, resolve
 from app.api.problems import invalid_request
 from app.api.schemas import EditsIn, IdempotencyKey
-from app.api.services import Machines
+from app.api.services import ServicesDep
 from app.validation.editors import with_editor
-from app.validation.edits import EditLimits, check_edit_request, entry_prevails, overridden
+from app.validation.edits import EditLimits, check_edit_request, entry_overrides_edit, override_notes
 from salem.messages import a_few
 from salem.records import EditRequest, Job, JobKind
 
@@ -22,35 +19,35 @@ router = APIRouter(tags=["edits"])
 
 @router.post("/edits", status_code=202, responses=JOB_ACCEPTED)
 def post_edits(
-    request: EditsIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
+    request: EditsIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
-    """Correct a model's answers: a job makes a new version on top of the one named, and measures it."""
+    """Correct a model's answers: a job makes a new version on top of the named one, and measures it."""
     body = body_sha256(request)
-    if made := machines.registry.find_job(JobKind.EDIT, idempotency_key, body):
-        return announce(made, machines, response)  # whatever has changed since
+    if made := services.registry.find_job(JobKind.EDIT, idempotency_key, body):
+        return accept_job(made, services, response)
     reference = parse(request.model)
-    alias_was = alias_stands_at(machines, reference.model, request.alias)
-    check_alias(reference, request.alias, alias_was)
-    model, parent = resolve(machines, request.model)
+    alias_was = alias_target(services, reference.model, request.alias)
+    check_alias_keeps_edits(reference, request.alias, alias_was)
+    model, parent = resolve(services, request.model)
     errors = check_edit_request(
         model,
         request.edits,
         request.pass_samples,
         options=request.options,
-        limits=EditLimits(max_edits=machines.settings.max_edits),
-        count_tokens=lambda inputs: machines.engine.count_tokens(model, inputs),
+        limits=EditLimits(max_edits=services.settings.max_edits),
+        count_tokens=lambda inputs: services.engine.count_tokens(model, inputs),
     )
     options, problems = with_editor(
-        model.name, request.options, request.edits, machines.registry.editors.find
+        model.name, request.options, request.edits, services.registry.editors.find
     )
     if errors := [*errors, *problems]:
         raise invalid_request(errors)
     kept = request.pass_samples
     edits = tuple(draft.checked() for draft in request.edits)
     texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
-    notes = overridden(edits, machines.registry.entries.find(parent, texts))
+    notes = override_notes(edits, services.registry.entries.find(parent, texts))
     if notes and not options.traits.scoped:
-        raise invalid_request([entry_prevails(notes[0], options.recipe)])
+        raise invalid_request([entry_overrides_edit(notes[0], options.recipe)])
     work = EditRequest(
         model=model.name,
         parent=parent.number,
@@ -61,11 +58,11 @@ def post_edits(
         options=options.stored(),
         notes=tuple(a_few(notes, "texts that override an entry")),
     )
-    job, _ = machines.registry.create_job(
+    job, _ = services.registry.create_job(
         JobKind.EDIT,
         model.name,
         work.model_dump(mode="json"),
         idempotency_key=idempotency_key,
         body_sha256=body,
     )
-    return announce(job, machines, response)
+    return accept_job(job, services, response)

@@ -1,4 +1,4 @@
-"""Routes for probes: is the process alive, and is everything there that it stands on?"""
+"""Routes for health probes: is the process alive, and can it reach what it depends on?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from app.api.problems import problem
 from app.api.schemas import HealthOut, ReadyOut
-from app.api.services import Machines, Services
+from app.api.services import Services, ServicesDep
 from salem import __version__
 from salem.errors import SalemError, Unavailable
 
@@ -17,14 +17,16 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def healthz() -> HealthOut:
-    """The process answers. Asks nothing else, needs no key and no free thread."""
+    """Liveness: the process answers. Needs no API key and no free thread."""
     return HealthOut(status="alive", version=__version__)
 
 
-@router.get("/readyz", response_model=ReadyOut, responses={503: {"description": "Names what is missing"}})
-def readyz(machines: Machines) -> ReadyOut | Response:
-    """SQL, Redis and at least one live worker are there; 503 names those that are not."""
-    checks = {name: _outcome(check) for name, check in _checks(machines).items()}
+@router.get(
+    "/readyz", response_model=ReadyOut, responses={503: {"description": "Names what cannot be reached"}}
+)
+def readyz(services: ServicesDep) -> ReadyOut | Response:
+    """Readiness: SQL, Redis, and at least one live worker are reachable. 503 names the ones that are not."""
+    checks = {name: _outcome(check) for name, check in _checks(services).items()}
     missing = [{"detail": f"{name}: {outcome}"} for name, outcome in checks.items() if outcome != "ok"]
     if not missing:
         return ReadyOut(status="ready", checks=checks)
@@ -33,18 +35,18 @@ def readyz(machines: Machines) -> ReadyOut | Response:
         code=Unavailable.code,
         title="The service is not ready",
         detail="; ".join(entry["detail"] for entry in missing),
-        remedy="`salem doctor` on the server says how to fix it",
+        remedy="Run `salem doctor` on the server: it says how to fix this",
         errors=missing,
         headers={"Retry-After": "5"},
     )
 
 
-def _checks(machines: Services) -> dict[str, Callable[[], None]]:
+def _checks(services: Services) -> dict[str, Callable[[], None]]:
     def live_worker() -> None:
-        if machines.queue.num_workers() == 0:
-            raise Unavailable("none is alive; `salem worker` starts one")
+        if services.queue.num_workers() == 0:
+            raise Unavailable("no worker is alive; start one with `salem worker`")
 
-    return {"sql": machines.registry.ping, "redis": machines.queue.ping, "worker": live_worker}
+    return {"sql": services.registry.ping, "redis": services.queue.ping, "worker": live_worker}
 
 
 def _outcome(check: Callable[[], None]) -> str:

@@ -1,9 +1,9 @@
-"""What happens to every request before any route sees it: an id, a log line, the key, the size of the body.
+"""What happens to every request before a route sees it: request id, log line, API key, body size.
 
-Plain ASGI. Knows headers and bytes; does not know routes, records or JSON beyond problems.
+Plain ASGI. Must not know routes or records.
 
-The body limit is held here and not by FastAPI's `max_body_size`, which answers an honest Content-Length with
-plain text and cannot be given a body of its own.
+The body limit is here because FastAPI's `max_body_size` answers a Content-Length that is too large with plain
+text instead of a problem document.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUIET_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class RequestContext:
-    """Gives each request an id (the client's, if it is plain), logs it, and turns a crash into a 500."""
+    """Gives each request an id (the client's, if well-formed), logs it, and turns a crash into a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -54,7 +54,9 @@ class RequestContext:
                 await self.app(scope, receive, send_with_id)
             except Exception:
                 log.exception("unexpected error", method=scope["method"], path=scope["path"])
-                if status is not None:  # half an answer is out: only closing the connection tells the client
+                if (
+                    status is not None
+                ):  # the response has started: only closing the connection tells the client
                     raise
                 await internal_error()(scope, receive, send_with_id)
             if scope["path"] not in QUIET_PATHS:
@@ -65,7 +67,7 @@ class RequestContext:
 
 
 class ApiKey:
-    """Asks for `Authorization: Bearer <key>` before a single byte of the body is read."""
+    """Requires `Authorization: Bearer <key>` before it reads the body."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self.app = app
@@ -76,19 +78,19 @@ class ApiKey:
             await self.app(scope, receive, send)
             return
         refusal = Unauthorized(
-            "this service asks for an API key", remedy="Send the header Authorization: Bearer <key>"
+            "this service requires an API key", remedy="Send the header Authorization: Bearer <key>"
         )
         await from_salem_error(refusal)(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        # latin-1 is how headers arrive; compare_digest refuses text that is not ASCII
+        # headers arrive as latin-1; compare_digest refuses text that is not ASCII
         same = hmac.compare_digest(token.strip().encode("latin-1"), self.key)
         return scheme.lower() == "bearer" and same
 
 
 class BodyLimit:
-    """Refuses a body above the limit: at once when its length is declared, else as soon as it is passed."""
+    """Refuses a body above the limit: at once if its length is declared, otherwise once it gets too long."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self.app = app
@@ -115,4 +117,6 @@ class BodyLimit:
         await self.app(scope, receive_counted, send)
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body is larger than {self.max_body_bytes} bytes")
+        return HTTPException(
+            413, f"the body is larger than {self.max_body_bytes} bytes; send several smaller requests"
+        )

@@ -11,7 +11,7 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.jobs import JOB_ACCEPTED, announce, body_sha256
+from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.schemas import (
     AliasIn,
     AliasName,
@@ -22,7 +22,7 @@ from app.api.schemas import (
     ReferenceOut,
     VersionNumber,
 )
-from app.api.services import Machines, Services
+from app.api.services import Services, ServicesDep
 from app.validation.references import (
     BadSamples,
     as_jsonl,
@@ -52,26 +52,26 @@ async def raw_body(request: Request) -> bytes:
 
 
 @router.post("/references", status_code=201, openapi_extra=JSONL_BODY)
-def upload_reference(machines: Machines, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
+def upload_reference(services: ServicesDep, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
     """Upload a reference set, one sample per line (`curl -T file`); `POST /models` names it by its sha256."""
     drafts = parse_jsonl(body)
     if bad := BadSamples(check_reference(drafts)):
         raise invalid_reference(bad)
     data = as_jsonl(drafts)
-    return ReferenceOut(sha256=machines.blobs.put(data), num_samples=count_samples(data))
+    return ReferenceOut(sha256=services.blobs.put(data), num_samples=count_samples(data))
 
 
 @router.post("/models", status_code=202, responses=JOB_ACCEPTED)
 def add_model(
-    request: ModelIn, machines: Machines, response: Response, idempotency_key: IdempotencyKey = None
+    request: ModelIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
     """Host a model: a job loads it once, checks it and measures it on the reference set."""
     body = body_sha256(request)
-    if made := machines.registry.find_job(JobKind.REGISTER, idempotency_key, body):
-        return announce(made, machines, response)  # whatever has changed since
-    reference = _reference_blob(request, machines)
+    if made := services.registry.find_job(JobKind.REGISTER, idempotency_key, body):
+        return accept_job(made, services, response)
+    reference = _reference_blob(request, services)
     try:
-        machines.engine.check_source(request.source)
+        services.engine.check_source(request.source)
     except UnsupportedModel as error:
         place = Pointer("/source", error.message)
         raise UnsupportedModel(error.message, remedy=error.remedy, errors=[place]) from error
@@ -82,61 +82,61 @@ def add_model(
         state=ModelState.REGISTERING,
         created_at=datetime.now(UTC),
     )
-    job = machines.registry.create_model(model, reference, idempotency_key=idempotency_key, body_sha256=body)
-    return announce(job, machines, response)
+    job = services.registry.create_model(model, reference, idempotency_key=idempotency_key, body_sha256=body)
+    return accept_job(job, services, response)
 
 
 @router.get("/models", response_model_exclude={"data": {"__all__": {"layers"}}})
-def list_models(machines: Machines) -> Page[HostedModel]:
+def list_models(services: ServicesDep) -> Page[HostedModel]:
     """Every hosted model, without its layers."""
-    return Page(data=tuple(machines.registry.list_models()))
+    return Page(data=tuple(services.registry.list_models()))
 
 
 @router.get("/models/{name}")
-def show_model(name: ModelName, machines: Machines) -> HostedModel:
+def show_model(name: ModelName, services: ServicesDep) -> HostedModel:
     """One hosted model: labels, limits, editable layers, accuracy on its reference set."""
-    return machines.registry.get_model(name)
+    return services.registry.get_model(name)
 
 
 @router.get("/models/{name}/versions", response_model_exclude={"data": {"__all__": {"metrics": BY_SAMPLE}}})
-def list_versions(name: ModelName, machines: Machines) -> Page[Version]:
+def list_versions(name: ModelName, services: ServicesDep) -> Page[Version]:
     """Every version of a model, newest first, without what became of each sample; version 0 is not listed."""
-    return Page(data=tuple(machines.registry.list_versions(name)))
+    return Page(data=tuple(services.registry.list_versions(name)))
 
 
 @router.get("/models/{name}/versions/{number}")
-def show_version(name: ModelName, number: VersionNumber, machines: Machines) -> Version:
+def show_version(name: ModelName, number: VersionNumber, services: ServicesDep) -> Version:
     """One version: parent, deltas, metrics with every edit before and after, what made it."""
-    return machines.registry.resolve(ModelReference(model=name, number=number))
+    return services.registry.resolve(ModelReference(model=name, number=number))
 
 
 @router.get("/models/{name}/aliases")
-def list_aliases(name: ModelName, machines: Machines) -> Page[Alias]:
+def list_aliases(name: ModelName, services: ServicesDep) -> Page[Alias]:
     """Every alias of a model and the version that it names."""
-    return Page(data=tuple(machines.registry.list_aliases(name)))
+    return Page(data=tuple(services.registry.list_aliases(name)))
 
 
 @router.get("/models/{name}/aliases/{alias}")
-def show_alias(name: ModelName, alias: AliasName, machines: Machines) -> Alias:
+def show_alias(name: ModelName, alias: AliasName, services: ServicesDep) -> Alias:
     """The version that an alias names now."""
-    return machines.registry.get_alias(name, alias)
+    return services.registry.get_alias(name, alias)
 
 
 @router.get("/models/{name}/aliases/{alias}/history")
-def alias_history(name: ModelName, alias: AliasName, machines: Machines) -> Page[Alias]:
+def alias_history(name: ModelName, alias: AliasName, services: ServicesDep) -> Page[Alias]:
     """Every version that an alias has named, newest first."""
-    return Page(data=tuple(machines.registry.alias_history(name, alias)))
+    return Page(data=tuple(services.registry.alias_history(name, alias)))
 
 
 @router.put("/models/{name}/aliases/{alias}")
-def set_alias(name: ModelName, alias: AliasName, request: AliasIn, machines: Machines) -> Alias:
+def set_alias(name: ModelName, alias: AliasName, request: AliasIn, services: ServicesDep) -> Alias:
     """Make an alias, or move it to another version."""
-    moved = machines.registry.set_alias(name, alias, request.version)
+    moved = services.registry.set_alias(name, alias, request.version)
     structlog.get_logger().info("alias set", model=name, alias=alias, version=moved.version)
     return moved
 
 
-def _reference_blob(request: ModelIn, machines: Machines) -> str:
+def _reference_blob(request: ModelIn, services: ServicesDep) -> str:
     """sha256 of the request's reference set, which is in the blob store when this returns."""
     if (request.reference is None) == (request.reference_sha256 is None):
         place = Pointer("/reference", REFERENCE_MISSING)
@@ -144,16 +144,16 @@ def _reference_blob(request: ModelIn, machines: Machines) -> str:
     if request.reference is not None:
         if bad := BadSamples(check_reference(request.reference, "/reference")):
             raise invalid_reference(bad)
-        return machines.blobs.put(as_jsonl(request.reference))
+        return services.blobs.put(as_jsonl(request.reference))
     assert request.reference_sha256 is not None
     # put again: an upload that is about to be swept as an orphan counts as new
-    return machines.blobs.put(_uploaded(request.reference_sha256, machines))
+    return services.blobs.put(_uploaded(request.reference_sha256, services))
 
 
-def _uploaded(sha256: Sha256, machines: Services) -> bytes:
+def _uploaded(sha256: Sha256, services: Services) -> bytes:
     """A stored reference set. The store holds deltas and editors, too: a name alone says nothing."""
     try:
-        drafts = parse_jsonl(machines.blobs.get(sha256))
+        drafts = parse_jsonl(services.blobs.get(sha256))
         if bad := BadSamples(check_reference(drafts)):
             raise invalid_reference(bad)
         return as_jsonl(drafts)

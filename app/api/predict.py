@@ -1,4 +1,4 @@
-"""The route that answers: any version of any hosted model.
+"""The route that predicts with any version of a hosted model.
 
 The engine blocks, so each model has threads and a bounded queue of its own.
 """
@@ -11,10 +11,10 @@ from functools import partial
 
 from fastapi import APIRouter
 
-from app.api.names import resolve
+from app.api.model_references import resolve
 from app.api.problems import invalid_request
 from app.api.schemas import PredictIn, PredictOut
-from app.api.services import Machines, Services
+from app.api.services import Services, ServicesDep
 from app.validation.drafts import DraftText
 from app.validation.texts import check_input, check_lengths
 from salem.errors import Pointer
@@ -24,39 +24,39 @@ router = APIRouter(tags=["predict"])
 
 
 @router.post("/predict")
-async def predict(request: PredictIn, machines: Machines) -> PredictOut:
-    """Answer with a label and scores, or with a text; `model` says exactly which version answered.
+async def predict(request: PredictIn, services: ServicesDep) -> PredictOut:
+    """Answer each input with a label and scores, or with a text. `model` is the exact version that answered.
 
-    With `explain`, each answer says which edit matched the input, and by what margin.
+    With `explain`, each answer has the edit that matched its input, and the margin.
     """
     name = request.model.partition("@")[0].partition(":")[0]
-    return await machines.prediction_queues.run(name, partial(_answer, request, machines))
+    return await services.prediction_queues.run(name, partial(_answer, request, services))
 
 
-def _answer(request: PredictIn, machines: Services) -> PredictOut:
+def _answer(request: PredictIn, services: Services) -> PredictOut:
     started = time.perf_counter()
-    model, version = resolve(machines, request.model)
-    if errors := list(_problems(request.inputs, model, machines)):
+    model, version = resolve(services, request.model)
+    if errors := list(_check_inputs(request.inputs, model, services)):
         raise invalid_request(errors)
     inputs = [draft.checked() for draft in request.inputs]
-    predictions = machines.engine.predict(
+    predictions = services.engine.predict(
         model, version, inputs, max_new_tokens=request.max_new_tokens, explain=request.explain
     )
     seconds = round(time.perf_counter() - started, 4)
     return PredictOut(model=version.reference, predictions=tuple(predictions), seconds=seconds)
 
 
-def _problems(drafts: Sequence[DraftText], model: HostedModel, machines: Services) -> Iterator[Pointer]:
-    limit = machines.settings.max_predict_inputs
+def _check_inputs(drafts: Sequence[DraftText], model: HostedModel, services: Services) -> Iterator[Pointer]:
+    limit = services.settings.max_predict_inputs
     if not drafts:
-        yield Pointer("/inputs", "there is no input; give at least one text")
+        yield Pointer("/inputs", "the list is empty; send at least one text")
     if len(drafts) > limit:
-        yield Pointer("/inputs", f"{len(drafts)} inputs, the limit is {limit}; send them in several requests")
+        yield Pointer("/inputs", f"{len(drafts)} inputs, but the limit is {limit}; send several requests")
         return
-    sound = []
+    readable = []
     for index, draft in enumerate(drafts):
-        blank = list(check_input(f"/inputs/{index}", draft))
-        yield from blank
-        if not blank:
-            sound.append((f"/inputs/{index}/input", draft))
-    yield from check_lengths(model, sound, lambda inputs: machines.engine.count_tokens(model, inputs))
+        problems = list(check_input(f"/inputs/{index}", draft))
+        yield from problems
+        if not problems:
+            readable.append((f"/inputs/{index}/input", draft))
+    yield from check_lengths(model, readable, lambda inputs: services.engine.count_tokens(model, inputs))

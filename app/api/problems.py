@@ -1,12 +1,10 @@
-"""Every error that leaves the API, as RFC 9457 problem+json.
-
-Knows the tree of errors, FastAPI's validation errors and Starlette's HTTP errors. Does not know any route.
+"""Turns every error of the API into RFC 9457 problem+json. Must not know any route.
 
     {"type", "title", "status", "detail", "code", "errors": [{"pointer", "detail"}], "request_id", "remedy"}
 
-`errors[].pointer` is a JSON pointer into the body; a bad header, query or path parameter has `parameter` and
-`in` instead. `detail` starts with the first place, for clients that print one line.
-An unknown exception becomes a 500 that says nothing but its request id; the trace is in the log.
+`errors[].pointer` is a JSON pointer into the body. A bad header, query, or path parameter has
+`parameter` and `in` instead. `detail` starts with the first place, for clients that print one line.
+An unexpected exception becomes a 500 that gives only its request id; the traceback is in the log.
 """
 
 from __future__ import annotations
@@ -28,10 +26,10 @@ MEDIA_TYPE = "application/problem+json"
 
 HTTP_CODES = {
     400: ("malformed_body", "The request body cannot be read"),
-    404: ("not_found", "There is no such path"),
-    405: ("method_not_allowed", "This path does not know that method"),
+    404: ("not_found", "Path not found"),
+    405: ("method_not_allowed", "This path does not support that method"),
     413: ("body_too_large", "The request body is too large"),
-    415: ("unsupported_media_type", "The request body is of a type that this path does not read"),
+    415: ("unsupported_media_type", "This path does not read that content type"),
 }
 
 
@@ -45,7 +43,7 @@ def problem(
     errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One problem as a response; the request id is the one bound to the log context."""
+    """One problem as a response. The request id comes from the log context."""
     body = {
         "type": "about:blank",
         "title": title,
@@ -56,13 +54,13 @@ def problem(
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),
         "remedy": remedy,
     }
-    # ASCII: words of the client may hold what UTF-8 cannot say, such as half of a surrogate pair
+    # ASCII: quoted texts may contain half of a surrogate pair, which UTF-8 cannot encode
     content = json.dumps(body).encode("ascii")
     return Response(content, status_code=status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def from_salem_error(error: SalemError) -> Response:
-    """A problem in the words of the error; the status and the code are its class's."""
+    """The problem of one of Salem's errors: status, code, and title come from its class."""
     errors = [{"pointer": place.pointer, "detail": place.detail} for place in error.errors]
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorized):
@@ -81,7 +79,7 @@ def from_salem_error(error: SalemError) -> Response:
 
 
 def from_http_exception(error: HTTPException) -> Response:
-    """Starlette's own errors: unknown path, wrong method, a body that is too large or cannot be parsed."""
+    """The problem of a Starlette error: unknown path, wrong method, or a body that cannot be read."""
     phrase = HTTPStatus(error.status_code).phrase
     code, title = HTTP_CODES.get(error.status_code, (phrase.lower().replace(" ", "_"), phrase))
     return problem(
@@ -90,18 +88,18 @@ def from_http_exception(error: HTTPException) -> Response:
 
 
 def internal_error() -> Response:
-    """The answer to an exception that nobody expected; it tells the client nothing about it."""
+    """The problem of an unexpected exception. It reveals nothing to the client."""
     return problem(
         status=SalemError.status,
         code=SalemError.code,
         title=SalemError.title,
-        detail="An unexpected error was recorded in the server's log",
-        remedy="Quote the request_id when you report it",
+        detail="unexpected error; the server's log has the traceback",
+        remedy="Include the request_id when you report this",
     )
 
 
 def from_validation_error(error: RequestValidationError, content_type: str) -> Response:
-    """What does not fit the schema; a wrong content type and broken JSON get their own words."""
+    """The problem of a request that does not fit the schema, has a wrong content type, or is not JSON."""
     found = error.errors()
     first = found[0] if found else {}
     if first.get("type") == "json_invalid":
@@ -127,8 +125,8 @@ def from_validation_error(error: RequestValidationError, content_type: str) -> R
 def pointer_of(location: Sequence[str | int], body: Any) -> str:
     """A JSON pointer (RFC 6901) from pydantic's location.
 
-    Pydantic puts the tag of a union's member into the location ("source", "folder", "path"); a part that is
-    not in the body, and is not the last one (a missing field), is such a tag and is left out.
+    Pydantic adds the tag of a union's member to the location ("source", "folder", "path"). A part that is not
+    in the body, and is not the last one (a missing field), is such a tag and is left out.
     """
     node, parts = body, []
     for position, part in enumerate(location):
@@ -143,13 +141,13 @@ def pointer_of(location: Sequence[str | int], body: Any) -> str:
 
 
 def invalid_request(places: Sequence[Pointer]) -> InvalidRequest:
-    """The error of a request with these bad places, in the words of the first."""
+    """The error of a request with these bad places. Its message is about the first."""
     named = places[:MOST_PLACES]
     return InvalidRequest(_summary([vars(place) for place in named], len(places)), errors=named)
 
 
 def install(app: FastAPI) -> None:
-    """Make the app answer with problems only. Unknown exceptions are the middleware's."""
+    """Make the app answer all errors with problems. The middleware handles unexpected exceptions."""
 
     async def on_salem_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, SalemError)
@@ -157,7 +155,7 @@ def install(app: FastAPI) -> None:
         if error.status >= 500:
             log.error("request failed", code=error.code, detail=error.message, exc_info=error)
         else:
-            log.info("request refused", code=error.code)  # its words may quote the client's
+            log.info("request refused", code=error.code)  # no message: it may quote the client's texts
         return from_salem_error(error)
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
@@ -185,16 +183,16 @@ def _malformed_json(text: str, position: int, reason: str) -> Response:
 
 
 def _place(entry: Mapping[str, Any], body: Any) -> dict[str, str]:
-    """One entry of pydantic's list, without the input: a client's text may be large or secret."""
+    """One of pydantic's errors, without the input, which may be large or secret."""
     where, *location = entry["loc"]
-    detail = str(entry["msg"]).removeprefix("Value error, ")  # what our own checks say, in their words
+    detail = str(entry["msg"]).removeprefix("Value error, ")  # our own checks
     if where == "body":
         return {"pointer": pointer_of(location, body), "detail": detail}
     return {"parameter": ".".join(str(part) for part in location), "in": str(where), "detail": detail}
 
 
 def _summary(errors: Sequence[Mapping[str, str]], num_found: int) -> str:
-    """The first problem, with its place, and how many more of all that were found there are."""
+    """The first problem with its place, and the number of other problems."""
     if not errors:
         return InvalidRequest.title
     first = errors[0]

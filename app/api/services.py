@@ -1,7 +1,4 @@
-"""What the routes work with, opened once per process and handed to each of them.
-
-Knows how the machines are opened and closed. Does not know any route.
-"""
+"""What the routes use: storage, queue, and engine, opened once per process. Must not know any route."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from salem.storage.registry import Registry
 
 @dataclass(frozen=True)
 class Services:
-    """The machines of one API process."""
+    """The services of one API process."""
 
     settings: Settings
     registry: Registry
@@ -34,11 +31,11 @@ class Services:
 
     @classmethod
     def open(cls, settings: Settings) -> Services:
-        """Connect to SQL, blobs and Redis; brings the database's tables up to date.
+        """Connect to SQL, blobs, and Redis, and migrate the database.
 
         Raises:
-            Misconfigured: SQL holds a newer Salem's tables, or a URL is none.
-            Unavailable: SQL is out of reach. Redis may come later: jobs are kept in SQL until then.
+            Misconfigured: the tables are those of a newer Salem, or a URL is not valid.
+            Unavailable: SQL is out of reach. Redis may start later: jobs wait in SQL until then.
         """
         registry = Registry.connect(settings.effective_database_url)
         registry.migrate()
@@ -59,10 +56,10 @@ class Services:
         self.queue.close()
         self.registry.close()
 
-    def send_to_worker(self, job: Job) -> None:
-        """Queue a job whose row is written. When Redis is away the row waits for the reconciler."""
-        # here a request's id and its job's meet
-        structlog.get_logger().info("job asked for", job_id=job.id, kind=job.kind.value, model=job.model)
+    def enqueue(self, job: Job) -> None:
+        """Queue a job that is already in SQL. If Redis is out of reach, the reconciler queues it later."""
+        # the only log line with both the request's id and the job's
+        structlog.get_logger().info("job created", job_id=job.id, kind=job.kind.value, model=job.model)
         try:
             self.queue.enqueue(job.id, self.settings.job_timeout_s)
         except Unavailable as error:
@@ -70,9 +67,10 @@ class Services:
 
 
 async def services_of(request: Request) -> Services:
-    """Asynchronous, for it waits for nothing: no thread is taken, and none is waited for."""
+    """Asynchronous, so that it needs no thread."""
     services: Services = request.app.state.services
     return services
 
 
-Machines = Annotated[Services, Depends(services_of)]
+ServicesDep = Annotated[Services, Depends(services_of)]
+"""What a route declares to get the services."""

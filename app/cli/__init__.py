@@ -1,7 +1,7 @@
-"""The command line, `salem`: starts the service, and speaks to a running one over HTTP.
+"""The command line, `salem`: starts the service, or talks to a running one over HTTP.
 
-Knows how refusals are printed. The commands are in `serving` (this machine), `remote`, `versions` and
-`editors` (any service).
+The commands for this machine are in `serving`. Those for any service are in `remote`, `versions`, and
+`editors`. Must not know how a model is edited.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ app.add_typer(editors.commands, name="editors")
 
 
 def main() -> None:
-    """Run the command; a refusal is printed with its remedy, without a trace, and exits with 1."""
+    """Run the command. Print an error with its remedy and without a traceback, and exit with 1."""
     try:
         app()
     except (ServiceError, SalemError) as error:
         places = getattr(error, "places", ())
-        _refuse(error.message, error.remedy, places)
+        _exit_with(error.message, error.remedy, places)
     except ValidationError as error:
         places = tuple(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
-        _refuse("a setting is not valid", "docs/settings.md lists them", places)
+        _exit_with("a setting is not valid", "docs/settings.md lists the settings and their values", places)
 
 
-def _refuse(message: str, remedy: str | None, places: tuple[str, ...]) -> None:
+def _exit_with(message: str, remedy: str | None, places: tuple[str, ...]) -> None:
     console = Console(stderr=True)
     console.print(Text(message, style="red"))
     for place in places if len(places) > 1 or not message.startswith(places[:1]) else ():

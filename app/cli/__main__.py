@@ -1,4 +1,4 @@
-"""`python -m app.cli` is `salem`."""
+"""Makes `python -m app.cli` the same as `salem`."""
 
 from app.cli import main
 

@@ -1,7 +1,4 @@
-"""Speaks to a running service over HTTP, for the command line.
-
-Knows the paths and what problems look like. Does not know how anything is printed.
-"""
+"""The HTTP client of the command line. Must not know how anything is printed."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class ServiceError(Exception):
-    """The service refused, or cannot be reached. Holds the problem's words, ready to be printed."""
+    """The service refused the request, or is out of reach. Has the messages to print."""
 
     def __init__(self, message: str, remedy: str | None = None, places: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -29,12 +26,12 @@ class ServiceError(Exception):
 
 
 class Client:
-    """One service and the key for it."""
+    """A connection to one service, with its API key."""
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 120.0) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url
-        # trust_env off: a proxy of the environment must not see a loopback service
+        # trust_env=False: requests to a loopback address must not go through a proxy
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -57,30 +54,30 @@ class Client:
         return self._send("PUT", path, json=body)
 
     def upload(self, path: str, data: bytes) -> Any:
-        """POST a file as it is."""
+        """POST the content of a JSON Lines file."""
         return self._send("POST", path, content=data, headers={"Content-Type": "application/x-ndjson"})
 
-    def wait_for_job(self, job_id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Look at a job until it has ended; `on_change` is called with every look."""
+    def wait_for_job(self, job_id: str, on_poll: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Poll a job until it has ended. Calls `on_poll` with each state, and returns the last."""
         while True:
             job: dict[str, Any] = self.get(f"/jobs/{job_id}")
-            on_change(job)
+            on_poll(job)
             if job["state"] in ENDED:
                 return job
             time.sleep(POLL_S)
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
-        """One request.
+        """Send one request.
 
         Raises:
-            ServiceError: no answer, or a problem.
+            ServiceError: the service is out of reach, or refused the request.
         """
         try:
             response = self._http.request(method, path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServiceError(
-                f"nothing answers at {self._url} ({type(error).__name__})",
-                remedy="Start the service with `salem serve`, or say where it is with --url or SALEM_URL",
+                f"no service answers at {self._url} ({type(error).__name__})",
+                remedy="Start the service with `salem serve`, or set its address with --url or SALEM_URL",
             ) from error
         if response.is_success:
             return response.json()
@@ -88,7 +85,7 @@ class Client:
 
 
 def client_for(url: str | None) -> Client:
-    """The service at `url`, or the one that this machine's settings describe; the key is SALEM_API_KEY."""
+    """A client of the service at `url`, by default the one in this machine's settings, with SALEM_API_KEY."""
     settings = Settings()
     key = settings.api_key.get_secret_value() if settings.api_key else None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -104,4 +101,6 @@ def _as_error(response: httpx.Response) -> ServiceError:
         )
         return ServiceError(problem["detail"], problem["remedy"], places)
     except (ValueError, KeyError, TypeError):
-        return ServiceError(f"the answer was {response.status_code} and not one of Salem", "Check the URL")
+        return ServiceError(
+            f"the server at this address answered {response.status_code}, but is not Salem", "Check the URL"
+        )

@@ -1,6 +1,6 @@
-"""Commands about editors that are trained ahead.
+"""Commands for editors that are trained ahead of time.
 
-Knows arguments and request bodies. Does not know how HTTP is spoken or how answers are laid out.
+Builds request bodies from arguments. Must not know how requests are sent or how answers are printed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,31 @@ from app.cli.files import read_edit_request
 from app.cli.printing import print_json, print_rows, report_job
 from app.cli.remote import AsJson, Key, Url, Wait, given
 
-commands = typer.Typer(no_args_is_help=True, help="Editors that are trained ahead.")
+commands = typer.Typer(no_args_is_help=True, help="Train editors ahead of time, and look at them.")
 
 FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 
 @commands.command()
 def train(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A request, or its edits.")],
-    model: Annotated[str | None, typer.Option(help="Hosted model; default the file's own.")] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the editor.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to edit; default the most salient.")] = None,
-    together: Annotated[int | None, typer.Option(help="Edits that it is to apply at once.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="JSON or JSON Lines file: a whole request, or its edits."
+        ),
+    ],
+    model: Annotated[str | None, typer.Option(help="Hosted model. Default: the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name for the editor.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to edit. Default: saliency chooses.")] = None,
+    together: Annotated[
+        int | None, typer.Option(help="Number of edits that the editor learns to apply at once.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     key: Key = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:
-    """Train an editor on a corpus of edits; `salem edits post --editor` then uses it."""
+    """Train an editor on a corpus of edits. Use it with `salem edits post --editor`."""
     body = read_edit_request(file)
     body["options"] = (body.get("options") or {}) | given(layer=layer, num_together=together, seed=seed)
     body |= given(model=model, name=name)
@@ -42,7 +49,7 @@ def train(
 
 @commands.command("list")
 def list_all(
-    model: Annotated[str | None, typer.Option(help="Of this hosted model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only editors of this model.")] = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
@@ -56,8 +63,8 @@ def list_all(
 
 
 @commands.command()
-def show(editor: str, url: Url = None) -> None:
-    """Show an editor."""
+def show(editor: Annotated[str, typer.Argument(help="Id of an editor.")], url: Url = None) -> None:
+    """Show an editor and its metrics."""
     with client_for(url) as client:
         print_json(client.get(f"/editors/{editor}"))
 

@@ -1,4 +1,4 @@
-"""Files of corrections: a whole request, a list of edits, or one edit per line."""
+"""Reads files of corrections: a whole request, a list of edits, or one edit per line."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from app.cli.client import ServiceError
 
 
 def read_edit_request(path: Path) -> dict[str, Any]:
-    """The file as the body of `POST /edits`; what is in it is judged by the service.
+    """The file as the body of `POST /edits`. The service checks its content.
 
     Raises:
-        ServiceError: it is neither JSON nor JSON Lines.
+        ServiceError: the file is neither JSON nor JSON Lines.
     """
     text = path.read_text(encoding="utf-8-sig")
     content = _as_json(text)
     if content is None:
-        # not splitlines(): JSON may hold the other ends of lines that it knows, such as U+2028
+        # not splitlines(): a JSON text may contain other line separators, such as U+2028
         lines = [line for line in text.split("\n") if line.strip()]
         content = [_as_json(line) for line in lines]
     if isinstance(content, dict):
-        # a single edit is also one line of JSON Lines
+        # a single edit may also be a JSON Lines file of one line
         return content if "edits" in content else {"edits": [content]}
     if not isinstance(content, list) or None in content:
         raise ServiceError(
             f"{path.name} is neither JSON nor JSON Lines",
-            remedy='One edit is {"input": "...", "target": "...", "paraphrases": ["..."]}; to forget an '
-            'answer, write "target": null and "forget": "..."',
+            remedy='Write each edit as {"input": "...", "target": "...", "paraphrases": ["..."]}; to forget '
+            'an answer, write "target": null and "forget": "..."',
         )
     return {"edits": content}
 

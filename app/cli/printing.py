@@ -1,7 +1,4 @@
-"""What answers look like in a terminal: tables, JSON, and a job as it goes.
-
-Knows rich and the shape of answers. Does not know HTTP.
-"""
+"""Prints answers in a terminal: tables, JSON, and the progress of a job. Must not know HTTP."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from app.cli.client import Client
 
 
 def print_json(answer: Any) -> None:
-    """An answer for people and programs alike."""
+    """Print an answer as JSON."""
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
 
 
 def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """A list as a table, or as it came."""
+    """Print a list as a table or as JSON."""
     if as_json:
         print_json(list(rows))
         return
@@ -35,7 +32,7 @@ def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: 
 
 
 def report_job(client: Client, job: dict[str, Any], wait: bool) -> None:
-    """Print a new job; or follow it to its end and print what came of it, exiting 1 unless it succeeded."""
+    """Print a new job. Or wait for its end, print its result, and exit with 1 unless it succeeded."""
     if not wait:
         print_json(job)
         return

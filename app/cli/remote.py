@@ -1,6 +1,6 @@
-"""Commands that speak to a running service: models, aliases, edits, jobs, predictions.
+"""Commands for a running service: models, aliases, edits, jobs, and predictions.
 
-Knows arguments and request bodies. Does not know how HTTP is spoken or how answers are laid out.
+Builds request bodies from arguments. Must not know how requests are sent or how answers are printed.
 """
 
 from __future__ import annotations
@@ -16,36 +16,48 @@ from app.cli.printing import print_json, print_rows, report_job
 from salem.records import Task
 
 commands = typer.Typer()
-models_commands = typer.Typer(no_args_is_help=True, help="Hosted models.")
-aliases_commands = typer.Typer(no_args_is_help=True, help="Names of versions that can be moved.")
-edits_commands = typer.Typer(no_args_is_help=True, help="Corrections.")
-jobs_commands = typer.Typer(no_args_is_help=True, help="Jobs.")
+models_commands = typer.Typer(no_args_is_help=True, help="Host models and look at them.")
+aliases_commands = typer.Typer(no_args_is_help=True, help="Move aliases, the movable names of versions.")
+edits_commands = typer.Typer(no_args_is_help=True, help="Correct answers.")
+jobs_commands = typer.Typer(no_args_is_help=True, help="Look at jobs, and cancel them.")
 commands.add_typer(models_commands, name="models")
 commands.add_typer(aliases_commands, name="aliases")
 commands.add_typer(edits_commands, name="edits")
 commands.add_typer(jobs_commands, name="jobs")
 
-Url = Annotated[str | None, typer.Option("--url", envvar="SALEM_URL", help="Where the service is.")]
-Key = Annotated[str | None, typer.Option(help="Idempotency key: sending again gives the same job.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit 1 when it fails.")]
+Url = Annotated[str | None, typer.Option("--url", envvar="SALEM_URL", help="Address of the service.")]
+Key = Annotated[
+    str | None, typer.Option(help="Idempotency key: a retry with the same key returns the same job.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job ends; exit with 1 if it fails.")]
+ModelName = Annotated[str, typer.Argument(help="Name of a hosted model.")]
+JobId = Annotated[str, typer.Argument(help="Id of a job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @models_commands.command("add")
 def models_add(
-    name: Annotated[str, typer.Argument(help="What the model is to be called.")],
-    task: Annotated[Task, typer.Option(help="What it does.")],
+    name: Annotated[str, typer.Argument(help="Name for the model.")],
+    task: Annotated[Task, typer.Option(help="Task of the model.")],
     reference: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Labeled samples, JSON Lines.")
+        Path,
+        typer.Option(
+            exists=True, dir_okay=False, help="Reference set: a JSON Lines file of labeled samples."
+        ),
     ],
-    folder: Annotated[str | None, typer.Option(help="Folder under the server's models root.")] = None,
-    hub: Annotated[str | None, typer.Option(help="Hub id with its commit: org/name@<40 digits>.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder of the model under the server's models root.")
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(help="Repository on the model hub, with its commit: org/name@<40 hex digits>."),
+    ] = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:
-    """Host a model from a folder or a hub, with its reference set."""
+    """Host a model from a folder or a model hub, with its reference set."""
     if (folder is None) == (hub is None):
-        raise typer.BadParameter("give one of --folder and --hub")
+        raise typer.BadParameter("give either --folder or --hub")
     source: dict[str, str] = {"kind": "folder", "path": folder or ""}
     if hub is not None:
         hub_id, _, revision = hub.partition("@")
@@ -65,7 +77,7 @@ def models_list(as_json: AsJson = False, url: Url = None) -> None:
 
 
 @models_commands.command("show")
-def models_show(name: str, url: Url = None) -> None:
+def models_show(name: ModelName, url: Url = None) -> None:
     """Show a model and its versions."""
     with client_for(url) as client:
         shown = client.get(f"/models/{name}")
@@ -74,30 +86,40 @@ def models_show(name: str, url: Url = None) -> None:
 
 
 @aliases_commands.command("set")
-def aliases_set(model: str, alias: str, number: int, url: Url = None) -> None:
-    """Make an alias name a version, e.g. `salem aliases set intents production 3`."""
+def aliases_set(
+    model: ModelName,
+    alias: Annotated[str, typer.Argument(help="Name of the alias.")],
+    number: Annotated[int, typer.Argument(help="Number of the version; 0 is the base.")],
+    url: Url = None,
+) -> None:
+    """Point an alias to a version, for example `salem aliases set intents production 3`."""
     with client_for(url) as client:
         print_json(client.put(f"/models/{model}/aliases/{alias}", {"version": number}))
 
 
 @edits_commands.command("post")
 def edits_post(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A request, or edits.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="JSON or JSON Lines file: a whole request, or its edits."
+        ),
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Model, version or alias; default the file's own.")
+        str | None, typer.Option(help="Model, version, or alias to edit. Default: the file's.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to edit; default the most salient.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="How the delta is made.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to edit. Default: saliency chooses.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe that makes the delta.")] = None,
     editor: Annotated[
-        str | None, typer.Option(help="Id of an editor that makes the edits in one pass.")
+        str | None, typer.Option(help="Id of an editor that makes the edits in a single pass.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     key: Key = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:
-    """Post corrections."""
+    """Post corrections: starts a job that makes a new version."""
     body = read_edit_request(file)
     options = given(layer=layer, recipe=recipe, editor=editor, seed=seed)
     body["options"] = (body.get("options") or {}) | options
@@ -108,9 +130,9 @@ def edits_post(
 
 @jobs_commands.command("list")
 def jobs_list(
-    model: Annotated[str | None, typer.Option()] = None,
-    state: Annotated[str | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Most jobs to list.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
@@ -121,7 +143,7 @@ def jobs_list(
 
 
 @jobs_commands.command("show")
-def jobs_show(job_id: str, wait: Wait = False, url: Url = None) -> None:
+def jobs_show(job_id: JobId, wait: Wait = False, url: Url = None) -> None:
     """Show a job: its progress, and its result or error."""
     with client_for(url) as client:
         job = client.get(f"/jobs/{job_id}")
@@ -129,28 +151,28 @@ def jobs_show(job_id: str, wait: Wait = False, url: Url = None) -> None:
 
 
 @jobs_commands.command("request")
-def jobs_request(job_id: str, url: Url = None) -> None:
-    """Show what a job was asked to do: its edits, samples and options."""
+def jobs_request(job_id: JobId, url: Url = None) -> None:
+    """Show what a job was asked to do: its edits, samples, and options."""
     with client_for(url) as client:
         print_json(client.get(f"/jobs/{job_id}/request"))
 
 
 @jobs_commands.command("cancel")
-def jobs_cancel(job_id: str, url: Url = None) -> None:
-    """End a queued or running job."""
+def jobs_cancel(job_id: JobId, url: Url = None) -> None:
+    """Cancel a queued or running job."""
     with client_for(url) as client:
         typer.echo(client.post(f"/jobs/{job_id}/cancel")["state"])
 
 
 @commands.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Model, version (`name:3`) or alias (`name@production`).")],
-    inputs: Annotated[list[str], typer.Argument(help="Texts.")],
-    pair: Annotated[str | None, typer.Option(help="Second text of every input.")] = None,
+    model: Annotated[str, typer.Argument(help="Model, version (`name:3`), or alias (`name@production`).")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts to answer.")],
+    pair: Annotated[str | None, typer.Option(help="Second text of each input.")] = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Ask a model, a version or an alias."""
+    """Predict with a model, a version, or an alias."""
     with client_for(url) as client:
         answer = client.post(
             "/predict", {"model": model, "inputs": [{"input": i, "text_pair": pair} for i in inputs]}
@@ -164,5 +186,5 @@ def predict(
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given on the command line: only these go before a file's own."""
+    """The options that the user set. They override the file's."""
     return {name: value for name, value in options.items() if value is not None}

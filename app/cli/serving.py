@@ -1,6 +1,6 @@
-"""Commands that run a part of the service, or look after it, on this machine.
+"""Commands that run or check the service on this machine.
 
-The worker is started as a program: nothing of it is imported here.
+Must not import the worker: it runs as a program of its own.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from salem.storage.registry import Registry
 
 commands = typer.Typer()
 
-COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
+COLORS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 @commands.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to bind; default SALEM_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind. Default: SALEM_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one. Default: SALEM_PORT.")
+    ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Worker processes; 0 where others run them.")
+        int, typer.Option(min=0, max=64, help="Number of worker processes; 0 if you run workers elsewhere.")
     ] = 1,
 ) -> None:
-    """Start the API, a worker and, unless REDIS_URL is set, a private Redis. Ctrl-C ends them all."""
+    """Start the API, workers, and, unless REDIS_URL is set, a private Redis. Ctrl-C stops them all."""
     given: dict[str, Any] = {"host": host, "port": port}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
@@ -43,14 +45,14 @@ def serve(
 
 @commands.command()
 def worker() -> NoReturn:
-    """Run one worker here, against REDIS_URL or the Redis of a `salem serve` with the same home."""
-    # -P: the folder that one stands in may hold another package named `worker`
+    """Run one worker. It uses REDIS_URL, or the Redis of a `salem serve` with the same home."""
+    # -P: the current folder may contain another package named `worker`
     os.execv(sys.executable, [sys.executable, "-P", "-m", "worker.main"])
 
 
 @commands.command()
 def migrate() -> None:
-    """Bring the database's tables up to date. `salem serve` does it too."""
+    """Migrate the database. `salem serve` does this, too."""
     registry = Registry.connect(Settings().effective_database_url)
     registry.migrate()
     registry.close()
@@ -59,12 +61,12 @@ def migrate() -> None:
 
 @commands.command()
 def doctor() -> None:
-    """Say what is found, what is missing and how to fix it; exit 1 when something needed is missing."""
+    """Check the installation, and say how to fix it. Exit with 1 if something needed is missing."""
     findings = examine(Settings())
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         fix = f"\n→ {finding.fix}" if finding.fix else ""
-        state = Text(finding.state, style=COLOURS[finding.state])
+        state = Text(finding.state, style=COLORS[finding.state])
         table.add_row(state, finding.name, Text(f"{finding.found}{fix}"))
     Console().print(table)
     raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
@@ -72,5 +74,5 @@ def doctor() -> None:
 
 @commands.command()
 def version() -> None:
-    """Print the version."""
+    """Print Salem's version."""
     typer.echo(__version__)

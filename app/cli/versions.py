@@ -1,6 +1,6 @@
-"""Commands about what is in a version: its entries, and a version without some of its edits.
+"""Commands for the content of a version: list its entries, and remove edits.
 
-Knows arguments and request bodies. Does not know how HTTP is spoken or how answers are laid out.
+Builds request bodies from arguments. Must not know how requests are sent or how answers are printed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from salem.records import ModelReference
 commands = typer.Typer()
 
 PAGE = 100
-Of = Annotated[str, typer.Argument(help="Version (`name:3`) or alias (`name@production`).")]
+VersionName = Annotated[str, typer.Argument(help="Version (`name:3`) or alias (`name@production`).")]
 
 
 @commands.command()
-def entries(version: Of, as_json: AsJson = False, url: Url = None) -> None:
-    """List the entries that act in a version, oldest first, e.g. `salem entries intents:3`."""
+def entries(version: VersionName, as_json: AsJson = False, url: Url = None) -> None:
+    """List the entries that act in a version, oldest first, for example `salem entries intents:3`."""
     with client_for(url) as client:
         path = f"{_path(client, version)}/entries"
         rows: list[dict[str, Any]] = []
@@ -31,7 +31,7 @@ def entries(version: Of, as_json: AsJson = False, url: Url = None) -> None:
             page = client.get(path, limit=PAGE, after=rows[-1]["id"] if rows else None)
             rows += page["data"]
     if not as_json:
-        rows = [row | {"keys": len(row["keys"]), "radius": _widest(row)} for row in rows]
+        rows = [row | {"keys": len(row["keys"]), "radius": _smallest_radius(row)} for row in rows]
     print_rows(rows, ("id", "input", "text_pair", "target", "forget", "keys", "radius"), as_json)
     if page["note"] and not as_json:
         typer.echo(page["note"], err=True)
@@ -39,14 +39,16 @@ def entries(version: Of, as_json: AsJson = False, url: Url = None) -> None:
 
 @commands.command()
 def remove(
-    version: Of,
-    edits: Annotated[list[str], typer.Argument(help="Ids of edits, as `salem entries` shows them: 3.0")],
+    version: VersionName,
+    edits: Annotated[
+        list[str], typer.Argument(help="Edit ids, as `salem entries` shows them, for example 3.0")
+    ],
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
     key: Key = None,
     wait: Wait = False,
     url: Url = None,
 ) -> None:
-    """Remove edits from a version: a new one is made without them, all others kept as they are."""
+    """Remove edits from a version: starts a job that makes a new version without them."""
     body = {"edits": edits, "alias": alias}
     headers = {"Idempotency-Key": key} if key else None
     with client_for(url) as client:
@@ -54,7 +56,7 @@ def remove(
 
 
 def _path(client: Client, text: str) -> str:
-    """Where a version is; an alias is looked up."""
+    """The path of a version. Looks up an alias."""
     try:
         reference = ModelReference.parse(text)
     except ValueError as error:
@@ -65,6 +67,6 @@ def _path(client: Client, text: str) -> str:
     return f"/models/{reference.model}/versions/{number}"
 
 
-def _widest(row: dict[str, Any]) -> float | None:
-    """The smallest likeness at which any key of the entry fires."""
+def _smallest_radius(row: dict[str, Any]) -> float | None:
+    """The lowest similarity at which any key of the entry matches."""
     return min((key["radius"] for key in row["keys"]), default=None)

@@ -1,7 +1,7 @@
-"""Samples as a client wrote them: the shape holds, the content is not checked yet.
+"""Samples as a client wrote them: the shape is checked, the content is not checked yet.
 
-The records of `salem.records` refuse an empty text on sight; these do not, so that the checks can report
-every bad place of a request together, with words about the sample.
+The records of `salem.records` refuse an empty text at once. Drafts accept it, so that the checks can report
+every bad place of a request together.
 """
 
 from __future__ import annotations
@@ -13,49 +13,50 @@ from pydantic import BeforeValidator, Field
 from salem.records import MOST_ITEMS, Edit, Record, Sample, TextInput
 
 
-def _read_whole(items: Any) -> Any:
+def _check_size(items: Any) -> Any:
     if isinstance(items, list) and len(items) > MOST_ITEMS:
-        raise ValueError(f"a list of {len(items)} items, {MOST_ITEMS} at most are read; give fewer")
+        raise ValueError(f"the list has {len(items)} items, but the limit is {MOST_ITEMS}; send fewer")
     return items
 
 
-BOUNDED = BeforeValidator(_read_whole)
-"""Of a list from a client: one beyond any limit is refused before its items are looked at."""
+BOUNDED = BeforeValidator(_check_size)
+"""For lists in requests: refuses a list beyond the overall limit before it reads the items."""
 
 
 def words_of(text: str | None) -> str:
-    """The text with single spaces: two texts with the same words count as the same text."""
+    """The text with single spaces. Two texts with the same words count as the same text."""
     return " ".join((text or "").split())
 
 
 class DraftText(Record):
-    """What a client asks a model."""
+    """An input: one text or a pair."""
 
     input: str
     text_pair: str | None = None
 
     @property
     def words(self) -> tuple[str, str]:
-        """What identifies the input: its words and those of its pair, whatever the white space."""
+        """The identity of the input: its words and those of its pair, whatever the white space."""
         return words_of(self.input), words_of(self.text_pair)
 
     def checked(self) -> TextInput:
+        """The record, once the checks have passed."""
         return TextInput(input=self.input, text_pair=self.text_pair)
 
 
 class DraftSample(DraftText):
-    """A labeled input from a client."""
+    """A labeled input."""
 
     target: str
 
     @property
     def answer(self) -> str:
-        """What is written behind the input."""
+        """The answer that the sample is about."""
         return self.target
 
     @property
     def becomes(self) -> tuple[str | None, str | None]:
-        """As of an edit: target, and nothing to be forgotten."""
+        """The target, and no answer to forget: as in `Sample.becomes`."""
         return self.target, None
 
     def checked(self) -> Sample:
@@ -63,7 +64,7 @@ class DraftSample(DraftText):
 
 
 class DraftReference(DraftSample):
-    """A labeled input for a reference set, with the same in other words."""
+    """A row of a reference set: a labeled input and paraphrases of it."""
 
     paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
 
@@ -72,20 +73,20 @@ class DraftReference(DraftSample):
 
 
 class DraftEdit(DraftText):
-    """A correction from a client: a right answer, or one that is to be given no more."""
+    """A correction: the correct answer, or an answer to forget."""
 
-    target: str | None = Field(None, description="The right answer; null where one is to be forgotten")
-    forget: str | None = Field(None, description="With no target: the answer to move away from")
+    target: str | None = Field(None, description="The correct answer; null to forget an answer")
+    forget: str | None = Field(None, description="Without a target: the answer to move away from")
     paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
 
     @property
     def answer(self) -> str:
-        """The answer that it is about; of one that gives two or none, what there is."""
+        """The answer that the edit is about; an empty text if there is none."""
         return self.target or self.forget or ""
 
     @property
     def becomes(self) -> tuple[str | None, str | None]:
-        """Target and what is to be forgotten."""
+        """The target and the answer to forget."""
         return self.target, self.forget
 
     def checked(self) -> Edit:

@@ -1,7 +1,7 @@
-"""Checks of a whole edit request: every problem at once, each with a JSON pointer and a way out. Pure.
+"""Checks an edit request: reports every problem at once, each with a JSON pointer and a remedy.
 
-Knows drafts and the hosted model's row. Does not know HTTP, SQL or the tokenizer: a function that counts
-tokens is passed in. Two texts are the same input when they differ in white space only.
+Pure functions on drafts and the hosted model's row. Must not know HTTP, SQL, or the tokenizer: the caller
+passes in a function that counts tokens. Texts that differ only in white space are the same input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.validation.texts import (
     countable,
     did_you_mean,
     readable,
-    wanted,
+    wanted_answer,
 )
 from salem.errors import MOST_PLACES, Pointer
 from salem.messages import quoted
@@ -30,32 +30,32 @@ from salem.records import Edit, HostedModel, ListedEntry, SharedOptions
 
 @dataclass(frozen=True)
 class EditLimits:
-    """How much one request may hold."""
+    """Size limits of one request."""
 
     max_edits: int
-    beyond: str = "make several jobs"  # what to do with more
-    max_paraphrases: int = 64  # of one edit
+    remedy: str = "send several requests"  # for a request with more edits
+    max_paraphrases: int = 64  # per edit
     max_pass_samples: int = 20_000
 
 
 @dataclass(frozen=True)
 class Place:
-    """A sample, where the request holds it, and which edit it belongs to (None: a pass sample)."""
+    """A sample, its place in the request, and the edit that it belongs to (None: a pass sample)."""
 
     pointer: str  # of the sample
-    text_pointer: str  # of its text, where its length is told
+    text_pointer: str  # of its text, for problems with its length
     sample: DraftSample | DraftEdit
     edit: int | None
     paraphrase: bool = False
 
     @property
     def answer_pointer(self) -> str:
-        """Of its answer, which is to be given or to be forgotten."""
+        """Of its answer: the target or the answer to forget."""
         return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
 
     @property
     def readable(self) -> bool:
-        """Whether all of its texts can be counted, compared and quoted; a label need not be the model's."""
+        """Whether a tokenizer can read all of its texts. Its label may still be unknown."""
         return readable(self.sample.input, self.sample.text_pair, *self.sample.becomes)
 
 
@@ -68,10 +68,10 @@ def check_edit_request(
     limits: EditLimits,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
-    """Everything that is wrong with a request, in the order of the request's parts."""
+    """Every problem of a request, in the order of the request's parts."""
     kept = pass_samples or ()
     if beyond := list(_check_limits(edits, kept, limits)):
-        return beyond  # so much is not even read
+        return beyond  # too large to check in detail
     found = list(_check_presence(edits, pass_samples))
     for index, edit in enumerate(edits):
         found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MOST_PLACES)
@@ -93,7 +93,7 @@ def _check_presence(
     edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None
 ) -> Iterator[Pointer]:
     if not edits:
-        yield Pointer("/edits", "there is no edit; give at least one corrected sample")
+        yield Pointer("/edits", "the list is empty; send at least one corrected sample")
     if pass_samples is not None and not pass_samples:
         yield Pointer("/pass_samples", "the list is empty; leave it out to use the model's reference set")
 
@@ -102,18 +102,13 @@ def _check_limits(
     edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample], limits: EditLimits
 ) -> Iterator[Pointer]:
     if len(edits) > limits.max_edits:
-        yield Pointer("/edits", f"{len(edits)} edits, the limit is {limits.max_edits}; {limits.beyond}")
+        yield Pointer("/edits", f"{len(edits)} edits, but the limit is {limits.max_edits}; {limits.remedy}")
     for index, edit in enumerate(edits):
-        if len(edit.paraphrases) > limits.max_paraphrases:
-            yield Pointer(
-                f"/edits/{index}/paraphrases",
-                f"{len(edit.paraphrases)} paraphrases, the limit is {limits.max_paraphrases}; leave some out",
-            )
-    if len(pass_samples) > limits.max_pass_samples:
-        yield Pointer(
-            "/pass_samples",
-            f"{len(pass_samples)} pass samples, the limit is {limits.max_pass_samples}; leave some out",
-        )
+        if (count := len(edit.paraphrases)) > (most := limits.max_paraphrases):
+            at = f"/edits/{index}/paraphrases"
+            yield Pointer(at, f"{count} paraphrases, but the limit is {most}; leave some out")
+    if (count := len(pass_samples)) > (most := limits.max_pass_samples):
+        yield Pointer("/pass_samples", f"{count} pass samples, but the limit is {most}; leave some out")
 
 
 def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
@@ -124,19 +119,19 @@ def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool
 
 
 def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
-    """At most one problem: no answer or two of them, or one that the model does not have."""
+    """At most one problem: no answer, two answers, or an answer that the model does not have."""
     text = quoted(edit.input)
     if edit.target is None and edit.forget is None:
         yield Pointer(
             f"{pointer}/target",
-            f"{text} has no target; give its right answer, or in `forget` the answer to move away from",
+            f"{text} has no target; send its correct answer, or in `forget` the answer to move away from",
         )
     elif edit.forget is None:
         yield from check_target(f"{pointer}/target", edit.answer, model, hint=hint)
     elif edit.target is not None:
         yield Pointer(
             f"{pointer}/forget",
-            f"{text} has a target and an answer to forget; leave `forget` out to correct it, or set `target` "
+            f"{text} has a target and an answer to forget; leave out `forget` to correct it, or set `target` "
             "to null to forget",
         )
     else:
@@ -146,7 +141,7 @@ def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bo
 def _check_answers(
     model: HostedModel, places: Sequence[Place], max_new_tokens: int, count_tokens: CountTokens
 ) -> Iterator[Pointer]:
-    """Answers of edits and pass samples that are too long for a model that writes."""
+    """Answers that are too long for a generating model to write."""
     if model.task.generates:
         asked = [(place.answer_pointer, place.sample) for place in places if not place.paraphrase]
         yield from check_answers(model, asked, max_new_tokens, count_tokens)
@@ -171,7 +166,7 @@ def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
 
 
 def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> Iterator[Place]:
-    """Edits first, then their paraphrases, then pass samples: it is always the later kind that is blamed."""
+    """Edits, then their paraphrases, then pass samples. If two places conflict, the later one is reported."""
     for index, edit in enumerate(edits):
         yield Place(f"/edits/{index}", f"/edits/{index}/input", edit, index)
     for index, edit in enumerate(edits):
@@ -183,7 +178,7 @@ def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> 
 
 
 def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
-    """Samples that ask the same: repeated, contradicting, or edited and kept at once."""
+    """Samples with the same input: duplicates, contradictions, and edits that are also pass samples."""
     first: dict[tuple[str, str], Place] = {}
     for place in places:
         earlier = first.setdefault(place.sample.words, place)
@@ -192,31 +187,31 @@ def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
 
 
 def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
-    """The problem of two places with one input, told at the later one. Repeated pass samples do no harm."""
+    """The problem of two places with one input, reported at the later one. Pass samples may repeat."""
     text = quoted(later.sample.input)
     if later.edit is None and earlier.edit is not None:
         yield Pointer(
             later.pointer,
-            f"{text} is also {earlier.pointer}; a sample cannot be both corrected and kept, remove one",
+            f"{text} is also at {earlier.pointer}; you cannot both correct and keep a sample, so remove one",
         )
     elif later.paraphrase and earlier.edit == later.edit:
         what = "another paraphrase" if earlier.paraphrase else "the edit itself"
-        yield Pointer(later.pointer, f"{text} is the same as {what}; write it in other words or leave it out")
+        yield Pointer(later.pointer, f"{text} is the same as {what}; use other words, or leave it out")
     elif not _same(earlier.sample.becomes, later.sample.becomes):
         yield Pointer(
             later.pointer if later.paraphrase else later.answer_pointer,
-            f"{text} is to be {wanted(later.sample.becomes)} here, but {wanted(earlier.sample.becomes)} at "
-            f"{earlier.pointer}; keep one of them",
+            f"the answer to {text} should be {wanted_answer(later.sample.becomes)} here but "
+            f"{wanted_answer(earlier.sample.becomes)} at {earlier.pointer}; keep one of them",
         )
     elif later.edit is not None:
-        yield Pointer(later.pointer, f"{text} is already given at {earlier.pointer}; leave it out")
+        yield Pointer(later.pointer, f"{text} is already at {earlier.pointer}; leave it out")
 
 
-def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[str, ...]:
-    """A note for every text that an entry of the parent answers differently: from now on the edit prevails.
+def override_notes(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[str, ...]:
+    """A note for every text that an entry of the parent answers differently. The edit wins from now on.
 
     Args:
-        entries: those of the parent that own one of the texts, newest first.
+        entries: the parent's entries for these texts, newest first.
     """
     newest: dict[tuple[str, str], ListedEntry] = {}
     for entry in entries:
@@ -227,12 +222,12 @@ def overridden(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[s
         for text in (edit.input, *edit.paraphrases):
             old = newest.get((words_of(text), words_of(edit.text_pair)))
             if old is not None and not _same(old.becomes, edit.becomes):
-                was, now = wanted(old.becomes), wanted(edit.becomes)
+                was, now = wanted_answer(old.becomes), wanted_answer(edit.becomes)
                 notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
     return tuple(notes)
 
 
-def entry_prevails(note: str, recipe: str) -> Pointer:
+def entry_overrides_edit(note: str, recipe: str) -> Pointer:
     """The problem of a plain edit to what an entry answers: the entry would keep answering."""
     others = " or ".join(other.name for other in catalog().recipes if other.scoped)
     return Pointer(
@@ -243,5 +238,5 @@ def entry_prevails(note: str, recipe: str) -> Pointer:
 
 
 def _same(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
-    """Whether two samples are to become the same, as `Sample.becomes` tells; white space aside."""
+    """Whether two samples want the same answer, whatever the white space."""
     return [words_of(text) for text in one] == [words_of(text) for text in other]

@@ -1,6 +1,6 @@
-"""A reference set on its way in: lines of JSON or a list, checked, as one JSONL blob. Pure.
+"""Reads and checks a reference set, and turns it into one JSONL file. Pure functions.
 
-Knows drafts and JSON. Does not know HTTP, where blobs are kept, or the model: its labels are not known yet.
+Must not know HTTP, the blob store, or the model: its labels are not known yet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from salem.messages import quoted
 
 
 class BadSamples:
-    """The first bad samples of a set, and how many there are: in a file of the wrong kind, every line."""
+    """The first bad samples of a set, and a count of all: in a file of the wrong kind, every line is bad."""
 
     def __init__(self, found: Iterable[Pointer] = ()) -> None:
         self.count = 0
@@ -36,17 +36,17 @@ class BadSamples:
 
 
 def parse_jsonl(data: bytes) -> list[DraftReference]:
-    """One sample per line, with its paraphrases where they are known; blank lines are skipped.
-
-    Pointers are `/<index>` of the sample, counted from 0.
+    """Read one sample per line, and skip blank lines. Pointers are `/<index>` of the sample, from 0.
 
     Raises:
-        InvalidRequest: not UTF-8, or lines that are not samples.
+        InvalidRequest: the file is not UTF-8, or a line is not a sample.
     """
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the file is not UTF-8: byte {error.start} cannot be read") from error
+        raise InvalidRequest(
+            f"the file is not UTF-8: byte {error.start} is not valid; save it as UTF-8"
+        ) from error
     samples: list[DraftReference] = []
     bad = BadSamples()
     for number, line in enumerate(lines, start=1):
@@ -61,12 +61,14 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
 
 
 def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Iterator[Pointer]:
-    """Blank texts and targets, and rows with the same words but different targets.
+    """Empty texts and targets, and rows with the same words but different targets.
 
     Pointers are `<prefix>/<index>`.
     """
     if not drafts:
-        yield Pointer(prefix, "the reference set is empty; give labeled samples of what the model is asked")
+        yield Pointer(
+            prefix, "the reference set is empty; send labeled samples of the inputs that the model gets"
+        )
     first: dict[tuple[str, str], int] = {}
     for index, draft in enumerate(drafts):
         pointer = f"{prefix}/{index}"
@@ -86,7 +88,7 @@ def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Itera
 
 
 def as_jsonl(drafts: Sequence[DraftReference]) -> bytes:
-    """The set as it is stored: one sample per line, each once, in the order given."""
+    """The set as it is stored: one sample per line, without exact duplicates, in the order given."""
     lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -96,12 +98,12 @@ def count_samples(data: bytes) -> int:
 
 
 def invalid_reference(bad: BadSamples) -> InvalidRequest:
-    """The error of a set with these samples, in the words of the first."""
+    """The error of a set with these bad samples. Its message is about the first."""
     first = bad.first[0]
     more = f" (and {bad.count - 1} more)" if bad.count > 1 else ""
     return InvalidRequest(
         f"{first.pointer or 'the set'}: {first.detail}{more}",
-        remedy='One sample is {"input": "...", "text_pair": null, "target": "...", "paraphrases": []}',
+        remedy='Write each sample as {"input": "...", "text_pair": null, "target": "...", "paraphrases": []}',
         errors=bad.first,
     )
 
@@ -111,4 +113,4 @@ def _reason(error: ValueError | RecursionError) -> str:
         first: Any = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         return f"{place}: {first['msg']}" if place else str(first["msg"])
-    return "the line is not JSON"
+    return "the line is not valid JSON"

@@ -1,14 +1,16 @@
-"""Checks of single texts and targets: blank, unstorable, too long, unknown label. Pure.
+"""Checks single texts and answers: empty, not storable, too long, or an unknown label.
 
-Knows the hosted model's row. Does not know HTTP, SQL or the tokenizer: a function that counts is passed in.
+Pure functions on drafts and the hosted model's row. Must not know HTTP, SQL, or the tokenizer: the caller
+passes in a function that counts tokens.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+
+from rapidfuzz import fuzz, process
 
 from app.validation.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
@@ -16,38 +18,39 @@ from salem.messages import MOST_QUOTED, quoted
 from salem.records import MOST_NEW_TOKENS, HostedModel, Task, TextInput
 
 CountTokens = Callable[[Sequence[TextInput]], list[int]]
-"""Tokens of each input, special tokens included."""
+"""Number of tokens of each input, including special tokens."""
 
 MAX_LABELS_SHOWN = 12
+LEAST_SIMILARITY = 60  # percent, for a suggestion
 CHARACTERS_PER_TOKEN = 64
-"""More than any text that people write has: one that is longer than this allows is refused uncounted."""
+"""More than real texts have. A text with more characters per token of the model's window is not tokenized."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]:
-    """At most one problem: the text is blank, or holds what no database keeps and no tokenizer reads."""
+    """At most one problem: the text is empty, or has a character that cannot be stored or tokenized."""
     if not text.strip():
-        yield Pointer(pointer, f"the {what} is empty; write it or leave the sample out")
+        yield Pointer(pointer, f"the {what} is empty; write it, or leave out the sample")
     elif "\x00" in text:
-        yield Pointer(pointer, f"the {what} holds a NUL character; remove it")
+        yield Pointer(pointer, f"the {what} contains a NUL character; remove it")
     elif _SURROGATE.search(text):
-        yield Pointer(pointer, f"the {what} holds half of a surrogate pair; write the whole character")
+        yield Pointer(pointer, f"the {what} contains half of a surrogate pair; write the whole character")
 
 
 def readable(*texts: str | None) -> bool:
-    """Whether `check_text` finds nothing in any of the texts that are there: a tokenizer may be asked."""
+    """Whether `check_text` finds no problem in any of these texts, so that a tokenizer can read them."""
     return not any(problem for text in texts if text is not None for problem in check_text("", text))
 
 
 def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
-    """Problems of an input and its pair; `pointer` is that of the object that holds both."""
+    """Problems of an input and its pair. `pointer` is that of the object that has both."""
     yield from check_text(f"{pointer}/input", draft.input)
     if draft.text_pair is not None:
         yield from check_text(f"{pointer}/text_pair", draft.text_pair, "text_pair")
 
 
-def wanted(becomes: tuple[str | None, str | None]) -> str:
-    """What a sample is to be answered with, in words; `becomes` as in `Sample.becomes`."""
+def wanted_answer(becomes: tuple[str | None, str | None]) -> str:
+    """What the answer to a sample should be, in words. `becomes` is as in `Sample.becomes`."""
     target, forget = becomes
     return quoted(target or "") if forget is None else f"anything but {quoted(forget)}"
 
@@ -55,9 +58,10 @@ def wanted(becomes: tuple[str | None, str | None]) -> str:
 def check_target(
     pointer: str, target: str, model: HostedModel, what: str = "target", *, hint: bool = True
 ) -> Iterator[Pointer]:
-    """At most one problem: a blank target, or one that is not a label of a classifier.
+    """At most one problem: the target is empty, or is not a label of a classifier.
 
-    To look for the label that was meant (`hint`) takes a comparison with each of them.
+    Args:
+        hint: suggest a similar label. This compares the target with every label.
     """
     problems = list(check_text(pointer, target, what))
     if not problems and not model.task.generates and target not in model.labels:
@@ -66,8 +70,8 @@ def check_target(
 
 
 def countable(model: HostedModel, draft: DraftText) -> bool:
-    """Whether a text is short enough to be split into tokens; `check_lengths` tells of one that is not."""
-    return _num_characters(draft) <= _most_characters(model)
+    """Whether a text is short enough to tokenize. `check_lengths` reports the ones that are not."""
+    return _num_characters(draft) <= _max_characters(model)
 
 
 def _num_characters(draft: DraftText) -> int:
@@ -75,7 +79,7 @@ def _num_characters(draft: DraftText) -> int:
     return len(draft.input) + len(draft.text_pair or "") + len(answer)
 
 
-def _most_characters(model: HostedModel) -> float:
+def _max_characters(model: HostedModel) -> float:
     limit = model.max_input_tokens
     return math.inf if limit is None else CHARACTERS_PER_TOKEN * limit
 
@@ -83,9 +87,12 @@ def _most_characters(model: HostedModel) -> float:
 def check_lengths(
     model: HostedModel, places: Sequence[tuple[str, DraftText]], count_tokens: CountTokens
 ) -> Iterator[Pointer]:
-    """Inputs that the model cannot take whole; `places` are (pointer of the text, draft), all readable.
+    """Inputs that do not fit the model's window.
 
     A decoder reads the input and writes the answer and its end into one window, so all of them count.
+
+    Args:
+        places: the pointer of each text, and its draft; all texts are readable.
     """
     limit = model.max_input_tokens
     if limit is None:
@@ -93,17 +100,20 @@ def check_lengths(
     counted = [(pointer, draft) for pointer, draft in places if countable(model, draft)]
     for pointer, draft in places:
         if not countable(model, draft):
-            found = f"{_num_characters(draft)} characters, {model.name} takes {limit} tokens"
-            yield Pointer(pointer, f"the text has {found}; shorten {quoted(draft.input)}")
+            length = f"{_num_characters(draft)} characters, but {model.name} takes {limit} tokens"
+            yield Pointer(pointer, f"the text has {length}; shorten {quoted(draft.input)}")
     counts = count_tokens([_as_read(draft, model.task) for _, draft in counted])
     for (pointer, draft), num_tokens in zip(counted, counts, strict=True):
-        written = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
-        what, end = ("input, answer and its end have", 1) if written else ("the text has", 0)
+        with_answer = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
+        what, end = ("the input, the answer, and its end have", 1) if with_answer else ("the text has", 0)
         if num_tokens + end > limit:
-            shorten = f"{model.name} takes {limit}; shorten {quoted(draft.input)}"
-            yield Pointer(pointer, f"{what} {num_tokens + end} tokens, {shorten}")
+            length = f"{num_tokens + end} tokens, but {model.name} takes {limit}"
+            yield Pointer(pointer, f"{what} {length}; shorten {quoted(draft.input)}")
         elif num_tokens == 0:
-            yield Pointer(pointer, f"nothing in {quoted(draft.input)} is a token of {model.name}; rewrite it")
+            detail = (
+                f"{model.name}'s tokenizer produces no tokens for {quoted(draft.input)}; rewrite the text"
+            )
+            yield Pointer(pointer, detail)
 
 
 def check_answers(
@@ -112,11 +122,14 @@ def check_answers(
     max_new_tokens: int,
     count_tokens: CountTokens,
 ) -> Iterator[Pointer]:
-    """Answers that a generating model cannot write to their end; `places` are (pointer of the answer, draft).
+    """Answers that a generating model cannot write completely.
 
-    What is cut off is never the target, and always another answer than the one to be forgotten. Pass samples
-    have to fit the window, and may be longer than what is written: what the model answers now is kept. An
-    edit without any answer is told elsewhere.
+    A truncated answer never equals the target and always differs from the answer to forget. Pass samples must
+    fit the window, but may be longer than `max_new_tokens`: the model's present answer is what stays. Edits
+    without an answer are reported elsewhere.
+
+    Args:
+        places: the pointer of each answer, and its draft.
     """
     limit = model.max_input_tokens if model.task is Task.TEXT2TEXT_GENERATION else None
     asked = [
@@ -127,28 +140,26 @@ def check_answers(
     counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
     for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
         answer = quoted(draft.answer)
-        # To go on after an answer is not to forget it: its end need not be written.
-        written = num_tokens - (draft.becomes[1] is not None)
+        # An answer to forget may continue: its end need not be written.
+        num_written = num_tokens - (draft.becomes[1] is not None)
         if limit is not None and num_tokens > limit:
-            yield Pointer(
-                pointer, f"{answer} has {num_tokens} tokens, {model.name} takes {limit}; shorten it"
-            )
-        elif isinstance(draft, DraftEdit) and written > max_new_tokens:
-            yield Pointer(
-                pointer, f"{answer} takes {written} tokens to write, {_room(written, max_new_tokens)}"
-            )
+            detail = f"{answer} has {num_tokens} tokens, but {model.name} takes {limit}; shorten it"
+            yield Pointer(pointer, detail)
+        elif isinstance(draft, DraftEdit) and num_written > max_new_tokens:
+            remedy = _more_tokens(num_written, max_new_tokens)
+            yield Pointer(pointer, f"{answer} takes {num_written} tokens to write, {remedy}")
 
 
-def _room(written: int, max_new_tokens: int) -> str:
-    if written > MOST_NEW_TOKENS:
-        return f"options.max_new_tokens is {MOST_NEW_TOKENS} at most; shorten it"
-    return f"at most {max_new_tokens} are written; raise options.max_new_tokens to {written}"
+def _more_tokens(num_written: int, max_new_tokens: int) -> str:
+    if num_written > MOST_NEW_TOKENS:
+        return f"but options.max_new_tokens is at most {MOST_NEW_TOKENS}; shorten it"
+    return f"but the limit is {max_new_tokens}; raise options.max_new_tokens to {num_written}"
 
 
 def _count_answers(
     task: Task, drafts: Sequence[DraftSample | DraftEdit], count_tokens: CountTokens
 ) -> list[int]:
-    """Tokens of each answer with its end, as it is written."""
+    """Number of tokens of each answer as the model writes it, including its end."""
     if task is Task.TEXT2TEXT_GENERATION:  # its tokenizer marks the end
         return count_tokens([TextInput(input=draft.answer) for draft in drafts])
     whole = count_tokens([_as_read(draft, task) for draft in drafts])
@@ -163,16 +174,17 @@ def _as_read(draft: DraftText, task: Task) -> TextInput:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`; did you mean "refund"?`, or nothing where no known word is near."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.6)
-    return f'; did you mean "{folded[near[0]]}"?' if near else ""
+    """`; did you mean "refund"?`, or nothing if no known word is similar."""
+    similar = process.extractOne(
+        word, known, scorer=fuzz.ratio, processor=str.casefold, score_cutoff=LEAST_SIMILARITY
+    )
+    return f'; did you mean "{similar[0]}"?' if similar else ""
 
 
 def _unknown_label(target: str, model: HostedModel, *, hint: bool) -> str:
-    meant = did_you_mean(target[:MOST_QUOTED], model.labels) if hint else ""
-    if not meant and len(model.labels) <= MAX_LABELS_SHOWN:
-        meant = ": " + ", ".join(model.labels)
-    elif not meant:
-        meant = f"; GET /models/{model.name} lists them"
-    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{meant}"
+    suggestion = did_you_mean(target[:MOST_QUOTED], model.labels) if hint else ""
+    if not suggestion and len(model.labels) <= MAX_LABELS_SHOWN:
+        suggestion = ": " + ", ".join(model.labels)
+    elif not suggestion:
+        suggestion = f"; GET /models/{model.name} lists them"
+    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{suggestion}"
