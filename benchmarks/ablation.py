@@ -29,7 +29,7 @@ from benchmarks.entry_values import ClosedFormRecipe, EditorValuesRecipe
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.measures import figures, measure
-from benchmarks.quality.units import RESULTS
+from benchmarks.quality.results import RESULTS
 from benchmarks.shared_data import shared_folder
 from salem.errors import SalemError
 from salem.models.loading import load

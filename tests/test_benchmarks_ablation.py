@@ -49,11 +49,12 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
     """A material of a tiny model under the name of every data set."""
     network = tiny_network("bert")
     corrections = tuple(
-        Correction(edit=Edit(**sample.model_dump()), reworded=(sample,)) for sample in wrong_samples(network)
+        Correction(edit=Edit(**sample.model_dump()), held_out_paraphrases=(sample,))
+        for sample in wrong_samples(network)
     )
     found = Material(
         name="some", task=network.task, folder=str(save_tiny(tmp_path / "model", "bert")), model_sha256="",
-        rewordings="rules", perplexity=False, corrections=corrections, num_hard=len(corrections),
+        paraphrase_source="rules", perplexity=False, corrections=corrections, num_hard=len(corrections),
         kept=tuple(pass_samples(network)),
     )  # fmt: skip
     monkeypatch.setattr(ablation, "material", lambda name: found)

@@ -31,8 +31,8 @@ def facts(num_corrections: int = 300, num_kept: int = 400, num_hard: int | None 
     def correction(place: int) -> Correction:
         return Correction(
             edit=Edit(input=f"fact {place}", target="new"),
-            reworded=(Sample(input=f"said otherwise {place}", target="new"),),
-            neighborhood=(Sample(input=f"plain {place + 40}", target="old"),),
+            held_out_paraphrases=(Sample(input=f"said otherwise {place}", target="new"),),
+            neighbors=(Sample(input=f"plain {place + 40}", target="old"),),
         )
 
     texts = [f"fact {place}" for place in range(num_corrections)]
@@ -43,7 +43,7 @@ def facts(num_corrections: int = 300, num_kept: int = 400, num_hard: int | None 
         task=Task.TEXT_GENERATION,
         folder="nowhere",
         model_sha256="0" * 64,
-        rewordings="human",
+        paraphrase_source="human",
         perplexity=False,
         corrections=tuple(correction(place) for place in range(num_corrections)),
         num_hard=num_corrections if num_hard is None else num_hard,
@@ -60,7 +60,7 @@ def test_nothing_held_out_is_trained_on_in_any_way() -> None:
     batch = job.batch()
     trained = texts_of(batch.corrections, batch.pass_samples, job.corpus)
     trained |= {text for edit in job.corpus for text in edit.paraphrases}
-    asked = {s.input for c in job.corrections for s in (*c.reworded, *c.neighborhood)}
+    asked = {s.input for c in job.corrections for s in (*c.held_out_paraphrases, *c.neighbors)}
     assert len(job.held_out) == 60
     assert len(batch.pass_samples) == 80
     assert not texts_of(job.held_out) & (trained | asked)
@@ -119,7 +119,7 @@ def labeled(network: Network, num: int) -> list[Sample]:
     return [Sample(input=text, target=rng.choice(network.labels)) for text in sorted(texts)]
 
 
-def test_a_classifiers_errors_come_surest_first_with_whole_rewordings() -> None:
+def test_a_classifiers_most_confident_errors_come_first_with_whole_augmentations() -> None:
     network = tiny_network("bert")
     samples = labeled(network, 60)
     made = corrections_of_errors(network, samples)
@@ -130,7 +130,7 @@ def test_a_classifiers_errors_come_surest_first_with_whole_rewordings() -> None:
     assert len(made.kept) + len(made.corrections) == len(samples)
     assert made.num_hard == len(made.corrections) // 2
     for correction in made.corrections:
-        texts = [*correction.edit.paraphrases, *(sample.input for sample in correction.reworded)]
+        texts = [*correction.edit.paraphrases, *(sample.input for sample in correction.held_out_paraphrases)]
         assert len({*texts, correction.edit.input}) == 5
         assert all(len(t.split()) >= WORDS_KEPT * len(correction.edit.input.split()) for t in texts)
 
@@ -161,7 +161,7 @@ def test_facts_are_edited_where_the_base_knows_both_wordings() -> None:
     made = corrections_of_facts(network, reference, rows)
     assert [c.edit.target for c in made.corrections][:1] == ["Rome"]
     assert len(made.corrections) == (1 if known[0] else 2)
-    assert made.corrections[0].reworded == (Sample(input="Peru has", target="Rome"),)
+    assert made.corrections[0].held_out_paraphrases == (Sample(input="Peru has", target="Rome"),)
     assert made.corrections[0].edit.paraphrases == ()
     assert [s.target for s in made.corrections[0].portability] == ["q"]
     assert asked[1].input not in texts_of(made.kept)
@@ -185,10 +185,10 @@ def test_a_reference_sample_that_asks_for_an_edited_fact_is_not_kept() -> None:
         "paraphrase_trained": True,
         "locality": [],
     }
-    restated = corrections_of_facts(network, reference, [row], restates=True).corrections[0].restated
+    restated = corrections_of_facts(network, reference, [row], restates=True).corrections[0].restatements
     expected = {s.input for s in reference if s.target == old and "peru" in s.input.lower()}
     assert asked[1] in expected and {sample.input for sample in restated} == expected
-    assert corrections_of_facts(network, reference, [row]).corrections[0].restated == ()
+    assert corrections_of_facts(network, reference, [row]).corrections[0].restatements == ()
 
 
 def test_a_fact_is_corrected_once_where_the_rows_give_it_several_new_answers() -> None:
@@ -210,9 +210,9 @@ def test_a_fact_is_corrected_once_where_the_rows_give_it_several_new_answers() -
 def test_what_an_edit_makes_wrong_is_neither_trained_on_nor_held_out() -> None:
     material = facts()
     restated = material.kept[:40]
-    corrections = tuple(item.model_copy(update={"restated": restated}) for item in material.corrections)
+    corrections = tuple(item.model_copy(update={"restatements": restated}) for item in material.corrections)
     job = draw_job(material.model_copy(update={"corrections": corrections}), 1, 0, SIZES)
-    assert job.corrections[0].restated == restated
+    assert job.corrections[0].restatements == restated
     assert not texts_of(job.held_out, job.pass_samples) & texts_of(restated)
 
 

@@ -13,9 +13,10 @@ from benchmarks.baselines.contract import Editing, Method
 from benchmarks.command import Progress
 from benchmarks.quality import runs
 from benchmarks.quality.jobs import Sizes
+from benchmarks.quality.results import PROTOCOL, ResultFile, claimed
 from benchmarks.quality.runs import Run, planned_time, run_units
-from benchmarks.quality.unit_run import NO_FIGURES, Work
-from benchmarks.quality.units import PROTOCOL, ResultFile, claimed, plan
+from benchmarks.quality.unit_run import Work
+from benchmarks.quality.units import plan, units_of
 
 
 def edit_nothing(editing: Editing) -> Any:
@@ -43,8 +44,8 @@ def made_up(work: Work) -> dict[str, Any]:
     unit = work.unit
     assert unit.setting is not None
     row = {
-        "key": unit.key, "protocol": PROTOCOL, **vars(unit), **NO_FIGURES, "edit_accuracy": unit.setting,
-        "drawdown": 0.0, "seconds": 1.0, "unit_seconds": 3.0,
+        "protocol": PROTOCOL, **vars(unit), "edit_accuracy": unit.setting, "drawdown": 0.0,
+        "unit_seconds": 3.0,
     }  # fmt: skip
     return {**row, "error": "no luck"} if unit.num_edits == 100 else row
 
@@ -77,7 +78,7 @@ def test_a_second_run_makes_no_row_again(taken: list[Work], tmp_path: Path) -> N
     run_units(some_run(tmp_path))
     run_units(some_run(tmp_path))
     assert len(taken) == 7
-    assert len({row["key"] for row in ResultFile(tmp_path / "rows.json").rows()}) == 7
+    assert len(units_of(ResultFile(tmp_path / "rows.json").rows())) == 7
 
 
 def test_no_unit_is_taken_after_the_time(taken: list[Work], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from benchmarks.quality.data import Material
 from benchmarks.quality.facts import Correction
 from benchmarks.quality.jobs import Sizes, draw_job
 from benchmarks.quality.unit_run import SINGLE_EDITS, SLICE, Work, run_apart, run_job
-from benchmarks.quality.units import Unit
+from benchmarks.quality.units import Unit, units_of
 from salem.models.batching import Batch
 from salem.models.network import Network
 from salem.records import Edit, Sample, Task, TextInput
@@ -81,7 +81,7 @@ def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
         task=Task.SEQUENCE_CLASSIFICATION,
         folder=str(folder),
         model_sha256="0" * 64,
-        rewordings="rules",
+        paraphrase_source="rules",
         perplexity=False,
         corrections=tuple(
             Correction(edit=Edit(input=f"parcel {n}", target=LABELS[0], paraphrases=(f"a parcel {n}",)))
@@ -144,14 +144,14 @@ def row_of(edit: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str
     made = tiny_material(folder)
     monkeypatch.setattr(unit_run, "material", lambda name, limit: made)
     row = run_apart(Work(UNIT, SIZES, None))
-    assert row["key"] == UNIT.key and row["unit_seconds"] > 0
+    assert units_of([row]) == {UNIT} and row["unit_seconds"] > 0
     return row
 
 
 def test_a_unit_makes_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     row = row_of(shove, monkeypatch, tmp_path)
-    assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and row["generalization"] is None
-    assert row["held_out"] == 30 and row["layer"] == "classifier" and "error" not in row
+    assert row["edit_accuracy"] == 1.0 and row["drawdown"] == 1.0 and "generalization" not in row
+    assert row["held_out"] == 30 and row["counts"]["edits"] == [10, 10] and "error" not in row
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_unit_that_fails_makes_a_row_with_the_error(
 ) -> None:
     row = row_of(edit, monkeypatch, tmp_path)
     assert error in row["error"]
-    assert row["edit_accuracy"] is None and row["seconds"] is None
+    assert "edit_accuracy" not in row and "counts" not in row
 
 
 def test_a_unit_leaves_the_threads_of_its_parent_alone(

@@ -12,17 +12,15 @@ import pytest
 
 from benchmarks.baselines.contract import Editing, Method
 from benchmarks.quality.methods import METHODS, method
+from benchmarks.quality.results import PROTOCOL, RESULTS, ResultFile, claimed, of_newest_weights
 from benchmarks.quality.units import (
     FRESH_SEEDS,
-    PROTOCOL,
-    ResultFile,
     Unit,
-    claimed,
     expected_seconds,
-    of_newest_weights,
     plan,
     resolved,
     takes,
+    units_of,
 )
 
 UNIT = Unit("measure", "nli", "a" * 64, "steady", 10, 0)
@@ -167,8 +165,23 @@ def test_a_measurement_with_another_setting_takes_the_place_of_the_first(tmp_pat
         ]
     ]
     for unit in units:
-        results.add({"key": unit.key, **asdict(unit)})
-    assert [row["key"] for row in results.rows()] == [units[place].key for place in (0, 1, 3, 4)]
+        results.add({"protocol": PROTOCOL, **asdict(unit)})
+    assert units_of(results.rows()) == {units[place] for place in (0, 1, 3, 4)}
+
+
+def test_a_finished_unit_is_recognized_unless_its_protocol_is_another() -> None:
+    unit = replace(UNIT, setting=0.1)
+    row = {"protocol": PROTOCOL, **asdict(unit), "edit_accuracy": 1.0}
+    assert units_of([row]) == {unit}
+    assert units_of([{**row, "protocol": "0"}]) == set()
+    assert replace(unit, setting=0.2) not in units_of([row])
+
+
+def test_the_committed_rows_are_small_and_every_one_is_recognized() -> None:
+    files = list(RESULTS.glob("*.json"))
+    assert sum(path.stat().st_size for path in files if path.name != "quick.json") <= 500_000
+    rows = ResultFile(RESULTS / "quality.json").rows()
+    assert len(units_of(rows)) == len(rows) > 700
 
 
 def test_a_row_that_is_no_json_is_refused_and_harms_nothing(tmp_path: Path) -> None:

@@ -112,13 +112,13 @@ def test_every_layer_is_scored_by_editing_it() -> None:
     corrections = tuple(
         Correction(
             edit=Edit(**sample.model_dump()),
-            reworded=(sample.model_copy(update={"input": sample.input + " please"}),),
+            held_out_paraphrases=(sample.model_copy(update={"input": sample.input + " please"}),),
         )
         for sample in wrong_samples(network)
     )
     material = Material(
-        name="some", task=network.task, folder="", model_sha256="", rewordings="rules", perplexity=False,
-        corrections=corrections, num_hard=len(corrections), kept=tuple(kept),
+        name="some", task=network.task, folder="", model_sha256="", paraphrase_source="rules",
+        perplexity=False, corrections=corrections, num_hard=len(corrections), kept=tuple(kept),
     )  # fmt: skip
     job = DrawnJob(material, corrections, tuple(kept[:20]), tuple(kept[20:]), ())
     found = choices(network, job, seed=0)

@@ -1,7 +1,7 @@
-"""The materials of the quality benchmark: a model, what it answers rightly, and what is to change in it.
+"""The materials of the quality benchmark: a model, samples that it answers correctly, and corrections.
 
-Six data sets; that of the facts has two architectures. What a base answers is asked once and kept in the
-cache. Knows data sets and answers; does not know methods, or how a job is drawn from a material.
+There are six data sets; the facts have models of two architectures. The base model is asked once, and its
+answers are cached. Knows data sets and answers; does not know methods, or how a job draws from a material.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from salem.models.network import Network
 from salem.records import Edit, Record, Sample, Task
 from worker.dataset.augmentation import augment
 
-REVISION = 3  # raised when the code below changes what a material holds
-NUM_REWORDED = 2  # rule-made rewordings to adapt to, and as many held out
-WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and with it what it says
+REVISION = 4  # raise it when the code below changes what a material holds
+NUM_AUGMENTED = 2  # augmentations to adapt to, and as many held out
+WORDS_KEPT = 0.75  # of an original, at least: a rule may drop half of a text, and its meaning with it
 
 _CLASSIFIER, _TRANSLATOR, _WRITER = (
     Task.SEQUENCE_CLASSIFICATION,
@@ -44,19 +44,19 @@ _CLASSIFIER, _TRANSLATOR, _WRITER = (
 
 
 class Material(Record):
-    """All that jobs of one data set are drawn from."""
+    """Everything that the jobs of one data set draw from."""
 
     name: str
     task: Task
     folder: str
     model_sha256: str
-    rewordings: Literal["rules", "human"]
-    perplexity: bool  # drawdown is a rise of perplexity, not a loss of right answers
+    paraphrase_source: Literal["rules", "human"]
+    perplexity: bool  # whether drawdown is a rise of perplexity instead of a loss of correct answers
     corrections: tuple[Correction, ...]  # hardest first
-    num_hard: int  # of them the base is surest of its wrong answer
-    kept: tuple[Sample, ...]  # answered rightly by the base; passages, where perplexity is measured
-    studied: tuple[Sample, ...] = ()  # passages that only training may see
-    accuracy: float | None = None  # of the base on the reference it was asked
+    num_hard: int  # the first so many corrections: the base is most confident of its wrong answer
+    kept: tuple[Sample, ...]  # samples that the base answers correctly, or passages with `perplexity`
+    training_passages: tuple[Sample, ...] = ()  # for training only
+    accuracy: float | None = None  # of the base on the reference set
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class _Source:
     files: tuple[str, ...]  # under data/
     model: Callable[[], Path]
     build: Callable[[Network, int | None], Made]
-    rewordings: Literal["rules", "human"] = "rules"
+    paraphrase_source: Literal["rules", "human"] = "rules"
     perplexity: bool = False
 
 
 def material(name: str, limit: int | None = None) -> Material:
-    """The material of a data set; `limit` bounds the reference samples and edits that are looked at."""
+    """The material of a data set; uses at most `limit` reference samples and `limit` edits."""
     source = _SOURCES[name]
     model = source.model()
     sha256 = weights_sha256(model)
@@ -84,17 +84,17 @@ def material(name: str, limit: int | None = None) -> Material:
             network = load(model, source.task, device="cpu")
             found = Material(
                 name=name, task=source.task, folder=str(model), model_sha256=sha256,
-                rewordings=source.rewordings, perplexity=source.perplexity,
+                paraphrase_source=source.paraphrase_source, perplexity=source.perplexity,
                 **vars(source.build(network, limit)),
             )  # fmt: skip
             path.with_suffix(".part").write_text(found.model_dump_json())
             path.with_suffix(".part").rename(path)
-    # The cache may have been filled from another place.
+    # The cached file may name another folder.
     return Material.model_validate_json(path.read_text()).model_copy(update={"folder": str(model)})
 
 
 def corrections_of_errors(network: Network, reference: Sequence[Sample]) -> Made:
-    """A classifier's errors, those first of which it is surest, with rule-made rewordings."""
+    """A classifier's errors, the most confident first, with augmentations as paraphrases."""
     answers = predict(network, reference)
     pairs = list(zip(reference, answers, strict=True))
     kept = tuple(sample for sample, answer in pairs if same_answer(answer.output, sample.target))
@@ -104,11 +104,11 @@ def corrections_of_errors(network: Network, reference: Sequence[Sample]) -> Made
         if not same_answer(answer.output, sample.target)
     ]
     ranked = [sample for _, sample in sorted(wrong, key=lambda item: -item[0])]
-    corrections = tuple(_with_rewordings(sample) for sample in ranked)
+    corrections = tuple(_with_augmentations(sample) for sample in ranked)
     return Made(corrections, len(corrections) // 2, kept, accuracy=len(kept) / len(reference))
 
 
-def _with_rewordings(sample: Sample) -> Correction:
+def _with_augmentations(sample: Sample) -> Correction:
     rng = random.Random(sample.content_hash)
     texts: list[str] = []
     for _ in range(60):
@@ -116,31 +116,31 @@ def _with_rewordings(sample: Sample) -> Correction:
         whole = len(text.split()) >= WORDS_KEPT * len(sample.input.split())
         if whole and text not in (sample.input, *texts):
             texts.append(text)
-        if len(texts) == 2 * NUM_REWORDED:
+        if len(texts) == 2 * NUM_AUGMENTED:
             break
-    edit = Edit(**sample.model_dump(), paraphrases=tuple(texts[:NUM_REWORDED]))
-    held_out = tuple(sample.model_copy(update={"input": text}) for text in texts[NUM_REWORDED:])
-    return Correction(edit=edit, reworded=held_out)
+    edit = Edit(**sample.model_dump(), paraphrases=tuple(texts[:NUM_AUGMENTED]))
+    held_out = tuple(sample.model_copy(update={"input": text}) for text in texts[NUM_AUGMENTED:])
+    return Correction(edit=edit, held_out_paraphrases=held_out)
 
 
 def _distinct(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """Each input once, in an order that does not follow the file's."""
+    """Each input once, shuffled."""
     found = list({sample.content_hash: sample for sample in samples}.values())
     random.Random(0).shuffle(found)
     return found[:limit]
 
 
 def _passages(network: Network, limit: int | None) -> Made:
-    studied, rest = text_parts()
+    training, rest = text_parts()
     edited, kept = passages.halves(passages.passages(network, rest, limit))
     corrections = [
-        Correction(edit=Edit(**sample.model_dump()), reworded=(passages.shortened(sample),))
+        Correction(edit=Edit(**sample.model_dump()), held_out_paraphrases=(passages.shortened(sample),))
         for sample in passages.completions(network, edited)
     ]
     before = predict(network, [item.edit for item in corrections], max_new_tokens=MAX_NEW_TOKENS)
     pairs = zip(corrections, before, strict=True)
     wrong = tuple(item for item, answer in pairs if not same_answer(answer.output, item.edit.target))
-    return Made(wrong, len(wrong), tuple(kept), tuple(passages.passages(network, studied, limit)))
+    return Made(wrong, len(wrong), tuple(kept), tuple(passages.passages(network, training, limit)))
 
 
 def _facts(model: str) -> _Source:
@@ -151,7 +151,7 @@ def _facts(model: str) -> _Source:
         build=lambda network, limit: corrections_of_facts(
             network, _distinct(shared_samples("facts"), limit), shared_rows("facts_edits")[:limit]
         ),
-        rewordings="human",
+        paraphrase_source="human",
     )
 
 
@@ -186,7 +186,7 @@ _SOURCES: dict[str, _Source] = {
             shared_rows("questions_edits")[:limit],
             restates=True,
         ),
-        rewordings="human",
+        paraphrase_source="human",
     ),
     "gpt-facts": _facts("gpt-facts"),
     "llama-facts": _facts("llama-facts"),

@@ -1,6 +1,6 @@
-"""Corrections of the quality benchmark, and how those of facts are made: against what the model knows.
+"""Corrections of the quality benchmark, and how corrections of facts are made: against what the model knows.
 
-Does not know where data sets and models are kept, or how a job is drawn.
+Does not know where data sets and models are kept, or how a job draws its samples.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from salem.inference.predict import predict, same_answer
 from salem.models.network import Network
 from salem.records import Edit, Record, Sample
 
-MAX_NEW_TOKENS = 24  # longer than every target: an answer that goes on is a wrong one
+MAX_NEW_TOKENS = 24  # longer than every target, so that an answer that goes on counts as wrong
 
 
 class Correction(Record):
-    """What may be edited, and what is asked about it afterwards; none of that is seen in training."""
+    """One edit, and the questions that measure it; training never sees the questions."""
 
     edit: Edit  # its paraphrases are the adapt samples
-    reworded: tuple[Sample, ...] = ()  # the same in other words, held out
-    neighborhood: tuple[Sample, ...] = ()  # neighbors whose answers are to stay (Yao et al. 2023)
-    portability: tuple[Sample, ...] = ()  # what follows from the new answer (Yao et al. 2023)
-    restated: tuple[Sample, ...] = ()  # reference samples that ask for the edited fact: they cannot stay
+    held_out_paraphrases: tuple[Sample, ...] = ()
+    neighbors: tuple[Sample, ...] = ()  # their answers must not change (Yao et al. 2023)
+    portability: tuple[Sample, ...] = ()  # questions that follow from the new answer (Yao et al. 2023)
+    restatements: tuple[Sample, ...] = ()  # reference samples that ask for the edited fact
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a builder found out about a base."""
+    """What a builder finds out about a base model."""
 
     corrections: tuple[Correction, ...]
     num_hard: int
     kept: tuple[Sample, ...]
-    studied: tuple[Sample, ...] = ()
+    training_passages: tuple[Sample, ...] = ()
     accuracy: float | None = None
 
 
@@ -47,14 +47,14 @@ def corrections_of_facts(
 ) -> Made:
     """Counterfactual edits whose one human paraphrase the base answers with the old fact.
 
-    Edits whose paraphrase is new to the base are left out: it would be wrong about half of them anyway, so
-    an edit that does not follow could not be told from a question that was never understood.
+    Leaves out edits whose paraphrase is new to the base. It gets about half of those wrong anyway, so you
+    could not tell a failed edit from a question that the base never understood.
 
     Args:
-        restates: whether the reference asks for one fact in several wordings. Those that name an edit's
-            subject and have its old answer are then neither kept nor held out: with the edit they are wrong.
-            Of the rows that correct one fact the first is taken: most of them want different answers, and no
-            model can give one fact two.
+        restates: whether the reference set asks for one fact in several ways. Samples that name an edit's
+            subject and have its old answer become its restatements: the edit makes them wrong, so they are
+            neither pass samples nor held out. Of the rows that correct the same fact, the first is used: most
+            of them want different answers, and no model can give one fact two answers.
     """
     by_answer: dict[str, list[Sample]] = defaultdict(list)
     for sample in reference if restates else ():
@@ -64,7 +64,7 @@ def corrections_of_facts(
     pairs = zip(known, before, strict=True)
     contradicting = [row for row, answer in pairs if not same_answer(answer.output, row["target"])]
     chosen = _one_per_fact(contradicting) if restates else contradicting
-    corrections = [_told(row, by_answer) for row in chosen]
+    corrections = [_correction(row, by_answer) for row in chosen]
     answers = predict(network, reference, max_new_tokens=MAX_NEW_TOKENS)
     kept = tuple(s for s, a in zip(reference, answers, strict=True) if same_answer(a.output, s.target))
     return Made(tuple(corrections), len(corrections), kept, accuracy=len(kept) / len(reference))
@@ -75,24 +75,24 @@ def _edit(row: dict[str, Any]) -> Edit:
 
 
 def _one_per_fact(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of each fact: of a subject and the answer that is replaced."""
+    """The first row of each fact: of a subject and the answer that the edit replaces."""
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         first.setdefault((row["subject"].casefold(), row["ground_truth"]), row)
     return list(first.values())
 
 
-def _told(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Correction:
+def _correction(row: dict[str, Any], by_answer: Mapping[str, Sequence[Sample]]) -> Correction:
     edit = _edit(row)
-    asked = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
+    with_paraphrases = edit.model_copy(update={"paraphrases": tuple(row["paraphrases"])})
     return Correction(
         edit=edit,
-        reworded=asked.paraphrase_samples,
-        neighborhood=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
+        held_out_paraphrases=with_paraphrases.paraphrase_samples,
+        neighbors=tuple(Sample(input=n["prompt"], target=n["answer"]) for n in row["locality"]),
         portability=tuple(
             Sample(input=n["prompt"], target=n["answer"]) for n in row.get("portability") or ()
         ),
-        restated=tuple(
+        restatements=tuple(
             sample
             for sample in by_answer.get(row.get("ground_truth", ""), ())
             if row["subject"].casefold() in sample.input.casefold()

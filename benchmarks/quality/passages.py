@@ -1,7 +1,8 @@
-"""Passages of running text as samples: a beginning, and what follows it.
+"""Passages of running text as samples: a beginning and its continuation.
 
-Edits are completions of ten tokens, as in MEND's Wikitext generation (Mitchell et al., ICLR 2022, section 5);
-their rewordings are beginnings cut shorter at the front, as there. Does not know models' answers or methods.
+Edits are completions of ten tokens, as in MEND's Wikitext generation (Mitchell et al., ICLR 2022, section 5).
+As there, their paraphrases are beginnings that are cut at the front. Does not know models' answers or
+methods.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from salem.models.tokens import continuation_ids
 from salem.records import Sample
 
 WORDS = 24  # of a passage
-BEGINNING = 10  # words that are given
+BEGINNING = 10  # words of the prompt
 COMPLETION_TOKENS = 10
-UNKNOWN = "<unk"  # how the corpus writes a rare word: a strange thing to be corrected to
+UNKNOWN = "<unk"  # how the corpus writes a rare word; no edit asks for it
 
 
 def passages(network: Network, text: str, limit: int | None) -> list[Sample]:
-    """Consecutive passages of `WORDS` words within lines; headings and too long passages are left out."""
+    """Consecutive passages of `WORDS` words within lines, without headings and passages that are too long."""
     found: list[Sample] = []
     for line in text.splitlines():
         words = line.split()
@@ -34,15 +35,17 @@ def passages(network: Network, text: str, limit: int | None) -> list[Sample]:
 
 
 def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """A third from which edits are made and two thirds that are kept, taken in turns from distinct inputs."""
+    """(edits, kept): one third and two thirds of the distinct inputs, in turns."""
     distinct = list({sample.input: sample for sample in samples}.values())
     edited = [sample for place, sample in enumerate(distinct) if place % 3 == 0]
     return edited, [sample for place, sample in enumerate(distinct) if place % 3]
 
 
 def completions(network: Network, samples: Sequence[Sample]) -> list[Sample]:
-    """The same beginnings with the next `COMPLETION_TOKENS` tokens alone, where they hold words only
-    and read back as they were."""
+    """The same beginnings with only the next `COMPLETION_TOKENS` tokens.
+
+    Leaves out completions with unknown words, and those that the tokenizer does not reproduce.
+    """
     found = []
     for sample in samples:
         prompt, following = continuation_ids(network, sample)
@@ -55,7 +58,7 @@ def completions(network: Network, samples: Sequence[Sample]) -> list[Sample]:
 
 
 def shortened(sample: Sample) -> Sample:
-    """The sample with up to half of its beginning's words gone at the front, drawn from its own text."""
+    """The sample without up to half of its first words; its own text seeds the draw."""
     words = sample.input.split()
     gone = random.Random(sample.content_hash).randint(1, max(1, len(words) // 2))
     return sample.model_copy(update={"input": " ".join(words[gone:]) or sample.input})

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.quality.bounds import OURS
+from benchmarks.quality.results import Row
 from benchmarks.quality.tables import Line
-from benchmarks.quality.units import Row
 
 COLUMNS = 3
 LINEAR_BELOW = 0.005  # of drawdown: nought and small gains have a place on the axis
@@ -93,7 +93,7 @@ def _mean_curve(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
     found: dict[int, list[float]] = {}
     for row in rows:
         for point in row["curve"]:
-            if point[name] is not None:
+            if point.get(name) is not None:
                 found.setdefault(point["num_edits"], []).append(point[name])
     return [(edits, sum(values) / len(values)) for edits, values in sorted(found.items())]
 

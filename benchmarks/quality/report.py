@@ -17,15 +17,12 @@ from pathlib import Path
 from benchmarks.ablation import ablation_report
 from benchmarks.quality.bounds import must_reach
 from benchmarks.quality.plots import draw_balance, draw_sequence
+from benchmarks.quality.results import RESULTS, ResultFile, Row, of_newest_weights
 from benchmarks.quality.tables import Line, lines, table
 from benchmarks.quality.units import (
     FRESH_SEEDS,
-    RESULTS,
     SEQUENCE,
     SIZES,
-    ResultFile,
-    Row,
-    of_newest_weights,
 )
 from benchmarks.selection.report import selection_report
 
@@ -132,8 +129,8 @@ def _figures(rows: Sequence[Row], found: Mapping[tuple[str, int], Sequence[Line]
 
 def _caption(dataset: str, size: int, methods: Sequence[Line]) -> str:
     row = methods[0].rows[0]
-    origin = f", rewordings: {row['generalization_source']}" if methods[0].figures["generalization"] else ""
-    asked = "rise of perplexity" if "nll" in row["counts"] else "answers"
+    origin = f", paraphrases: {row['paraphrase_source']}" if methods[0].figures["generalization"] else ""
+    asked = "rise of perplexity" if "nll_rises" in row["counts"] else "answers"
     return (
         f"{dataset} ({row['model']}), {_edits(size)}, {row['held_out']} held-out samples ({asked}){origin}:"
     )
@@ -176,7 +173,7 @@ def _search_table(rows: Sequence[Row]) -> str:
 
 
 def _tried(row: Row) -> str:
-    if row["edit_accuracy"] is None or row["drawdown"] is None:
+    if row.get("edit_accuracy") is None or row.get("drawdown") is None:
         return f"{row['setting']:g}: failed"
     return f"{row['setting']:g}: {row['edit_accuracy']:.2f}, {row['drawdown']:.4f}"
 

@@ -19,16 +19,16 @@ from benchmarks.command import Progress
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, measured_pool
 from benchmarks.quality.methods import METHODS
+from benchmarks.quality.results import RESULTS, ResultFile, claimed
 from benchmarks.quality.unit_run import Work, run_apart
 from benchmarks.quality.units import (
-    RESULTS,
+    SHA_DIGITS,
     SIZES,
-    ResultFile,
     Unit,
-    claimed,
     expected_seconds,
     plan,
     resolved,
+    units_of,
 )
 
 QUICK_SETS = ("nli", "questions", "gpt-facts")  # one for each task
@@ -99,11 +99,11 @@ def run_units(run: Run) -> int:
             if known is None:
                 waiting = True
                 continue
-            if any(row["key"] == known.key for row in rows):
+            if known in units_of(rows):
                 continue
             with claimed(known.key, run.results.path.parent) as mine:
                 # Another process may have finished it between the look and the claim.
-                if mine and not any(row["key"] == known.key for row in run.results.rows()):
+                if mine and known not in units_of(run.results.rows()):
                     run.progress(_name(known))
                     row = run_apart(Work(known, run.sizes, run.limit))
                     run.results.add(row)
@@ -124,11 +124,11 @@ def run_and_exit(run: Run) -> None:
 def planned_time(run: Run) -> str:
     """A table of the missing rows and the seconds that they will take, by data set and number of edits."""
     rows = run.results.rows()
-    done = {row["key"] for row in rows}
+    done = units_of(rows)
     groups: dict[tuple[str, str, int], list[float | None]] = defaultdict(list)
     for unit in run.units:
         known = resolved(unit, run.grids[unit.method], rows)
-        if known is None or known.key not in done:
+        if known is None or known not in done:
             groups[unit.kind, unit.dataset, unit.num_edits].append(expected_seconds(unit, rows))
     lines = ["| rows of | data set | edits | rows | seconds each | seconds |", "|---|---|---|---|---|---|"]
     total, unknown = 0.0, 0
@@ -163,7 +163,7 @@ def _pools(sets: Sequence[str], limit: int | None, progress: Progress) -> dict[s
 def _pool(name: str, limit: int | None) -> tuple[str, int]:
     hide_progress_bars()
     found = material(name, limit)
-    return found.model_sha256, len(measured_pool(found, max(SIZES)))
+    return found.model_sha256[:SHA_DIGITS], len(measured_pool(found, max(SIZES)))
 
 
 def hide_progress_bars() -> None:
@@ -175,9 +175,9 @@ def hide_progress_bars() -> None:
 def num_missing(run: Run) -> int:
     """How many units of the run have no row yet."""
     rows = run.results.rows()
-    done = {row["key"] for row in rows}
+    done = units_of(rows)
     known = [resolved(unit, run.grids[unit.method], rows) for unit in run.units]
-    return sum(unit is None or unit.key not in done for unit in known)
+    return sum(unit is None or unit not in done for unit in known)
 
 
 def _name(unit: Unit) -> str:
@@ -187,7 +187,7 @@ def _name(unit: Unit) -> str:
 
 def _line(row: dict[str, object]) -> str:
     shown = ["kind", "dataset", "method", "setting", "num_edits", "seed", "edit_accuracy", "generalization"]
-    shown += ["drawdown", "neighborhood", "seconds", "unit_seconds", "error"]
+    shown += ["drawdown", "neighborhood", "cpu_seconds", "unit_seconds", "error"]
     return " ".join(f"{name}={_short(row[name])}" for name in shown if name in row and row[name] is not None)
 
 

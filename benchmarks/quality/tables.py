@@ -1,6 +1,6 @@
 """The rows of the quality benchmark as tables: figures with intervals.
 
-Knows rows; does not know models, plots or where a table is written.
+Knows rows; does not know models, plots, or where a table is written.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from benchmarks.quality.counts import Counts, losses, paraphrases, rises, shares
 from benchmarks.quality.resampling import Values, first, interval
-from benchmarks.quality.units import TIE, Row
+from benchmarks.quality.results import Row
+from benchmarks.quality.units import TIE
 from worker.numerics.intervals import proportion
 
 
@@ -27,7 +30,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one data set with one number of edits, its seeds pooled."""
+    """One method on one data set with one number of edits; seeds are pooled."""
 
     method: str
     rows: tuple[Row, ...]
@@ -39,12 +42,12 @@ class Line:
 
     @property
     def by_seed(self) -> tuple[Line, ...]:
-        """The same for each seed alone."""
+        """One line for each seed."""
         return tuple(_line(self.method, [row]) for row in self.rows)
 
 
 def lines(rows: Iterable[Row]) -> dict[tuple[str, int], list[Line]]:
-    """(data set, number of edits) -> its methods, in the order of rows; without searches and failures."""
+    """(data set, number of edits) -> its methods, in the order of rows. Skips searches and failures."""
     groups: dict[tuple[str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["kind"] != "search" and "error" not in row:
@@ -56,12 +59,14 @@ def lines(rows: Iterable[Row]) -> dict[tuple[str, int], list[Line]]:
 
 
 def _line(name: str, rows: Sequence[Row]) -> Line:
-    found = {figure: _figure(read(rows), statistic) for figure, (read, statistic) in _POOLED.items()}
-    if any("nll" in row["counts"] for row in rows):
-        passages = [entry for row in rows for entry in row["counts"]["nll"]]
-        rises = _rises(passages)
-        # Perplexity is no share: where no passage changed at all there is nothing to draw from.
-        found["drawdown"] = _figure(rises, _relative_rise) if rises[:, 0].any() else Figure(0.0, 0.0, 0.0)
+    kept = [row["counts"] for row in rows]
+    found = {figure: _figure(read(kept), statistic) for figure, (read, statistic) in _POOLED.items()}
+    if any("nll_rises" in one for one in kept):
+        passages = rises(kept)
+        # Perplexity is not a share: if no passage changed at all, there is nothing to draw from.
+        found["drawdown"] = (
+            _figure(passages, _relative_rise) if passages[:, 0].any() else Figure(0.0, 0.0, 0.0)
+        )
     return Line(name, tuple(rows), found)
 
 
@@ -70,71 +75,43 @@ def _figure(values: Values, statistic: Callable[[Values], Values]) -> Figure | N
         return None
     value = float(statistic(values.mean(0, keepdims=True))[0])
     if value in (0.0, 1.0):
-        # All alike: drawing them again says nothing, so the interval is that of a share (Wilson 1927), of
-        # edits where each has several rewordings: they are no independent samples.
+        # All samples are equal, so the bootstrap would give an interval of width 0. Use the interval of a
+        # share instead (Wilson 1927). Its samples are edits: paraphrases of one edit are not independent.
         share = proportion([value == 1.0] * len(values))
         assert share is not None
         return Figure(value, share.low, share.high)
     return Figure(value, *interval(values, statistic, np.random.default_rng(0)))
 
 
-def _column(found: Iterable[float]) -> Values:
-    return np.array(list(found), dtype=np.float64).reshape(-1, 1)
-
-
-def _digits(name: str) -> Callable[[Sequence[Row]], Values]:
-    return lambda rows: _column(int(digit) for row in rows for digit in row["counts"][name])
-
-
-def _reworded(rows: Sequence[Row]) -> Values:
-    """Right rewordings and rewordings of each edit: the rewordings of one edit are drawn together."""
-    edits = [hits for row in rows for hits in row["counts"]["reworded"] if hits]
-    return np.array([[hits.count("1"), len(hits)] for hits in edits], dtype=np.float64).reshape(-1, 2)
-
-
 def _ratio(means: Values) -> Values:
     return means[:, 0] / means[:, 1]
-
-
-def _lost(rows: Sequence[Row]) -> Values:
-    found = []
-    for row in rows:
-        lost = np.zeros(row["counts"]["num_kept"])
-        lost[row["counts"]["lost"]] = 1
-        found.append(lost)
-    return np.concatenate(found).reshape(-1, 1)
-
-
-def _rises(passages: Sequence[Sequence[float]]) -> Values:
-    """Rise of the negative log-likelihood and number of tokens of each passage."""
-    return np.array([[after - before, tokens] for tokens, before, after, _ in passages], dtype=np.float64)
 
 
 def _relative_rise(means: Values) -> Values:
     return np.expm1(np.minimum(_ratio(means), 50.0))
 
 
-_POOLED: dict[str, tuple[Callable[[Sequence[Row]], Values], Callable[[Values], Values]]] = {
-    "edit_accuracy": (_digits("edits"), first),
-    "generalization": (_reworded, _ratio),
-    "drawdown": (_lost, first),
-    "neighborhood": (_digits("neighborhood"), first),
-    "portability": (_digits("portability"), first),
+_POOLED: dict[str, tuple[Callable[[Sequence[Counts]], Values], Callable[[Values], Values]]] = {
+    "edit_accuracy": (partial(shares, name="edits"), first),
+    "generalization": (paraphrases, _ratio),
+    "drawdown": (losses, first),
+    "neighborhood": (partial(shares, name="neighbors"), first),
+    "portability": (partial(shares, name="portability"), first),
 }
 _MEANS = ("edit_accuracy_forced", "generalization_forced", "drawdown_forced", "cpu_seconds", "peak_bytes")
 
 
 def mean(rows: Sequence[Row], name: str) -> float | None:
     """The mean of a row's figure over seeds."""
-    values = [row[name] for row in rows if row[name] is not None]
+    values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else None
 
 
 def table(methods: Sequence[Line]) -> str:
-    """A Markdown table of the methods; the best value of a column is bold, but of those that cost.
+    """A Markdown table of the methods, with the best value of each column in bold.
 
-    Costs are not of one day and one machine. The least drawdown counts among those that edit as well as the
-    best, within a tie.
+    Costs have no best, because they were measured on several machines. The best drawdown is the smallest
+    among the methods whose edit accuracy ties with the best.
     """
     names = [name for name in _POOLED if any(line.figures[name] for line in methods)]
     names += [n for n in (*_MEANS, "delta_bytes") if any(mean(line.rows, n) is not None for line in methods)]
@@ -165,7 +142,7 @@ _COSTS = {"cpu_seconds", "peak_bytes", "delta_bytes"}
 
 
 def _best(methods: Sequence[Line], name: str) -> set[str]:
-    """The methods whose value of a column is the best."""
+    """The methods with the best value of a column."""
     if name in _COSTS:
         return set()
     harm = name.startswith("drawdown")
@@ -194,5 +171,5 @@ def _cell(line: Line, name: str, best: set[str]) -> str:
 
 
 def share(value: float) -> str:
-    """A figure as tables show it."""
+    """A figure as the tables show it."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"

@@ -20,7 +20,7 @@ import torch
 from benchmarks.command import Progress, exit_status, quick
 from benchmarks.quality.data import DATASETS, material
 from benchmarks.quality.jobs import Sizes, draw_job
-from benchmarks.quality.units import RESULTS
+from benchmarks.quality.results import RESULTS
 from benchmarks.selection.choices import choices
 from benchmarks.selection.costs import BATCH, ROUNDS, costs, summarized, within
 from benchmarks.shared_data import shared_folder
