@@ -170,9 +170,9 @@ def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
     """The ablation's part of the results page: a table for each data set, with means over seeds."""
     seeds = sorted({row["seed"] for row in rows})
     parts = [
-        "## What each piece brings",
+        "# What each piece adds",
         f"`make bench-ablation`: {rows[0]['num_edits']} edits, seeds {', '.join(map(str, seeds))}; one piece "
-        "left out or exchanged at a time, nothing searched.",
+        "left out or replaced at a time, no search.",
     ]
     for dataset in sorted({row["dataset"] for row in rows}, key=DATASETS.index):
         of_set = [row for row in rows if row["dataset"] == dataset]

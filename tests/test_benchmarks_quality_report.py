@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.quality.bounds import MISSED, best_rival, must_reach, verdict
 from benchmarks.quality.plots import draw_balance, draw_sequence
-from benchmarks.quality.report import between_markers, report
+from benchmarks.quality.report import between_markers, draw_plots, pages, summary
 from benchmarks.quality.resampling import first, interval
 from benchmarks.quality.tables import lines, table
 from benchmarks.selection.report import WAYS, selection_report
@@ -153,17 +153,32 @@ def test_what_cannot_be_judged_and_what_is_missing_is_said() -> None:
     assert "not yet: nli with 1." in text
 
 
-def test_fresh_draws_are_judged_apart() -> None:
-    rows = [
-        row("salem", "1" * 100, 1),
-        row("salem", "1" * 50 + "0" * 50, 1, seed=3),
-        row("ft", "1" * 100, 40),
-    ]
-    text = report(rows, None)
-    first, fresh = text.split("### The same on draws that nothing was chosen on")
+def test_fresh_draws_are_judged_on_their_own() -> None:
+    found = lines([row("salem", "1" * 100, 1), row("ft", "1" * 100, 40)])
+    fresh = lines([row("salem", "1" * 50 + "0" * 50, 1, seed=3), row("ft", "1" * 100, 40)])
+    written = pages([], found, fresh)
+    first, second = written["bounds"].split("## The same on fresh draws")
     assert "3 of 4 bounds hold." in first and "| nli | 10 | 1.0000 |" in first
-    assert "2 of 4 bounds hold." in fresh and "| nli | 10 | 0.5000, **missed** |" in fresh
-    assert "| salem | **1.0000**" in fresh, "the tables of methods are of the other seeds"
+    assert "2 of 4 bounds hold." in second and "| nli | 10 | 0.5000, **missed** |" in second
+    assert "| salem | **1.0000**" in written["nli"], "the tables of methods are of the other seeds"
+
+
+def test_the_first_page_names_every_missed_target() -> None:
+    rows = [
+        row("salem", "1" * 97 + "000", 3, size=100),
+        row("ft", "1" * 100, 8, size=100),
+        row("grace", "0" * 100, 0, size=100),
+        row("salem", "1" * 100, 9, size=1_000),
+    ]
+    text = summary(lines(rows), {})
+    assert "| [nli](results/nli.md) | **salem** | 0.9700 | 0.5000 | 0.0075 | 0.7500 |" in text
+    assert [line.split("|")[2].strip() for line in text.splitlines()[4:7]] == ["**salem**", "ft", "grace"]
+    assert text.count("\n- nli, 100 edits: ") == 4
+    assert "- nli, 100 edits: edit accuracy 0.9700 (at least 0.98)." in text
+    assert "- nli, 100 edits: drawdown 0.0075, and a quarter of the best rival's drawdown is 0.0050." in text
+    assert (
+        "- nli, 1,000 edits in sequence: edit accuracy 1.0000, at least 0.9; drawdown 0.0225, missed" in text
+    )
 
 
 def test_perplexity_that_did_not_change_has_no_share_as_its_interval() -> None:
@@ -205,8 +220,6 @@ def test_what_is_written_by_hand_stays() -> None:
     assert again.startswith("# Results\n\nBy hand.\n") and again.endswith("\nAfter.\n")
     assert "two" in again and "one" not in again
     assert again.count("benchmark: begin") == again.count("benchmark: end") == 1
-    both = between_markers(again, "three", "selection")
-    assert both.startswith(again.rstrip("\n")) and both.count("benchmark: begin") == 2
 
 
 def test_every_way_to_select_has_its_regret_in_the_table(tmp_path: Path) -> None:
@@ -256,16 +269,12 @@ def test_the_report_holds_every_part_and_its_plots(tmp_path: Path) -> None:
         {**row("salem", "11", 0), "kind": "search"},
         {**row("lora", "1", 0), "error": "RuntimeError: no"},
     ]
-    text = report(rows, tmp_path / "plots")
-    for piece in (
-        "### nli",
-        "### wikitext",
-        "### What must be reached",
-        "### The search",
-        "RuntimeError: no",
-    ):
-        assert piece in text
-    assert "1,000 edits in sequence" in text and "paraphrases: rules" in text
+    found = lines(rows)
+    written = pages(rows, found, {})
+    assert set(written) == {"bounds", "nli", "wikitext", "search"}
+    assert "## 1,000 edits in sequence" in written["nli"] and "paraphrases: rules" in written["nli"]
+    assert "RuntimeError: no" in written["search"]
+    text = draw_plots(rows, found, tmp_path / "plots")
     made = {path.name for path in (tmp_path / "plots").iterdir()}
     assert made == {"balance-10.svg", "balance-1000.svg", "sequence.svg"}
     assert all(f"plots/{name}" in text for name in made)

@@ -1,4 +1,4 @@
-"""What the product must reach on every data set, and whether it does.
+"""The bounds that Salem must reach on every data set, and whether it does.
 
 Knows lines of tables; does not know where a table is written.
 """
@@ -11,7 +11,7 @@ from benchmarks.quality.tables import Line, markdown, share
 from benchmarks.quality.units import SEQUENCE
 
 OURS = "salem"
-LEAST_EDIT_ACCURACY, LEAST_GENERALISATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
+LEAST_EDIT_ACCURACY, LEAST_GENERALIZATION, MOST_DRAWDOWN = 0.98, 0.94, 0.005
 SHARE_OF_RIVAL = 0.25  # of the best rival's drawdown, at most
 COMPARABLE = 0.02  # a rival counts when its edit accuracy is no further below
 IN_SEQUENCE = 0.9, 0.02  # least edit accuracy of all edits so far, most drawdown
@@ -21,9 +21,9 @@ UNJUDGED = (NOT_MEASURED, NO_RIVAL, NONE_AS_GOOD)
 
 
 def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
-    """A Markdown table with a line for each data set and number of edits, and what becomes of a sequence."""
+    """A table with a line for each data set and number of edits, and a sentence for each sequence."""
     head = ["data", "edits", f"edit accuracy, at least {LEAST_EDIT_ACCURACY}"]
-    head += [f"generalization, at least {LEAST_GENERALISATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
+    head += [f"generalization, at least {LEAST_GENERALIZATION}", f"drawdown, at most {MOST_DRAWDOWN}"]
     head += ["a quarter of the best rival's drawdown"]
     groups = sorted((item for item in found.items() if item[0][1] < SEQUENCE), key=lambda item: item[0][::-1])
     body = [
@@ -39,10 +39,42 @@ def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
         for (dataset, size), methods in found.items()
         if size >= SEQUENCE and (line := _ours(methods))
     ]
-    missing = [f"{dataset} with {size:,}" for (dataset, size), methods in found.items() if not _ours(methods)]
+    missing = [
+        f"{dataset} with {size:,} edits" for (dataset, size), methods in found.items() if not _ours(methods)
+    ]
     if missing:
-        parts.append(f"Rivals are measured where {OURS} is not yet: {', '.join(missing)}.")
+        parts.append(f"Measured for rivals but not for {OURS} yet: {', '.join(missing)}.")
     return "\n\n".join(parts)
+
+
+def missed(found: Mapping[tuple[str, int], Sequence[Line]]) -> list[str]:
+    """One sentence for each bound that Salem misses."""
+    names = ("edit accuracy", "generalization", "drawdown", "a quarter of the best rival's drawdown")
+    bounds = (
+        f"at least {LEAST_EDIT_ACCURACY}",
+        f"at least {LEAST_GENERALIZATION}",
+        f"at most {MOST_DRAWDOWN}",
+    )
+    sentences = []
+    for (dataset, size), methods in sorted(found.items(), key=lambda item: item[0][::-1]):
+        ours = _ours(methods)
+        if ours is None:
+            continue
+        if size >= SEQUENCE:
+            if MISSED in (text := _sequence(ours)):
+                sentences.append(f"{dataset}, {size:,} edits in sequence: {text.replace('**', '')}.")
+            continue
+        edits = "one edit at a time" if size == 1 else f"{size} edits"
+        cells = verdict(methods)
+        for name, bound, cell in zip(names, bounds, cells, strict=False):
+            if cell.endswith(MISSED):
+                sentences.append(f"{dataset}, {edits}: {name} {cell.split()[0].rstrip(',')} ({bound}).")
+        if cells[3].endswith(MISSED):
+            ours_text = share(ours.value("drawdown") or 0.0)
+            sentences.append(
+                f"{dataset}, {edits}: drawdown {ours_text}, and {names[3]} is {cells[3].split()[0]}."
+            )
+    return sentences
 
 
 def _count(cells: Sequence[str]) -> str:
@@ -51,30 +83,30 @@ def _count(cells: Sequence[str]) -> str:
     text = f"{len(judged) - missed} of {len(judged)} bounds hold"
     others = len(cells) - len(judged)
     return (
-        f"{text}; {others} cannot be judged, where no rival edits as well or none is measured."
+        f"{text}; {others} cannot be judged, because no rival edits as well or none was measured."
         if others
         else f"{text}."
     )
 
 
 def verdict(methods: Sequence[Line]) -> list[str]:
-    """The figures of the product and whether each holds: edits, generalization, drawdown, and of the rivals.
+    """Four cells: edit accuracy, generalization, drawdown, and the comparison with the best rival.
 
-    What is judged is the figure over all seeds; those of each seed stand beside it. The methods include the
-    product.
+    A bound applies to the figure over all seeds; the figures of each seed are in parentheses. The methods
+    include Salem.
     """
     ours = _ours(methods)
     assert ours is not None, f"there is a line of {OURS}"
     return [
         _cell(ours, "edit_accuracy", least=LEAST_EDIT_ACCURACY),
-        _cell(ours, "generalization", least=LEAST_GENERALISATION),
+        _cell(ours, "generalization", least=LEAST_GENERALIZATION),
         _cell(ours, "drawdown", most=MOST_DRAWDOWN),
         _against_rivals(methods, ours.value("drawdown")),
     ]
 
 
 def best_rival(methods: Sequence[Line]) -> Line | None:
-    """The method of least drawdown among those whose edit accuracy is no more than a tie below ours."""
+    """The method with the least drawdown among those whose edit accuracy is at most a tie below Salem's."""
     ours = _ours(methods)
     least = ((ours and ours.value("edit_accuracy")) or 0.0) - COMPARABLE
     rivals = [

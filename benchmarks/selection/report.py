@@ -1,4 +1,4 @@
-"""The page's part on selection: which layer each way chooses, against editing every one. Runs nothing."""
+"""The results page on layer selection: which layer each way chooses, compared with editing every layer."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def selection_report(found: Mapping[str, Any], plots: Path) -> str:
     best = [f"{max(layer['score'] for layer in each['layers']):.3f}" for each in sets.values()]
     return "\n".join(
         [
-            "## Selection",
+            "# Layer selection",
             "",
             f"`make bench-selection`: {found['num_edits']} edits, seed {found['seed']}. Every layer gets the "
-            "same full ridge edit; its score is (edit accuracy + generalization) / 2 - drawdown on held-out "
-            "samples. In the table regret@1: the best layer's score minus that of the first choice, made "
-            "without those samples. Hit@3: the best layer is among the first three.",
+            "same full ridge edit. Its score is (edit accuracy + generalization) / 2 - drawdown on held-out "
+            "samples. The table shows regret@1: the best layer's score minus the score of the first choice, "
+            "which is made without those samples. Hit@3: the best layer is among the first three.",
             "",
             f"| first choice by | {' | '.join(sets)} | hit@3 |",
             "|" + "---|" * (len(sets) + 2),
             *rows,
             f"| the best layer's score | {' | '.join(best)} | |",
             "",
-            "Ridge is a plain change of one matrix, so the scores are not those of the default recipe.",
+            "Ridge changes one matrix directly, so these scores do not apply to the default recipe.",
             "",
-            "What the paper's pass over all layers costs, on ten samples:",
+            "The cost of the paper's pass over all layers, on ten samples:",
             "",
             f"| cost | {' | '.join(sets)} | bound |",
             "|" + "---|" * (len(sets) + 2),
@@ -53,7 +53,7 @@ def selection_report(found: Mapping[str, Any], plots: Path) -> str:
             _costs("causal tracing, times as long", sets, "tracing_over_selection", "at least 20"),
             _costs("of the memory of inference", sets, "memory_over_inference", "at most 1.2"),
             "",
-            "![Saliency and what editing each layer came to](plots/selection.svg)",
+            "![Saliency and what editing each layer came to](../plots/selection.svg)",
         ]
     )
 
