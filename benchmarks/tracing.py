@@ -1,13 +1,13 @@
-"""Causal tracing: which block's state carries the answer, by corrupting an input and restoring one block.
+"""Causal tracing: finds the block that carries the answer, by corrupting an input and restoring one block.
 
-Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 2.1. The input's
-embeddings get noise of three standard deviations, so the answer is lost; then one block's own clean value is
-put back while everything else stays corrupted, and what comes back of the answer's probability is the
-block's indirect effect. Nothing here knows gradients, edits' new targets or deltas.
+Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 2.1. Noise of three
+standard deviations on the input's embeddings destroys the answer. Then one block gets its clean value back
+while everything else stays corrupted. The regained probability of the answer is the block's indirect effect.
+Does not know gradients, the targets of edits, or deltas.
 
-Samples name no subject, so all tokens of the input are corrupted. Restoring all tokens of a residual stream
-brings everything back at every block; so either what the block's matrix adds to the stream is restored at all
-tokens (the paper's feed-forward trace, with a window of one block), or the stream at one token at a time.
+Samples name no subject, so all tokens of the input are corrupted. Restoring the residual stream at all tokens
+would restore everything at every block. So either the output of the block's matrix is restored at all tokens
+(the paper's feed-forward trace, with a window of one block), or the stream at one token at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Restored = Literal["matrix", "state"]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer's value is read and put back."""
+    """Where a layer's value is read and restored."""
 
     layer: Layer
     module: nn.Module
@@ -55,13 +55,14 @@ def trace_layer(
 ) -> dict[str, float]:
     """The average indirect effect of each layer's block on what the network answers now, by layer path.
 
-    Traced is the network's own answer, not a sample's target: tracing asks where it keeps what it knows. Its
-    probability is the geometric mean over the answer's tokens.
+    It traces the network's own answer, not a sample's target, because it asks where the network stores what
+    it knows. The probability of an answer is the geometric mean over its tokens.
 
     Args:
-        restored: `matrix` puts back what the layer's matrix writes, at all tokens; `state` the block's
-            residual stream at one token at a time, averaged over the tokens: t times as dear.
-        num_draws: how many draws of noise are averaged.
+        restored: `matrix` restores the output of the layer's matrix at all tokens; `state` restores the
+        block's
+            residual stream at one token at a time and averages over the tokens, which costs t times as much.
+        num_draws: number of noise draws to average.
     """
     totals = dict.fromkeys((layer.path for layer in layers), 0.0)
     known = own_answers(network, samples)
@@ -80,7 +81,7 @@ def trace_layer(
 
 
 def own_answers(network: Network, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with what the network answers as their target; an empty answer leaves the target."""
+    """The samples with the network's answers as targets. An empty answer leaves the target as it was."""
     answers = predict(network, samples)
     return [
         sample.model_copy(update={"target": answer.output or sample.target})
@@ -114,7 +115,7 @@ def trace_batch(
 
 
 def _restorations(place: _Place, restored: Restored) -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
-    """Ways to put a clean value back, each with its weight per sample [n]."""
+    """Ways to restore a clean value, each with its weight per sample [n]."""
     mask = place.mask.float()
     if restored == "matrix":
         return [(lambda found: place.clean, torch.ones_like(mask[:, 0]))]
@@ -136,7 +137,7 @@ def _probability(
     module: nn.Module | None = None,
     put: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Probability of each sample's target [n], with a module's value replaced where one is given."""
+    """Probability of each sample's target [n], optionally with one module's value replaced."""
     with ExitStack() as stack:
         if module is not None and put is not None:
             stack.callback(module.register_forward_hook(_replacing(put)).remove)
@@ -177,7 +178,7 @@ def _clean_values(
 
 
 def _asked_tokens(network: Network, batch: Batch) -> Tensor:
-    """Tokens of the input, without padding and without the answer that a decoder goes on with -> [n, t]."""
+    """Tokens of the input, without padding and without a decoder's answer -> [n, t]."""
     mask = batch.inputs["attention_mask"].bool()
     if not network.task.generates or network.model.config.is_encoder_decoder:
         return mask
@@ -187,7 +188,7 @@ def _asked_tokens(network: Network, batch: Batch) -> Tensor:
 
 @contextmanager
 def _corrupted(network: Network, asked: Tensor, generator: torch.Generator) -> Iterator[None]:
-    """While active, every forward sees the embeddings of the asked tokens [n, t] under one draw of noise."""
+    """While active, each forward pass adds the same noise to the embeddings of the asked tokens [n, t]."""
     model = network.model
     body = model.get_encoder() if model.config.is_encoder_decoder else model
     noise: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""An edited network that is the base plus deltas: what most methods hand back.
+"""An edited network that is the base plus deltas: the result of most methods.
 
-Answers through the product's own hooks, so the base weights are never written. Does not know how a delta
+It answers through the product's own hooks, so the base weights are never written. Does not know how a delta
 was made.
 """
 
@@ -25,14 +25,14 @@ from salem.records import TextInput
 
 @dataclass(frozen=True)
 class Added:
-    """The base network and the deltas that act on it, the oldest first."""
+    """The base network and the deltas that act on it, oldest first."""
 
     network: Network
     deltas: tuple[LayerDelta, ...]
 
     @property
     def layer(self) -> str | None:
-        """The edited layer, where there is exactly one."""
+        """The edited layer, if there is exactly one."""
         paths = {delta.layer for delta in self.deltas}
         return paths.pop() if len(paths) == 1 else None
 
@@ -44,7 +44,7 @@ class Added:
     def answering(
         self, inputs: Sequence[TextInput], batch: Batch | None = None
     ) -> AbstractContextManager[None]:
-        """While active, the network answers these inputs as edited; what fires is decided here, once."""
+        """While active, the network answers these inputs as edited. Decides here which entries fire."""
         chain = Chain.of(self.deltas)
         firing = fire(self.network, inputs, chain, batch)
         return chain.applied(self.network.model, lambda: firing)
@@ -54,7 +54,7 @@ def earlier(editing: Editing) -> tuple[LayerDelta, ...]:
     """The deltas of the batches before this one."""
     if editing.before is None:
         return ()
-    assert isinstance(editing.before, Added), "a method is given its own earlier result"
+    assert isinstance(editing.before, Added), "a method gets its own earlier result"
     return editing.before.deltas
 
 
@@ -62,14 +62,14 @@ def first_batch_only(editing: Editing) -> None:
     """Refuse to add to an earlier result.
 
     Raises:
-        Misconfigured: there is one, and the method has no published way to add to it.
+        Misconfigured: there is an earlier result, and the method has no published way to add to it.
     """
     if editing.before is not None:
         raise Misconfigured("This method edits once; it cannot add to an earlier result.")
 
 
 def merged(network: Network, layer: str, before: Sequence[LayerDelta], update: Tensor) -> Added:
-    """An update [d_out, d_in] added to what was there, as one matrix: its size does not grow with batches."""
+    """The sum of an update [d_out, d_in] and the earlier ones, as one matrix of constant size."""
     for delta in before:
         assert delta.layer == layer, "later batches edit the layer of the first"
         for term in delta.terms:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_APART = 1e-5  # keeps two balls that meet half-way from sharing a point
+_APART = 1e-5  # so that two balls that meet halfway share no point
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ class Codebook:
 
 
 def empty_codebook(d: int, device: torch.device) -> Codebook:
-    """A codebook of keys of `d` dimensions that holds nothing yet."""
+    """An empty codebook for keys of `d` dimensions."""
     return Codebook(torch.zeros(0, d, device=device), torch.zeros(0, device=device), ())

@@ -1,4 +1,4 @@
-"""The frame of every baseline that edits one layer: which layer, which samples, how many steps.
+"""What all baselines that edit one layer share: which layer, which samples, how many steps.
 
 All of them edit the layer that the product's rule picks for plain changes of weights
 (`worker.selection.saliency`: the most
@@ -24,9 +24,9 @@ from worker.selection.saliency import choose_layer, layer_saliency
 from worker.training.loop import Learner, Prepared, prepare_dataset, train
 from worker.training.options import TrainingOptions
 
-NUM_ROUNDS = 40  # over all corrections, in steps of up to 32 of them and 32 pass samples each
-MAX_PASS_SAMPLES = 1_000  # four fifths are trained on: about as many as so many steps can see
-SALIENCY_SAMPLES = 100  # corrections that choose the layer
+NUM_ROUNDS = 40  # over all corrections; a step takes up to 32 of them and 32 pass samples
+MAX_PASS_SAMPLES = 1_000  # four fifths are trained on, about as many as the steps can read
+SALIENCY_SAMPLES = 100  # corrections whose gradients choose the layer
 
 
 def generator_of(editing: Editing) -> torch.Generator:
@@ -52,23 +52,23 @@ def edited_layer(editing: Editing, stack: str | None = None) -> Layer:
 
 
 def reading_stack(network: Network) -> str:
-    """The stack that reads the prompt: the encoder where there is one."""
+    """The stack that reads the prompt: the encoder if there is one."""
     return network.layers[0].stack
 
 
 def writing_stack(network: Network) -> str:
-    """The stack whose states answers are read off: the decoder where there is one."""
+    """The stack that writes the answer: the decoder if there is one."""
     beside = [layer.stack for layer in network.layers if in_seq2seq_decoder(network, layer)]
     return beside[0] if beside else network.layers[0].stack
 
 
 def likelihood(*, kl_weight: float, learning_rate: float) -> TrainingOptions:
-    """What the product's loop is told: plain likelihood on the corrections, as published."""
+    """Options of the product's training loop: plain likelihood on the corrections, as published."""
     return TrainingOptions(margin=0.0, max_steps=NUM_ROUNDS, kl_weight=kl_weight, learning_rate=learning_rate)
 
 
 def prepared_at(editing: Editing, layer: Layer, *, keep: bool = True) -> Prepared:
-    """The samples of an editing, run up to the layer; without pass samples unless `keep`."""
+    """The samples of an editing, run up to the layer; with pass samples if `keep`."""
     kept = pass_samples(editing) if keep else ()
     return prepare_dataset(editing.network, editing.batch.corrections, kept, layer, editing.cache)
 
@@ -81,7 +81,7 @@ def weight_of(network: Network, layer: Layer) -> torch.Tensor:
 
 
 def trained(editing: Editing, prepared: Prepared, learner: Learner, options: TrainingOptions) -> Added:
-    """Run the product's training loop on a learner and add its best term to what was there."""
+    """Run the product's training loop on a learner and add its best term to the earlier deltas."""
     network = editing.network
     term, _ = train(network, prepared, learner, options, generator_of(editing))
     assert isinstance(term, Dense | LowRank)

@@ -1,6 +1,6 @@
-"""Salem itself as a method under test: its default, and the paper's recipe with nothing else.
+"""Salem itself as a method under test: its default recipe, and the recipe of the paper.
 
-Makes deltas as a job does and answers as the server does. Does not know how a delta is made.
+Makes deltas like a job and answers like the server. Does not know how a delta is made.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def salem_paper(editing: Editing) -> Added:
 
 
 def known_paraphrases(corpus: Sequence[Edit]) -> tuple[tuple[TextInput, TextInput], ...]:
-    """What a reference set with paraphrases would tell a job: texts of other edits that ask the same."""
+    """Pairs of texts that mean the same, as a reference set with paraphrases would give them to a job."""
     return tuple((edit, paraphrase) for edit in corpus for paraphrase in edit.paraphrase_samples)
 
 

@@ -1,8 +1,8 @@
-"""A training loop for methods that change more than one layer: whole models, adapters, several editors.
+"""A training loop for methods that change more than one layer: whole models, adapters, and several editors.
 
 The same two objectives, chunks, rounds and stopping rule as the product's loop for one layer
-(`worker.training.loop`): train until the corrections hold, keep the best state. Does not know what is
-trained.
+(`worker.training.loop`): train until the corrections hold, keep the best state. Does not know what it
+trains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ State = TypeVar("State", covariant=True)
 
 
 class Trainee(Protocol[State]):
-    """What is trained: its parameters, how it acts on the network, and its state to be kept."""
+    """Something trainable: its parameters, how it acts on the network, and its state."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -43,7 +43,7 @@ def fit(
     kl_weight: float,
     generator: torch.Generator,
 ) -> State:
-    """Train and return the state with most corrections held, then least divergence on validation samples.
+    """Train. Returns the state with the most correct edits; of equals, the one with the least divergence.
 
     Every round sees all corrections once, a chunk at a time, each beside a chunk of pass samples.
     """
@@ -87,6 +87,6 @@ def _standing(network: Network, prepared: Prepared, trainee: Trainee[State]) -> 
 
 @torch.no_grad()
 def share_held(network: Network, corrections: TrunkSet) -> float:
-    """Share of the samples that the network, as it now acts, answers rightly."""
+    """Share of the samples that the network currently answers correctly."""
     margins = [min_margin_per_sample(resume(network, chunk.trunk)) for chunk in corrections.chunks]
     return float((torch.cat(margins) > 0).float().mean())

@@ -1,10 +1,10 @@
-"""Values: what a layer should put out at a sample's key tokens for the sample to be answered rightly.
+"""Values: what a layer should output at a sample's key tokens so that the answer is correct.
 
 Meng et al., "Locating and Editing Factual Associations in GPT" (ROME), NeurIPS 2022, section 3.1: a vector
 added to the layer's output at the key token, found by gradient steps. A prompt's subject is not known here,
 so the key tokens are those that the answer is read off: [CLS] of a classifier, the last token of the prompt
-and the answer's own tokens of a generator, each with its own vector. Does not know how a layer is made to
-put it out.
+and the answer's own tokens of a generator, each with its own vector. Does not know how the
+layer is edited to output it.
 """
 
 from __future__ import annotations

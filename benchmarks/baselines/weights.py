@@ -1,7 +1,7 @@
-"""Weights lent and given back: copies stand in for a network's own tensors and leave without a trace.
+"""Temporary weights: copies replace a network's own tensors for a while.
 
-The originals are put aside and put back, never computed back, so they return bit for bit. Does not know
-what the copies are for.
+The originals are kept aside and restored, never recomputed, so they are bit-identical afterwards. Does not
+know what the copies are for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """All methods of the quality benchmark, by name.
 
-Each has one searched hyperparameter: of the product with three values, of a rival whose best lay at an end of
-its three with a fourth, so that none is tuned less than the product. Does not know data sets or measures.
+Each has one searched hyperparameter. The product's has three values. A rival whose best value was at an end
+of its three got a fourth, so that no rival is tuned less than the product. Does not know data sets or
+measures.
 """
 
 from __future__ import annotations
@@ -85,6 +86,6 @@ def method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such method.
     """
     return {method.name: method for method in METHODS}[name]

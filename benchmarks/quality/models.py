@@ -1,9 +1,9 @@
 """Models that the quality benchmark trains for itself, once: two classifiers and a small language model.
 
-They are kept under `benchmarks/.cache`, named by a hash of the recipe, the samples and the base weights, so a
-change of any of them trains anew. They are trained so that every current x86 processor makes the same
-weights: one thread, AVX2, kernels of MKL that do not ask who made the processor, and exact square roots. Does
-not know what is edited.
+They are kept under `benchmarks/.cache`, named by a hash of the recipe, the samples, and the base weights; if
+one of them changes, the model is trained again. Training gives the same weights on every current x86
+processor: it uses one thread, AVX2, MKL kernels that do not depend on the processor's maker, and exact square
+roots. Does not know what is edited.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from salem.records import Sample, Task
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 PAD, END = "<pad>", "</s>"
-# Sums come out by the width of the registers, the number of threads and, in MKL, by who made the processor,
-# unless it is held to what all makers have. These are read when a process starts.
+# Without these, sums depend on register width, the number of threads, and (in MKL) the processor's maker.
+# A process reads them when it starts.
 PORTABLE = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "COMPATIBLE",
@@ -57,9 +57,9 @@ Losses = Callable[[Sequence[int]], Iterator[Tensor]]  # of the batches at these 
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """How MiniLM becomes a classifier: the lowest blocks run once, those above are trained."""
+    """How MiniLM becomes a classifier: the lowest blocks are frozen and run once, the others are trained."""
 
-    revision: int = 1  # raised when the code below changes what it makes
+    revision: int = 1  # raise it when the code below makes another model
     epochs: int = 5
     batch: int = 32
     learning_rate: float = 3e-4
@@ -68,7 +68,7 @@ class ClassifierRecipe:
 
 @dataclass(frozen=True)
 class WriterRecipe:
-    """How a small decoder in GPT-2's layout learns to continue running text."""
+    """How a small decoder with GPT-2's layout learns to continue running text."""
 
     revision: int = 1
     vocabulary: int = 4_000
@@ -82,7 +82,7 @@ class WriterRecipe:
 
 
 def classifier_folder(name: str, samples: Sequence[Sample], recipe: ClassifierRecipe) -> Path:
-    """The folder of MiniLM fine-tuned on `samples`; trains it if it is not there."""
+    """The folder of MiniLM fine-tuned on `samples`; trains it if it is missing."""
     base = Path(base_model())
     parts = [
         json.dumps(asdict(recipe)),
@@ -93,13 +93,13 @@ def classifier_folder(name: str, samples: Sequence[Sample], recipe: ClassifierRe
 
 
 def writer_folder(name: str, text: str, recipe: WriterRecipe) -> Path:
-    """The folder of a decoder trained on `text`; trains it if it is not there."""
+    """The folder of a decoder trained on `text`; trains it if it is missing."""
     return _kept(name, [json.dumps(asdict(recipe)), text], partial(_make_writer, text, recipe))
 
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
-    """Let one process at a time make the thing of that name in the cache."""
+    """Let only one process at a time make the cache entry of that name."""
     CACHE.mkdir(exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -107,7 +107,7 @@ def only_one(name: str) -> Iterator[None]:
 
 
 def _kept(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """The folder that is named by what it is made of; a folder appears when it is complete."""
+    """The folder named by a hash of its ingredients. It appears only when it is complete."""
     parts = [json.dumps(PORTABLE), *parts]
     digest = hashlib.sha256("\x1e".join(parts).encode()).hexdigest()
     folder = CACHE / f"{name}-{digest[:16]}"
@@ -121,7 +121,7 @@ def _kept(name: str, parts: Sequence[str], make: Callable[[Path], None]) -> Path
 
 
 def portably(make: Callable[[Path], None], folder: Path) -> None:
-    """Make a folder in a process of its own, whose sums depend on the machine as little as can be had."""
+    """Make a folder in a process of its own, whose results depend on the machine as little as possible."""
     with (
         patch.dict(os.environ, PORTABLE),
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart,
@@ -172,7 +172,7 @@ def _with_new_head(samples: Sequence[Sample], base: Path) -> Network:
 
 
 def _tokenizer(text: str, size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as GPT-2 has it; the end of a text is a token of its own."""
+    """Byte-level BPE, as in GPT-2; the end of a text is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -19,7 +19,7 @@ from benchmarks.quality.results import Row
 from benchmarks.quality.tables import Line
 
 COLUMNS = 3
-LINEAR_BELOW = 0.005  # of drawdown: nought and small gains have a place on the axis
+LINEAR_BELOW = 0.005  # of drawdown, so that zero and small gains fit on the axis
 _TICKS = (0, 0.005, 0.02, 0.1, 0.5)
 _MARKERS = "osD^v<>phX*Pd8"
 _SEQUENCE_FIGURES = ("edit_accuracy", "generalization", "drawdown")
@@ -125,7 +125,7 @@ def _point(axis: Axes, line: Line, index: int) -> None:
 
 
 def _style(method: str, index: int) -> dict[str, object]:
-    """The product stands out; every other method has its own color and mark, the same in every panel."""
+    """Salem stands out. Every other method has its own color and marker, the same in every panel."""
     if method == OURS:
         return {"color": "black", "marker": "*", "markersize": 13, "zorder": 5}
     color = matplotlib.colormaps["tab20"](index % 20)
@@ -142,6 +142,6 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without a date and with fixed ids the same rows give the same file.
+    # Without a date and with fixed ids, the same rows give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "salem"}):
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)

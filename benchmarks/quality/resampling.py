@@ -1,7 +1,7 @@
-"""Intervals by the bootstrap: samples of all seeds are pooled and drawn again with replacement.
+"""Bootstrap intervals: the samples of all seeds are pooled and drawn again with replacement.
 
-Percentile bootstrap (Efron and Tibshirani 1993, chapter 13). Before and after an edit stay paired because
-whole samples are drawn. Does not know what a sample is.
+Percentile bootstrap (Efron and Tibshirani 1993, chapter 13). Whole samples are drawn, so before and after an
+edit stay paired. Does not know what a sample is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def interval(values: Values, statistic: Statistic, rng: np.random.Generator) -> 
         values: [n, k] k figures of each of n samples.
         statistic: of the means [draws, k], one number a draw.
     """
-    # Samples that are alike are drawn as one kind: the same distribution, for a share with two kinds only.
+    # Equal samples are drawn as one kind. The distribution is the same, and a share has only two kinds.
     kinds, counts = np.unique(values, axis=0, return_counts=True)
     times = rng.multinomial(len(values), counts / len(values), size=DRAWS)  # [draws, kinds]
     low, high = np.percentile(statistic(times @ kinds / len(values)), _BOUNDS)
@@ -33,5 +33,5 @@ def interval(values: Values, statistic: Statistic, rng: np.random.Generator) -> 
 
 
 def first(means: Values) -> Values:
-    """The statistic of a single figure: its mean."""
+    """The mean, as the statistic of a single figure."""
     return means[:, 0]
