@@ -33,6 +33,7 @@ ROUTES = (
     "edits",
     "editors",
     "jobs",
+    "deletions",
     "predict",
     "health",
 )

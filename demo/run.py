@@ -89,7 +89,7 @@ def correct(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
         return {"state": job["state"], "error": job["error"]}
     result = job["result"]
     number = result["version"].partition(":")[2]
-    outcomes = client.get(f"/models/{MODEL}/versions/{number}")["metrics"]["outcomes"]
+    outcomes = client.get_all(f"/models/{MODEL}/versions/{number}/outcomes", "position")
     screen.saliency(job["saliency"])
     screen.edits(outcomes)
     screen.figures(result)

@@ -27,6 +27,7 @@ from salem.models import folders, loading
 from salem.records import Delta, FolderSource, HostedModel, Job, JobKind, ModelState, Task, Version
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
+from salem.storage.publication import AliasMove, Publication
 from salem.storage.registry import Registry
 
 START_TIMEOUT_S = 20.0
@@ -133,9 +134,9 @@ class Stage:
             job_id=job.id,
             created_at=datetime.now(UTC),
         )
-        return self.registry.finish_edit(
-            job.id, self._claim(job.id), version, asked.get("alias"), {}, alias_was=asked.get("alias_was")
-        )
+        alias = asked.get("alias")
+        made = Publication(alias=AliasMove(alias, asked.get("alias_was")) if alias else None)
+        return self.registry.finish_edit(job.id, self._claim(job.id), version, {}, made)
 
     def _claim(self, job_id: str) -> str:
         claimed = self.registry.claim_job(job_id, LEASE_S)

@@ -18,6 +18,7 @@ from salem.records import (
     Job,
     JobKind,
     Metrics,
+    ModelReference,
     ModelState,
     Proportion,
     RecipeOptions,
@@ -26,6 +27,7 @@ from salem.records import (
     Task,
     Version,
 )
+from salem.storage.publication import AliasMove, Publication
 from salem.storage.registry import Registry
 
 BLOB = "b" * 64
@@ -64,8 +66,6 @@ def new_version(model: str = "intents", parent: int = 0, blob: str = BLOB) -> Ve
             drawdown=None,
             locality=share,
             protocol="argmax",
-            outcomes=(),
-            flips=(),
         ),
         options=RecipeOptions(recipe="scoped"),
         layer="encoder.layer.2.output.dense",
@@ -99,9 +99,18 @@ def publish(
     registry: Registry, version: Version | None = None, alias: str | None = None, alias_was: int | None = None
 ) -> Version:
     job = new_job(registry)
-    return registry.finish_edit(
-        job.id, claim(registry, job), version or new_version(), alias, {}, alias_was=alias_was
-    )
+    made = Publication(alias=AliasMove(alias, alias_was) if alias else None)
+    return registry.finish_edit(job.id, claim(registry, job), version or new_version(), {}, made)
+
+
+def to_production(was: int | None = None) -> Publication:
+    return Publication(alias=AliasMove("production", was))
+
+
+def versions_of(registry: Registry, model: str) -> list[Version]:
+    """The versions of a model with their deltas, newest first."""
+    headers, _ = registry.list_versions(model)
+    return [registry.resolve(ModelReference(model=model, number=each.number)) for each in headers]
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:

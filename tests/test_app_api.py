@@ -179,7 +179,7 @@ def test_models_versions_and_aliases(client: httpx.Client, stage: Stage, intents
     history = client.get("/models/intents/aliases/production/history").json()["data"]
     assert [alias["version"] for alias in history] == [0, 1]
     absent = problem(client.get("/models/intents/aliases/staging"), 404, "not_found")
-    assert absent["remedy"] == "PUT /models/intents/aliases/staging makes it"
+    assert absent["remedy"] == "PUT /models/intents/aliases/staging creates it"
     problem(client.put("/models/intents/aliases/production", json={"version": 9}), 404, "not_found")
 
 

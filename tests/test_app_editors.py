@@ -138,7 +138,7 @@ def test_editors_are_listed_and_shown(client: httpx.Client, stage: Stage, intent
     assert client.get("/editors?model=intents").json()["data"] == [shown]
     assert client.get("/editors?model=other").json()["data"] == []
     missing = problem(client.get(f"/editors/editor-{'0' * 20}"), 404, "not_found")
-    assert missing["remedy"] == "GET /editors lists them"
+    assert missing["remedy"] == "GET /editors lists the editors"
     problem(client.get("/editors/refunds"), 422, "invalid_request")
 
 

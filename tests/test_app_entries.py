@@ -44,8 +44,8 @@ from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric
 from salem.scope.scope import Scope
 from salem.settings import Settings
+from salem.storage.publication import Publication
 from salem.storage.registry import Registry
-from salem.storage.rows.entries import MadeEntries
 
 NOTHING_FIRES = "who wrote the book in rome"
 EDITS = (
@@ -141,8 +141,8 @@ def publish(
         )
         for edit in edits
     ]
-    made = MadeEntries({len(version.deltas) - 1: list(enumerate(entries))})
-    return stage.registry.finish_edit(job.id, claimed[1], version, None, {}, made)
+    made = Publication(entries={len(version.deltas) - 1: list(enumerate(entries))})
+    return stage.registry.finish_edit(job.id, claimed[1], version, {}, made)
 
 
 def get(client: httpx.Client, path: str, **query: Any) -> Any:
@@ -279,7 +279,7 @@ def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: Host
     claimed = stage.registry.claim_job(job.id, 60)
     assert claimed is not None
     without = first.model_copy(update={"deltas": (cut,), "parent": 1})
-    assert stage.registry.finish_edit(job.id, claimed[1], without, None, {}).number == 2
+    assert stage.registry.finish_edit(job.id, claimed[1], without, {}).number == 2
     ids = ["1.0", "one", "1.3", "2.0", "1.1", "1.0", "1.2"]
     body = problem(
         client.post("/models/intents/versions/2/removals", json={"edits": ids}), 422, "invalid_request"

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from salem import records
 from salem.records import (
     Alias,
+    AliasChange,
     Delta,
+    DetailedMetrics,
     Edit,
     EditBatch,
     EditId,
@@ -39,9 +41,10 @@ from salem.records import (
     Layer,
     LayerScore,
     ListedEntry,
+    ListedFlip,
+    ListedOutcome,
     Match,
     MeanExtent,
-    Metrics,
     ModelReference,
     ModelState,
     Prediction,
@@ -56,6 +59,7 @@ from salem.records import (
     Task,
     TextInput,
     Version,
+    VersionHeader,
     held_out,
 )
 
@@ -94,7 +98,7 @@ FORGOTTEN = EditOutcome(
     edit=0, kind="edit", input="x", forget="b", before="b", after="a", correct=True, extent=EXTENT
 )
 FLIP = Flip(input="x", text_pair="y", target="a", before="a", after="b", broken=True)
-METRICS = Metrics(
+DETAILED = DetailedMetrics(
     edit_accuracy=SHARE,
     adapt_accuracy=None,
     generalization=None,
@@ -106,6 +110,7 @@ METRICS = Metrics(
     flips=(FLIP,),
     notes=("no edit has two paraphrases",),
 )
+METRICS = DETAILED.figures
 EDITOR_METRICS = EditorMetrics(
     edit_accuracy=SHARE,
     generalization=None,
@@ -145,6 +150,9 @@ ONE_OF_EACH = [
     METRICS.forgetting,
     FLIP,
     METRICS,
+    DETAILED,
+    ListedOutcome(position=0, **OUTCOME.model_dump()),
+    ListedFlip(position=0, **FLIP.model_dump()),
     FolderSource(path="team/intents"),
     HubSource(id="someone/model", revision="a" * 40),
     HostedModel(
@@ -174,7 +182,18 @@ ONE_OF_EACH = [
         job_id="job-1",
         created_at=NOW,
     ),
+    VersionHeader(
+        model="intents",
+        number=3,
+        parent=2,
+        metrics=METRICS,
+        layer=None,
+        options=None,
+        job_id="job-1",
+        created_at=NOW,
+    ),
     Alias(model="intents", name="production", version=3, updated_at=NOW),
+    AliasChange(id=1, model="intents", name="production", version=3, updated_at=NOW),
     EDITOR_METRICS,
     EditorOptions(layer=LAYER.path, num_together=3),
     Editor(

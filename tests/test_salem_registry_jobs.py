@@ -13,6 +13,8 @@ from registry_records import (
     new_model,
     new_version,
     ready_model,
+    to_production,
+    versions_of,
 )
 
 from salem.errors import (
@@ -31,6 +33,7 @@ from salem.records import (
     Version,
 )
 from salem.storage.registry import Registry
+from salem.storage.rows.leases import Progress
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_an_idempotency_key_makes_one_job(registry: Registry) -> None:
         registry.create_model(new_model("fresh"), BLOB, **key)
     with pytest.raises(InvalidRequest, match="255"):
         registry.create_job(JobKind.EDIT, "intents", {}, idempotency_key="k" * 256)
-    assert [model.name for model in registry.list_models()] == ["intents"]
+    assert [model.name for model in registry.list_models()[0]] == ["intents"]
 
 
 def test_an_idempotency_key_registers_one_model(registry: Registry) -> None:
@@ -120,18 +123,18 @@ def test_an_expired_lease_can_be_claimed_and_the_old_token_is_refused(registry: 
     ready_model(registry)
     job = new_job(registry)
     old = claim(registry, job, lease_s=0)
-    registry.report(job.id, old, lease_s=0, progress=0.5, metrics={"loss": 1.0})
+    registry.report(job.id, old, 0, Progress(share=0.5, metrics={"loss": 1.0}))
     claimed = registry.claim_job(job.id, 30)
     assert claimed is not None
     again, new = claimed
     assert (again.attempt, again.progress, again.metrics) == (2, 0, {})
     with pytest.raises(LeaseLost):
-        registry.report(job.id, old, lease_s=30)
+        registry.report(job.id, old, 30)
     with pytest.raises(LeaseLost):
         registry.fail_job(job.id, old, JobError(code="x", message="x"))
     with pytest.raises(LeaseLost):
-        registry.finish_edit(job.id, old, new_version(), None, {})
-    assert registry.finish_edit(job.id, new, new_version(), None, {}).number == 1
+        registry.finish_edit(job.id, old, new_version(), {})
+    assert registry.finish_edit(job.id, new, new_version(), {}).number == 1
 
 
 def test_a_report_renews_the_lease_and_says_how_far_it_is(registry: Registry) -> None:
@@ -139,10 +142,8 @@ def test_a_report_renews_the_lease_and_says_how_far_it_is(registry: Registry) ->
     job = new_job(registry)
     lease = claim(registry, job, lease_s=0)
     score = LayerScore(layer="l", block=1, matrix="m", score=0.5, chosen=True)
-    registry.report(
-        job.id, lease, lease_s=30, phase="training", progress=1.5, time_left_s=4.5, saliency=[score]
-    )
-    registry.report(job.id, lease, lease_s=30, metrics={"loss": 0.25, "broken": float("nan")})
+    registry.report(job.id, lease, 30, Progress("training", 1.5, 4.5, [score]))
+    registry.report(job.id, lease, 30, Progress(metrics={"loss": 0.25, "broken": float("nan")}))
     assert registry.claim_job(job.id, 30) is None
     told = registry.get_job(job.id)
     assert (told.phase, told.progress, told.time_left_s) == ("training", 1.0, 4.5)
@@ -167,10 +168,10 @@ def test_cancelling_ends_a_job_and_its_lease(registry: Registry) -> None:
     assert registry.cancel_job(waiting.id).state is JobState.CANCELLED
     assert registry.cancel_job(running.id).finished_at is not None
     with pytest.raises(LeaseLost):
-        registry.report(running.id, lease, lease_s=30)
+        registry.report(running.id, lease, 30)
     with pytest.raises(LeaseLost):
-        registry.finish_edit(running.id, lease, new_version(), "production", {})
-    assert registry.list_versions("intents") == []
+        registry.finish_edit(running.id, lease, new_version(), {}, to_production())
+    assert versions_of(registry, "intents") == []
     assert registry.claim_job(waiting.id, 30) is None
     with pytest.raises(Conflict, match="it is cancelled"):
         registry.cancel_job(running.id)
@@ -183,10 +184,10 @@ def test_of_cancel_and_finish_one_wins_and_the_other_is_told(registry: Registry)
     for _ in range(8):
         job = new_job(registry)
         lease = claim(registry, job)
-        num_before = len(registry.list_versions("intents"))
-        finish = partial(registry.finish_edit, job.id, lease, new_version(), "production", {})
+        num_before = len(versions_of(registry, "intents"))
+        finish = partial(registry.finish_edit, job.id, lease, new_version(), {}, to_production())
         finished, cancelled = at_once(finish, partial(registry.cancel_job, job.id))
-        num_made = len(registry.list_versions("intents")) - num_before
+        num_made = len(versions_of(registry, "intents")) - num_before
         found = type(finished), type(cancelled), num_made, registry.get_job(job.id).state
         assert found in [
             (Version, Conflict, 1, JobState.SUCCEEDED),
@@ -202,7 +203,7 @@ def test_lost_jobs_are_queued_again_until_their_attempts_are_used_up(registry: R
     assert [job.id for job in registry.lost_jobs(max_attempts=2)] == [waiting.id, abandoned.id]
     assert registry.get_job(abandoned.id).state is JobState.QUEUED
     with pytest.raises(LeaseLost):
-        registry.report(abandoned.id, old, lease_s=30)
+        registry.report(abandoned.id, old, 30)
     claim(registry, abandoned, lease_s=0)
     assert [job.id for job in registry.lost_jobs(max_attempts=2)] == [waiting.id]
     given_up = registry.get_job(abandoned.id)

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -156,6 +157,78 @@ def test_a_blob_that_is_written_again_during_a_sweep_stays(
     assert in_folder.sweep(set(), older_than_s=60) == 0, "another process may have taken it away"
 
 
+def stored_again_before_it_is_removed(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> list[threading.Thread]:
+    """Let another thread store the blob right before `rm_file`, when the removal has made up its mind."""
+    remove, threads = store._files.rm_file, []
+
+    def interrupted(path: str) -> None:
+        if path.endswith(DIGEST):
+            written = threading.Event()
+            write = store._write
+
+            def write_and_tell(path: str, data: bytes) -> None:
+                write(path, data)
+                written.set()
+
+            monkeypatch.setattr(store, "_write", write_and_tell)
+            threads.append(threading.Thread(target=store.put, args=(DATA,)))
+            threads[0].start()
+            assert written.wait(10)
+        remove(path)
+
+    monkeypatch.setattr(store._files, "rm_file", interrupted)
+    return threads
+
+
+def test_a_blob_that_is_stored_again_just_before_it_is_swept_is_there_afterwards(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(DATA)
+    time.sleep(0.05)
+    threads = stored_again_before_it_is_removed(store, monkeypatch)
+    store.sweep(set(), older_than_s=0.01)
+    threads[0].join(10)
+    assert store.get(DIGEST) == DATA
+    assert [digest for digest, _ in store.digests()] == [DIGEST], "and no mark is left"
+
+
+def test_a_blob_that_is_stored_again_just_before_it_is_removed_is_there_afterwards(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(DATA)
+    threads = stored_again_before_it_is_removed(store, monkeypatch)
+    store.remove_unneeded({DIGEST}, lambda _: set())
+    threads[0].join(10)
+    assert store.get(DIGEST) == DATA
+
+
+def test_removal_asks_what_is_needed_once_the_blobs_are_marked(store: BlobStore) -> None:
+    kept, gone = store.put(DATA), store.put(b"other")
+    seen = []
+
+    def needed(digests: Set[str]) -> set[str]:
+        seen.append([store._is_marked(store._path(digest)) for digest in digests])
+        return {kept}
+
+    store.remove_unneeded({kept, gone}, needed)
+    assert seen == [[True, True]]
+    assert store.exists(kept) and not store.exists(gone)
+    assert not store._is_marked(store._path(kept))
+
+
+def test_a_mark_that_a_dead_process_left_holds_nobody_up(in_folder: BlobStore, folder: Path) -> None:
+    in_folder.put(DATA)
+    mark = folder / DIGEST[:2] / f"{DIGEST}.removing"
+    mark.touch()
+    os.utime(mark, (0, 0))
+    began = time.monotonic()
+    in_folder.put(DATA)
+    assert time.monotonic() - began < 10
+    assert in_folder.sweep({DIGEST}, older_than_s=60) == 1 and not mark.exists()
+
+
 def test_a_store_is_its_first_owners(store: BlobStore) -> None:
     assert store.claim("ours", set())
     store.put(DATA)
@@ -202,10 +275,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device"), Unavailable, "is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), Unavailable, "is full"),
-        (OSError(errno.EROFS, "Read-only file system"), Misconfigured, "may not be used"),
-        (PermissionError("Forbidden"), Misconfigured, "may not be used"),
-        (FileNotFoundError("no such bucket"), Misconfigured, "is not there"),
-        (refused("AccessDenied"), Misconfigured, "may not be used"),
+        (OSError(errno.EROFS, "Read-only file system"), Misconfigured, "may not use"),
+        (PermissionError("Forbidden"), Misconfigured, "may not use"),
+        (FileNotFoundError("no such bucket"), Misconfigured, "does not exist"),
+        (refused("AccessDenied"), Misconfigured, "may not use"),
         (refused("ExpiredToken"), Unavailable, "does not answer"),
         (refused("RequestTimeTooSkewed"), Unavailable, "does not answer"),
         (OSError(errno.EIO, "Input/output error"), Unavailable, "does not answer"),

@@ -50,14 +50,14 @@ def test_the_initial_migration_can_be_undone(database_url: str, registry: Regist
         assert inspect(connection).get_table_names() == ["alembic_version"]
     database.close()
     registry.migrate()
-    assert registry.list_models() == []
+    assert registry.list_models()[0] == []
 
 
 def test_migrating_again_and_all_at_once_is_harmless(database_url: str) -> None:
     registries = [Registry.connect(database_url) for _ in range(3)]
     assert at_once(*(registry.migrate for registry in registries)) == [None] * 3
     registries[0].migrate()
-    assert registries[0].list_models() == []
+    assert registries[0].list_models()[0] == []
     for registry in registries:
         registry.close()
 
@@ -161,7 +161,7 @@ def test_readers_do_not_wait_for_a_writer(database_url: str, registry: Registry)
     with database.write() as connection:
         connection.execute(text("DELETE FROM aliases"))
         began_at = time.monotonic()
-        assert registry.list_models() == []
+        assert registry.list_models()[0] == []
         assert time.monotonic() - began_at < 2
     database.close()
 

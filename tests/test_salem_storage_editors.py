@@ -80,7 +80,7 @@ def test_an_attempt_without_the_lease_publishes_nothing(registry: Registry) -> N
     claim(registry, job)
     with pytest.raises(LeaseLost):
         registry.editors.finish(job.id, "another", new_editor(job), {})
-    assert registry.editors.list() == [] and registry.get_job(job.id).state is JobState.RUNNING
+    assert registry.editors.list_page()[0] == [] and registry.get_job(job.id).state is JobState.RUNNING
 
 
 def test_editors_are_listed_newest_first_by_model(registry: Registry) -> None:
@@ -90,10 +90,10 @@ def test_editors_are_listed_newest_first_by_model(registry: Registry) -> None:
         finished(registry, model=model, created_at=NOW + timedelta(seconds=later))
         for model, later in (("intents", 0), ("intents", 2), ("other", 1))
     )
-    assert registry.editors.list() == [new, theirs, old]
-    assert registry.editors.list("intents") == [new, old]
+    assert registry.editors.list_page()[0] == [new, theirs, old]
+    assert registry.editors.list_page("intents")[0] == [new, old]
     with pytest.raises(NotFound, match='no model "nobody"'):
-        registry.editors.list("nobody")
+        registry.editors.list_page("nobody")[0]
 
 
 @pytest.mark.parametrize("name", [f"editor-{'0' * 20}", "refunds", "\x00", ""])
@@ -101,4 +101,4 @@ def test_an_editor_that_is_not_there(registry: Registry, name: str) -> None:
     assert registry.editors.find(name) is None
     with pytest.raises(NotFound) as caught:
         registry.editors.get(name)
-    assert caught.value.remedy == "GET /editors lists them"
+    assert caught.value.remedy == "GET /editors lists the editors"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from registry_records import claim, new_job, new_version, ready_model
+from registry_records import claim, new_job, new_version, ready_model, versions_of
 
 from salem.errors import NotFound
 from salem.records import (
@@ -23,8 +23,8 @@ from salem.records import (
     TextInput,
     Version,
 )
+from salem.storage.publication import Publication
 from salem.storage.registry import Registry
-from salem.storage.rows.entries import MadeEntries
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def scoped(blob: str, **numbers: Any) -> Delta:
 def publish(
     registry: Registry, deltas: Sequence[Delta], entries: dict[int, Sequence[tuple[int, Entry]]]
 ) -> Version:
-    parent = registry.list_versions("intents")
+    parent = versions_of(registry, "intents")
     version = new_version(parent=parent[0].number if parent else 0).model_copy(
         update={"deltas": tuple(deltas)}
     )
     job = new_job(registry)
-    return registry.finish_edit(job.id, claim(registry, job), version, None, {}, MadeEntries(entries))
+    return registry.finish_edit(job.id, claim(registry, job), version, {}, Publication(entries=entries))
 
 
 def ids(registry: Registry, version: Version, **query: Any) -> list[str]:
@@ -156,16 +156,16 @@ def test_the_requests_behind_versions(registry: Registry) -> None:
         options=RecipeOptions(recipe="scoped"),
     )
     job, _ = registry.create_job(JobKind.EDIT, "intents", request.model_dump(mode="json"))
-    registry.finish_edit(job.id, claim(registry, job), new_version(), None, {})
+    registry.finish_edit(job.id, claim(registry, job), new_version(), {})
     assert registry.entries.edit_requests("intents", [1, 1, 2]) == {1: request}
 
 
 def test_the_metric_that_a_job_made_is_the_models_and_is_in_use(registry: Registry) -> None:
     ready_model(registry)
     delta = scoped("a").model_copy(update={"metric": "b" * 64})
-    for made in (MadeEntries({}, "b" * 64), MadeEntries({})):
+    for made in (Publication(metric="b" * 64), Publication()):
         job = new_job(registry)
         version = new_version().model_copy(update={"deltas": (delta,)})
-        registry.finish_edit(job.id, claim(registry, job), version, None, {}, made)
+        registry.finish_edit(job.id, claim(registry, job), version, {}, made)
         assert registry.get_model("intents").scope_metric == "b" * 64
     assert {"a" * 64, "b" * 64} <= registry.blobs_in_use()

@@ -16,6 +16,8 @@ from registry_records import (
     publish,
     ready_model,
     reference_sample,
+    to_production,
+    versions_of,
 )
 
 from salem.errors import (
@@ -88,13 +90,13 @@ def test_a_name_is_free_again_after_a_registration_without_success(registry: Reg
 
 
 def test_an_unknown_model_is_answered_with_what_there_is(registry: Registry) -> None:
-    with pytest.raises(NotFound, match="nor any other"):
+    with pytest.raises(NotFound, match="no other model yet"):
         registry.get_model("nope")
     for name in "abcdefg":
         registry.create_model(new_model(name), BLOB)
     with pytest.raises(NotFound, match='there are "a", "b", "c", "d", "e" and more'):
         registry.get_model("nope")
-    assert [model.name for model in registry.list_models()] == list("abcdefg")
+    assert [model.name for model in registry.list_models()[0]] == list("abcdefg")
 
 
 def test_reference_samples_come_in_parts_and_in_the_order_of_their_content(registry: Registry) -> None:
@@ -125,14 +127,14 @@ def test_the_base_is_version_0_of_a_ready_model_alone(registry: Registry) -> Non
     model = ready_model(registry)
     base = registry.resolve(ModelReference(model="intents"))
     assert (base.reference, base.deltas, base.created_at) == ("intents:0", (), model.created_at)
-    assert registry.list_versions("intents") == []
+    assert versions_of(registry, "intents") == []
 
 
 def test_a_finished_edit_is_a_version_an_alias_and_an_ended_job(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     lease = claim(registry, job)
-    published = registry.finish_edit(job.id, lease, new_version(), "production", {"seconds": 3})
+    published = registry.finish_edit(job.id, lease, new_version(), {"seconds": 3}, to_production())
     (delta,) = new_version().deltas
     own = delta.model_copy(update={"version": 1, "made_in": 1})
     assert published == new_version().model_copy(update={"number": 1, "job_id": job.id, "deltas": (own,)})
@@ -149,21 +151,21 @@ def test_numbers_belong_to_a_model_and_lists_are_newest_first(registry: Registry
     assert publish(registry).number == 1
     assert publish(registry, new_version(parent=1)).number == 2
     assert publish(registry, new_version("other")).reference == "other:1"
-    assert [version.number for version in registry.list_versions("intents")] == [2, 1]
+    assert [version.number for version in versions_of(registry, "intents")] == [2, 1]
 
 
 def test_what_does_not_exist_is_answered_with_what_does(registry: Registry) -> None:
     ready_model(registry)
-    with pytest.raises(NotFound, match='no version 9 of "intents"; it has only its base'):
+    with pytest.raises(NotFound, match='"intents" has no version 9; it has only version 0'):
         registry.resolve(ModelReference(model="intents", number=9))
-    with pytest.raises(NotFound, match="it has none yet"):
+    with pytest.raises(NotFound, match="it has no aliases"):
         registry.resolve(ModelReference(model="intents", alias="live"))
     for _ in range(3):
         publish(registry, alias="production")
     with pytest.raises(NotFound) as caught:
         registry.resolve(ModelReference(model="intents", number=9))
-    assert caught.value.message == 'there is no version 9 of "intents"; its newest is 3'
-    with pytest.raises(NotFound, match='no alias "live" of "intents"; its aliases are "production"'):
+    assert caught.value.message == 'model "intents" has no version 9; its newest version is 3'
+    with pytest.raises(NotFound, match='"intents" has no alias "live"; it has "production"'):
         registry.resolve(ModelReference(model="intents", alias="live"))
     with pytest.raises(NotFound):
         registry.list_versions("nope")
@@ -174,11 +176,11 @@ def test_a_failing_commit_changes_nothing(registry: Registry) -> None:
     job = new_job(registry)
     lease = claim(registry, job)
     with pytest.raises(NotFound):
-        registry.finish_edit(job.id, lease, new_version(parent=7), "production", {})
+        registry.finish_edit(job.id, lease, new_version(parent=7), {}, to_production())
     with pytest.raises(LeaseLost):
-        registry.finish_edit(job.id, "not the lease", new_version(), "production", {})
-    assert registry.list_versions("intents") == []
-    assert registry.list_aliases("intents") == []
+        registry.finish_edit(job.id, "not the lease", new_version(), {}, to_production())
+    assert versions_of(registry, "intents") == []
+    assert registry.list_aliases("intents")[0] == []
     assert registry.get_job(job.id).state is JobState.RUNNING
 
 
@@ -186,9 +188,9 @@ def test_a_job_makes_one_version_at_most(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     lease = claim(registry, job)
-    results = at_once(*[lambda: registry.finish_edit(job.id, lease, new_version(), None, {})] * 4)
+    results = at_once(*[lambda: registry.finish_edit(job.id, lease, new_version(), {})] * 4)
     assert sorted(type(result).__name__ for result in results) == ["LeaseLost"] * 3 + ["Version"]
-    assert len(registry.list_versions("intents")) == 1
+    assert len(versions_of(registry, "intents")) == 1
 
 
 def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) -> None:
@@ -198,12 +200,12 @@ def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) 
 
     published = at_once(
         *[
-            partial(registry.finish_edit, job.id, lease, new_version(), "production", {})
+            partial(registry.finish_edit, job.id, lease, new_version(), {}, to_production())
             for job, lease in zip(jobs, leases, strict=True)
         ]
     )
     assert sorted(version.number for version in published) == [1, 2, 3, 4, 5, 6]
-    history = registry.alias_history("intents", "production")
+    history = registry.alias_history("intents", "production")[0]
     assert [alias.version for alias in history] == [1], "five corrections would be gone without a word"
     results = [registry.get_job(job.id).result or {} for job in jobs]
     assert sorted(result["version"] for result in results if "notes" in result) == [
@@ -240,41 +242,46 @@ def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
             registry.set_alias("intents", "production", at)
     job = new_job(registry)
     lease, version, asked = claim(registry, job), new_version(parent=parent), {"notes": ["seen before"]}
-    made = registry.finish_edit(job.id, lease, version, "production", asked, alias_was=was)
-    (alias,) = registry.list_aliases("intents")
+    made = registry.finish_edit(job.id, lease, version, asked, to_production(was))
+    (alias,) = registry.list_aliases("intents")[0]
     assert (made.number, alias.version) == (4, 4 if moves else now)
     result = registry.get_job(job.id).result
     assert result is not None and result["notes"][0] == "seen before"
     left = (
-        f'the alias "production" was left at intents:{now}, where it was set while the job ran, and does not '
-        'name intents:4: PUT /models/intents/aliases/production with {"version": 4} moves it, or ask again '
+        f'alias "production" still names intents:{now}, because it was moved while the job ran. To make it '
+        'name intents:4, send PUT /models/intents/aliases/production with {"version": 4}, or send the edits '
+        f"again on top of intents:{now}"
+    )
+    moved_off = (
+        f'alias "production" moved from intents:{now} to intents:4, which is not built on it, so the '
+        f"corrections of intents:{now} no longer apply. To move it back, send PUT "
+        f'/models/intents/aliases/production with {{"version": {now}}}; to keep both, send the edits again '
         f"on top of intents:{now}"
     )
-    moved = [note for note in result["notes"][1:] if note.startswith('the alias "production" moved from')]
-    assert len(moved) == (1 if moves and was == now == 3 else 0)
-    assert result["notes"][1:] == (moved if moves else [left])
+    notes = {True: [moved_off] if was == now == 3 else [], False: [left]}
+    assert result["notes"][1:] == notes[moves]
 
 
 @pytest.mark.parametrize("at", [2, 1, 0])
-def test_a_way_back_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry, at: int) -> None:
-    """Two jobs are asked for on version 2; what the first made is taken back, to 2 itself or further."""
+def test_a_rollback_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry, at: int) -> None:
+    """Two jobs start from version 2; the alias goes back from the first one's version to 2 or further."""
     ready_model(registry)
     for parent in (0, 1):
         publish(registry, new_version(parent=parent), "production", alias_was=parent or None)
     first, second = new_job(registry), new_job(registry)
     for job, stands in ((first, 3), (second, at)):
         lease, version = claim(registry, job), new_version(parent=2)
-        registry.finish_edit(job.id, lease, version, "production", {}, alias_was=2)
-        (alias,) = registry.list_aliases("intents")
+        registry.finish_edit(job.id, lease, version, {}, to_production(2))
+        (alias,) = registry.list_aliases("intents")[0]
         assert alias.version == stands
         if job is first:
             registry.set_alias("intents", "production", at)
     (note,) = (registry.get_job(second.id).result or {})["notes"]
-    assert f"left at intents:{at}, where it was set while the job ran" in note
+    assert f"still names intents:{at}, because it was moved while the job ran" in note
     later = new_job(registry)
     version = new_version(parent=at)
-    registry.finish_edit(later.id, claim(registry, later), version, "production", {}, alias_was=at)
-    assert [each.version for each in registry.list_aliases("intents")] == [5]
+    registry.finish_edit(later.id, claim(registry, later), version, {}, to_production(at))
+    assert [each.version for each in registry.list_aliases("intents")[0]] == [5]
 
 
 def test_an_alias_moves_and_remembers(registry: Registry) -> None:
@@ -284,11 +291,11 @@ def test_an_alias_moves_and_remembers(registry: Registry) -> None:
     for number in (1, 2, 2, 0):
         assert registry.set_alias("intents", "production", number).version == number
     registry.set_alias("intents", "canary", 1)
-    assert [(alias.name, alias.version) for alias in registry.list_aliases("intents")] == [
+    assert [(alias.name, alias.version) for alias in registry.list_aliases("intents")[0]] == [
         ("canary", 1),
         ("production", 0),
     ]
-    history = registry.alias_history("intents", "production")
+    history = registry.alias_history("intents", "production")[0]
     assert [alias.version for alias in history] == [0, 2, 1]
     assert history[0].updated_at >= history[-1].updated_at
     assert registry.resolve(ModelReference(model="intents", alias="production")).number == 0

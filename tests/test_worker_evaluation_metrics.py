@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from salem.records import EditBatch, Metrics, Proportion, Sample, TextInput
+from salem.records import DetailedMetrics, EditBatch, Proportion, Sample, TextInput
 from worker.evaluation.metrics import AnswerLikelihood, evaluate
 
 
@@ -51,7 +51,7 @@ class Answering:
         return [AnswerLikelihood(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]
 
 
-def measured(batch: EditBatch = BATCH, *, generates: bool = False) -> Metrics:
+def measured(batch: EditBatch = BATCH, *, generates: bool = False) -> DetailedMetrics:
     before, after = Answering(BEFORE), Answering(AFTER, rank=2.0)
     return evaluate(batch, before, after, generates=generates, notes=("a warning",))
 

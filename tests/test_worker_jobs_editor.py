@@ -9,6 +9,7 @@ import pytest
 import torch
 from api_service import Stage
 from editor_corpora import LAYER, QUICK, corpus, kept, new_edits
+from registry_records import versions_of
 from tiny_models import tiny_network
 
 from salem.deltas.files import unpack
@@ -84,7 +85,7 @@ def edit(stage: Stage, edits: Sequence[Edit], parent: int = 0, **options: Any) -
 
 def made_by(stage: Stage, job: Job) -> Version:
     result_of(job)
-    return next(found for found in stage.registry.list_versions("m") if found.job_id == job.id)
+    return next(found for found in versions_of(stage.registry, "m") if found.job_id == job.id)
 
 
 def test_a_job_trains_an_editor_and_says_how_good_it_is(
@@ -219,7 +220,7 @@ def test_a_removal_replays_one_pass_deltas_bit_for_bit(stage: Stage, editor: Edi
 def test_an_editor_that_is_not_there_fails_the_job_with_its_reason(stage: Stage, model: HostedModel) -> None:
     job = edit(stage, new_edits(), editor=f"editor-{'0' * 20}")
     assert job.state is JobState.FAILED and job.error is not None and job.error.code == "not_found"
-    assert job.error.remedy == "GET /editors lists them"
+    assert job.error.remedy == "GET /editors lists the editors"
 
 
 def test_a_corpus_that_is_answered_already_fails_the_job_with_a_remedy(
@@ -229,7 +230,7 @@ def test_a_corpus_that_is_answered_already_fails_the_job_with_a_remedy(
     job = run(stage, JobKind.TRAIN_EDITOR, request)
     assert job.state is JobState.FAILED and job.error is not None and job.error.code == "edit_failed"
     assert "40 of the corpus' 48 edits" in job.error.message and job.error.remedy
-    assert job.id not in {editor.job_id for editor in stage.registry.editors.list()}
+    assert job.id not in {editor.job_id for editor in stage.registry.editors.list_page()[0]}
 
 
 def test_a_job_that_would_not_fit_is_refused_before_it_trains(stage: Stage, model: HostedModel) -> None:

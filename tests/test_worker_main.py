@@ -13,6 +13,7 @@ from api_service import Stage, serving
 from labeled_texts import other_label
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from registry_records import versions_of
 from rq.job import Job as QueueEntry
 from running_service import Document, wait_until
 from tenacity import stop_after_attempt
@@ -69,7 +70,7 @@ def test_a_job_that_redis_lost_is_queued_again_and_a_burst_runs_all_waiting_jobs
         finished = burst(settings)
     assert finished.returncode == 0, finished.stderr
     assert registry.get_job(lost).state is JobState.SUCCEEDED
-    assert [version.job_id for version in registry.list_versions("m")] == [lost]
+    assert [version.job_id for version in versions_of(registry, "m")] == [lost]
     ended = registry.get_job(endless)
     assert ended.state is JobState.FAILED and ended.error is not None and ended.error.code == "timed_out"
     check_log(finished.stderr, lost)

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Response
 from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.model_references import resolve
 from app.api.problems import invalid_request
-from app.api.schemas import EditorId, EditorIn, IdempotencyKey, Page
+from app.api.schemas import DEFAULT_PAGE, EditorId, EditorIn, IdempotencyKey, Page, PageSize, page_of
 from app.api.services import ServicesDep
 from app.validation.editors import check_corpus
-from salem.records import NAME_PATTERN, Editor, EditorRequest, Job, JobKind
+from salem.records import EDITOR_ID_PATTERN, NAME_PATTERN, Editor, EditorRequest, Job, JobKind
 
 router = APIRouter(prefix="/editors", tags=["editors"])
 
@@ -60,9 +60,13 @@ def post_editors(
 def list_editors(
     services: ServicesDep,
     model: Annotated[str | None, Query(pattern=NAME_PATTERN, description="Name of a hosted model")] = None,
+    limit: PageSize = DEFAULT_PAGE,
+    after: Annotated[
+        str | None, Query(pattern=EDITOR_ID_PATTERN, description="The last id of the previous page")
+    ] = None,
 ) -> Page[Editor]:
-    """Editors, newest first, of one model or of all."""
-    return Page(data=tuple(services.registry.editors.list(model)))
+    """Editors of one model or of all, newest first."""
+    return page_of(services.registry.editors.list_page(model, limit=limit, after=after))
 
 
 @router.get("/{editor_id}")

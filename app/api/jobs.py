@@ -10,7 +10,7 @@ import structlog
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from app.api.schemas import JOB_ID, JobId, Page
+from app.api.schemas import JOB_ID, JobId, Page, page_of
 from app.api.services import Services, ServicesDep
 from salem.errors import Unavailable
 from salem.records import NAME_PATTERN, Job, JobRequest, JobState
@@ -55,10 +55,11 @@ def list_jobs(
     ] = None,
 ) -> Page[Job]:
     """Jobs, newest first."""
-    jobs, has_more = services.registry.list_jobs(
-        model=model, state=state.value if state else None, limit=limit, after=after
+    return page_of(
+        services.registry.list_jobs(
+            model=model, state=state.value if state else None, limit=limit, after=after
+        )
     )
-    return Page(data=tuple(jobs), has_more=has_more)
 
 
 @router.get("/jobs/{job_id}")

@@ -61,4 +61,5 @@ def alias_target(services: Services, model: Name, alias: Name | None) -> int | N
     """
     if alias is None:
         return None
-    return next((each.version for each in services.registry.list_aliases(model) if each.name == alias), None)
+    found = services.registry.find_alias(model, alias)
+    return None if found is None else found.version

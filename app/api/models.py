@@ -13,14 +13,19 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.schemas import (
+    DEFAULT_PAGE,
+    AfterName,
+    AfterNumber,
     AliasIn,
     AliasName,
     IdempotencyKey,
     ModelIn,
     ModelName,
     Page,
+    PageSize,
     ReferenceOut,
     VersionNumber,
+    page_of,
 )
 from app.api.services import Services, ServicesDep
 from app.validation.references import (
@@ -32,14 +37,25 @@ from app.validation.references import (
     parse_jsonl,
 )
 from salem.errors import BlobMissing, InvalidRequest, Pointer, UnsupportedModel
-from salem.records import Alias, HostedModel, Job, JobKind, ModelReference, ModelState, Sha256, Version
+from salem.records import (
+    Alias,
+    AliasChange,
+    HostedModel,
+    Job,
+    JobKind,
+    ListedFlip,
+    ListedOutcome,
+    ModelReference,
+    ModelState,
+    Sha256,
+    Version,
+    VersionHeader,
+)
 
 router = APIRouter(tags=["models"])
 
 REFERENCE_MISSING = "give either `reference`, a list of labeled samples, or `reference_sha256` of an upload"
 
-
-BY_SAMPLE = {"outcomes", "flips"}  # of metrics: as long as a version's edits and held-out samples
 
 JSONL_BODY = {
     "requestBody": {"required": True, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
@@ -69,7 +85,7 @@ def add_model(
     body = body_sha256(request)
     if made := services.registry.find_job(JobKind.REGISTER, idempotency_key, body):
         return accept_job(made, services, response)
-    reference = _reference_blob(request, services)
+    reference = _reference_set(request, services)
     try:
         services.engine.check_source(request.source)
     except UnsupportedModel as error:
@@ -82,14 +98,18 @@ def add_model(
         state=ModelState.REGISTERING,
         created_at=datetime.now(UTC),
     )
-    job = services.registry.create_model(model, reference, idempotency_key=idempotency_key, body_sha256=body)
+    stored = services.blobs.put(reference)
+    job = services.registry.create_model(model, stored, idempotency_key=idempotency_key, body_sha256=body)
+    services.blobs.put(reference)  # a deletion may have removed it before the row was there
     return accept_job(job, services, response)
 
 
 @router.get("/models", response_model_exclude={"data": {"__all__": {"layers"}}})
-def list_models(services: ServicesDep) -> Page[HostedModel]:
-    """Every hosted model, without its layers."""
-    return Page(data=tuple(services.registry.list_models()))
+def list_models(
+    services: ServicesDep, limit: PageSize = DEFAULT_PAGE, after: AfterName = None
+) -> Page[HostedModel]:
+    """Hosted models by name, without their layers."""
+    return page_of(services.registry.list_models(limit=limit, after=after))
 
 
 @router.get("/models/{name}")
@@ -98,22 +118,59 @@ def show_model(name: ModelName, services: ServicesDep) -> HostedModel:
     return services.registry.get_model(name)
 
 
-@router.get("/models/{name}/versions", response_model_exclude={"data": {"__all__": {"metrics": BY_SAMPLE}}})
-def list_versions(name: ModelName, services: ServicesDep) -> Page[Version]:
-    """Every version of a model, newest first, without what became of each sample; version 0 is not listed."""
-    return Page(data=tuple(services.registry.list_versions(name)))
+@router.get("/models/{name}/versions")
+def list_versions(
+    name: ModelName, services: ServicesDep, limit: PageSize = DEFAULT_PAGE, after: AfterNumber = None
+) -> Page[VersionHeader]:
+    """Versions of a model, newest first, without their deltas. Version 0, the base, is not listed.
+
+    `after` is the last `number` of the previous page.
+    """
+    return page_of(services.registry.list_versions(name, limit=limit, after=after))
 
 
 @router.get("/models/{name}/versions/{number}")
 def show_version(name: ModelName, number: VersionNumber, services: ServicesDep) -> Version:
-    """One version: parent, deltas, metrics with every edit before and after, what made it."""
+    """One version: its parent, deltas, metrics, and the job that made it."""
     return services.registry.resolve(ModelReference(model=name, number=number))
 
 
+@router.get("/models/{name}/versions/{number}/outcomes")
+def list_outcomes(
+    name: ModelName,
+    number: VersionNumber,
+    services: ServicesDep,
+    limit: PageSize = DEFAULT_PAGE,
+    after: AfterNumber = None,
+) -> Page[ListedOutcome]:
+    """The answers to each edit and paraphrase before and after the version was made.
+
+    `after` is the last `position` of the previous page.
+    """
+    return page_of(services.registry.list_outcomes(name, number, limit=limit, after=after))
+
+
+@router.get("/models/{name}/versions/{number}/flips")
+def list_flips(
+    name: ModelName,
+    number: VersionNumber,
+    services: ServicesDep,
+    limit: PageSize = DEFAULT_PAGE,
+    after: AfterNumber = None,
+) -> Page[ListedFlip]:
+    """The held-out pass samples whose answer the version changed.
+
+    `after` is the last `position` of the previous page.
+    """
+    return page_of(services.registry.list_flips(name, number, limit=limit, after=after))
+
+
 @router.get("/models/{name}/aliases")
-def list_aliases(name: ModelName, services: ServicesDep) -> Page[Alias]:
-    """Every alias of a model and the version that it names."""
-    return Page(data=tuple(services.registry.list_aliases(name)))
+def list_aliases(
+    name: ModelName, services: ServicesDep, limit: PageSize = DEFAULT_PAGE, after: AfterName = None
+) -> Page[Alias]:
+    """Aliases of a model by name, with the version that each names."""
+    return page_of(services.registry.list_aliases(name, limit=limit, after=after))
 
 
 @router.get("/models/{name}/aliases/{alias}")
@@ -123,9 +180,15 @@ def show_alias(name: ModelName, alias: AliasName, services: ServicesDep) -> Alia
 
 
 @router.get("/models/{name}/aliases/{alias}/history")
-def alias_history(name: ModelName, alias: AliasName, services: ServicesDep) -> Page[Alias]:
-    """Every version that an alias has named, newest first."""
-    return Page(data=tuple(services.registry.alias_history(name, alias)))
+def alias_history(
+    name: ModelName,
+    alias: AliasName,
+    services: ServicesDep,
+    limit: PageSize = DEFAULT_PAGE,
+    after: AfterNumber = None,
+) -> Page[AliasChange]:
+    """Every version that an alias has named, newest first. `after` is the last `id` of the previous page."""
+    return page_of(services.registry.alias_history(name, alias, limit=limit, after=after))
 
 
 @router.put("/models/{name}/aliases/{alias}")
@@ -136,18 +199,17 @@ def set_alias(name: ModelName, alias: AliasName, request: AliasIn, services: Ser
     return moved
 
 
-def _reference_blob(request: ModelIn, services: ServicesDep) -> str:
-    """sha256 of the request's reference set, which is in the blob store when this returns."""
+def _reference_set(request: ModelIn, services: Services) -> bytes:
+    """The request's reference set, as it is stored."""
     if (request.reference is None) == (request.reference_sha256 is None):
         place = Pointer("/reference", REFERENCE_MISSING)
         raise InvalidRequest(f"/reference: {REFERENCE_MISSING}", errors=[place])
     if request.reference is not None:
         if bad := BadSamples(check_reference(request.reference, "/reference")):
             raise invalid_reference(bad)
-        return services.blobs.put(as_jsonl(request.reference))
+        return as_jsonl(request.reference)
     assert request.reference_sha256 is not None
-    # put again: an upload that is about to be swept as an orphan counts as new
-    return services.blobs.put(_uploaded(request.reference_sha256, services))
+    return _uploaded(request.reference_sha256, services)
 
 
 def _uploaded(sha256: Sha256, services: Services) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Header, Path
+from fastapi import Header, Path, Query
 from pydantic import BeforeValidator, Field
 
 from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
@@ -44,6 +44,16 @@ IdempotencyKey = Annotated[
         description="The same key with the same body gives the same job, so sending again is safe",
     ),
 ]
+
+
+PageSize = Annotated[int, Query(ge=1, le=1_000, description="Most items to return")]
+AfterName = Annotated[
+    str | None, Query(pattern=NAME_PATTERN, description="The last name of the previous page")
+]
+AfterNumber = Annotated[
+    int | None, Query(ge=0, le=MAX_NUMBER, description="The last item of the previous page")
+]
+DEFAULT_PAGE = 100
 
 
 def _as_object(item: Any) -> Any:
@@ -151,6 +161,12 @@ class Page(Record, Generic[ItemT]):
 
     data: tuple[ItemT, ...]
     has_more: bool = False
+
+
+def page_of(found: tuple[list[ItemT], bool]) -> Page[ItemT]:
+    """What the registry returns for one page, as a response."""
+    items, has_more = found
+    return Page(data=tuple(items), has_more=has_more)
 
 
 class EntriesOut(Page[ListedEntry]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from fastapi import Depends, Request
 
 from app.serving.engine import Engine
 from app.serving.prediction_queues import PredictionQueues
-from salem.errors import Unavailable
+from salem.errors import SalemError, Unavailable
 from salem.queue.job_queue import JobQueue
 from salem.records import Job
 from salem.settings import Settings
@@ -55,6 +56,15 @@ class Services:
         self.engine.close()
         self.queue.close()
         self.registry.close()
+
+    def remove_unneeded(self, digests: Set[str]) -> None:
+        """Remove the blobs that deleted rows named. The reconciler removes later what is left here."""
+        try:
+            known = self.registry.blobs_in_use() | digests
+            if self.blobs.claim(self.registry.installation(), known):
+                self.blobs.remove_unneeded(digests, self.registry.deletions.needed)
+        except SalemError as error:
+            structlog.get_logger().warning("blobs of deleted rows are left", reason=error.reason)
 
     def enqueue(self, job: Job) -> None:
         """Queue a job that is already in SQL. If Redis is out of reach, the reconciler queues it later."""

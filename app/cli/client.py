@@ -47,6 +47,15 @@ class Client:
             "GET", path, params={key: value for key, value in query.items() if value is not None}
         )
 
+    def get_all(self, path: str, cursor: str, **query: Any) -> list[dict[str, Any]]:
+        """All items of a list, page by page. `cursor` is the field that the next page starts after."""
+        items: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"]:
+            page = self.get(path, **query, after=items[-1][cursor] if items else None)
+            items += page["data"]
+        return items
+
     def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         return self._send("POST", path, json=body, headers=headers)
 

@@ -55,7 +55,7 @@ def list_all(
 ) -> None:
     """List editors, newest first."""
     with client_for(url) as client:
-        rows = client.get("/editors", model=model)["data"]
+        rows = client.get_all("/editors", "id", model=model)
     if not as_json:
         rows = [row | {name: _value(row["metrics"][name]) for name in FIGURES} for row in rows]
     columns = ("id", "name", "model", "layer", *FIGURES, "created_at")

@@ -72,7 +72,7 @@ def models_add(
 def models_list(as_json: AsJson = False, url: Url = None) -> None:
     """List hosted models."""
     with client_for(url) as client:
-        rows = client.get("/models")["data"]
+        rows = client.get_all("/models", "name")
     print_rows(rows, ("name", "task", "state", "num_parameters", "num_pass_samples", "num_held_out"), as_json)
 
 
@@ -81,7 +81,7 @@ def models_show(name: ModelName, url: Url = None) -> None:
     """Show a model and its versions."""
     with client_for(url) as client:
         shown = client.get(f"/models/{name}")
-        versions = client.get(f"/models/{name}/versions")["data"]
+        versions = client.get_all(f"/models/{name}/versions", "number")
     print_json({**shown, "versions": [entry["number"] for entry in versions]})
 
 

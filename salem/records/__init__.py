@@ -17,6 +17,7 @@ from salem.records.base import (
     Record,
     Sha256,
 )
+from salem.records.editors import Editor
 from salem.records.jobs import (
     EditorRequest,
     EditRequest,
@@ -28,21 +29,6 @@ from salem.records.jobs import (
     RegisterRequest,
     RemoveRequest,
 )
-from salem.records.kept import (
-    Alias,
-    Delta,
-    EditId,
-    Editor,
-    Entry,
-    EntryKey,
-    FolderSource,
-    HostedModel,
-    HubSource,
-    ListedEntry,
-    ModelState,
-    Source,
-    Version,
-)
 from salem.records.method import (
     MOST_NEW_TOKENS,
     EditorOptions,
@@ -52,6 +38,7 @@ from salem.records.method import (
     SharedOptions,
 )
 from salem.records.metrics import (
+    DetailedMetrics,
     EditorMetrics,
     EditOutcome,
     Extent,
@@ -61,6 +48,7 @@ from salem.records.metrics import (
     Metrics,
     Proportion,
 )
+from salem.records.models import FolderSource, HostedModel, HubSource, ModelState, Source
 from salem.records.predictions import (
     ExplainedPrediction,
     Match,
@@ -76,6 +64,19 @@ from salem.records.samples import (
     TextInput,
     held_out,
 )
+from salem.records.versions import (
+    Alias,
+    AliasChange,
+    Delta,
+    EditId,
+    Entry,
+    EntryKey,
+    ListedEntry,
+    ListedFlip,
+    ListedOutcome,
+    Version,
+    VersionHeader,
+)
 
 __all__ = [
     "EDITOR_ID_PATTERN",
@@ -84,7 +85,9 @@ __all__ = [
     "MOST_NEW_TOKENS",
     "NAME_PATTERN",
     "Alias",
+    "AliasChange",
     "Delta",
+    "DetailedMetrics",
     "Edit",
     "EditBatch",
     "EditId",
@@ -111,6 +114,8 @@ __all__ = [
     "Layer",
     "LayerScore",
     "ListedEntry",
+    "ListedFlip",
+    "ListedOutcome",
     "Match",
     "MeanExtent",
     "Metrics",
@@ -131,5 +136,6 @@ __all__ = [
     "Task",
     "TextInput",
     "Version",
+    "VersionHeader",
     "held_out",
 ]

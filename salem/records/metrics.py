@@ -63,18 +63,28 @@ class Forgetting(Record):
 
 
 class Metrics(Record):
-    """What a version was measured at, on samples that training never saw (docs/metrics.md)."""
+    """The measured figures of a version, on samples that training never saw (docs/metrics.md)."""
 
     edit_accuracy: Proportion
     adapt_accuracy: Proportion | None
-    generalization: Proportion | None  # None: no held-out paraphrase; `notes` says why
-    drawdown: Proportion | None  # accuracy on held-out pass samples, before minus after; None: there are none
+    generalization: Proportion | None  # None: there are no held-out paraphrases; `notes` says why
+    drawdown: Proportion | None  # None: there are no held-out pass samples
     locality: Proportion | None  # share of held-out pass samples whose answer did not change at all
     forgetting: Forgetting | None = None  # None: no edit forgets
     protocol: Literal["argmax", "free generation"]
+    notes: tuple[str, ...] = ()
+
+
+class DetailedMetrics(Metrics):
+    """The figures with the result of each sample, which storage keeps apart: they may be megabytes."""
+
     outcomes: tuple[EditOutcome, ...]
     flips: tuple[Flip, ...]
-    notes: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> Metrics:
+        """The figures alone."""
+        return Metrics(**{name: getattr(self, name) for name in Metrics.model_fields})
 
 
 class EditorMetrics(Record):

@@ -1,7 +1,11 @@
-"""Blobs: bytes named by their sha256, in a folder or any store that fsspec knows (s3://, memory://, …).
+"""Blobs: bytes named by their sha256, in a folder or any store that fsspec supports (s3://, memory://, …).
 
-A name says what the bytes are, so a blob is never changed, and reading one proves it.
-Does not know what a blob means or who needs it: `sweep` is told. A forked child connects anew.
+The name is a checksum: a blob never changes, and reading it verifies it. Must not know what a blob means or
+who needs it: the caller of `sweep` and `remove_unneeded` says so. A forked child must connect again.
+
+A blob may be stored again while it is being removed. A removal therefore marks the blob first, then looks
+whether it is still unneeded, removes it, and removes the mark. `put` writes, waits until there is no mark,
+and writes again if the blob is gone. So either the removal sees the new blob, or `put` sees the mark.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Set
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +29,14 @@ from fsspec.implementations.local import LocalFileSystem
 from salem.errors import BlobCorrupted, BlobMissing, Misconfigured, NotFound, SalemError, Unavailable
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.part")
-_OWNER = "installation"  # the file at the root that says whose the store is
-# S3's codes for what is renewed by itself, though its driver speaks of permission
+_LEFTOVER = re.compile(r"[0-9a-f]{64}\.([0-9a-f]{16}\.part|removing)")  # of processes that died
+_MARK = ".removing"
+_MARK_LASTS_S = 60.0  # an older mark was left by a process that died
+_POLL_S = 0.02
+_OWNER = "installation"  # the file at the root that names the installation that owns the store
+# S3 error codes of temporary problems, which its driver reports as missing permission
 _PASSING = ("ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed")
-_MOMENT_FIELDS = ("LastModified", "mtime", "modified", "updated", "created")  # each store has its own
+_TIME_FIELDS = ("LastModified", "mtime", "modified", "updated", "created")  # each store has its own
 
 
 class BlobStore:
@@ -40,10 +48,10 @@ class BlobStore:
 
     @classmethod
     def connect(cls, url: str) -> BlobStore:
-        """Name a store: a folder's path, or a URL of fsspec. Nothing is opened yet.
+        """Create a store from a folder's path or an fsspec URL. This opens nothing.
 
         Raises:
-            Misconfigured: no such kind of store, or its driver is not installed.
+            Misconfigured: there is no such kind of store, or its driver is not installed.
         """
         try:
             files, root = url_to_fs(url)
@@ -54,35 +62,40 @@ class BlobStore:
         return cls(files, root)
 
     def put(self, data: bytes) -> str:
-        """Keep bytes and return their sha256. Nobody ever sees a part of a blob.
+        """Store bytes and return their sha256. Nobody ever sees a part of a blob.
 
-        One that is there already is written again: that makes it young, out of reach of a sweep under way.
+        A blob that exists is written again, which makes it too young for a sweep.
         """
         digest = hashlib.sha256(data).hexdigest()
+        path = self._path(digest)
         with self._reaching(digest):
-            self._write(self._path(digest), data)
+            self._write(path, data)
+            while self._is_marked(path) or not self._files.isfile(path):
+                time.sleep(_POLL_S)
+                if not self._is_marked(path) and not self._files.isfile(path):
+                    self._write(path, data)
         return digest
 
     def get(self, digest: str) -> bytes:
         """Read a blob.
 
         Raises:
-            NotFound: no blob can have that name.
-            BlobMissing: there is none of that name.
-            BlobCorrupted: what is stored there is something else.
+            NotFound: the name is not a digest.
+            BlobMissing: there is no blob with that name.
+            BlobCorrupted: the stored bytes do not match the name.
         """
         with self._reaching(digest):
             try:
                 data: bytes = self._files.cat_file(self._path(digest))
             except FileNotFoundError as error:
                 raise BlobMissing(
-                    f"the stored file {digest[:12]}… is gone",
-                    remedy="restore it from a backup, or see whether the blob store is the right one",
+                    f"the stored file {digest[:12]}… is missing",
+                    remedy="restore it from a backup, or check that BLOB_URL names the right store",
                 ) from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise BlobCorrupted(
                 f"the stored file {digest[:12]}… is damaged and was not used",
-                remedy="restore it from a backup, or make what it held again",
+                remedy="restore it from a backup, or run the job that made it again",
             )
         return data
 
@@ -91,25 +104,25 @@ class BlobStore:
             return bool(self._files.isfile(self._path(digest)))
 
     def delete(self, digest: str) -> None:
-        """Remove a blob; one that is not there is removed already."""
+        """Remove a blob, if it exists."""
         with self._reaching(digest):
             path = self._path(digest)
-            with suppress(FileNotFoundError):  # another process removes it, too
+            with suppress(FileNotFoundError):  # another process may remove it too
                 if self._files.isfile(path):
                     self._files.rm_file(path)
 
     def digests(self) -> Iterator[tuple[str, datetime]]:
-        """Every blob and when it was last written."""
+        """Each blob, and when it was last written."""
         for path, modified_at in self._listing():
             name = path.rpartition("/")[2]
             if self._is_ours(path) and _DIGEST.fullmatch(name):
                 yield name, modified_at
 
     def claim(self, owner: str, known: Set[str]) -> bool:
-        """Whether the store is the owner's, to be swept by what it knows.
+        """Whether the owner may remove blobs that it does not need.
 
-        A file at the root says whose it is. Where none says so, the store becomes the owner's if it is empty
-        or holds a blob that is `known`: another's blobs would all seem unneeded.
+        A file at the root names the owner of the store. Without that file, the store becomes the owner's if
+        it is empty or contains a blob that is `known`. The blobs of another installation all look unneeded.
         """
         path = f"{self._root}/{_OWNER}"
         with self._reaching(_OWNER):
@@ -123,19 +136,66 @@ class BlobStore:
         return True
 
     def sweep(self, in_use: Set[str], older_than_s: float) -> int:
-        """Remove blobs that nobody needs, and remains of writes cut short; returns how many.
+        """Remove old blobs that nobody needs, and leftovers of interrupted writes. Returns how many.
 
-        A blob is written before what needs it is recorded, so the young are spared, also one that was written
-        again since the store was listed. Files that are not where blobs lie are none of ours.
+        A blob is stored before a row names it, so young blobs stay, also those written since the store was
+        listed. Files in places where no blob belongs stay.
         """
         oldest_kept = datetime.now(UTC) - timedelta(seconds=older_than_s)
+
+        def is_old(path: str) -> bool:
+            self._files.invalidate_cache()
+            return _modified_at(self._files.info(path)) < oldest_kept
+
         num_removed = 0
         for path, modified_at in self._listing():
             name = path.rpartition("/")[2]
-            unneeded = _UNFINISHED.fullmatch(name) or (_DIGEST.fullmatch(name) and name not in in_use)
-            if unneeded and self._is_ours(path) and modified_at < oldest_kept:
-                num_removed += self._remove_if_old(path, oldest_kept)
+            if modified_at >= oldest_kept or not self._is_ours(path):
+                continue
+            if _LEFTOVER.fullmatch(name):
+                num_removed += self._remove(path, is_old)
+            elif _DIGEST.fullmatch(name) and name not in in_use:
+                with self._marked([path]):
+                    num_removed += self._remove(path, is_old)
         return num_removed
+
+    def remove_unneeded(self, digests: Set[str], needed: Callable[[Set[str]], Set[str]]) -> None:
+        """Remove blobs of any age, except those that `needed` returns. It is asked once they are marked."""
+        paths = {digest: self._path(digest) for digest in sorted(digests)}
+        with self._marked(list(paths.values())):
+            for digest in digests - needed(digests):
+                self._remove(paths[digest], lambda _: True)
+
+    def _remove(self, path: str, is_unneeded: Callable[[str], bool]) -> bool:
+        with self._reaching(path.rpartition("/")[2]):
+            try:
+                if is_unneeded(path):
+                    self._files.rm_file(path)
+                    return True
+            except FileNotFoundError:  # another process may remove it too
+                pass
+        return False
+
+    @contextmanager
+    def _marked(self, paths: Sequence[str]) -> Iterator[None]:
+        """Mark blobs as being removed: until the end, `put` does not return for any of them."""
+        with self._reaching("marks"):
+            try:
+                for path in paths:
+                    self._write(path + _MARK, b"")
+                yield
+            finally:
+                for path in paths:
+                    with suppress(FileNotFoundError):
+                        self._files.rm_file(path + _MARK)
+
+    def _is_marked(self, path: str) -> bool:
+        self._files.invalidate_cache()
+        try:
+            marked_at = _modified_at(self._files.info(path + _MARK))
+        except FileNotFoundError:
+            return False
+        return datetime.now(UTC) - marked_at < timedelta(seconds=_MARK_LASTS_S)
 
     def _write(self, path: str, data: bytes) -> None:
         if isinstance(self._files, LocalFileSystem):
@@ -144,20 +204,9 @@ class BlobStore:
             self._files.pipe_file(path, data)
 
     def _is_ours(self, path: str) -> bool:
-        """Whether a file lies where a blob of its name, or an unfinished one, would."""
+        """Whether a file is where a blob of its name, or a leftover of it, belongs."""
         name = path.rpartition("/")[2]
         return path == f"{self._root}/{name[:2]}/{name}"
-
-    def _remove_if_old(self, path: str, oldest_kept: datetime) -> bool:
-        with self._reaching(path.rpartition("/")[2]):
-            try:
-                self._files.invalidate_cache()
-                if _modified_at(self._files.info(path)) >= oldest_kept:
-                    return False
-                self._files.rm_file(path)
-            except FileNotFoundError:
-                return False  # another process sweeps, too
-        return True
 
     def _listing(self) -> list[tuple[str, datetime]]:
         with self._reaching(self._root):
@@ -167,7 +216,7 @@ class BlobStore:
 
     def _path(self, digest: str) -> str:
         if not _DIGEST.fullmatch(digest):
-            raise NotFound("there is no stored file of that name")
+            raise NotFound("there is no stored file with that name")
         return f"{self._root}/{digest[:2]}/{digest}"
 
     @contextmanager
@@ -176,20 +225,21 @@ class BlobStore:
             yield
         except SalemError:
             raise
-        except Exception as error:  # each driver of fsspec raises what its own library raises
-            raise _trouble(error) from error
+        except Exception as error:  # each driver raises the errors of its own library
+            raise _as_salem_error(error) from error
 
 
-def _trouble(error: Exception) -> SalemError:
-    """What keeps a store from answering: what time heals, and what only a person can."""
-    said = getattr(error.__cause__, "response", None) or {}
-    if said.get("Error", {}).get("Code") in _PASSING:
+def _as_salem_error(error: Exception) -> SalemError:
+    """Unavailable if waiting may help, and Misconfigured if only a person can."""
+    response = getattr(error.__cause__, "response", None) or {}
+    if response.get("Error", {}).get("Code") in _PASSING:
         return Unavailable("the blob store does not answer", remedy="try again shortly")
     if isinstance(error, FileNotFoundError):
-        return Misconfigured("the blob store is not there", remedy="make it, or set BLOB_URL")
+        return Misconfigured("the blob store does not exist", remedy="create it, or set BLOB_URL")
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return Misconfigured(
-            "the blob store may not be used", remedy="let this process read and write there, or set BLOB_URL"
+            "this process may not use the blob store",
+            remedy="give it permission to read and write there, or set BLOB_URL",
         )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return Unavailable("the blob store is full", remedy="free some space there")
@@ -197,7 +247,7 @@ def _trouble(error: Exception) -> SalemError:
 
 
 def _write_by_rename(path: Path, data: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all, also after a power cut."""
+    """Write a file completely or not at all, even if the power fails."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -220,9 +270,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _modified_at(info: dict[str, Any]) -> datetime:
-    moment = next((info[field] for field in _MOMENT_FIELDS if info.get(field) is not None), None)
+    moment = next((info[field] for field in _TIME_FIELDS if info.get(field) is not None), None)
     if isinstance(moment, datetime):
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if isinstance(moment, int | float):
         return datetime.fromtimestamp(moment, UTC)
-    return datetime.now(UTC)  # a store that does not say: never old enough to be swept
+    return datetime.now(UTC)  # the store does not say: never old enough for a sweep

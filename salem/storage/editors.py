@@ -1,24 +1,22 @@
-"""The editors that were trained ahead (SQL).
+"""Editors that were trained ahead of time, in SQL. Each public method is one transaction.
 
-Knows which changes belong into one transaction: each public method is one. Does not know tensors, HTTP, nor
-the tables: editor_rows and job_leases do.
+Must not know tensors, HTTP, or the tables: the modules in `rows/` do.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from salem.errors import NotFound
-from salem.records import EDITOR_ID_PATTERN, Editor, Name
+from salem.records import Editor, Name
 from salem.storage.database import Database
 from salem.storage.rows import editors as editor_rows
 from salem.storage.rows import leases as job_leases
 from salem.storage.rows import models as model_rows
+from salem.storage.rows.pages import PAGE
 
 
 def editor_id(job_id: str) -> str:
-    """The id of the editor that a job trains: a job trains one at most."""
+    """The id of the editor that a job trains. A job trains one editor at most."""
     return f"editor-{job_id.removeprefix('job-')}"
 
 
@@ -29,10 +27,10 @@ class Editors:
         self._database = database
 
     def finish(self, job_id: str, lease: str, editor: Editor, result: dict[str, Any]) -> None:
-        """Publish an editor and end the job that trained it as succeeded.
+        """Publish an editor, and end the job that trained it as succeeded.
 
         Raises:
-            LeaseLost: another attempt has the job, or it has ended; nothing was changed.
+            LeaseLost: another attempt has the job, or the job has ended; nothing changed.
         """
         with self._database.write() as connection:
             job_leases.succeed(connection, job_id, lease, result)
@@ -40,29 +38,23 @@ class Editors:
 
     def find(self, editor: str) -> Editor | None:
         """The editor with this id, if there is one."""
-        if not re.fullmatch(EDITOR_ID_PATTERN, editor):
-            return None
         with self._database.read() as connection:
             return editor_rows.find(connection, editor)
 
     def get(self, editor: str) -> Editor:
-        """Read an editor.
+        """Read an editor. Raises NotFound."""
+        with self._database.read() as connection:
+            return editor_rows.get(connection, editor)
+
+    def list_page(
+        self, model: Name | None = None, *, limit: int = PAGE, after: str | None = None
+    ) -> tuple[list[Editor], bool]:
+        """One page of the editors of a model or of all, newest first, and whether there are more.
 
         Raises:
-            NotFound: there is none with this id.
-        """
-        found = self.find(editor)
-        if found is None:
-            raise NotFound(f'there is no editor "{editor}"', remedy="GET /editors lists them")
-        return found
-
-    def list(self, model: Name | None = None) -> list[Editor]:
-        """Newest first, of one model or of all.
-
-        Raises:
-            NotFound: there is no such model.
+            NotFound: there is no such model, or no editor `after`.
         """
         with self._database.read() as connection:
             if model is not None:
                 model_rows.get(connection, model)
-            return editor_rows.list_all(connection, model)
+            return editor_rows.list_page(connection, model, limit=limit, after=after)

@@ -1,7 +1,7 @@
-"""What a version consists of: its entries, and the requests that brought its edits (SQL).
+"""What a version is made of: its entries, and the requests that introduced its edits, in SQL.
 
-Knows which reads belong together: each public method is one transaction. Does not know tensors, HTTP, nor the
-tables: entry_rows and version_rows do. Entries are written by the registry, together with their version.
+Each public method is one transaction. The registry writes entries together with their version.
+Must not know tensors, HTTP, or the tables: the modules in `rows/` do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from salem.storage.rows import versions as version_rows
 
 
 class Entries:
-    """The parts of versions. Threads may share one."""
+    """The entries and edits of versions. Threads may share one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -23,7 +23,7 @@ class Entries:
     def list_page(
         self, version: Version, *, limit: int = 20, after: EditId | None = None
     ) -> tuple[list[ListedEntry], bool]:
-        """One page of what acts in a version, oldest first, and whether there are more.
+        """One page of the active entries of a version, oldest first, and whether there are more.
 
         Raises:
             NotFound: the version has no entry `after`.
@@ -32,16 +32,16 @@ class Entries:
             return entry_rows.list_page(connection, version, limit=limit, after=after)
 
     def find(self, version: Version, inputs: Sequence[TextInput]) -> list[ListedEntry]:
-        """The entries of a version that own one of these texts as edit or paraphrase, newest first."""
+        """The entries of a version whose edit or paraphrase is one of these texts, newest first."""
         with self._database.read() as connection:
             return entry_rows.find(connection, version, inputs)
 
     def edit_requests(self, model: Name, numbers: Collection[int]) -> dict[int, EditRequest]:
-        """The stored request behind each of these versions; one that no edit job made is left out."""
+        """The requests of the edit jobs that made these versions, by the version's number."""
         with self._database.read() as connection:
             return version_rows.edit_requests(connection, model, numbers)
 
     def edits(self, model: Name, numbers: Collection[int] | None = None) -> dict[int, tuple[Edit, ...]]:
-        """The edits that each of these versions, or of all, brought; those of edit jobs only."""
+        """The edits that each of these versions introduced, or each version of the model."""
         with self._database.read() as connection:
             return version_rows.edits(connection, model, numbers)

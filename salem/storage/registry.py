@@ -1,8 +1,8 @@
-"""The record of everything: models, reference samples, versions, aliases, jobs (SQL).
+"""The system of record in SQL: models, reference samples, versions, aliases, and jobs.
 
-Knows the records and which changes belong into one transaction: each public method is one.
-Does not know tensors, HTTP, Redis, what a blob holds, nor the tables: the modules of rows and leases do.
-SQLite (WAL) and PostgreSQL behave the same.
+Knows the records, and which changes belong into one transaction: each public method is one. SQLite (WAL) and
+PostgreSQL behave the same. Must not know tensors, HTTP, Redis, what a blob contains, or the tables: the
+modules in `rows/` do.
 """
 
 from __future__ import annotations
@@ -10,37 +10,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import Connection
+
 from salem.records import (
     Alias,
+    AliasChange,
+    Delta,
     HostedModel,
     Job,
     JobError,
     JobKind,
-    LayerScore,
+    ListedFlip,
+    ListedOutcome,
     ModelReference,
     Name,
     ReferenceSample,
     RegisterRequest,
     Version,
+    VersionHeader,
 )
 from salem.storage.database import Database
+from salem.storage.deletions import Deletions
 from salem.storage.editors import Editors
 from salem.storage.entries import Entries
+from salem.storage.publication import Publication
+from salem.storage.rows import aliases as alias_rows
+from salem.storage.rows import chains
 from salem.storage.rows import editors as editor_rows
 from salem.storage.rows import entries as entry_rows
 from salem.storage.rows import jobs as job_rows
 from salem.storage.rows import leases as job_leases
 from salem.storage.rows import models as model_rows
 from salem.storage.rows import versions as version_rows
+from salem.storage.rows.jobs import IdempotencyKey
+from salem.storage.rows.leases import Progress
+from salem.storage.rows.pages import PAGE
 
 
 class Registry:
-    """Everything that is kept, one transaction per method, also of its parts. Threads may share it."""
+    """All records. Each method, also of its parts, is one transaction. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.entries = Entries(database)
         self.editors = Editors(database)
+        self.deletions = Deletions(database)
 
     @classmethod
     def connect(cls, url: str) -> Registry:
@@ -48,7 +62,7 @@ class Registry:
         return cls(Database.connect(url))
 
     def migrate(self) -> None:
-        """Bring the tables to the present form; safe when several processes start at once."""
+        """Bring the tables up to date. Several processes may do so at once."""
         self._database.migrate()
 
     def ping(self) -> None:
@@ -66,10 +80,13 @@ class Registry:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
     ) -> Job:
-        """Take the name and queue the registration; a name whose registration failed may be taken again.
-        Raises Conflict (the name is taken), InvalidRequest (the idempotency key was used with another body).
+        """Reserve the name and queue the registration. A failed registration leaves its name free.
+
+        Raises:
+            Conflict: the name is taken.
+            InvalidRequest: the idempotency key was used with another body.
         """
-        key = job_rows.IdempotencyKey(JobKind.REGISTER, idempotency_key, body_sha256)
+        key = IdempotencyKey(JobKind.REGISTER, idempotency_key, body_sha256)
         request = RegisterRequest(model=model.name, reference=reference_blob)
         with self._database.write() as connection:
             if made := job_rows.find_by_key(connection, key):
@@ -78,14 +95,14 @@ class Registry:
             return job_rows.create(connection, key, model.name, request.model_dump(mode="json"))
 
     def get_model(self, name: Name) -> HostedModel:
-        """Read a model in whatever state it is. Raises NotFound."""
+        """Read a model in any state. Raises NotFound."""
         with self._database.read() as connection:
             return model_rows.get(connection, name)
 
-    def list_models(self) -> list[HostedModel]:
-        """Every model in whatever state, by name."""
+    def list_models(self, *, limit: int = PAGE, after: Name | None = None) -> tuple[list[HostedModel], bool]:
+        """One page of the models in any state, by name, and whether there are more."""
         with self._database.read() as connection:
-            return model_rows.list_all(connection)
+            return model_rows.list_page(connection, limit=limit, after=after)
 
     def finish_registration(
         self,
@@ -103,79 +120,117 @@ class Registry:
     def reference_samples(
         self, name: Name, *, held_out: bool | None = None, correct: bool | None = None
     ) -> list[ReferenceSample]:
-        """The reference set, or one part of it, ordered by content hash. Raises NotFound."""
+        """The reference set, or a part of it, ordered by content hash. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, name)
             return model_rows.list_reference(connection, name, held_out=held_out, correct=correct)
 
     def resolve(self, reference: ModelReference) -> Version:
-        """The version that a reference names now; version 0 is the base, there for every ready model.
+        """The version that a reference names now. Version 0 is the base, which every ready model has.
 
         Raises:
             ModelNotReady: the model is being registered, or its registration failed.
-            NotFound: no such model, version or alias; the message says what exists.
+            NotFound: there is no such model, version, or alias; the message says what exists.
         """
         with self._database.read() as connection:
-            return version_rows.resolve(connection, model_rows.get(connection, reference.model), reference)
+            header = version_rows.base_of(model_rows.get(connection, reference.model))
+            number = reference.number or 0
+            if reference.alias is not None:
+                number = alias_rows.get(connection, reference.model, reference.alias).version
+            deltas: tuple[Delta, ...] = ()
+            if number:
+                header = version_rows.get(connection, reference.model, number)
+                deltas = chains.read(connection, reference.model, number)
+            return Version(**dict(header), deltas=deltas)
 
-    def list_versions(self, name: Name) -> list[Version]:
-        """Newest first, without the base. Raises NotFound."""
+    def list_versions(
+        self, name: Name, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[VersionHeader], bool]:
+        """One page of the versions below `after`, newest first, without the base. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, name)
-            return version_rows.list_all(connection, name)
+            return version_rows.list_page(connection, name, limit=limit, after=after)
+
+    def list_outcomes(
+        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[ListedOutcome], bool]:
+        """One page of the outcomes of a version, and whether there are more. Raises NotFound."""
+        with self._database.read() as connection:
+            _check_version(connection, name, number)
+            return version_rows.list_outcomes(connection, name, number, limit=limit, after=after)
+
+    def list_flips(
+        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[ListedFlip], bool]:
+        """One page of the flips of a version, and whether there are more. Raises NotFound."""
+        with self._database.read() as connection:
+            _check_version(connection, name, number)
+            return version_rows.list_flips(connection, name, number, limit=limit, after=after)
 
     def finish_edit(
         self,
         job_id: str,
         lease: str,
         version: Version,
-        alias: Name | None,
         result: dict[str, Any],
-        entries: entry_rows.MadeEntries | None = None,
-        *,
-        alias_was: int | None = None,
+        made: Publication | None = None,
     ) -> Version:
-        """Publish a version with its entries, move the alias to it, and end the job as succeeded.
+        """Publish a version with what was made for it, and end the job as succeeded.
 
-        `version.number`, `version.job_id`, its new deltas' numbers and `result["version"]` are set here.
-        An alias that somebody else has set since it stood at `alias_was` (None: nowhere) may be left where it
-        is, as `version_rows.move_alias` tells; `result["notes"]` then say so.
-        Raises LeaseLost: another attempt has the job, or it has ended; nothing was changed.
+        Sets `version.number`, `version.job_id`, the numbers of its new deltas, and `result["version"]`. If
+        the alias did not move, or the hosted model keeps another scope metric, `result["notes"]` says so.
+
+        Raises:
+            LeaseLost: another attempt has the job, or the job has ended; nothing changed.
         """
+        made = made or Publication()
         with self._database.write() as connection:
-            asked_at = job_leases.hold(connection, job_id, lease)
+            created_at = job_leases.hold(connection, job_id, lease)
             model_rows.get(connection, version.model, lock=True)
-            published = version_rows.append(connection, version, job_id)
-            entry_rows.append(connection, published, entries or entry_rows.MadeEntries({}))
-            left = alias and version_rows.move_alias(connection, published, alias, alias_was, asked_at)
-            if left:
-                result = result | {"notes": [*result.get("notes", ()), left]}
+            published = version_rows.append(connection, version, job_id, made)
+            entry_rows.append(connection, published, made.entries)
+            notes = [
+                model_rows.update_metric(connection, published, made),
+                made.alias and alias_rows.move(connection, published, made.alias, created_at),
+            ]
+            if any(notes):
+                result = result | {"notes": [*result.get("notes", ()), *filter(None, notes)]}
             job_leases.succeed(connection, job_id, lease, result | {"version": published.reference})
             return published
 
     def set_alias(self, model: Name, alias: Name, version: int) -> Alias:
-        """Point an alias at a version, 0 being the base. Raises NotFound, ModelNotReady."""
+        """Point an alias at a version; 0 is the base. Raises NotFound, ModelNotReady."""
         with self._database.write() as connection:
             version_rows.base_of(model_rows.get(connection, model, lock=True))
-            return version_rows.set_alias(connection, model, alias, version)
+            return alias_rows.set_version(connection, model, alias, version)
 
-    def list_aliases(self, model: Name) -> list[Alias]:
-        """By name. Raises NotFound."""
+    def list_aliases(
+        self, model: Name, *, limit: int = PAGE, after: Name | None = None
+    ) -> tuple[list[Alias], bool]:
+        """One page of the aliases of a model, by name, and whether there are more. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, model)
-            return version_rows.list_aliases(connection, model)
+            return alias_rows.list_page(connection, model, limit=limit, after=after)
+
+    def find_alias(self, model: Name, alias: Name) -> Alias | None:
+        """The version that an alias names now; None: there is no such alias. Raises NotFound (the model)."""
+        with self._database.read() as connection:
+            model_rows.get(connection, model)
+            return alias_rows.find(connection, model, alias)
 
     def get_alias(self, model: Name, alias: Name) -> Alias:
         """The version that an alias names now. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, model)
-            return version_rows.get_alias(connection, model, alias)
+            return alias_rows.get(connection, model, alias)
 
-    def alias_history(self, model: Name, alias: Name) -> list[Alias]:
-        """Everywhere the alias has pointed, newest first. Raises NotFound."""
+    def alias_history(
+        self, model: Name, alias: Name, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[AliasChange], bool]:
+        """One page of the changes of an alias, newest first, and whether there are more. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, model)
-            return version_rows.list_alias_history(connection, model, alias)
+            return alias_rows.list_history(connection, model, alias, limit=limit, after=after)
 
     def create_job(
         self,
@@ -186,10 +241,13 @@ class Registry:
         idempotency_key: str | None = None,
         body_sha256: str | None = None,
     ) -> tuple[Job, bool]:
-        """Queue a job; with a key that has made one already, that one and False.
-        Raises InvalidRequest (the idempotency key was used with another body), NotFound (no such model).
+        """Queue a job. If a request with the same key created one already, return that job and False.
+
+        Raises:
+            InvalidRequest: the idempotency key was used with another body.
+            NotFound: there is no such model.
         """
-        key = job_rows.IdempotencyKey(kind, idempotency_key, body_sha256)
+        key = IdempotencyKey(kind, idempotency_key, body_sha256)
         with self._database.write() as connection:
             model_rows.get(connection, model)
             if made := job_rows.find_by_key(connection, key):
@@ -197,10 +255,13 @@ class Registry:
             return job_rows.create(connection, key, model, request), True
 
     def find_job(self, kind: JobKind, idempotency_key: str | None, body_sha256: str) -> Job | None:
-        """The job that a key has made already. Raises InvalidRequest (the key was used with another body)."""
+        """The job that a request with this key already created.
+
+        Raises:
+            InvalidRequest: the key was used with another body.
+        """
         with self._database.read() as connection:
-            key = job_rows.IdempotencyKey(kind, idempotency_key, body_sha256)
-            return job_rows.find_by_key(connection, key)
+            return job_rows.find_by_key(connection, IdempotencyKey(kind, idempotency_key, body_sha256))
 
     def get_job(self, job_id: str) -> Job:
         """Read a job. Raises NotFound."""
@@ -217,46 +278,40 @@ class Registry:
         *,
         model: Name | None = None,
         state: str | None = None,
-        limit: int = 20,
+        limit: int = PAGE,
         after: str | None = None,
     ) -> tuple[list[Job], bool]:
-        """One page, newest first, and whether there are more. Raises InvalidRequest, NotFound (`after`)."""
+        """One page of jobs without their requests, newest first, and whether there are more.
+
+        Raises:
+            InvalidRequest: there is no such state.
+            NotFound: there is no job `after`.
+        """
         with self._database.read() as connection:
             return job_rows.list_page(connection, model=model, state=state, limit=limit, after=after)
 
     def claim_job(self, job_id: str, lease_s: float) -> tuple[Job, str] | None:
-        """Begin an attempt of a job that is queued, or running with an expired lease.
+        """Start an attempt of a job that is queued, or running with an expired lease.
 
-        Returns the job and the lease token; None where there is nothing to do: ended, leased or unknown.
+        Returns the job and the lease token. None: there is nothing to do, because the job has ended, is
+        leased, or does not exist.
         """
         with self._database.write() as connection:
             return job_leases.claim(connection, job_id, lease_s)
 
-    def report(
-        self,
-        job_id: str,
-        lease: str,
-        *,
-        lease_s: float,
-        phase: str | None = None,
-        progress: float | None = None,
-        time_left_s: float | None = None,
-        saliency: Sequence[LayerScore] | None = None,
-        metrics: dict[str, float] | None = None,
-    ) -> None:
-        """Say how far an attempt is, and renew its lease. Raises LeaseLost."""
-        figures = job_leases.figures(phase, progress, time_left_s, saliency, metrics)
+    def report(self, job_id: str, lease: str, lease_s: float, progress: Progress | None = None) -> None:
+        """Renew the lease of an attempt, and store its progress. Raises LeaseLost."""
         with self._database.write() as connection:
-            job_leases.renew(connection, job_id, lease, lease_s, figures)
+            job_leases.renew(connection, job_id, lease, lease_s, progress or Progress())
 
     def fail_job(self, job_id: str, lease: str, error: JobError) -> None:
-        """End a job as failed; a registration's model fails with it. Raises LeaseLost."""
+        """End a job as failed. If it was a registration, its model fails too. Raises LeaseLost."""
         with self._database.write() as connection:
             job_leases.fail(connection, job_id, lease, error)
             model_rows.release_name(connection, job_rows.get(connection, job_id))
 
     def cancel_job(self, job_id: str) -> Job:
-        """End a queued or running job at once; its lease dies with it. Raises Conflict (ended), NotFound."""
+        """End a queued or running job at once. Its attempt loses the lease. Raises Conflict, NotFound."""
         with self._database.write() as connection:
             job = job_leases.cancel(connection, job_id)
             model_rows.release_name(connection, job)
@@ -265,24 +320,31 @@ class Registry:
     def lost_jobs(self, max_attempts: int) -> list[Job]:
         """The jobs that should be in the queue, oldest first.
 
-        Running jobs whose lease expired are queued again, or failed once they have had `max_attempts`.
+        Running jobs whose lease expired are queued again. After `max_attempts` they fail instead.
         """
         with self._database.write() as connection:
-            for job in job_leases.give_up(connection, max_attempts):
+            for job in job_leases.fail_exhausted(connection, max_attempts):
                 model_rows.release_name(connection, job)
             job_leases.requeue_abandoned(connection)
             return job_rows.list_queued(connection)
 
     def check_tables(self) -> None:
-        """Refuse tables of another version of Salem. Raises Misconfigured."""
+        """Raise Misconfigured unless the tables are those of this version of Salem."""
         self._database.check_tables()
 
     def installation(self) -> str:
-        """The name of this installation, drawn when its tables were made."""
+        """The id of this installation, chosen when the tables were created."""
         return self._database.installation()
 
     def blobs_in_use(self) -> set[str]:
-        """Digests of the blobs that a model, a version or an editor needs."""
+        """Digests of the blobs that a model, a version, or an editor needs."""
         with self._database.read() as connection:
-            models, versions = model_rows.blobs(connection), version_rows.blobs(connection)
-            return models | versions | editor_rows.blobs(connection)
+            models, deltas = model_rows.blobs(connection), chains.blobs(connection)
+            return models | deltas | editor_rows.blobs(connection)
+
+
+def _check_version(connection: Connection, model: Name, number: int) -> None:
+    """Raise NotFound unless the model has the version."""
+    version_rows.base_of(model_rows.get(connection, model))
+    if number:
+        version_rows.get(connection, model, number)

@@ -1,8 +1,8 @@
-"""The tables: one per noun of the registry, columns named like the fields of the record they keep.
+"""The tables. Columns have the names of the fields of the record that a row stores.
 
-What is searched or sorted by is a column; what is only stored and returned is JSON. The JSON type is the
-textual one, not PostgreSQL's JSONB: texts of users may hold U+0000, which JSONB refuses.
-Knows how a record becomes a row. Does not know queries; `migrations/` keeps the history of this file.
+A value that is searched or sorted by is a column; a value that is only stored and returned is JSON. The type
+is the textual JSON, not PostgreSQL's JSONB, because texts of users may contain U+0000, which JSONB refuses.
+Knows how a record becomes a row. Must not know queries. `migrations/` keeps the history of this file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from salem.records import Record
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment: aware on the way in, aware and in UTC on the way out, even where a database keeps no zone."""
+    """A datetime with a time zone, returned in UTC even if the database stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -89,6 +89,7 @@ models = Table(
     Column("num_pass_samples", Integer, nullable=False),
     Column("num_held_out", Integer, nullable=False),
     Column("reference_blob", String(64), nullable=False),
+    Column("last_version", Integer, nullable=False, server_default="0"),  # no number is given twice
 )
 
 reference_samples = Table(
@@ -134,7 +135,7 @@ versions = Table(
     Column("model", ForeignKey("models.name"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("parent", Integer),
-    Column("deltas", _Document, nullable=False),
+    Column("dropped", _Document, nullable=False),  # which deltas of the parent's chain are not in this one
     Column("metrics", _Document),
     Column("options", _Document),
     Column("layer", String(255)),
@@ -142,6 +143,40 @@ versions = Table(
     Column("created_at", UtcDateTime, nullable=False),
     CheckConstraint("number >= 1", name="base_has_no_row"),
 )
+
+deltas = Table(
+    "deltas",  # only those that a version adds to the chain of its parent, or replaces in it
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # of the version that adds it
+    Column("version", Integer, primary_key=True, autoincrement=False),  # that introduced its edits
+    Column("made_in", Integer, nullable=False),
+    Column("layer", String(255), nullable=False),
+    Column("blob", String(64), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("rank", Integer),
+    Column("metric", String(64)),
+    Column("removed", _Document, nullable=False),
+    ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+)
+
+
+def _results_of_samples(name: str) -> Table:
+    """A table of the results that were measured with a version, one row per sample."""
+    return Table(
+        name,
+        metadata,
+        Column("model", String(64), primary_key=True),
+        Column("number", Integer, primary_key=True, autoincrement=False),
+        Column("position", Integer, primary_key=True, autoincrement=False),
+        Column("record", _Document, nullable=False),
+        ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+    )
+
+
+outcomes = _results_of_samples("outcomes")
+flips = _results_of_samples("flips")
 
 entries = Table(
     "entries",
@@ -204,12 +239,12 @@ alias_history = Table(
 
 
 def columns_of(table: Table, record: type[Record]) -> list[Column[Any]]:
-    """The columns that make up a record; a table may have more, for its own bookkeeping."""
+    """The columns of a record. A table may have more columns for its own bookkeeping."""
     return [table.c[name] for name in record.model_fields]
 
 
 def row_values(record: Record) -> dict[str, Any]:
-    """A record as column values: JSON for its parts, but moments stay moments."""
+    """A record as column values: its parts as JSON, and datetimes as datetimes."""
     values = record.model_dump(mode="json")
-    moments = {name: value for name, value in record if isinstance(value, datetime)}
-    return values | moments
+    datetimes = {name: value for name, value in record if isinstance(value, datetime)}
+    return values | datetimes

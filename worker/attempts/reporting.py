@@ -17,6 +17,7 @@ import structlog
 from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.storage.registry import Registry
+from salem.storage.rows.leases import Progress
 from worker.attempts.retries import timed_out
 
 
@@ -41,50 +42,42 @@ class JobReporter:
         self._thread.join(self._lease_s)
 
     def phase(self, name: str, progress: float) -> None:
-        self._report(phase=name, progress=progress)
+        self._report(phase=name, share=progress)
 
     def saliency(self, scores: Sequence[LayerScore]) -> None:
         self._report(saliency=scores)
 
     def figures(self, progress: float, figures: dict[str, float]) -> None:
-        self._report(progress=progress, metrics=figures)
+        self._report(share=progress, metrics=figures)
 
     def _report(
         self,
         *,
         phase: str | None = None,
-        progress: float | None = None,
+        share: float | None = None,
         saliency: Sequence[LayerScore] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
+        progress = Progress(phase, share, self._time_left_s(share), saliency, metrics)
         if self._lost is not None:
             raise self._lost
         try:
-            self._registry.report(
-                self._job_id,
-                self._lease,
-                lease_s=self._lease_s,
-                phase=phase,
-                progress=progress,
-                time_left_s=self._time_left_s(progress),
-                saliency=saliency,
-                metrics=metrics,
-            )
+            self._registry.report(self._job_id, self._lease, self._lease_s, progress)
         except Unavailable as error:
             if timed_out(error):
                 raise
             self._missed(error)
 
-    def _time_left_s(self, progress: float | None) -> float | None:
-        """As long again as it took so far, in proportion to what is left."""
-        if not progress:
+    def _time_left_s(self, share: float | None) -> float | None:
+        """An estimate: the rest of the work takes as long, in proportion, as the work so far."""
+        if not share:
             return None
-        return (time.monotonic() - self._began) * (1 - progress) / progress
+        return (time.monotonic() - self._began) * (1 - share) / share
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._lease_s / 3):
             try:
-                self._registry.report(self._job_id, self._lease, lease_s=self._lease_s)
+                self._registry.report(self._job_id, self._lease, self._lease_s)
             except LeaseLost as lost:
                 self._lost = lost
                 return

@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple, Protocol
 
 from salem.inference.predict import is_right, same_answer
 from salem.records import (
+    DetailedMetrics,
     EditBatch,
     EditOutcome,
     Extent,
     Flip,
     Forgetting,
     MeanExtent,
-    Metrics,
     Proportion,
     Sample,
     TextInput,
@@ -45,13 +45,13 @@ class AnswerSource(Protocol):
 
 def evaluate(
     batch: EditBatch, before: AnswerSource, after: AnswerSource, *, generates: bool, notes: Sequence[str] = ()
-) -> Metrics:
+) -> DetailedMetrics:
     """Measure the new version (`after`) against its parent (`before`) on all parts of the batch."""
     outcomes = _outcomes(batch, before, after)
     flips, drawdown, locality = _drawdown(batch.held_out_pass_samples, before, after)
     edit_accuracy = _accuracy(outcomes, "edit")
     assert edit_accuracy is not None, "an edit batch holds at least one edit"
-    return Metrics(
+    return DetailedMetrics(
         edit_accuracy=edit_accuracy,
         adapt_accuracy=_accuracy(outcomes, "adapt"),
         generalization=_accuracy(outcomes, "held_out_paraphrase"),

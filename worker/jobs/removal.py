@@ -19,6 +19,7 @@ from salem.models.network import Network
 from salem.models.tensor_files import read_header
 from salem.records import (
     Delta,
+    DetailedMetrics,
     Edit,
     EditBatch,
     EditId,
@@ -26,12 +27,11 @@ from salem.records import (
     Entry,
     HostedModel,
     LayerScore,
-    Metrics,
     RemoveRequest,
     Sha256,
     Version,
 )
-from salem.storage.rows.entries import MadeEntries
+from salem.storage.publication import AliasMove, Publication
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation import versions
@@ -235,7 +235,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     _publish(request, chain, parent, metrics, facts, time.monotonic() - began)
 
 
-def _measure(chain: Chain, parent: Version) -> Metrics | None:
+def _measure(chain: Chain, parent: Version) -> DetailedMetrics | None:
     """The new version against its parent, on the edits that are left; None where none is."""
     batch = remaining_batch([(link.batch, link.left) for link in chain.links])
     if not batch.edit_samples:
@@ -252,7 +252,7 @@ def _publish(
     request: RemoveRequest,
     chain: Chain,
     parent: Version,
-    metrics: Metrics | None,
+    metrics: DetailedMetrics | None,
     facts: dict[str, Any],
     seconds: float,
 ) -> None:
@@ -262,7 +262,7 @@ def _publish(
         number=0,
         parent=parent.number,
         deltas=tuple(link.delta for link in chain.links),
-        metrics=metrics,
+        metrics=metrics and metrics.figures,
         options=None,
         layer=chain.links[-1].delta.layer if chain.links else None,
         job_id=chain.attempt.job.id,
@@ -276,14 +276,16 @@ def _publish(
         **facts,
         "worker_seconds": round(seconds, 2),
     }
-    made = MadeEntries(
-        {place: link.entries for place, link in enumerate(chain.links) if link.entries},
+    made = Publication(
+        entries={place: link.entries for place, link in enumerate(chain.links) if link.entries},
+        outcomes=metrics.outcomes if metrics else (),
+        flips=metrics.flips if metrics else (),
         metric=next(
             # A metric that was trained again, without what is gone, is the hosted model's from now on.
             (each.delta.metric for each in chain.links if each.replaces == chain.model.scope_metric),
             None,
         ),
+        given_metric=chain.model.scope_metric,
+        alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
     )
-    attempt, alias_was = chain.attempt, request.alias_was
-    finish = attempt.registry.finish_edit
-    attempt.end(finish, version, request.alias, result, made, alias_was=alias_was)
+    chain.attempt.end(chain.attempt.registry.finish_edit, version, result, made)

@@ -14,13 +14,13 @@ from salem.inference.predict import is_right
 from salem.models.network import Network
 from salem.records import (
     Delta,
+    DetailedMetrics,
     Edit,
     EditBatch,
     EditRequest,
     HostedModel,
     Layer,
     LayerScore,
-    Metrics,
     Sample,
     Sha256,
     Version,
@@ -57,7 +57,7 @@ class EditContext:
     # make
     trained: Trained = _LATER
     # measure
-    metrics: Metrics = _LATER
+    metrics: DetailedMetrics = _LATER
 
     @property
     def delta(self) -> LayerDelta:

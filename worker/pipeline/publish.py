@@ -9,7 +9,7 @@ from typing import Any
 from salem.deltas.files import pack
 from salem.records import Delta, Metrics, Proportion, Version
 from salem.scope.metric_files import pack_metric
-from salem.storage.rows.entries import MadeEntries
+from salem.storage.publication import AliasMove, Publication
 from worker.pipeline.context import EditJob
 
 
@@ -17,7 +17,7 @@ def publish(job: EditJob) -> None:
     """Store the delta, publish the version with its entries, and end the job."""
     job.observer.phase("writing", 0.97)
     delta = store_delta(job)
-    metrics = job.metrics.model_copy(update={"notes": (*job.request.notes, *job.metrics.notes)})
+    metrics = job.metrics.figures.model_copy(update={"notes": (*job.request.notes, *job.metrics.notes)})
     version = Version(
         model=job.model.name,
         number=0,
@@ -29,18 +29,16 @@ def publish(job: EditJob) -> None:
         job_id=job.attempt.job.id,
         created_at=datetime.now(UTC),
     )
-    entries = MadeEntries(
-        {len(job.below): list(enumerate(job.trained.entries))},
+    request = job.request
+    made = Publication(
+        entries={len(job.below): list(enumerate(job.trained.entries))},
+        outcomes=job.metrics.outcomes,
+        flips=job.metrics.flips,
         metric=delta.metric if job.trained.metric_is_new else None,
+        given_metric=job.given_metric,
+        alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
     )
-    job.attempt.end(
-        job.attempt.registry.finish_edit,
-        version,
-        job.request.alias,
-        _result(job, delta, metrics),
-        entries,
-        alias_was=job.request.alias_was,
-    )
+    job.attempt.end(job.attempt.registry.finish_edit, version, _result(job, delta, metrics), made)
 
 
 def store_delta(job: EditJob) -> Delta:

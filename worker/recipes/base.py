@@ -18,11 +18,11 @@ from salem.deltas.terms import LayerDelta, Term
 from salem.errors import EditFailed
 from salem.models.network import Network
 from salem.records import (
+    DetailedMetrics,
     Edit,
     EditBatch,
     Entry,
     Layer,
-    Metrics,
     Record,
     ReferenceSample,
     Sample,
@@ -189,7 +189,7 @@ class Recipe(ABC):
         """What to try when no edit holds."""
         return "Name another layer in options.layer, or choose another recipe."
 
-    def notes(self, metrics: Metrics, artifacts: Artifacts) -> Iterator[str]:
+    def notes(self, metrics: DetailedMetrics, artifacts: Artifacts) -> Iterator[str]:
         """What the version's notes should say about the result."""
         yield from ()
 

@@ -14,7 +14,7 @@ from salem.deltas.terms import Dense, LowRank, applied
 from salem.errors import EditFailed
 from salem.messages import quoted
 from salem.models.network import Network
-from salem.records import Layer, Metrics, Sample, SharedOptions
+from salem.records import DetailedMetrics, Layer, Sample, SharedOptions
 from worker.hypernetworks.mend_learner import MendTraining, mend_learner
 from worker.hypernetworks.one_pass import one_pass_term
 from worker.recipes.base import Artifacts, EditTask, LayerOptions, Recipe, Trained, advice_to_train
@@ -84,7 +84,7 @@ class MendRecipe(Recipe):
     def advice(self) -> str:
         return advice_to_train(self.options)
 
-    def notes(self, metrics: Metrics, artifacts: Artifacts) -> Iterator[str]:
+    def notes(self, metrics: DetailedMetrics, artifacts: Artifacts) -> Iterator[str]:
         if artifacts.editor is None:
             return
         edits = [outcome for outcome in metrics.outcomes if outcome.kind == "edit"]

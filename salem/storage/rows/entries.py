@@ -1,39 +1,30 @@
-"""The entries of scoped versions as rows: written with their version, read in pages, found by a text.
+"""Rows of the entries of scoped versions: written with their version, read in pages, and found by a text.
 
-Knows the tables `entries` and `entry_texts`, and where a hosted model names the metric of its scopes; each
-function works inside its caller's transaction. Does not know jobs, nor when to commit, nor what an entry
-does: its tensors are in the delta's blob.
-
-An entry is stored once, under the version that its delta was trained for; later versions find it through
-their deltas, and what was removed since is told by `Delta.removed`.
+Knows the tables `entries` and `entry_texts`; each function works inside its caller's transaction. Must not
+know jobs, when to commit, or what an entry does: its tensors are in the delta's blob.
+An entry is stored once, under the version that its delta was trained for. Later versions find it through
+their deltas, and `Delta.removed` says which entries were removed since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from salem.errors import NotFound
-from salem.records import Delta, EditId, Entry, ListedEntry, Name, Sha256, TextInput, Version
-from salem.storage.schema import entries, entry_texts, models, versions
+from salem.records import Delta, EditId, Entry, ListedEntry, Name, TextInput, Version
+from salem.storage.schema import entries, entry_texts, versions
 
 _TEXTS_PER_QUERY = 500  # databases limit the parameters of one statement
 
 
-class MadeEntries(NamedTuple):
-    """What a job made beside deltas."""
-
-    by_delta: Mapping[int, Sequence[tuple[int, Entry]]]  # by place in the chain; each with its edit's place
-    metric: Sha256 | None = None  # for the hosted model's next job, where this one trained or refined it
-
-
-def append(connection: Connection, version: Version, made: MadeEntries) -> None:
-    """Insert the entries of a version that was just numbered, and hand its metric to the hosted model."""
+def append(connection: Connection, version: Version, made: Mapping[int, Sequence[tuple[int, Entry]]]) -> None:
+    """Insert the entries of a version that has its number (`Publication.entries`)."""
     rows: list[dict[str, Any]] = []
     texts: list[dict[str, Any]] = []
-    for place, numbered in made.by_delta.items():
+    for place, numbered in made.items():
         delta = version.deltas[place]
         for position, entry in numbered:
             where = {
@@ -47,13 +38,10 @@ def append(connection: Connection, version: Version, made: MadeEntries) -> None:
     if rows:
         connection.execute(insert(entries), rows)
         connection.execute(insert(entry_texts), texts)
-    if made.metric:
-        named = update(models).where(models.c.name == version.model).values(scope_metric=made.metric)
-        connection.execute(named)
 
 
 def _hashes(entry: Entry) -> set[str]:
-    """Of the edit's text and of its keys'; a paraphrase keeps the pair of its edit."""
+    """Hashes of the edit's text and of its keys. A paraphrase has the text pair of its edit."""
     texts = [entry.input, *(key.text for key in entry.keys)]
     return {TextInput(input=text, text_pair=entry.text_pair).words_hash for text in texts}
 
@@ -61,9 +49,7 @@ def _hashes(entry: Entry) -> set[str]:
 def list_page(
     connection: Connection, version: Version, *, limit: int, after: EditId | None
 ) -> tuple[list[ListedEntry], bool]:
-    """At most `limit` entries that act in a version, oldest first, from the one behind `after` on.
-
-    Returns them, and True where there are more.
+    """The active entries of a version after the entry `after`, oldest first; True if there are more.
 
     Raises:
         NotFound: the version has no entry `after`.
@@ -73,7 +59,7 @@ def list_page(
     if after is not None:
         places = [place for place, delta in enumerate(chain) if delta.version == after.version]
         if not places or not _read(connection, version.model, chain[places[0]], after.place - 1, 1, after):
-            raise NotFound(f'{version.reference} has no entry "{after}"', remedy="leave out `after`")
+            raise NotFound(f'{version.reference} has no entry "{after}"', remedy="leave `after` out")
         chain, last = chain[places[0] :], after.place
     found: list[ListedEntry] = []
     for delta in chain:
@@ -87,7 +73,7 @@ def list_page(
 def _read(
     connection: Connection, model: Name, delta: Delta, last: int, limit: int, only: EditId | None = None
 ) -> list[ListedEntry]:
-    """Entries of one delta behind the place `last`, with the job that brought them."""
+    """Entries of one delta after the place `last`, with the job that made them."""
     query = (
         select(entries, versions.c.job_id)
         .join(versions, (versions.c.model == entries.c.model) & (versions.c.number == entries.c.version))
@@ -107,7 +93,7 @@ def _read(
 
 
 def find(connection: Connection, version: Version, inputs: Sequence[TextInput]) -> list[ListedEntry]:
-    """The entries of a version that own one of these texts, newest first."""
+    """The entries of a version with one of these texts, newest first."""
     chain = {(delta.made_in, delta.version): delta for delta in version.deltas}
     hashes = sorted({item.words_hash for item in inputs})
     same = (

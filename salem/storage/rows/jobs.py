@@ -1,7 +1,7 @@
-"""Jobs as rows: made once per idempotency key, read, listed.
+"""Rows of jobs: created once per idempotency key, read, and listed.
 
-Knows the table `jobs`; each function works inside its caller's transaction and does not know when to commit.
-What happens to a job after it was made is in salem.storage.rows.leases.
+Knows the table `jobs`; each function works inside its caller's transaction. Must not know when to commit.
+`leases` has what happens to a job after that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy import Connection, insert, select
 
 from salem.errors import InvalidRequest, NotFound
 from salem.records import Job, JobKind, JobState, Name
+from salem.storage.rows.pages import cut
 from salem.storage.schema import columns_of, jobs, row_values
 
 _JOB_COLUMNS = columns_of(jobs, Job)
@@ -22,12 +23,12 @@ _MAX_KEY_LENGTH = 255
 
 
 def new_id() -> str:
-    """`job-` and 20 hex digits: 13 of the microsecond, so that ids sort by time, and 7 of chance."""
+    """`job-` and 20 hex digits: 13 for the time in microseconds, so that ids sort by time, and 7 random."""
     return f"job-{time.time_ns() // 1_000:013x}{secrets.randbits(28):07x}"
 
 
 class IdempotencyKey(NamedTuple):
-    """What a client sends so that a request repeated by chance makes one job; `key` None: it sent nothing."""
+    """A client sends a key so that a repeated request creates one job. `key` None: the client sent no key."""
 
     kind: JobKind
     key: str | None
@@ -35,10 +36,10 @@ class IdempotencyKey(NamedTuple):
 
 
 def find_by_key(connection: Connection, key: IdempotencyKey) -> Job | None:
-    """The job that a key has made already, if any.
+    """The job that a request with this key already created, if any.
 
     Raises:
-        InvalidRequest: the key was used with another request, or is too long to be kept.
+        InvalidRequest: the key was used with another request, or is too long.
     """
     if key.key is None:
         return None
@@ -102,7 +103,7 @@ def _no_such_job(job_id: str) -> NotFound:
 def list_page(
     connection: Connection, *, model: Name | None, state: str | None, limit: int, after: str | None
 ) -> tuple[list[Job], bool]:
-    """At most `limit` jobs, newest first, from the one after `after` on; True where there are more.
+    """Jobs after the job `after`, newest first; True if there are more.
 
     Raises:
         InvalidRequest: there is no such state.
@@ -113,12 +114,12 @@ def list_page(
         query = query.where(jobs.c.model == model)
     if state is not None:
         if state not in set(JobState):
-            raise InvalidRequest(f'"{state}" is not a state of a job; the states are {", ".join(JobState)}')
+            raise InvalidRequest(f'"{state}" is not a job state; the states are {", ".join(JobState)}')
         query = query.where(jobs.c.state == state)
     if after is not None:
         query = query.where(jobs.c.id < get(connection, after).id)
     found = [_job(row) for row in connection.execute(query).mappings()]
-    return found[:limit], len(found) > limit
+    return cut(found, limit)
 
 
 def list_queued(connection: Connection) -> list[Job]:

@@ -1,16 +1,17 @@
 """The lease that decides which attempt of a job may change anything.
 
-A claim writes a fresh lease token and the moment when it expires; every later change of the running job names
-it and is refused (LeaseLost) when it is no longer the current one. Ending or requeueing a job erases it.
-Moments are those of the machine that asks: hosts must agree on the time to well within one lease.
-Each function works inside its caller's transaction. Does not know models, versions, nor when to commit.
+A claim writes a new lease token and the time when it expires. Every later change of the running job must name
+the current token, and is refused (LeaseLost) otherwise. Ending or requeueing a job erases the token.
+Times are those of the calling host: the clocks of all hosts must agree to well within one lease.
+Each function works inside its caller's transaction. Must not know models, versions, or when to commit.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,11 +22,23 @@ from salem.records import Job, JobError, JobState, LayerScore
 from salem.storage.rows import jobs as job_rows
 from salem.storage.schema import jobs
 
+
+@dataclass(frozen=True)
+class Progress:
+    """What an attempt reports about itself. None: unchanged."""
+
+    phase: str | None = None
+    share: float | None = None  # of the work, in [0, 1]
+    time_left_s: float | None = None
+    saliency: Sequence[LayerScore] | None = None
+    metrics: Mapping[str, float] | None = None
+
+
 _UNLEASED = {"lease": None, "lease_expires_at": None, "time_left_s": None}
 
 
 def claim(connection: Connection, job_id: str, lease_s: float) -> tuple[Job, str] | None:
-    """Begin an attempt with a fresh lease, the last one's figures gone. None: there is nothing to do."""
+    """Start an attempt with a new lease and no progress. None: there is nothing to do."""
     now, lease = datetime.now(UTC), secrets.token_hex(16)
     claimable = or_(jobs.c.state == JobState.QUEUED, _expired(now))
     claimed = connection.execute(
@@ -47,53 +60,51 @@ def claim(connection: Connection, job_id: str, lease_s: float) -> tuple[Job, str
     return (job_rows.get(connection, job_id), lease) if claimed.rowcount else None
 
 
-def figures(
-    phase: str | None,
-    progress: float | None,
-    time_left_s: float | None,
-    saliency: Sequence[LayerScore] | None,
-    metrics: dict[str, float] | None,
-) -> dict[str, Any]:
-    """What an attempt says of itself, as column values; JSON has no place for a figure that is not finite."""
+def _columns_of(progress: Progress) -> dict[str, Any]:
+    """A report as column values. JSON cannot store a figure that is not finite."""
     values: dict[str, Any] = {}
-    if phase is not None:
-        values["phase"] = phase
-    if progress is not None and math.isfinite(progress):
-        values["progress"] = min(max(progress, 0.0), 1.0)
-    if time_left_s is not None and math.isfinite(time_left_s):
-        values["time_left_s"] = max(time_left_s, 0.0)
-    if saliency is not None:
-        values["saliency"] = [score.model_dump(mode="json") for score in saliency]
-    if metrics is not None:
-        values["metrics"] = {name: figure for name, figure in metrics.items() if math.isfinite(figure)}
+    if progress.phase is not None:
+        values["phase"] = progress.phase
+    if progress.share is not None and math.isfinite(progress.share):
+        values["progress"] = min(max(progress.share, 0.0), 1.0)
+    if progress.time_left_s is not None and math.isfinite(progress.time_left_s):
+        values["time_left_s"] = max(progress.time_left_s, 0.0)
+    if progress.saliency is not None:
+        values["saliency"] = [score.model_dump(mode="json") for score in progress.saliency]
+    if progress.metrics is not None:
+        values["metrics"] = {
+            name: figure for name, figure in progress.metrics.items() if math.isfinite(figure)
+        }
     return values
 
 
-def renew(connection: Connection, job_id: str, lease: str, lease_s: float, figures: dict[str, Any]) -> None:
-    """Lengthen the lease by `lease_s` from now on, and write what the attempt says of itself.
+def renew(connection: Connection, job_id: str, lease: str, lease_s: float, progress: Progress) -> None:
+    """Make the lease expire `lease_s` from now, and store the progress of the attempt.
 
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
     """
     expires_at = datetime.now(UTC) + timedelta(seconds=lease_s)
-    _change_leased(connection, job_id, lease, {"lease_expires_at": expires_at} | figures)
+    _change_leased(connection, job_id, lease, {"lease_expires_at": expires_at} | _columns_of(progress))
 
 
 def hold(connection: Connection, job_id: str, lease: str) -> datetime:
-    """Make sure that this attempt is the current one, and that it stays so until the transaction ends.
+    """Make sure that this attempt is the current one, and stays so until the transaction ends.
 
     Returns:
-        When the job was asked for.
+        When the job was created.
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
     """
     _change_leased(connection, job_id, lease, {"lease": lease})
-    asked_at: datetime = connection.execute(select(jobs.c.created_at).where(jobs.c.id == job_id)).scalar_one()
-    return asked_at
+    created_at: datetime = connection.execute(
+        select(jobs.c.created_at).where(jobs.c.id == job_id)
+    ).scalar_one()
+    return created_at
 
 
 def succeed(connection: Connection, job_id: str, lease: str, result: dict[str, Any]) -> None:
-    """End a job well.
+    """End a job as succeeded.
 
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
@@ -103,7 +114,7 @@ def succeed(connection: Connection, job_id: str, lease: str, result: dict[str, A
 
 
 def fail(connection: Connection, job_id: str, lease: str, error: JobError) -> None:
-    """End a job with the reason why it failed.
+    """End a job as failed.
 
     Raises:
         LeaseLost: another attempt has the job, or it has ended.
@@ -112,10 +123,10 @@ def fail(connection: Connection, job_id: str, lease: str, error: JobError) -> No
 
 
 def cancel(connection: Connection, job_id: str) -> Job:
-    """End a job that has not ended: its attempt, if any, loses the lease.
+    """End a queued or running job. Its attempt, if any, loses the lease.
 
     Raises:
-        Conflict: it has ended already.
+        Conflict: it has already ended.
         NotFound: there is no such job.
     """
     cancelled = connection.execute(
@@ -125,25 +136,26 @@ def cancel(connection: Connection, job_id: str) -> Job:
     )
     job = job_rows.get(connection, job_id)
     if not cancelled.rowcount:
-        raise Conflict(f'the job "{job_id}" has ended already: it is {job.state}')
+        raise Conflict(f'job "{job_id}" has already ended: it is {job.state}')
     return job
 
 
-def give_up(connection: Connection, max_attempts: int) -> list[Job]:
-    """Fail the jobs whose last attempt was left with an expired lease, and name them."""
-    spent = and_(_expired(datetime.now(UTC)), jobs.c.attempt >= max_attempts)
-    ids = list(connection.scalars(select(jobs.c.id).where(spent).with_for_update()))
+def fail_exhausted(connection: Connection, max_attempts: int) -> list[Job]:
+    """Fail the jobs whose last attempt has an expired lease, and return them."""
+    exhausted = and_(_expired(datetime.now(UTC)), jobs.c.attempt >= max_attempts)
+    ids = list(connection.scalars(select(jobs.c.id).where(exhausted).with_for_update()))
     error = AttemptsExhausted(
-        "every attempt was cut short, and the job was given up",
-        remedy="the worker's log says how each ended: short memory, mostly, a store out of reach, or hosts "
-        "whose clocks are far apart; then ask again, under a new Idempotency-Key where there was one",
+        "every attempt of the job was cut short",
+        remedy="the worker's log says how each attempt ended. Common causes are too little memory, an "
+        "unreachable store, and hosts whose clocks disagree. Then send the request again, with a new "
+        "Idempotency-Key if it had one",
     )
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(_failed(error.as_job_error())))
     return [job_rows.get(connection, job_id) for job_id in ids]
 
 
 def requeue_abandoned(connection: Connection) -> None:
-    """Put running jobs whose lease expired back to queued."""
+    """Queue running jobs whose lease expired again."""
     queued = {"state": JobState.QUEUED, "phase": "waiting", "progress": 0}
     connection.execute(update(jobs).where(_expired(datetime.now(UTC))).values(_UNLEASED | queued))
 
@@ -151,7 +163,7 @@ def requeue_abandoned(connection: Connection) -> None:
 def _change_leased(connection: Connection, job_id: str, lease: str, values: dict[str, Any]) -> None:
     held = and_(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.lease == lease)
     if not connection.execute(update(jobs).where(held).values(values)).rowcount:
-        raise LeaseLost(f'this attempt no longer holds the job "{job_id}"')
+        raise LeaseLost(f'this attempt no longer holds job "{job_id}"')
 
 
 def _expired(now: datetime) -> ColumnElement[bool]:

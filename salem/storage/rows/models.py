@@ -1,17 +1,19 @@
-"""Hosted models and their reference samples as rows: each function works inside its caller's transaction.
+"""Rows of hosted models and their reference samples: each function works inside its caller's transaction.
 
-Knows the tables `models` and `reference_samples`. Does not know versions, nor when to commit.
+Knows the tables `models` and `reference_samples`. Must not know the table of versions, nor when to commit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from salem.errors import Conflict, NotFound
-from salem.records import HostedModel, Job, JobKind, ModelState, Name, ReferenceSample
+from salem.records import HostedModel, Job, JobKind, ModelState, Name, ReferenceSample, VersionHeader
+from salem.storage.publication import Publication
+from salem.storage.rows.pages import cut
 from salem.storage.schema import columns_of, models, reference_samples, row_values
 
 _MODEL_COLUMNS = columns_of(models, HostedModel)
@@ -19,10 +21,10 @@ _NUM_NAMES_SHOWN = 5
 
 
 def create(connection: Connection, model: HostedModel, reference_blob: str) -> None:
-    """Take the name for a model that is being registered.
+    """Reserve the name for a model that is being registered.
 
     Raises:
-        Conflict: the name is taken, unless by a registration that failed.
+        Conflict: the name is taken. A registration that failed leaves its name free.
     """
     values = row_values(model) | {"state": ModelState.REGISTERING, "reference_blob": reference_blob}
     freed = connection.execute(
@@ -34,11 +36,11 @@ def create(connection: Connection, model: HostedModel, reference_blob: str) -> N
         with connection.begin_nested():
             connection.execute(insert(models).values(values))
     except IntegrityError as error:
-        raise Conflict(f'there is a model "{model.name}" already', remedy="choose another name") from error
+        raise Conflict(f'model "{model.name}" already exists', remedy="choose another name") from error
 
 
 def get(connection: Connection, name: Name, *, lock: bool = False) -> HostedModel:
-    """Read a model; with `lock`, whoever else wants to change the model or its versions waits.
+    """Read a model. With `lock`, others that want to change the model or its versions wait.
 
     Raises:
         NotFound: there is no such model; the message names some that exist.
@@ -54,18 +56,46 @@ def _no_such_model(connection: Connection, name: Name) -> NotFound:
     query = select(models.c.name).order_by(models.c.name).limit(_NUM_NAMES_SHOWN + 1)
     names = [f'"{known}"' for known in connection.scalars(query)]
     if not names:
-        return NotFound(f'there is no model "{name}", nor any other yet', remedy="POST /models registers one")
+        return NotFound(
+            f'there is no model "{name}", and no other model yet', remedy="POST /models registers one"
+        )
     known = ", ".join(names[:_NUM_NAMES_SHOWN]) + (" and more" if len(names) > _NUM_NAMES_SHOWN else "")
-    return NotFound(f'there is no model "{name}"; there are {known}', remedy="GET /models lists them all")
+    return NotFound(f'there is no model "{name}"; there are {known}', remedy="GET /models lists all models")
 
 
-def list_all(connection: Connection) -> list[HostedModel]:
-    rows = connection.execute(select(*_MODEL_COLUMNS).order_by(models.c.name)).mappings()
-    return [HostedModel.model_validate(dict(row)) for row in rows]
+def list_page(connection: Connection, *, limit: int, after: Name | None) -> tuple[list[HostedModel], bool]:
+    """Models by name; True if there are more."""
+    query = select(*_MODEL_COLUMNS)
+    if after is not None:
+        query = query.where(models.c.name > after)
+    rows = connection.execute(query.order_by(models.c.name).limit(limit + 1)).mappings()
+    return cut([HostedModel.model_validate(dict(row)) for row in rows], limit)
+
+
+def update_metric(connection: Connection, version: VersionHeader, made: Publication) -> str | None:
+    """Give the model the scope metric that a job trained, unless it changed while the job ran.
+
+    Returns:
+        None, or a note that the model keeps the other metric.
+    """
+    if made.metric is None:
+        return None
+    given = models.c.scope_metric.is_not_distinct_from(made.given_metric)
+    updated = connection.execute(
+        update(models)
+        .where(models.c.name == version.model, or_(given, models.c.scope_metric == made.metric))
+        .values(scope_metric=made.metric)
+    )
+    if updated.rowcount:
+        return None
+    return (
+        f'another job updated the scope metric of model "{version.model}" while this one ran: the next job '
+        f"starts from the other metric, and {version.reference} keeps its own"
+    )
 
 
 def make_ready(connection: Connection, model: HostedModel, reference: Sequence[ReferenceSample]) -> None:
-    """Write what registration found out, and the reference set with the base's answers."""
+    """Store what registration found out, and the reference set with the base's answers."""
     values = row_values(model) | {"state": ModelState.READY}
     del values["created_at"]
     connection.execute(update(models).where(models.c.name == model.name).values(values))
@@ -86,7 +116,7 @@ def make_ready(connection: Connection, model: HostedModel, reference: Sequence[R
 
 
 def release_name(connection: Connection, job: Job) -> None:
-    """A registration that ended without success leaves its name to the next one."""
+    """Free the name of a registration that ended without success."""
     if job.kind is not JobKind.REGISTER:
         return
     connection.execute(
@@ -99,7 +129,7 @@ def release_name(connection: Connection, job: Job) -> None:
 def list_reference(
     connection: Connection, name: Name, *, held_out: bool | None, correct: bool | None
 ) -> list[ReferenceSample]:
-    """The reference set, or the part asked for, in an order that depends on its content alone."""
+    """The reference set, or a part of it, in an order that depends on its content only."""
     query = select(reference_samples.c.record).where(reference_samples.c.model == name)
     if held_out is not None:
         query = query.where(reference_samples.c.held_out == held_out)
@@ -110,5 +140,6 @@ def list_reference(
 
 
 def blobs(connection: Connection) -> set[str]:
-    """Blobs that hold the reference set of a model that is hosted or being registered."""
-    return set(connection.scalars(select(models.c.reference_blob).where(models.c.state != ModelState.FAILED)))
+    """The reference sets and scope metrics of models that are hosted or being registered."""
+    query = select(models.c.reference_blob, models.c.scope_metric).where(models.c.state != ModelState.FAILED)
+    return {blob for row in connection.execute(query) for blob in row if blob}

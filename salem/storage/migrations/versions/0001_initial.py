@@ -22,14 +22,20 @@ def upgrade() -> None:
     _create_reference_samples()
     _create_editors()
     _create_versions()
+    _create_deltas()
     _create_entries()
     _create_entry_texts()
+    _create_flips()
+    _create_outcomes()
 
 
 def downgrade() -> None:
     for table in (
+        "outcomes",
+        "flips",
         "entry_texts",
         "entries",
+        "deltas",
         "versions",
         "editors",
         "reference_samples",
@@ -71,6 +77,7 @@ def _create_models() -> None:
         sa.Column("num_pass_samples", sa.Integer(), nullable=False),
         sa.Column("num_held_out", sa.Integer(), nullable=False),
         sa.Column("reference_blob", sa.String(64), nullable=False),
+        sa.Column("last_version", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_models"),
     )
 
@@ -175,7 +182,7 @@ def _create_versions() -> None:
         sa.Column("model", sa.String(64), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("parent", sa.Integer()),
-        sa.Column("deltas", sa.JSON(), nullable=False),
+        sa.Column("dropped", sa.JSON(), nullable=False),
         sa.Column("metrics", sa.JSON()),
         sa.Column("options", sa.JSON()),
         sa.Column("layer", sa.String(255)),
@@ -186,6 +193,27 @@ def _create_versions() -> None:
         sa.ForeignKeyConstraint(["model"], ["models.name"], name="fk_versions_model"),
         sa.PrimaryKeyConstraint("model", "number", name="pk_versions"),
         sa.UniqueConstraint("job_id", name="uq_versions_job_id"),
+    )
+
+
+def _create_deltas() -> None:
+    op.create_table(
+        "deltas",
+        sa.Column("model", sa.String(64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("made_in", sa.Integer(), nullable=False),
+        sa.Column("layer", sa.String(255), nullable=False),
+        sa.Column("blob", sa.String(64), nullable=False),
+        sa.Column("num_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("rank", sa.Integer()),
+        sa.Column("metric", sa.String(64)),
+        sa.Column("removed", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "number"], ["versions.model", "versions.number"], name="fk_deltas_model_number"
+        ),
+        sa.PrimaryKeyConstraint("model", "number", "version", name="pk_deltas"),
     )
 
 
@@ -218,4 +246,32 @@ def _create_entry_texts() -> None:
         sa.PrimaryKeyConstraint(
             "model", "text_hash", "made_in", "version", "position", name="pk_entry_texts"
         ),
+    )
+
+
+def _create_flips() -> None:
+    op.create_table(
+        "flips",
+        sa.Column("model", sa.String(64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("record", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "number"], ["versions.model", "versions.number"], name="fk_flips_model_number"
+        ),
+        sa.PrimaryKeyConstraint("model", "number", "position", name="pk_flips"),
+    )
+
+
+def _create_outcomes() -> None:
+    op.create_table(
+        "outcomes",
+        sa.Column("model", sa.String(64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("record", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model", "number"], ["versions.model", "versions.number"], name="fk_outcomes_model_number"
+        ),
+        sa.PrimaryKeyConstraint("model", "number", "position", name="pk_outcomes"),
     )
