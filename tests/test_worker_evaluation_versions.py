@@ -17,6 +17,7 @@ from salem.deltas.terms import Dense, LayerDelta
 from salem.inference.gate import fire
 from salem.inference.predict import predict
 from salem.records import EditBatch, TextInput
+from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
 from worker.evaluation import versions
 from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
@@ -56,7 +57,7 @@ def test_points_of_inputs_are_read_once_for_all_jobs(tmp_path: Path, monkeypatch
     bare = [on_top(EditedModel(network, (), 6), delta).answers(TEXTS) for delta in deltas]
     first = on_top(EditedModel(network, (), 6), deltas[0], cache)
     assert isinstance(first, OverlaidModel) and first.answers(TEXTS) == bare[0]
-    monkeypatch.setattr(OverlaidModel, "_embed", lambda *_: pytest.fail("they have been read"))
+    monkeypatch.setattr(Metric, "embed", lambda *_: pytest.fail("they have been read"))
     assert on_top(EditedModel(network, (), 6), deltas[1], cache).answers(TEXTS) == bare[1]
     assert first.answers([]) == []
 
