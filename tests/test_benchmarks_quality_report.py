@@ -39,7 +39,7 @@ def text_row(method: str, rise: float) -> dict[str, Any]:
     made = row(method, "11", 0, dataset="wikitext")
     steps = [round(10_000 * rise * (0.5 + place / 50)) for place in range(50)]  # thousandths of a nat
     rises = [steps[0], *(after - before for before, after in pairwise(steps))]
-    made["counts"] = {"edits": [2, 2], "nll_rises": {"10": rises}}
+    made["counts"] = {"edits": [2, 2], "paraphrases": [[1, 2, 2]], "nll_rises": {"10": rises}}
     return made
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_judged_and_what_is_missing_is_said() -> None:
     rows = [row("salem", "1" * 100, 1), row("ft", "1" * 90 + "0" * 10, 0), row("ft", "1", 0, size=1)]
     text = must_reach(lines(rows))
     assert text.startswith("2 of 3 bounds hold; 1 cannot be judged")
-    assert "not yet: nli with 1." in text
+    assert "Measured for rivals but not for salem yet: nli (edits: 1)." in text
 
 
 def test_fresh_draws_are_judged_on_their_own() -> None:

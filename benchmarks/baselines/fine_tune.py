@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import (
-    NUM_ROUNDS,
     edited_layer,
     generator_of,
     likelihood,
@@ -75,7 +74,6 @@ def fine_tune(editing: Editing) -> Replaced:
             network,
             prepared,
             WholeModel(weights),
-            num_rounds=NUM_ROUNDS,
             learning_rate=editing.setting,
             kl_weight=0.0,
             generator=generator_of(editing),

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
-from benchmarks.baselines.one_layer import NUM_ROUNDS, generator_of, prepared_at
+from benchmarks.baselines.one_layer import generator_of, prepared_at
 from benchmarks.baselines.together import fit
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.models.layers import find_stacks
@@ -100,7 +100,6 @@ def lora(editing: Editing) -> Added:
             network,
             prepared,
             adapters,
-            num_rounds=NUM_ROUNDS,
             learning_rate=editing.setting,
             kl_weight=0.0,
             generator=generator,

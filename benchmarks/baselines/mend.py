@@ -18,7 +18,6 @@ from torch import nn
 from benchmarks.baselines.added import Added, first_batch_only
 from benchmarks.baselines.contract import Editing
 from benchmarks.baselines.one_layer import (
-    NUM_ROUNDS,
     generator_of,
     likelihood,
     prepared_at,
@@ -116,7 +115,6 @@ def mend_top(editing: Editing) -> Added:
         network,
         prepared,
         editors,
-        num_rounds=NUM_ROUNDS,
         learning_rate=EDITOR_RATE,
         kl_weight=editing.setting,
         generator=generator,

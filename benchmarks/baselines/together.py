@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines.one_layer import NUM_ROUNDS
 from salem.models.network import Network
 from salem.models.trunk import resume
 from worker.activations.trunk_sets import Chunk, TrunkSet
@@ -38,7 +39,6 @@ def fit(
     prepared: Prepared,
     trainee: Trainee[State],
     *,
-    num_rounds: int,
     learning_rate: float,
     kl_weight: float,
     generator: torch.Generator,
@@ -50,7 +50,7 @@ def fit(
     optimizer = torch.optim.Adam(trainee.parameters(), lr=learning_rate)
     edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
     best, kept = _standing(network, prepared, trainee), trainee.state()
-    for round_ in range(1, num_rounds + 1):
+    for round_ in range(1, NUM_ROUNDS + 1):
         for _ in prepared.corrections.chunks:
             optimizer.zero_grad(set_to_none=True)
             with trainee.acting():
@@ -59,7 +59,7 @@ def fit(
                     loss = loss + kl_weight * divergence(network, next(keeps)).mean()
             loss.backward()
             optimizer.step()
-        if round_ % CHECK_EVERY and round_ < num_rounds:
+        if round_ % CHECK_EVERY and round_ < NUM_ROUNDS:
             continue
         now = _standing(network, prepared, trainee)
         if now > best:

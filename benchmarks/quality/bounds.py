@@ -40,7 +40,7 @@ def must_reach(found: Mapping[tuple[str, int], Sequence[Line]]) -> str:
         if size >= SEQUENCE and (line := _ours(methods))
     ]
     missing = [
-        f"{dataset} with {size:,} edits" for (dataset, size), methods in found.items() if not _ours(methods)
+        f"{dataset} (edits: {size:,})" for (dataset, size), methods in found.items() if not _ours(methods)
     ]
     if missing:
         parts.append(f"Measured for rivals but not for {OURS} yet: {', '.join(missing)}.")
