@@ -23,10 +23,10 @@ from salem.deltas.terms import LowRank
 from salem.inference.predict import predict
 from salem.models.loading import load
 from salem.models.network import Network, as_network
-from salem.models.tokens import count_tokens
 from salem.records import Layer, Sample, Task
 from worker.attempts.machine_memory import resident_bytes
-from worker.recipes.memory import Lengths, estimate, shape_of
+from worker.pipeline.budget import blocks_above, model_shape, token_counts
+from worker.recipes.memory import Estimate, Training, inference_bytes, sample_bytes, step_bytes
 from worker.training.loop import prepare_dataset, train
 from worker.training.options import TrainingOptions
 
@@ -84,12 +84,15 @@ def main() -> None:
     )
     layer = network.layers[len(network.layers) // 2]
     samples = some_samples(num_pass + 10, num_words, network.labels)
-    counted = count_tokens(network.tokenizer, samples)
-    shape = shape_of(
-        network.layers, network.model.num_parameters(), len(network.labels), generates=network.task.generates
+    shape = model_shape(network)
+    own, kept = token_counts(network, samples[:10]), token_counts(network, samples[10:])
+    training = Training(own, kept, blocks_above(network, layer), in_one_pass=len(own.tokens))
+    found = Estimate(
+        weights=shape.weight_bytes,
+        samples=sample_bytes(shape, own + kept),
+        step=step_bytes(shape, training),
+        inference=inference_bytes(shape, max(kept.tokens)),
     )
-    lengths = Lengths(counted[:10], counted[10:], counted[10:])
-    found = estimate(shape, lengths, 0, lowest_block=layer.block, num_trained_on=num_pass)
     work(network, layer, samples[:10], samples[10:])
     (highest,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     peak = int(highest) * 1024 - before

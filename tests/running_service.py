@@ -107,8 +107,11 @@ class Service:
 
 
 @contextmanager
-def running(settings: Settings, log: Path) -> Iterator[Service]:
-    """`salem serve` on a free port until the block ends; its models lie in the settings' home."""
+def running(settings: Settings, log: Path, packages: Path | None = None) -> Iterator[Service]:
+    """`salem serve` on a free port until the block ends; its models lie in the settings' home.
+
+    With `packages`, the service and its worker run from the packages in that folder.
+    """
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -120,9 +123,13 @@ def running(settings: Settings, log: Path) -> Iterator[Service]:
         "SALEM_RECONCILE_S": str(RECONCILE_S),
         "SALEM_DEVICE": "cpu",
     }
+    if packages is not None:
+        environment["PYTHONPATH"] = str(packages)
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, cwd=packages, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         with httpx.Client(base_url=_address(process, log), timeout=30.0, trust_env=False) as client:
             wait_until(lambda: client.get("/readyz").is_success, START_TIMEOUT_S)

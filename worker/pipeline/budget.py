@@ -1,5 +1,4 @@
-"""Step 3: estimates the job's peak memory from the loaded model and the samples, and refuses a job that would
-not fit.
+"""Step 3: estimates the job's peak memory from the model and the samples, and refuses a job that cannot fit.
 
 It runs nothing. Must not know how bytes add up; `worker.recipes.memory` does.
 """
@@ -7,7 +6,7 @@ It runs nothing. Must not know how bytes add up; `worker.recipes.memory` does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 
 from salem.models.batching import LENGTH_BUCKET, supports_logits_to_keep
@@ -18,9 +17,11 @@ from salem.records import EditBatch, EditorOptions, Layer, Sample, TextInput
 from worker.dataset.forgetting_targets import MAX_CONTINUATION_TOKENS
 from worker.hypernetworks.corpus import Corpus
 from worker.pipeline.context import EditJob
+from worker.recipes import memory
 from worker.recipes.base import Recipe
-from worker.recipes.memory import FLOAT_BYTES, Estimate, Lengths, ModelShape, estimate, shape_of, trial_bytes
+from worker.recipes.memory import FLOAT_BYTES, Estimate, ModelShape, TokenCounts, Training
 from worker.recipes.mend import MendRecipe
+from worker.selection.saliency import BATCH
 from worker.selection.trials import NUM_PASS, NUM_VALIDATION
 from worker.training.loop import CHUNK
 
@@ -37,101 +38,88 @@ def check_budget(job: EditJob) -> EditJob:
 
 
 def job_estimate(network: Network, batch: EditBatch, recipe: Recipe) -> Estimate:
-    """The peak of a job that edits a batch, on the device that the network is on.
+    """An upper bound of the peak of a job, on the network's device.
 
     Raises:
         UnsupportedModel: the layer that the options name is not one of the model's.
     """
-    lengths = _lengths(network, batch, recipe)
-    layer, num_blocks = _deepest(network, _candidates(network, recipe), lengths.answer_share)
-    found = estimate(
-        replace(_shape(network), num_blocks=num_blocks),
-        lengths,
-        recipe.preparation_bytes(_shape(network), lengths),
-        lowest_block=layer.block,
-        num_trained_on=recipe.num_pass_samples(len(batch.pass_samples)),
-        cuts_steps=network.device.type == "cuda",
+    shape, candidates = model_shape(network), _candidates(network, recipe)
+    own, kept = token_counts(network, batch.corrections), token_counts(network, batch.pass_samples)
+    num_anchors = len(batch.edit_samples) * max(recipe.num_anchors(network, each) for each in candidates)
+    copies = 1 + recipe.num_augmentations()
+    corrections = TokenCounts(own.tokens * copies, own.answers * copies) + _repeated(kept, num_anchors)
+    training = Training(
+        corrections,
+        kept.longest(recipe.num_pass_samples(len(batch.pass_samples))),
+        max(blocks_above(network, layer) for layer in candidates),
+        CHUNK if network.device.type == "cuda" else len(corrections.tokens),
     )
-    found = replace(
-        found,
-        step=found.step + recipe.parameter_bytes(network, batch, layer),
-        trials=_trial_bytes(network, batch, recipe),
+    return Estimate(
+        weights=shape.weight_bytes,
+        samples=memory.sample_bytes(shape, corrections + training.pass_samples),
+        step=max(memory.step_bytes(shape, training), _saliency_bytes(shape, own))
+        + max(recipe.parameter_bytes(network, batch, layer) for layer in candidates),
+        inference=memory.inference_bytes(shape, _longest_measured(network, batch, recipe)),
+        preparation=recipe.preparation_bytes(shape, len(corrections.tokens), len(kept.tokens)),
+        trials=_trial_bytes(shape, min(recipe.num_trial_edits, len(candidates)), own, kept),
     )
-    return found
-
-
-def _trial_bytes(network: Network, batch: EditBatch, recipe: Recipe) -> int:
-    """What trial edits take, where the layer is chosen by them."""
-    num_layers = min(recipe.num_trial_edits, len(_candidates(network, recipe)))
-    if num_layers < 2 or recipe.editor is not None:
-        return 0
-    corrections, own_answers = _tokens(network, batch.corrections)
-    pass_samples, pass_answers = _tokens(network, batch.pass_samples)
-    lengths = Lengths(
-        corrections=corrections,
-        pass_samples=sorted(pass_samples)[-(NUM_PASS + NUM_VALIDATION) :],
-        held_out=(),
-        answer_share=max(own_answers.share, pass_answers.share),
-        longest_answer=max(own_answers.longest, pass_answers.longest, 1),
-    )
-    return trial_bytes(_shape(network), lengths, num_layers=num_layers)
 
 
 def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) -> Estimate:
-    """The peak of a job that trains an editor: a step holds one chunk of edits and one of pass samples.
+    """An upper bound of the peak of a job that trains an editor.
 
-    Raises:
-        UnsupportedModel: the layer that the options name is not one of the model's.
+    A step holds one chunk of edits. Of every edit, the input of the layer and the gradient at its output are
+    kept three times while the normalizer is fitted.
     """
     chosen = options.model_dump(include={"layer", "candidates", "editor_rank", "max_new_tokens"})
-    recipe = MendRecipe(MendRecipe.Options(**chosen, null_space_rank=0))
-    lengths = _lengths(network, corpus.as_batch(), recipe)
-    layer, num_blocks = _deepest(network, _candidates(network, recipe), lengths.answer_share)
-    own = sorted(lengths.corrections)
-    in_steps = estimate(
-        replace(_shape(network), num_blocks=num_blocks),
-        replace(lengths, corrections=own[-CHUNK:]),
-        recipe.preparation_bytes(_shape(network), lengths),
-        lowest_block=layer.block,
-        num_trained_on=len(corpus.pass_samples),
-        cuts_steps=network.device.type == "cuda",
-    )
-    # of every edit of the corpus what enters the layer and the gradient behind it, padded; to fit the
-    # normalizer these are there three times
-    padded = sum(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET for length in own)
-    rows = 3 * FLOAT_BYTES * padded * (layer.d_in + layer.d_out)
-    return replace(in_steps, trunks=in_steps.trunks + rows)
+    recipe = MendRecipe(MendRecipe.Options(**chosen, null_space_rank=0, trial_edits=0))
+    batch = corpus.as_batch()
+    own = token_counts(network, batch.edit_samples)
+    layer = max(_candidates(network, recipe), key=lambda each: each.d_in + each.d_out)
+    rows = 3 * FLOAT_BYTES * own.num_padded * (layer.d_in + layer.d_out)
+    some = tuple(sorted(batch.edit_samples, key=lambda sample: -len(sample.input))[:CHUNK])
+    whole = job_estimate(network, batch.model_copy(update={"edit_samples": some}), recipe)
+    return replace(whole, samples=whole.samples + rows)
 
 
-def _shape(network: Network) -> ModelShape:
-    num_classes = len(network.labels) or network.model.get_input_embeddings().num_embeddings
-    shape = shape_of(network.layers, _num_held(network), num_classes, generates=network.task.generates)
-    answers_alone = supports_logits_to_keep(network)
-    return replace(shape, answers_alone=answers_alone, bytes_per_weight=network.model.dtype.itemsize)
-
-
-def _num_held(network: Network) -> int:
-    """Parameters in memory at a time: of a streamed network those outside of blocks, and one block's."""
-    read: int = sum(weight.numel() for weight in network.model.parameters() if weight.is_meta)
+def model_shape(network: Network) -> ModelShape:
+    """The shape of a loaded model. A streamed model holds one block at a time."""
+    widths = [size for layer in network.layers for size in (layer.d_in, layer.d_out)]
+    streamed = sum(weight.numel() for weight in network.model.parameters() if weight.is_meta)
     num_blocks = len({(layer.stack, layer.block) for layer in network.layers})
-    held: int = network.model.num_parameters()
-    return held - read + ceil(read / num_blocks)
+    held = network.model.num_parameters() - streamed + ceil(streamed / num_blocks)
+    return ModelShape(
+        weight_bytes=network.model.dtype.itemsize * held,
+        number_bytes=network.model.dtype.itemsize,
+        width=min(widths),
+        inner_width=max(widths),
+        num_blocks=num_blocks,
+        num_outputs=len(network.labels) or network.model.get_input_embeddings().num_embeddings,
+        generates=network.task.generates,
+        all_logits=not supports_logits_to_keep(network),
+    )
 
 
-def _deepest(network: Network, candidates: Sequence[Layer], answer_share: float) -> tuple[Layer, int]:
-    """The candidate below which the fewest blocks lie, and how high its stack is.
+def token_counts(network: Network, samples: Sequence[Sample]) -> TokenCounts:
+    """Tokens of each sample with its answer; one that forgets is also trained on what is said instead."""
+    prompts = count_tokens(network.tokenizer, samples)
+    answers = [0] * len(prompts)
+    if network.task.generates:
+        answers = count_tokens(network.tokenizer, [TextInput(input=sample.answer) for sample in samples])
+        ends = [1 + (MAX_CONTINUATION_TOKENS if sample.forgets else 0) for sample in samples]
+        answers = [length + end for length, end in zip(answers, ends, strict=True)]
+    totals = (
+        min(prompt + answer, network.max_input_tokens)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    )
+    padded = (-(-total // LENGTH_BUCKET) * LENGTH_BUCKET for total in totals)
+    return TokenCounts(tuple(padded), tuple(max(1, answer) for answer in answers))
 
-    Behind an encoder the decoder's blocks run too, over the answers: they count by the share of these.
-    """
-    stacks = list(dict.fromkeys(layer.stack for layer in network.layers))
-    heights = {stack: sum(layer.stack == stack for layer in network.layers) for stack in stacks}
 
-    def height(layer: Layer) -> int:
-        behind = sum(heights[stack] for stack in stacks[stacks.index(layer.stack) + 1 :])
-        return heights[layer.stack] + ceil(behind * answer_share)
-
-    deepest = max(candidates, key=lambda layer: height(layer) - layer.block)
-    return deepest, height(deepest)
+def blocks_above(network: Network, layer: Layer) -> int:
+    """Blocks that run after the layer's own: in its stack, and in stacks behind it."""
+    blocks = list(dict.fromkeys((each.stack, each.block) for each in network.layers))
+    return len(blocks) - blocks.index((layer.stack, layer.block)) - 1
 
 
 def _candidates(network: Network, recipe: Recipe) -> Sequence[Layer]:
@@ -139,53 +127,34 @@ def _candidates(network: Network, recipe: Recipe) -> Sequence[Layer]:
     return [layer_at(network.layers, named)] if named else recipe.candidate_layers(network)
 
 
-def _lengths(network: Network, batch: EditBatch, recipe: Recipe) -> Lengths:
-    """Tokens of the samples; a rewording is taken to be as long as what it rewords."""
-    corrections, own_answers = _tokens(network, batch.corrections)
-    pass_samples, pass_answers = _tokens(network, batch.pass_samples)
-    asked = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
+def _repeated(kept: TokenCounts, number: int) -> TokenCounts:
+    """As many samples as there are anchors, each as long as the longest pass sample."""
+    longest = kept.longest(1)
+    return TokenCounts(longest.tokens * number, longest.answers * number)
+
+
+def _saliency_bytes(shape: ModelShape, own: TokenCounts) -> int:
+    """A backward pass through all blocks, for a few samples at a time."""
+    some = own.longest(BATCH)
+    width = shape.num_blocks * memory.backward_width(shape)
+    return shape.number_bytes * some.num_padded * width + memory.LOGIT_COPIES * some.logit_bytes(shape)
+
+
+def _longest_measured(network: Network, batch: EditBatch, recipe: Recipe) -> int:
+    held_out = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
+    counted = token_counts(network, [*batch.corrections, *held_out]).tokens
     written = recipe.options.max_new_tokens if network.task.generates else 0
-    copies = 1 + recipe.num_augmentations()
-    return Lengths(
-        corrections=corrections * copies + _anchors(network, batch, recipe, pass_samples),
-        pass_samples=pass_samples,
-        held_out=[min(n + written, network.max_input_tokens) for n in count_tokens(network.tokenizer, asked)],
-        answer_share=max(own_answers.share, pass_answers.share),
-        longest_answer=max(own_answers.longest, pass_answers.longest, 1),
-    )
+    return min(max(counted) + written, network.max_input_tokens + LENGTH_BUCKET)
 
 
-def _anchors(network: Network, batch: EditBatch, recipe: Recipe, pass_samples: Sequence[int]) -> list[int]:
-    """Tokens of the anchor samples: the longest are assumed."""
-    most = max(recipe.num_anchors(network, layer) for layer in _candidates(network, recipe))
-    number = len(batch.edit_samples) * min(most, len(pass_samples))
-    longest = sorted(pass_samples, reverse=True)
-    return [longest[place % len(longest)] for place in range(number)]
-
-
-@dataclass(frozen=True)
-class _Written:
-    """Answers of a generating model."""
-
-    share: float = 0.0  # of all tokens
-    longest: int = 0  # in tokens
-
-
-def _tokens(network: Network, samples: Sequence[Sample]) -> tuple[list[int], _Written]:
-    """Tokens of each sample with the answer that a generating model writes, and those of answers alone.
-
-    A sample that is longer than the model takes has its own error later on.
-    """
-    most = network.max_input_tokens
-    prompts = count_tokens(network.tokenizer, samples)
-    if not network.task.generates or not samples:
-        return [min(length, most) for length in prompts], _Written()
-    written = [TextInput(input=sample.answer) for sample in samples]
-    ends = [
-        1 + (MAX_CONTINUATION_TOKENS if sample.forgets else 0) for sample in samples
-    ]  # and what is said instead
-    lengths = count_tokens(network.tokenizer, written)
-    answers = [length + end for length, end in zip(lengths, ends, strict=True)]
-    totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    written_tokens = _Written(sum(answers) / sum(totals), min(max(answers), most))
-    return [min(length, most) for length in totals], written_tokens
+def _trial_bytes(shape: ModelShape, num_layers: int, own: TokenCounts, kept: TokenCounts) -> int:
+    """Trunks, answers, and moments at each layer of the shortlist, and one layer's system in float64."""
+    if num_layers < 2:
+        return 0
+    tried = own + own + kept.longest(NUM_PASS + NUM_VALIDATION)  # the edits also with augmentations
+    states = shape.number_bytes * tried.num_padded * shape.width * num_layers
+    batch = tried.longest(CHUNK)
+    capture = shape.number_bytes * batch.num_padded * (num_layers * shape.inner_width + 6 * shape.width)
+    squares = shape.inner_width**2 * (4 * FLOAT_BYTES * num_layers + 3 * 8)
+    logits = tried.logit_bytes(shape) + memory.LOGIT_COPIES * batch.logit_bytes(shape)
+    return states + capture + squares + logits

@@ -32,7 +32,7 @@ from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
 from worker.dataset.split import without_seen_paraphrases
 from worker.hypernetworks.files import TrainedEditor
-from worker.recipes.memory import Lengths, ModelShape
+from worker.recipes.memory import ModelShape
 from worker.selection.candidates import middle_layers
 from worker.training.loop import Learner, Prepared, Progress, prepare_dataset, train
 from worker.training.options import LoopOptions, TrainingOptions
@@ -206,7 +206,7 @@ class Recipe(ABC):
         return num_given
 
     @abstractmethod
-    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
         """Memory that it takes besides the states of samples, before the first training step."""
 
     def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:

@@ -19,7 +19,7 @@ from worker.hypernetworks.mend_learner import MendTraining, mend_learner
 from worker.hypernetworks.one_pass import one_pass_term
 from worker.recipes.base import Artifacts, EditTask, LayerOptions, Recipe, Trained, advice_to_train
 from worker.recipes.compression import smallest_that_holds
-from worker.recipes.memory import FLOAT_BYTES, Lengths, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, ModelShape
 
 _EIGENVECTORS = 4 * 8  # bytes per number of the second moment: eigenvectors are found in float64
 _EDITOR_COPIES = 4 * 4  # two blocks of two matrices; parameters, gradients, and two moments
@@ -56,7 +56,7 @@ class MendRecipe(Recipe):
 
     @property
     def num_trial_edits(self) -> int:
-        return self.options.trial_edits
+        return 0 if self.editor else self.options.trial_edits
 
     @property
     def margin(self) -> float:
@@ -104,7 +104,7 @@ class MendRecipe(Recipe):
     def num_pass_samples(self, num_given: int) -> int:
         return num_given if self.editor is None else 0
 
-    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
         editor = editor_bytes(shape, self.options.editor_rank)
         if self.editor is not None:
             return editor

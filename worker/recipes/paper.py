@@ -10,7 +10,7 @@ from salem.models.network import Network
 from salem.records import Layer, SharedOptions
 from worker.hypernetworks.mend_learner import EditorTraining, MendTraining
 from worker.recipes.base import EditTask, Recipe, Trained, advice_to_train
-from worker.recipes.memory import FLOAT_BYTES, Lengths, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, ModelShape
 from worker.recipes.mend import editor_bytes, mend_term
 
 
@@ -38,5 +38,5 @@ class PaperRecipe(Recipe):
     def advice(self) -> str:
         return advice_to_train(self.options)
 
-    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
         return shape.inner_width**2 * FLOAT_BYTES + editor_bytes(shape, self.options.editor_rank)

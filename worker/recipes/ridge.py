@@ -9,7 +9,7 @@ from salem.models.network import Network
 from salem.records import Layer, SharedOptions
 from worker.recipes.base import EditTask, LayerOptions, Recipe, Trained
 from worker.recipes.compression import smallest_that_holds
-from worker.recipes.memory import FLOAT_BYTES, Lengths, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, ModelShape
 from worker.training.options import MARGIN
 from worker.training.ridge import ridge_term
 
@@ -52,5 +52,5 @@ class RidgeRecipe(Recipe):
             term, _ = ridge_term(task.network, prepared, self.margin)
             return Trained(smallest_that_holds(task.network, prepared, term, self.margin))
 
-    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
+    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
         return shape.inner_width**2 * (FLOAT_BYTES + _FACTORS)

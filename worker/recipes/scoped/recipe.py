@@ -18,7 +18,7 @@ from salem.records import EditBatch, Layer, TextInput
 from worker.dataset.split import without_seen_paraphrases
 from worker.numerics.losses import min_margin_per_sample
 from worker.recipes.base import EditTask, Exposure, Recipe, Trained, advice_to_train
-from worker.recipes.memory import FLOAT_BYTES, Lengths, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, ModelShape
 from worker.recipes.scoped.calibration import draw_scopes
 from worker.recipes.scoped.learner import ScopedLearner, empty_entries
 from worker.recipes.scoped.metric_training import BATCH_GROUPS, MOST_ALWAYS
@@ -113,11 +113,10 @@ class ScopedRecipe(Recipe):
     def num_pass_samples(self, num_given: int) -> int:
         return min(num_near(self.options), num_given)
 
-    def preparation_bytes(self, shape: ModelShape, lengths: Lengths) -> int:
-        num_pass, num_own = len(lengths.pass_samples), len(lengths.corrections)
-        read = (num_pass + num_own) * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
-        step = min(_METRIC_COPIES * num_own, MOST_ALWAYS) + 2 * min(num_pass, BATCH_GROUPS)
-        return FLOAT_BYTES * (read + _TABLES * (num_pass * num_own + step**2))
+    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
+        read = (num_pass + num_corrections) * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
+        step = min(_METRIC_COPIES * num_corrections, MOST_ALWAYS) + 2 * min(num_pass, BATCH_GROUPS)
+        return FLOAT_BYTES * (read + _TABLES * (num_pass * num_corrections + step**2))
 
     def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:
         num_positions = 1
