@@ -34,7 +34,8 @@ from salem.storage.editors import editor_id
 from salem.storage.registry import Registry
 from worker.hypernetworks.files import pack_editor, unpack_editor
 from worker.hypernetworks.one_pass import one_pass_term
-from worker.jobs.edit import batch_of
+from worker.pipeline.dataset import requested_batch
+from worker.pipeline.history import EditHistory
 from worker.recipes import base
 from worker.runtime.work_horse import JobRun
 from worker.training import loop
@@ -146,7 +147,7 @@ def check_one_pass(
     """The stored delta is what the stored editor makes of the job's own edit and adapt samples."""
     layer = model.layers[1]
     found = unpack_editor(stage.blobs.get(editor.blob), base_sha256=str(model.sha256), layer=layer)
-    batch = batch_of(request, [])
+    batch = requested_batch(request, EditHistory(edits={}, reference=()))
     assert batch.adapt_samples and batch.held_out_paraphrases
     expected = one_pass_term(tiny_network("bert"), layer, found.editor, batch)
     torch.testing.assert_close(stored.terms[0].dense(), expected.dense())  # type: ignore[union-attr]

@@ -16,18 +16,18 @@ from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import MAX_EXTENT, Metric
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.augmentation import augment_all
-from worker.recipes.scoped import paraphrase_spread as gauging
+from worker.recipes.scoped import paraphrase_spread as spread
 from worker.recipes.scoped.job_metric import job_metric
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import (
     FEW,
     FEWEST,
     NEARLY_ALL,
-    PRESUMED,
+    PRIOR,
     TIMES,
     Pairs,
     exchange_of_job,
-    gauged,
+    with_spread,
 )
 
 APART = tuple(
@@ -51,7 +51,7 @@ def metric() -> Metric:
 
 
 def measured(known: Pairs, apart: Sequence[Sample]) -> Metric:
-    return gauged(FeatureMemo(case("bert").network), metric(), known, apart, random.Random(0))
+    return with_spread(FeatureMemo(case("bert").network), metric(), known, apart, random.Random(0))
 
 
 def rewordings(apart: Sequence[Sample]) -> Pairs:
@@ -60,19 +60,19 @@ def rewordings(apart: Sequence[Sample]) -> Pairs:
 
 def test_where_nothing_was_seen_something_is_presumed() -> None:
     found = measured([], [])
-    assert (found.exchange, found.extent) == (PRESUMED, MAX_EXTENT)
+    assert (found.exchange, found.extent) == (PRIOR, MAX_EXTENT)
 
 
 def test_rules_say_nothing_of_the_words_that_people_exchange() -> None:
     """Who has sent no paraphrase means people's all the same."""
-    assert measured([], APART).exchange == PRESUMED
+    assert measured([], APART).exchange == PRIOR
 
 
 @pytest.mark.parametrize("num", [1, 8])
 def test_paraphrases_tell_it_beside_what_is_presumed(num: int) -> None:
     """Each of them exchanges one word of weight 1."""
     found = measured(EXCHANGING[:num], APART).exchange
-    assert found == pytest.approx((num + FEW * PRESUMED) / (num + FEW))
+    assert found == pytest.approx((num + FEW * PRIOR) / (num + FEW))
 
 
 def test_a_jobs_own_paraphrases_tell_it_for_that_job() -> None:
@@ -99,6 +99,6 @@ def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert measured([], APART[: FEWEST - 1]).extent == MAX_EXTENT
-    monkeypatch.setattr(gauging, "reworded", lambda network, samples, rng, fit: list(samples))
+    monkeypatch.setattr(spread, "augmented", lambda network, samples, rng, fit: list(samples))
     found = measured([], APART)
     assert found.extent == MAX_EXTENT

@@ -14,7 +14,7 @@ from salem.records import Edit, EditBatch
 from salem.scope.lexical import WordCounts
 from salem.scope.lookups import KnownLookups
 from worker.recipes.scoped import warnings as warned
-from worker.recipes.scoped.warnings import Meeting, meet
+from worker.recipes.scoped.warnings import Overlaps
 
 SIX = tuple(
     Edit(input=text, target=LABELS[place % 3], paraphrases=(f"{text} please", f"well {text}"))
@@ -22,7 +22,7 @@ SIX = tuple(
 )
 
 
-def warnings(meeting: Meeting, owners: list[float], batch: EditBatch) -> list[str]:
+def warnings(meeting: Overlaps, owners: list[float], batch: EditBatch) -> list[str]:
     nobody = torch.zeros(0, len(owners))
     return list(warned.scope_warnings(nobody, meeting, torch.tensor(owners), batch))
 
@@ -34,8 +34,8 @@ def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.Monke
     scope = replace(drawn(batch).scope, radii=torch.full((12,), 0.2))
     known = KnownLookups([WordCounts.of(sample) for sample in batch.corrections], scope.first_tokens)
     depth = scope.likeness(scope.keys, known) - scope.radii
-    found = meet(scope, batch.corrections)
-    torch.testing.assert_close(found.inside, depth.amax(-1))
+    found = warned.find_overlaps(scope, batch.corrections)
+    torch.testing.assert_close(found.margin, depth.amax(-1))
     assert torch.equal(found.deepest, scope.owners.long()[depth.argmax(-1)])
     owners = scope.owners.long().tolist()
     expected = torch.eye(6, dtype=torch.bool)
@@ -47,19 +47,19 @@ def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.Monke
 def test_an_edit_that_lies_deeper_in_the_scope_of_another_is_named() -> None:
     batch = batch_of(0, (EDITS[1], Edit(input="x", text_pair="y", target=LABELS[0])))
     both = torch.ones(2, 2, dtype=torch.bool)
-    one, deeper = warnings(Meeting(torch.zeros(2), torch.tensor([1, 1]), both), [0.0, 1.0], batch)
+    one, deeper = warnings(Overlaps(torch.zeros(2), torch.tensor([1, 1]), both), [0.0, 1.0], batch)
     assert one.startswith('"log in to France with Peru" and "x" / "y" lie in one scope')
     assert deeper.startswith(
         '"log in to France with Peru" lies deeper in the scope of "x" / "y" than in its own'
     )
-    apart = Meeting(torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
+    apart = Overlaps(torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
     assert warnings(apart, [0.0, 1.0], batch) == []
 
 
 def test_many_conflicts_are_counted_and_a_few_are_named() -> None:
     edits = tuple(Edit(input=f"text {place}", target=LABELS[place % 2]) for place in range(40))
     all_in_one = torch.ones(40, 40, dtype=torch.bool)
-    met = Meeting(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
+    met = Overlaps(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
     found = warnings(met, [float(place) for place in range(40)], batch_of(0, edits))
     assert len(found) == MOST_NOTES + 1 + 20
     assert found[MOST_NOTES] == "and 380 more pairs of edits in one scope with different targets"

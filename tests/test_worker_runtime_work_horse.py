@@ -47,7 +47,6 @@ from salem.storage.registry import Registry
 from salem.storage.rows import leases as job_leases
 from worker.attempts import machine_memory
 from worker.attempts import retries as patience
-from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation.reference import ReferenceAnswers, answer_reference
 from worker.jobs import edit as edit_job
@@ -203,9 +202,9 @@ def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest
 
     publish = edit_job.publish
 
-    def slow(first: Attempt, *arguments: Any, **more: Any) -> None:
-        second = replace(first, lease=take_over(stage, job))
-        commits = [partial(publish, each, *arguments, **more) for each in (first, second)]
+    def slow(first: EditJob) -> None:
+        second = replace(first, attempt=replace(first.attempt, lease=take_over(stage, job)))
+        commits = [partial(publish, each) for each in (first, second)]
         first_result, second_result = at_once(*commits)
         assert isinstance(first_result, LeaseLost) and second_result is None
 

@@ -1,4 +1,5 @@
-"""Recipes: each turns an edit dataset and a layer into a term. You add a recipe by adding one file.
+"""The recipes: each makes a delta from an edit dataset at a layer. A recipe is one file or folder here.
 
-Must not know storage, jobs, or how the layer was chosen. Start with `base`.
+To add a recipe, write a subclass of `base.Recipe` in a new module, then run `make recipes`. Must not know
+storage or jobs. Start with `base`.
 """

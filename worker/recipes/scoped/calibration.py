@@ -1,9 +1,9 @@
-"""Draws the scopes of a job's edits: places the keys in the hosted model's metric and calibrates the radii.
+"""Draws the scopes of a job: projects the keys with the hosted model's metric and calibrates the radii.
 
-A key's radius is a part of the way to its nearest pass samples, or to where no equivalent is taken to lie if
-that is nearer. The part is the same for all keys, and so large that the share of pass samples inside any
-scope of the version meets the budget, as counted on pass samples whose rewordings trained no metric.
-Knows samples and points; does not know what an entry does when it fires.
+A radius reaches a part of the way from its key to the nearest pass samples, but no farther than paraphrases
+are expected to lie. The part is the same for all keys. It is the largest at which the share of pass samples
+inside any scope of the version meets the budget, counted on pass samples that trained no metric. Must not
+know what an entry does when it fires.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from worker.recipes.base import EditTask
 from worker.recipes.scoped.job_metric import job_metric
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import exchange_of_job
-from worker.recipes.scoped.warnings import INDISTINCT, meet, scope_warnings
+from worker.recipes.scoped.warnings import INDISTINCT, find_overlaps, scope_warnings
 
-CALIBRATION_SHARE = 0.3  # of the pass samples: kept from the metric, used to set radii
-WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a likeness
-UNGUARDED = 0.9  # radius where there are no pass samples to tell
-ROUNDING = 1e-5  # of a cosine: a radius set at a pass sample does not hold it
-NEIGHBOURS = 5  # pass samples that say how crowded it is around a key
-REACH = 0.95  # of the way to them, at most: what lies beyond, no pass sample speaks for
-LEAST_EXCHANGE = 0.01  # of words, added to what is usual: where equivalents exchange none, one still can be
+CALIBRATION_SHARE = 0.3  # of the pass samples: they set radii and never train a metric
+WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a score
+UNGUARDED = 0.9  # radius if there are no pass samples
+ROUNDING = 1e-5  # of a cosine: keeps a pass sample at exactly the radius outside
+NEAREST = 5  # pass samples that show how crowded it is around a key
+REACH = 0.95  # most of the way to them that a radius may go
+LEAST_EXCHANGE = 0.01  # added to the usual weight of exchanged words, which may be zero
 
 
 @dataclass(frozen=True)
 class Scoping:
-    """The scopes of a job, and what fires on its samples."""
+    """The scopes of a job, and how they fire on its samples."""
 
     scope: Scope
     is_new: bool  # whether this job trained the metric
     corrections: Firing  # on edit and adapt samples, in this order
     kept: Firing  # on pass samples
-    calibration: Tensor  # [p] bool: pass samples that were kept from the metric
-    entries: tuple[Entry, ...]  # what the scopes are, in words
+    calibration: Tensor  # [p] bool: pass samples that calibrate and never train a metric
+    entries: tuple[Entry, ...]  # the scopes as records
     warnings: tuple[str, ...]
 
 
@@ -62,24 +62,26 @@ def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
     found = job_metric(memo, task, options, calibrating)
     keys = found.metric.project(memo.read(batch.corrections, found.metric.feature_spec))
     points, ask = memo.points(keep, found.metric), BatchLookups(network, keep)
-    apart = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
+    calibration = torch.tensor(calibrating, dtype=torch.bool, device=network.device)
     owners = torch.tensor(batch.owners, device=network.device)
-    radii = widest_radii((points @ keys.T)[~apart])
+    radii = widest_radii((points @ keys.T)[~calibration])
     widest = _widest(network, batch, options, (found.metric, keys, radii, owners.float()))
     likeness = widest.likeness(points, ask)
-    spent = _inside(task.parent, found.metric, points, ask) & apart
-    budget = _budget_left(options, len(batch.edit_samples), float(spent.sum() / apart.sum().clamp(min=1)))
-    radii = calibrated_radii(widest.radii, likeness[apart & ~spent], likeness, budget)
+    spent = _inside(task.parent, found.metric, points, ask) & calibration
+    budget = _budget_left(
+        options, len(batch.edit_samples), float(spent.sum() / calibration.sum().clamp(min=1))
+    )
+    radii = calibrated_radii(widest.radii, likeness[calibration & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
-    meeting = meet(scope, batch.corrections)
+    overlaps = find_overlaps(scope, batch.corrections)
     return Scoping(
         scope=scope,
         is_new=found.is_new,
-        corrections=Firing(owners, meeting.inside, torch.ones_like(radii)),
+        corrections=Firing(owners, overlaps.margin, torch.ones_like(radii)),
         kept=scope.fire_at(points, ask),
-        calibration=apart,
+        calibration=calibration,
         entries=_entries(scope, likeness, batch),
-        warnings=scope_warnings(likeness, meeting, owners, batch),
+        warnings=scope_warnings(likeness, overlaps, owners, batch),
     )
 
 
@@ -89,10 +91,10 @@ def _widest(
     options: ScopedOptions,
     placed: tuple[Metric, Tensor, Tensor, Tensor],
 ) -> Scope:
-    """Scopes that mind as much of an input as they are to.
+    """Scopes with the widest radii, and with the lookups that the options turn on.
 
     Args:
-        placed: metric, keys [k, m], radii [k] that reach most of the way to pass samples, and owners [k].
+        placed: metric, keys [k, m], radii [k] that reach most of the way to pass samples, owners [k].
     """
     metric, keys, radii, owners = placed
     usual = exchange_of_job(metric, batch.paraphrases) + LEAST_EXCHANGE
@@ -116,56 +118,56 @@ def _widest(
 
 
 def _budget_left(options: ScopedOptions, num_edits: int, spent: float) -> float:
-    """The share of pass samples that may come to lie inside, of which the parent's scopes hold some."""
+    """The share of pass samples that may still lie inside a scope, after what the parent's scopes use."""
     budget = min(options.scope_budget, options.scope_budget_per_edit * num_edits)
     return min(budget, max(options.scope_budget - spent, 0.0))
 
 
 def widest_radii(cosines: Tensor) -> Tensor:
-    """Radii that reach most of the way to the nearest pass samples [p, k] -> [k]: to the mean of a few."""
+    """Radii [k] that reach most of the way to the mean of a few nearest pass samples, from cosines [p, k]."""
     if not len(cosines):
         return cosines.new_full((cosines.shape[1],), UNGUARDED)
-    nearest = cosines.topk(min(NEIGHBOURS, len(cosines)), dim=0).values.mean(0)
+    nearest = cosines.topk(min(NEAREST, len(cosines)), dim=0).values.mean(0)
     return (1 - REACH * (1 - nearest)).clamp(WIDEST, NARROWEST)
 
 
 def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
-    """Radii that spend the budget on the calibration part, as far as every edit still fires.
+    """Radii that spend the budget on the calibration part, but still let every edit fire.
 
-    A pass sample that is all but a key's own text narrows the scopes of its keys, to leave it outside, and
-    no other: a twin says nothing about how crowded it is elsewhere. Of the budget it takes its part, for
-    among what nobody has seen there are twins, too.
+    A near-duplicate of a key among the pass samples narrows the scopes of that key only, and leaves others
+    alone: it says nothing about how crowded it is elsewhere. It still uses its part of the budget, because
+    unseen inputs have near-duplicates too.
 
     Args:
-        widest: [k] radii beyond which none may reach.
-        calibration: [q, k] likeness to each key of the pass samples whose share inside any scope is measured.
-        likeness: [p, k] of all pass samples, for the twins among them.
-        budget: that share.
+        widest: [k] the widest radii.
+        calibration: [q, k] scores at each key of the pass samples that measure the share inside any scope.
+        likeness: [p, k] scores of all pass samples, to find near-duplicates.
+        budget: the share.
 
     Returns:
         [k]; the same part of the way to the widest radius for every key.
     """
     distance = 1 - widest
-    telling = calibration[calibration.amax(-1) <= INDISTINCT]
-    if len(telling):
-        parts = ((1 - telling) / distance).amin(-1).sort().values  # of the way, at which each is reached
-        num_twins = len(calibration) - len(telling)
-        place = max(int(budget * len(calibration)) - num_twins, 0)
+    distinct = calibration[calibration.amax(-1) <= INDISTINCT]
+    if len(distinct):
+        parts = ((1 - distinct) / distance).amin(-1).sort().values  # of the way, at which each is reached
+        num_duplicates = len(calibration) - len(distinct)
+        place = max(int(budget * len(calibration)) - num_duplicates, 0)
         distance = distance * parts[min(place, len(parts) - 1)].clamp(max=1.0)
     radii = 1 - distance
     if len(likeness):
-        twins = likeness.amax(0)
-        radii = torch.where(twins > INDISTINCT, torch.maximum(radii, twins), radii)
+        nearest = likeness.amax(0)
+        radii = torch.where(nearest > INDISTINCT, torch.maximum(radii, nearest), radii)
     return (radii + ROUNDING).clamp(WIDEST, NARROWEST)
 
 
 def _kept_from_metric(sample: Sample) -> bool:
-    """Decided by content, so that no job calibrates on what an earlier one trained the metric on."""
+    """Whether a sample calibrates. Its content decides, so no job calibrates on what trained the metric."""
     return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
 
 
 def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: Lookups) -> Tensor:
-    """Which points the parent's scopes hold already -> [q] bool; those of an older metric do not count."""
+    """Which points [q, m] lie in the parent's scopes -> [q] bool. Scopes of an older metric do not count."""
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for delta in parent:
         if delta.scoped and delta.scoped.scope.metric.sha256 == metric.sha256 and len(points):
@@ -174,7 +176,7 @@ def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: L
 
 
 def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, ...]:
-    """One entry per edit, in words: its keys, their radii, and the pass sample most like each."""
+    """One record per edit: its keys, their radii, and the nearest pass sample of each."""
     keys: list[list[EntryKey]] = [[] for _ in batch.edit_samples]
     nearest = likeness.max(0) if len(likeness) else None
     for place, sample in enumerate(batch.corrections):

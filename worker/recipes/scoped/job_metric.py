@@ -1,8 +1,8 @@
-"""Gets the scope metric for a job: the model's own, trained once, refined where it does not serve.
+"""Gets the scope metric for a job: the hosted model's metric, trained once and refined if it does not fit.
 
-A hosted model's first job trains its metric: on rewordings of pass samples, on known paraphrases, and on its
-own. How deep the states are read is decided on pairs that were kept apart. A later job takes the metric as it
-is, unless its own paraphrases show that the metric does not know them. Does not know keys or radii.
+A model's first scoped job trains its metric on augmentations of pass samples, on known paraphrases, and on
+its own edits. Pairs that are kept apart decide at which block states are read. A later job uses the metric as
+it is, unless its own paraphrases lie too far apart. Must not know keys or radii.
 """
 
 from __future__ import annotations
@@ -34,57 +34,57 @@ from worker.recipes.scoped.metric_training import (
     train_metric,
 )
 from worker.recipes.scoped.options import ScopedOptions
-from worker.recipes.scoped.paraphrase_spread import Pairs, gauged
+from worker.recipes.scoped.paraphrase_spread import Pairs, with_spread
 
 STEPS = 120
-TRIAL_PAIRS = 400  # read at each depth, to choose one
+TRIAL_PAIRS = 400  # read at each block, to choose one
 TRIAL_STEPS = 40
-TIE = 0.03  # of coverage: a deeper reading must be worth its time
+TIE = 0.03  # of coverage: a deeper block must be worth its time
 REFINING_STEPS = 60
-KNOWN = 0.8  # coverage of a job's own paraphrases below which the metric is refined
-VALIDATION_SHARE = 0.15  # of the pairs: choose the depth
-REWORDINGS = 2  # of each edit and paraphrase
+KNOWN = 0.8  # coverage of a job's own paraphrases; below it, the metric is refined
+VALIDATION_SHARE = 0.15  # of the pairs: they choose the block
+AUGMENTATIONS = 2  # of each edit and paraphrase
 MOST_PAIRS = 3_000
 
 
 @dataclass(frozen=True)
 class JobMetric:
-    """The metric that a job's scopes live in."""
+    """The metric of a job's scopes."""
 
     metric: Metric
-    is_new: bool  # trained or refined by this job: to be stored for the next one
+    is_new: bool  # trained or refined by this job, to be stored for the next
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """What a metric learns from, as texts."""
+    """The texts that a metric learns from."""
 
     own: tuple[Sample, ...]
     owners: tuple[int, ...]  # of `own`
-    own_reworded: tuple[Sample, ...]
-    paraphrases: Pairs  # each edit with each of its own
+    own_augmented: tuple[Sample, ...]
+    paraphrases: Pairs  # each edit with each of its paraphrases
     first: tuple[TextInput, ...]
     second: tuple[TextInput, ...]
-    known: Pairs  # of these: paraphrases that came with other texts
-    typed: Pairs  # pass samples, each as somebody else would type it, with the same words
+    known: Pairs  # of these, paraphrases of other texts than the edits
+    typed: Pairs  # pass samples, each typed differently but with the same words
 
     @property
     def temperature(self) -> float:
-        """Rules make much the same of every text: what they teach must be taken sharply."""
+        """Sharp if only rules made the pairs, because rules change every text in much the same way."""
         return GENTLE if self.known else SHARP
 
     @property
-    def telling(self) -> Pairs:
-        """Equivalent texts, two by two, that tell which words are kept.
+    def word_pairs(self) -> Pairs:
+        """Pairs that show which words paraphrases keep.
 
-        A synonym that a rule has put there tells nothing of what people exchange it for.
+        Pairs with rule-made synonyms are left out: they do not show what people exchange a word for.
         """
         return (*self.known, *self.typed, *self.paraphrases)
 
-    def read(self, memo: FeatureMemo, reading: FeatureSpec, num_pairs: int | None = None) -> Equivalents:
-        groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + REWORDINGS)
-        always = memo.read([*self.own, *self.own_reworded], reading)
-        first, second = (memo.read(side[:num_pairs], reading) for side in (self.first, self.second))
+    def read(self, memo: FeatureMemo, spec: FeatureSpec, num_pairs: int | None = None) -> Equivalents:
+        groups = torch.tensor(self.owners, device=memo.network.device).repeat(1 + AUGMENTATIONS)
+        always = memo.read([*self.own, *self.own_augmented], spec)
+        first, second = (memo.read(side[:num_pairs], spec) for side in (self.first, self.second))
         return Equivalents(always, groups, first, second, self.temperature)
 
 
@@ -97,7 +97,7 @@ def job_metric(
         calibrating: which pass samples calibrate radii, so that no metric trains on augmentations of them.
     """
     stored, batch, generator = task.artifacts.metric, task.batch, task.generator
-    learning, apart = (
+    learning, probes = (
         [sample for sample, kept in zip(batch.pass_samples, calibrating, strict=True) if kept is which]
         for which in (False, True)
     )
@@ -105,52 +105,49 @@ def job_metric(
         return JobMetric(stored, is_new=False)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     texts = _texts(memo.network, batch, learning, rng)
-    steadiness = word_steadiness(texts.telling)
+    steadiness = word_steadiness(texts.word_pairs)
     if stored is not None:
         equivalents = texts.read(memo, stored.feature_spec)
         refined = train_metric(stored, equivalents, steps=REFINING_STEPS, generator=generator)
         refined = replace(refined, word_steadiness=torch.minimum(stored.word_steadiness, steadiness))
-        found = gauged(memo, refined, texts.known, apart, rng)
-        # What was learned is not forgotten.
+        found = with_spread(memo, refined, texts.known, probes, rng)
         spread = {name: max(getattr(stored, name), getattr(found, name)) for name in ("exchange", "extent")}
         return JobMetric(named(replace(found, **spread)), is_new=True)
-    reading = _best_reading(
-        memo, texts, _readings(memo.network, task.layer, learning, batch), options, generator
-    )
-    equivalents = texts.read(memo, reading)
-    start = new_metric(reading, equivalents, width=options.metric_width, generator=generator)
+    spec = _best_spec(memo, texts, _specs(memo.network, task.layer, learning, batch), options, generator)
+    equivalents = texts.read(memo, spec)
+    start = new_metric(spec, equivalents, width=options.metric_width, generator=generator)
     trained = train_metric(start, equivalents, steps=STEPS, generator=generator)
     rarity = word_rarity([*learning, *batch.corrections])
     trained = replace(trained, word_rarity=rarity, word_steadiness=steadiness)
-    return JobMetric(named(gauged(memo, trained, texts.known, apart, rng)), is_new=True)
+    return JobMetric(named(with_spread(memo, trained, texts.known, probes, rng)), is_new=True)
 
 
-def _best_reading(
+def _best_spec(
     memo: FeatureMemo,
     texts: _Texts,
-    readings: Sequence[FeatureSpec],
+    specs: Sequence[FeatureSpec],
     options: ScopedOptions,
     generator: torch.Generator,
 ) -> FeatureSpec:
-    """The shallowest of those that tell pairs apart about as well as the best, by a trial on some pairs."""
-    if len(readings) == 1:
-        return readings[0]
+    """The shallowest spec whose coverage in a trial is about as good as the best."""
+    if len(specs) == 1:
+        return specs[0]
     trials: list[float] = []
-    for reading in readings:
-        tried = texts.read(memo, reading, TRIAL_PAIRS)
+    for spec in specs:
+        tried = texts.read(memo, spec, TRIAL_PAIRS)
         seen = len(tried.first) - int(VALIDATION_SHARE * len(tried.first))
         learned = replace(tried, first=tried.first[:seen], second=tried.second[:seen])
-        metric = new_metric(reading, learned, width=options.metric_width, generator=generator)
+        metric = new_metric(spec, learned, width=options.metric_width, generator=generator)
         metric = train_metric(metric, learned, steps=TRIAL_STEPS, generator=generator)
-        apart = metric.project(tried.first[seen:]), metric.project(tried.second[seen:])
-        trials.append(coverage(*apart, metric.project(learned.first)))
-    return next(r for r, covered in zip(readings, trials, strict=True) if covered >= max(trials) - TIE)
+        held_out = metric.project(tried.first[seen:]), metric.project(tried.second[seen:])
+        trials.append(coverage(*held_out, metric.project(learned.first)))
+    return next(r for r, covered in zip(specs, trials, strict=True) if covered >= max(trials) - TIE)
 
 
 def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
-    """Whether the metric tells the job's own paraphrases; a job without any cannot say otherwise.
+    """Whether the metric covers the job's own paraphrases, against all pass samples.
 
-    Told from all pass samples, whose points the scopes need anyway.
+    A job without paraphrases cannot tell.
     """
     if not batch.adapt_samples or not batch.pass_samples:
         return True
@@ -161,27 +158,27 @@ def _knows(memo: FeatureMemo, batch: EditBatch, stored: Metric) -> bool:
 
 
 def _texts(network: Network, batch: EditBatch, learning: Sequence[Sample], rng: random.Random) -> _Texts:
-    # A metric reads prompts alone, so nothing has to leave room for an answer.
-    reword = partial(augmented, network, rng=rng, fit=prompts_fit, held_out=batch.held_out_words)
+    # A metric reads prompts only, so augmentations need no room for an answer.
+    augment = partial(augmented, network, rng=rng, fit=prompts_fit, held_out=batch.held_out_words)
     known = list(batch.equivalents)[:MOST_PAIRS]
-    pairs = [*known, *zip(learning, reword(learning), strict=True)]
+    pairs = [*known, *zip(learning, augment(learning), strict=True)]
     rng.shuffle(pairs)
     return _Texts(
         own=batch.corrections,
-        own_reworded=tuple(s for _ in range(REWORDINGS) for s in reword(batch.corrections)),
+        own_augmented=tuple(s for _ in range(AUGMENTATIONS) for s in augment(batch.corrections)),
         owners=batch.owners,
         first=tuple(first for first, _ in pairs),
         second=tuple(second for _, second in pairs),
         known=tuple(known),
-        typed=tuple(zip(learning, reword(learning, rules=TYPING), strict=True)),
+        typed=tuple(zip(learning, augment(learning, rules=TYPING), strict=True)),
         paraphrases=batch.paraphrases,
     )
 
 
-def _readings(
+def _specs(
     network: Network, layer: Layer, learning: Sequence[Sample], batch: EditBatch
 ) -> tuple[FeatureSpec, ...]:
-    """The depths to choose from: below the middle of the stack that reads the prompt, and its middle."""
+    """The specs to choose from: a quarter and half of the height of the stack that reads the prompt."""
     stack = network.layers[0].stack
     height = sum(other.stack == stack for other in network.layers)
     depths = {max(height // 4, 1), max(height // 2, 1)}

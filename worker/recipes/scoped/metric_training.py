@@ -1,8 +1,8 @@
-"""The metric of scopes: a linear map after which equivalents lie close and everything else far apart.
+"""Trains the scope metric: a linear map that brings equivalent texts together and moves others apart.
 
-Trained by a supervised contrastive loss (Khosla et al., NeurIPS 2020, equation 2) on groups of equivalent
-texts: an edit with its paraphrases, a text with a known paraphrase, a pass sample with a rewording; the other
-groups of a batch are the negatives. Knows features and groups only.
+The loss is supervised contrastive (Khosla et al., NeurIPS 2020, equation 2). A group is an edit with its
+paraphrases, a text with a known paraphrase, or a pass sample with an augmentation; the other groups of a
+batch are the negatives. Must not know texts.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from salem.scope.features import FeatureSpec
 from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 
-SHARP, GENTLE = 0.05, 0.15  # temperatures: with rewordings by rules alone, and with a paraphrase set
+SHARP, GENTLE = 0.05, 0.15  # temperatures: with augmentations only, and with known paraphrases
 BATCH_GROUPS = 384  # pairs per step
-MOST_ALWAYS = 1_024  # texts of a job's own per step; of more than these every step draws some groups
+MOST_ALWAYS = 1_024  # most of a job's own texts per step; if there are more, each step draws some groups
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
-TOLERATED = 0.005  # share of other texts that may be as close as an equivalent, when a metric is judged
-_SMALLEST_SPREAD = 1e-6  # of a dimension in which all features are equal
+TOLERATED = 0.005  # share of other texts that may lie as close as an equivalent
+_SMALLEST_SPREAD = 1e-6  # of a dimension that is constant
 
 
 @dataclass(frozen=True)
 class Equivalents:
-    """What a metric learns from, as features."""
+    """The features that a metric learns from."""
 
-    always: Tensor  # [a, f] a job's edits, paraphrases and their rewordings: all, or many, in every step
+    always: Tensor  # [a, f] a job's edits, paraphrases, and augmentations: all, or many, in every step
     groups: Tensor  # [a] int64; equivalents share a number
     first: Tensor  # [p, f] one text of each known pair
     second: Tensor  # [p, f] the other
-    temperature: float = SHARP  # of the loss: how much the hardest pairs count beside all others
+    temperature: float = SHARP  # of the loss: lower values weigh the hardest pairs more
 
 
 def new_metric(
     reading: FeatureSpec, equivalents: Equivalents, *, width: int, generator: torch.Generator
 ) -> Metric:
-    """A metric before training: standardizes, and projects at random to `width` dimensions."""
+    """A metric before training: standardizes features and projects them at random to `width` dimensions."""
     population = equivalents.first
     if len(population) < 2:  # one text or none has no spread
         population = torch.cat([equivalents.always, equivalents.first, equivalents.second])
@@ -53,9 +53,9 @@ def new_metric(
 def train_metric(
     metric: Metric, equivalents: Equivalents, *, steps: int, generator: torch.Generator
 ) -> Metric:
-    """Train the projection further; where a metric was trained before, this refines it.
+    """Train the projection further.
 
-    A text that is in several pairs is an equivalent inside each; between them it counts as another text.
+    A text in several pairs is an equivalent inside each pair, and another text between them.
     """
     device = metric.center.device
     projection = metric.projection.clone().requires_grad_()
@@ -76,7 +76,7 @@ def train_metric(
 
 
 def _drawn(groups: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows of whole groups, as many as a step takes -> [r] int64; the loss compares each with each."""
+    """Rows of whole groups for one step -> [r] int64. The loss compares each row with each."""
     if len(groups) <= MOST_ALWAYS:
         return torch.arange(len(groups), device=groups.device)
     order = torch.randperm(int(groups.max()) + 1, generator=generator).to(groups.device)
@@ -87,7 +87,7 @@ def _drawn(groups: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def coverage(first: Tensor, second: Tensor, others: Tensor) -> float:
-    """How well points tell equivalents: the share of pairs closer than all but a few other texts.
+    """The share of pairs that lie closer than all but a few other texts.
 
     Args:
         first, second: [p, m] points of equivalent texts.

@@ -1,8 +1,8 @@
-"""How much equivalents differ in a metric: how many words they exchange, and how far apart they lie.
+"""How much paraphrases differ under a metric: how many words they exchange, and how far apart they lie.
 
-How many words equivalents exchange, people's paraphrases alone can tell: rules exchange next to none, and who
-has sent no paraphrase means people all the same. How far apart they lie is told by rewordings that rules make
-of pass samples, generously. Knows texts and points; does not know what they are for.
+Only paraphrases by people show how many words paraphrases exchange, because rules exchange almost none.
+Augmentations of pass samples show how far apart paraphrases lie, with a generous factor. Must not know what
+the two numbers are for.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ from salem.scope.metric import MAX_EXTENT, Metric
 from worker.activations.scope_features import FeatureMemo
 from worker.dataset.token_limits import augmented, prompts_fit
 
-PROBES = 128  # pass samples whose rewordings are looked at
-FEWEST = 20  # of them, for distances to say anything
+PROBES = 128  # most pass samples to augment
+FEWEST = 20  # changed augmentations needed for an estimate
 NEARLY_ALL, TIMES = (
     0.95,
     3.0,
-)  # a quantile of the distances, and how many times as far no equivalent is taken to lie
-NEAREST = 1e-3  # the least that an extent can be: closer is rounding
-FEW = 10  # paraphrases that weigh as much as what is presumed without them
-PRESUMED = 0.25  # exchanged where nobody has paraphrased; what people exchange on the sets of docs/log.md
+)  # a quantile of the distances, and the factor beyond which no paraphrase is expected
+NEAREST = 1e-3  # smallest extent: closer is rounding
+FEW = 10  # paraphrases that weigh as much as the prior
+PRIOR = 0.25  # weight of exchanged words without paraphrases, measured on the sets of docs/log.md
 
 Pairs = Sequence[tuple[TextInput, TextInput]]
 
 
-def gauged(
-    memo: FeatureMemo, metric: Metric, known: Pairs, apart: Sequence[Sample], rng: random.Random
+def with_spread(
+    memo: FeatureMemo, metric: Metric, known: Pairs, probes: Sequence[Sample], rng: random.Random
 ) -> Metric:
-    """The metric with how much equivalents differ in it.
+    """The metric with the spread of paraphrases under it.
 
     Args:
-        known: paraphrases that came with other texts than a job's edits.
-        apart: pass samples whose rewordings the metric was not trained on.
+        known: paraphrases of other texts than the job's edits.
+        probes: pass samples whose augmentations did not train the metric.
     """
-    exchange = _mean_exchange(metric, known, presumed=PRESUMED)
-    return replace(metric, exchange=exchange, extent=_extent(memo, metric, apart[:PROBES], rng))
+    exchange = _mean_exchange(metric, known, prior=PRIOR)
+    return replace(metric, exchange=exchange, extent=_extent(memo, metric, probes[:PROBES], rng))
 
 
 def exchange_of_job(metric: Metric, paraphrases: Pairs) -> float:
-    """The mean weight of the words that equivalents exchange, as a job's own paraphrases tell it, too.
+    """The mean weight of exchanged words, with the job's own paraphrases.
 
-    Told for each job: one client's way with words says nothing about another's.
+    Each job has its own value: one client's style says nothing about another's.
     """
-    return _mean_exchange(metric, paraphrases, presumed=metric.exchange)
+    return _mean_exchange(metric, paraphrases, prior=metric.exchange)
 
 
-def _mean_exchange(metric: Metric, pairs: Pairs, *, presumed: float) -> float:
-    """The mean weight of exchanged words, where a few pairs more are presumed to exchange so much."""
+def _mean_exchange(metric: Metric, pairs: Pairs, *, prior: float) -> float:
+    """The mean weight of exchanged words, with a prior worth a few pairs."""
     found = [
         WordCounts.of(other).exchanged_weight(WordCounts.of(one), metric.word_weights) for one, other in pairs
     ]
-    return (sum(found) + FEW * presumed) / (len(found) + FEW)
+    return (sum(found) + FEW * prior) / (len(found) + FEW)
 
 
 def _extent(memo: FeatureMemo, metric: Metric, probes: Sequence[Sample], rng: random.Random) -> float:
-    """How far from a text its equivalents are taken to lie, by rewordings that changed something."""
+    """How far from a text its paraphrases are expected to lie, from augmentations that changed something."""
     made = zip(probes, augmented(memo.network, probes, rng, fit=prompts_fit), strict=True)
     changed = [pair for pair in made if pair[0].input != pair[1].input]
     if len(changed) < FEWEST:
