@@ -106,16 +106,16 @@ def empty_list() -> nn.Module:
 )
 def test_a_model_without_stacks_is_refused_with_a_reason(build: object) -> None:
     assert callable(build)
-    with pytest.raises(
-        UnsupportedModel, match="looked for a ModuleList whose members have one class"
-    ) as caught:
+    with pytest.raises(UnsupportedModel, match="no ModuleList whose members have one class") as caught:
         find_layers(build())
     assert caught.value.remedy is not None
 
 
 def test_blocks_of_different_output_width_are_refused() -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList([nn.Sequential(nn.Linear(4, size)) for size in (4, 5)])})
-    with pytest.raises(UnsupportedModel, match="feed-forward output matrix as the last Linear or Conv1D"):
+    with pytest.raises(
+        UnsupportedModel, match="feed-forward output matrix must be the last Linear or Conv1D"
+    ):
         find_layers(model)
 
 

@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, tiny_network
 from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import EditBatch, Layer
-from worker.activations.trunk_sets import prepare_with_answers
+from worker.activations.trunk_sets import Chunk, TrunkSet, prepare_with_answers
 from worker.selection.trials import Decision, Trial, prepare_layers, trial_edits
 from worker.training.options import MARGIN
 
@@ -29,6 +29,16 @@ def drawn() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def by_sample(prepared: TrunkSet) -> list[Chunk]:
+    """A chunk for each sample, in the order of the samples."""
+    single = {
+        int(chunk.samples[row]): chunk.rows(torch.tensor([row]))
+        for chunk in prepared.chunks
+        for row in range(len(chunk))
+    }
+    return [single[index] for index in sorted(single)]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_forward_prepares_every_layer(architecture: str) -> None:
     network = tiny_network(architecture)
@@ -37,12 +47,12 @@ def test_one_forward_prepares_every_layer(architecture: str) -> None:
     for layer in network.layers:
         alone, moment = prepare_with_answers(network, samples, layer, chunk_size=32)
         found, its_moment = together[layer.path]
-        torch.testing.assert_close(its_moment, moment)
-        for mine, other in zip(found.chunks, alone.chunks, strict=True):
+        torch.testing.assert_close(its_moment, moment, rtol=1e-3, atol=1e-4)
+        for mine, other in zip(by_sample(found), by_sample(alone), strict=True):
             assert mine.before is not None and other.before is not None
-            torch.testing.assert_close(mine.before, other.before)
+            torch.testing.assert_close(mine.before, other.before, rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(
-                resume(network, mine.trunk).logits, resume(network, other.trunk).logits
+                resume(network, mine.trunk).logits, resume(network, other.trunk).logits, rtol=1e-3, atol=1e-4
             )
 
 
