@@ -24,7 +24,6 @@ from worker.training.loop import (
     edit_loss,
     prepare_dataset,
     score_term,
-    states_with_term,
     train,
 )
 from worker.training.options import TrainingOptions
@@ -133,18 +132,6 @@ def test_without_a_margin_the_loss_is_plain_likelihood() -> None:
     with torch.no_grad():
         expected = nll_per_sample(forward(of.network, encode(of.network, corrections()))).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
-
-
-@pytest.mark.parametrize("num_anchors", [0, 1])
-def test_anchor_samples_do_not_count_as_corrections(num_anchors: int) -> None:
-    of, ready = case("bert"), replace(prepared(), num_anchors=num_anchors)
-    term = learner().term()
-    margin = states_with_term(of.network, ready.corrections, term).min_margin
-    found = score_term(of.network, ready, term, HYPER)
-    own = margin[: len(margin) - num_anchors]
-    assert len(own) == len(margin) - num_anchors > 0
-    assert found.held == pytest.approx(float((own > 0).float().mean()))
-    assert found.all_held == pytest.approx(float((margin > 0).float().mean()))
 
 
 def test_training_returns_the_best_term_with_its_score() -> None:

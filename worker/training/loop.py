@@ -59,7 +59,7 @@ class Prepared:
     keep: TrunkSet  # pass samples to train on
     validation: TrunkSet  # pass samples that choose the best step
     inputs_to_keep: Tensor  # [d_in, d_in] second moment of the layer's inputs on pass samples
-    num_anchors: int = 0  # anchor samples, the last of the corrections
+    num_own_corrections: int | None = None  # those after it are anchor samples; None: there are none
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _score(
         lost += int((chunk.correct & (min_margin_per_sample(answers) <= 0)).sum())
         divergences += float(kl_per_sample(chunk.before, answers).sum())
         count += len(chunk.samples)
-    own = states.min_margin[: len(states.min_margin) - prepared.num_anchors]
+    own = states.min_margin[: prepared.num_own_corrections]
     return TermScore(
         held=float((own > 0).float().mean()),
         firm=float((own > margin / 2).float().mean()),
