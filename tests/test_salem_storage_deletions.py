@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from registry_records import (
     BLOB,
+    NOW,
     claim,
     new_job,
     new_version,
@@ -181,3 +184,14 @@ def test_a_model_with_an_unfinished_job_stays(registry: Registry) -> None:
     assert registry.deletions.needed({"f" * 64}) == {"f" * 64}, "a running job may have stored it"
     registry.finish_edit(job.id, lease, new_version(), {})
     assert registry.deletions.needed({"f" * 64}) == set()
+
+
+def test_a_new_model_of_an_old_name_has_its_own_versions(registry: Registry) -> None:
+    ready_model(registry)
+    first = publish(registry, new_version(blob="1" * 64))
+    assert versions_of(registry, "intents") == [first]
+    registry.deletions.delete_model("intents", cascade=True)
+    ready_model(registry)
+    later = new_version(blob="2" * 64).model_copy(update={"created_at": NOW + timedelta(seconds=1)})
+    second = publish(registry, later)
+    assert (second.reference, versions_of(registry, "intents")) == (first.reference, [second])

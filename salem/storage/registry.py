@@ -7,7 +7,9 @@ modules in `rows/` do.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -46,12 +48,16 @@ from salem.storage.rows.jobs import IdempotencyKey
 from salem.storage.rows.leases import Progress
 from salem.storage.rows.pages import PAGE
 
+_MAX_RECENT_CHAINS = 64
+
 
 class Registry:
     """All records. Each method, also of its parts, is one transaction. Threads may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._recent_chains: dict[tuple[Name, int, datetime], tuple[Delta, ...]] = {}
+        self._lock = threading.Lock()  # guards the recent chains
         self.entries = Entries(database)
         self.editors = Editors(database)
         self.deletions = Deletions(database)
@@ -137,11 +143,24 @@ class Registry:
             number = reference.number or 0
             if reference.alias is not None:
                 number = alias_rows.get(connection, reference.model, reference.alias).version
-            deltas: tuple[Delta, ...] = ()
             if number:
                 header = version_rows.get(connection, reference.model, number)
-                deltas = chains.read(connection, reference.model, number)
-            return Version(**dict(header), deltas=deltas)
+            return Version(**dict(header), deltas=self._deltas_of(connection, header))
+
+    def _deltas_of(self, connection: Connection, header: VersionHeader) -> tuple[Delta, ...]:
+        """The chain of a version. A version never changes, so recent chains are kept in memory."""
+        if header.number == 0:
+            return ()
+        key = (header.model, header.number, header.created_at)  # a deleted model's name may be used again
+        with self._lock:
+            found = self._recent_chains.get(key)
+        if found is None:
+            found = chains.read(connection, header.model, header.number)
+            with self._lock:
+                while len(self._recent_chains) >= _MAX_RECENT_CHAINS:
+                    self._recent_chains.pop(next(iter(self._recent_chains)))
+                self._recent_chains[key] = found
+        return found
 
     def list_versions(
         self, name: Name, *, limit: int = PAGE, after: int | None = None
