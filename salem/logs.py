@@ -1,7 +1,7 @@
-"""How every process writes its log: lines for people, or one JSON object per line, on standard error.
+"""Logging of every process, on standard error: lines for people, or one JSON object per line.
 
-Knows structlog and the standard library's logging. Does not know who logs what: clients' texts are kept out
-by those who log, and by printing plain traces only.
+Knows structlog and the standard library's logging. Must not know who logs what. Callers keep the texts of
+clients out of the log, and tracebacks show no values of variables.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import structlog
 
 from salem.settings import Settings
 
-CHATTY = ("httpx", "alembic", "uvicorn.access")  # libraries that tell every request or step
+CHATTY = ("httpx", "alembic", "uvicorn.access")  # libraries that log each request or step
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send structlog and the libraries' logs to standard error, as lines for people or as JSON."""
+    """Send the logs of structlog and of all libraries to standard error, as lines for people or as JSON."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -45,7 +45,7 @@ def configure_logging(settings: Settings) -> None:
 def _rendering(*, log_json: bool) -> list[structlog.typing.Processor]:
     if log_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # a plain trace: the rich one prints the values of variables, which are clients' texts
+    # plain tracebacks: rich ones print the values of variables, which may be texts of clients
     return [
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback

@@ -1,8 +1,8 @@
-"""A lifeline: a child process that ends when its parent does, however the parent ended (Linux).
+"""Ends a child process when its parent ends, however the parent ended (Linux).
 
-`command` wraps any command line: this file is run in the child, asks the kernel for a signal at the parent's
-death, and becomes the command. Nothing stays in between, and no Python runs between fork and exec.
-Knows the kernel's call. Does not know what runs. Imports the standard library alone, for a quick start.
+`command` wraps a command line: the child runs this file, asks the kernel for a signal at its parent's death,
+and then becomes the command. No Python of the parent runs between fork and exec.
+Must not know what runs. Imports only the standard library, so that a child starts quickly.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int, at_death: signal.Signals) -> None:
-    """Have the kernel send this process `at_death` when its parent ends; at once if it has ended already.
+    """Ask the kernel to send this process `at_death` when its parent ends, or now if it has already ended.
 
-    The parent, for the kernel, is the *thread* that forked: a thread that ends takes its children along.
-    Where the kernel has no such call nothing happens.
+    Read `parent_pid` before the fork: afterwards, the parent may already be another process. For the kernel,
+    the parent is the *thread* that forked: if that thread ends, its children end too. On systems other than
+    Linux, this does nothing.
     """
     if sys.platform != "linux":
         return
@@ -30,8 +31,8 @@ def die_with_parent(parent_pid: int, at_death: signal.Signals) -> None:
 
 
 def command(argv: Sequence[str], at_death: signal.Signals = signal.SIGTERM) -> list[str]:
-    """The command line that runs `argv` as a child which ends with this process."""
-    isolated = ["-I", "-S"]  # no site, no environment: it starts in hundredths of a second
+    """The command line that runs `argv` as a child that ends with this process."""
+    isolated = ["-I", "-S"]  # without site packages and environment, Python starts faster
     return [sys.executable, *isolated, __file__, str(os.getpid()), str(int(at_death)), *argv]
 
 

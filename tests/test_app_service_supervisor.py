@@ -195,7 +195,7 @@ def test_a_taken_port_is_refused_with_the_reason(serve: Callable[..., Serve]) ->
     with socket.create_server(("127.0.0.1", 0)) as listener:
         service = serve("--port", str(listener.getsockname()[1]))
         assert service.wait(30) == 1
-    assert "is taken" in service.output and "Traceback" not in service.output
+    assert "is in use" in service.output and "Traceback" not in service.output
 
 
 def test_children_read_the_same_settings(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A child process that runs for as long as its parent does, and is started again when it ends.
+"""A child process that runs as long as its parent, and is restarted when it ends.
 
-Knows processes and signals. Does not know what runs in the child.
+Knows processes and signals. Must not know what runs in the child.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from salem import parent_death
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
-STEADY_AFTER_S = 60.0  # a child that lived so long starts anew with the first delay
+STEADY_AFTER_S = 60.0  # after running this long, a child restarts with the first delay again
 POLL_S = 0.05
 
 
 @dataclass
 class Child:
-    """A command that is to run for as long as its parent does."""
+    """A command that should run as long as its parent."""
 
     name: str
     command: Sequence[str]
@@ -33,9 +33,9 @@ class Child:
     restart_at: float | None = None
 
     def start(self) -> None:
-        """Start it in a session of its own: Ctrl-C in a terminal reaches the parent alone, which ends all.
+        """Start the child in its own session, so that Ctrl-C reaches only the parent, which stops all.
 
-        Only from the main thread: the kernel ties a child's life to the thread that forked it.
+        Call this from the main thread only: the child ends with the thread that forked it.
         """
         self.process = subprocess.Popen(
             parent_death.command(self.command, signal.SIGKILL),
@@ -49,7 +49,7 @@ class Child:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs, and before it was started."""
+        """None while it runs, and before it starts."""
         return None if self.process is None else self.process.poll()
 
     @property
@@ -57,14 +57,14 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal if it still runs."""
+        """Send a signal if the child still runs."""
         if self.process is not None and self.runs:
             self.process.send_signal(number)
 
     def plan_restart(self) -> float:
-        """Set when it is to start again, and return the seconds until then.
+        """Plan the next start, and return the seconds until then.
 
-        They double each time, until the child has stayed up for a while.
+        The delay doubles each time, until the child has run for a while.
         """
         now = time.monotonic()
         delay_s = FIRST_DELAY_S if now - self.started_at > STEADY_AFTER_S else self.delay_s
@@ -74,7 +74,7 @@ class Child:
 
 
 def wait_for_end(children: Sequence[Child], timeout_s: float) -> bool:
-    """Whether all have ended within the time."""
+    """Whether all children end within the time."""
     deadline = time.monotonic() + timeout_s
     while any(child.runs for child in children):
         if time.monotonic() >= deadline:
