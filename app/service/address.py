@@ -11,7 +11,7 @@ from salem.settings import Settings
 
 
 def refuse_open_address(settings: Settings) -> None:
-    """Refuse an address that other machines can reach without a key: anyone there could change answers.
+    """Refuse an address that other machines can reach without a key: they could change answers.
 
     Raises:
         Misconfigured: `host` is not a loopback address and `api_key` is not set, or `api_key` is empty.
