@@ -21,7 +21,7 @@ def refuse_open_address(settings: Settings) -> None:
     if settings.api_key is None and not is_loopback(settings.host):
         raise Misconfigured(
             f"other machines can reach {settings.host}, and no API key is set",
-            remedy="Set SALEM_API_KEY, for example to the output of `openssl rand -hex 32`, or bind 127.0.0.1",
+            remedy="Set SALEM_API_KEY, for example to `openssl rand -hex 32`, or bind 127.0.0.1",
         )
 
 
