@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from rapidfuzz.distance import OSA
 from torch import Tensor
 
 from salem.records import TextInput
@@ -187,12 +188,9 @@ def _beginning(word: str) -> str:
 
 
 def _misspelled(one: str, other: str) -> bool:
-    """Whether two words with one beginning differ by one missing letter or one swap of neighbors."""
-    short, long = (one, other) if len(one) < len(other) else (other, one)
-    place = next((at for at, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
-    if len(long) > len(short):
-        return short[place:] == long[place + 1 :]
-    return short[:place] + short[place : place + 2][::-1] + short[place + 2 :] == long
+    """Whether two different words differ by one missing letter or one swap of neighbors, nothing else."""
+    same_letters = len(one) != len(other) or sorted(one) == sorted(other)  # else a letter was replaced
+    return same_letters and OSA.distance(one, other, score_cutoff=1) == 1
 
 
 def _surplus_negations(new: Counter[str], gone: Counter[str]) -> int:
