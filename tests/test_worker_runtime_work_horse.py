@@ -283,14 +283,14 @@ def test_a_timeout_inside_a_call_does_not_retry_it(monkeypatch: pytest.MonkeyPat
         raise in_the_middle_of_a_call(JobTimeoutException())
 
     with pytest.raises(Unavailable):
-        patience.patiently(cut_off)
+        patience.with_retries(cut_off)
     assert len(calls) == 1
 
 
 def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(patience, "RETRY_LIMIT_S", 0.0)
     job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S)
     with monkeypatch.context() as outage:
         outage.setattr(BlobStore, "put", unavailable)

@@ -1,6 +1,6 @@
-"""One attempt of one job: what its work stands on, and the reading of models, deltas and reference sets.
+"""One attempt of one job: reads models, deltas, metrics, editors, and reference sets, and stores results.
 
-Knows where things are kept. Does not know what any kind of job does, nor when an attempt begins or ends.
+Must not know what any kind of job does, or when an attempt begins or ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from salem.storage.blobs import BlobStore
 from salem.storage.registry import Registry
 from worker.activations.cache import SampleCache
 from worker.attempts.machine_memory import reachable_bytes
-from worker.attempts.retries import patiently
+from worker.attempts.retries import with_retries
 from worker.hypernetworks.files import TrainedEditor, unpack_editor
 from worker.recipes.base import Artifacts
 from worker.recipes.memory import Estimate, check_estimate
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Attempt:
-    """A claimed job. Whatever it wants to keep is written together with the job's end, under its lease."""
+    """A claimed job. Its results are written together with the end of the job, under its lease."""
 
     settings: Settings
     registry: Registry
@@ -48,11 +48,11 @@ class Attempt:
 
     @contextmanager
     def loaded(self, model: HostedModel) -> Iterator[Network]:
-        """The hosted model, in memory or streamed as the settings say; what is made of it is kept afterwards.
+        """The hosted model, loaded or streamed as the settings say. Store nothing before this block ends.
 
         Raises:
-            ModelNotReady: its files are gone or not the registered ones any more, or, at the end, were
-                written to.
+            ModelNotReady: its files are missing or differ from the registered ones, or somebody wrote to them
+                meanwhile.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
@@ -60,23 +60,23 @@ class Attempt:
             settings = self.settings
             check_registered(folder, model, FileDigests(settings.file_digests))
             network = load(folder, model.task, device=settings.device, streamed=settings.stream_weights)
-            # Another release may find other layers; deltas are read by those that were registered.
+            # Another release may find other layers, but stored deltas name the registered ones.
             yield replace(network, layers=model.layers)
 
     def request(self) -> dict[str, Any]:
-        """What the job is to do: a `JobRequest` as JSON."""
+        """The job's request: a `JobRequest` as JSON."""
         return self.registry.get_request(self.job.id)
 
     def afford(self, needed: Estimate, network: Network) -> None:
-        """Refuse before it starts what would take more memory than the job may.
+        """Refuse work that would take more memory than the job may use.
 
         Raises:
-            OverBudget: the message says how much it would take, and of what.
+            OverBudget: the message names the need and its largest part.
         """
         check_estimate(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
 
     def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
-        """What jobs keep of samples run through the loaded base; None where the settings keep nothing."""
+        """The activations that jobs keep of the base; None if the settings turn this off."""
         settings = self.settings
         if not settings.trunk_cache_bytes:
             return None
@@ -86,8 +86,8 @@ class Attempt:
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
 
     def keep(self, data: bytes) -> Sha256:
-        """Put what was made among the blobs, where nobody sees it before the job has ended."""
-        return patiently(self.blobs.put, data)
+        """Store data as a blob. Nobody sees it until the job ends."""
+        return with_retries(self.blobs.put, data)
 
     def end(
         self, finish: Callable[Concatenate[str, str, P], object], *args: P.args, **more: P.kwargs
@@ -97,7 +97,7 @@ class Attempt:
         Raises:
             LeaseLost: another attempt has the job, or it was cancelled; nothing was recorded.
         """
-        patiently(finish, self.job.id, self.lease, *args, **more)
+        with_retries(finish, self.job.id, self.lease, *args, **more)
 
     def _folder(self, model: HostedModel) -> Path:
         return registered_folder(model, self.settings.effective_models_root)
@@ -106,16 +106,16 @@ class Attempt:
         return self.registry.resolve(ModelReference(model=model.name, number=number))
 
     def stored(self, delta: Delta, model: HostedModel) -> LayerDelta:
-        """A delta as its file holds it, with its metric where it is scoped."""
+        """A delta as stored, with its metric if it is scoped."""
         data = self.blobs.get(delta.blob)
         return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
 
     def unpacked(self, delta: Delta, model: HostedModel, network: Network) -> LayerDelta:
-        """A delta as it is applied: on the network's device, in its type."""
+        """A delta on the network's device and in its type."""
         return self.stored(delta, model).to(network.device, network.model.dtype)
 
     def metric(self, name: Sha256 | None, network: Network) -> Metric | None:
-        """The scope metric with this name on the network's device; None where there is none yet."""
+        """The scope metric of this blob on the network's device; None if there is no metric yet."""
         return None if name is None else self._metric(name).to(network.device)
 
     def artifacts(
@@ -142,5 +142,5 @@ class Attempt:
         return self._metrics[name]
 
     def reference(self, model: HostedModel) -> list[ReferenceSample]:
-        """The reference samples that the base answers rightly."""
+        """The reference samples that the base answers correctly."""
         return self.registry.reference_samples(model.name, correct=True)

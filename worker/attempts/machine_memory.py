@@ -1,6 +1,6 @@
-"""What memory there is: what this process holds, and what the host, its group or a GPU still gives it.
+"""The memory that this process holds, and what the host, its cgroup, or a GPU still has for it.
 
-Reads what Linux and CUDA tell. Does not know what a job takes.
+Reads Linux and CUDA. Must not know what a job needs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 def reachable_bytes(device: torch.device) -> int | None:
-    """Memory of a device that this process holds or can still get; None where unknown."""
+    """Bytes of a device that this process holds or can still get; None if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + int(torch.cuda.memory_reserved(device))
@@ -21,7 +21,7 @@ def reachable_bytes(device: torch.device) -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still get: the host's, or what its cgroup leaves; None where unknown."""
+    """Bytes that this process can still get from the host and its cgroup; None if unknown."""
     found = (_host_bytes(), _cgroup_bytes(Path("/sys/fs/cgroup")))
     return min((bytes_left for bytes_left in found if bytes_left is not None), default=None)
 
@@ -36,7 +36,7 @@ def _host_bytes() -> int | None:
 
 
 def _cgroup_bytes(folder: Path) -> int | None:
-    """What a version 2 group's limit leaves, file caches not counted as taken; None without a limit."""
+    """Bytes below the limit of a version 2 cgroup, without its file caches; None without a limit."""
     try:
         names = ("memory.max", "memory.current", "memory.stat")
         limit, current, stat = ((folder / name).read_text().strip() for name in names)
@@ -50,5 +50,5 @@ def _cgroup_bytes(folder: Path) -> int | None:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now (Linux)."""
+    """Bytes that this process holds now (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

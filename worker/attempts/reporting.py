@@ -1,8 +1,7 @@
-"""Keeps a running job's row alive and up to date: lease, phase, progress, time left.
+"""Keeps the row of a running job up to date: lease, phase, progress, time left.
 
-A thread renews the lease while the work is deep in a long call; what it learns (the lease is gone) is
-raised in the work's own thread at the next report. A report that does not reach the database is missed, and
-the work goes on. Knows the registry's job rows only.
+A thread renews the lease during long calls. If the lease is lost, the next report raises that in the thread
+of the work. If a report does not reach the database, the work goes on. Must not know what the job does.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from worker.attempts.retries import timed_out
 
 
 class JobReporter:
-    """The reports of one attempt. Use as a context manager; implements `worker.pipeline.steps.Observer`."""
+    """The reports of one attempt, as a context manager; implements `worker.training.observer.Observer`."""
 
     def __init__(self, registry: Registry, job_id: str, lease: str, lease_s: float) -> None:
         self._registry, self._job_id, self._lease, self._lease_s = registry, job_id, lease, lease_s
@@ -85,5 +84,5 @@ class JobReporter:
                 self._missed(error)
 
     def _missed(self, error: SalemError) -> None:
-        """The work goes on: if the lease was lost meanwhile, a later report says so."""
+        """Log a missed report. If the lease was lost meanwhile, a later report raises that."""
         structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.reason)

@@ -1,6 +1,6 @@
-"""Waits out a store that is away for a moment, at the end of a job that may have computed for an hour.
+"""Retries while a store is briefly unavailable, so that an hour of work is not lost at its end.
 
-Knows errors and time. Does not know what is stored, or where.
+Must not know what is stored or where.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_
 
 from salem.errors import Unavailable
 
-PATIENCE_S = 60.0
+RETRY_LIMIT_S = 60.0
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 1.0  # the lease may have run out meanwhile: be there before the reconciler looks
+LONGEST_PAUSE_S = 1.0  # short, so that the job returns before the reconciler finds an expired lease
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def patiently(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """The outcome of a call that may be made again, which it is while a store does not answer.
+def with_retries(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Call a function that is safe to repeat, and repeat it while a store is unavailable.
 
     Raises:
-        Unavailable: it did not within `PATIENCE_S`, or the job's time ended in the middle of the call.
+        Unavailable: the store did not answer within `RETRY_LIMIT_S`, or the job's time ended during the call.
     """
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not timed_out(error)),
         wait=wait_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
-        stop=stop_after_delay(PATIENCE_S),
+        stop=stop_after_delay(RETRY_LIMIT_S),
         before_sleep=before_sleep_log(logging.getLogger("salem.worker"), logging.WARNING),
         reraise=True,
     )
@@ -39,7 +39,7 @@ def patiently(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether the job's time ended: if in the middle of a call to a store, another error may stand for it."""
+    """Whether the job's time ended. During a call to a store, another error may hide the timeout."""
     while not isinstance(error, BaseTimeoutException):
         before = error.__cause__ or error.__context__
         if before is None:

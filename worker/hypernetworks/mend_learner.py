@@ -61,11 +61,11 @@ class MendLearner:
         return self.editor.parameters()
 
     def rows(self) -> LowRank:
-        """The update with a rank for each of its factors, in their order."""
+        """The update with one rank per factor, in order."""
         return self.projection.project(self.editor(self.factors))
 
     def term(self) -> LowRank | Dense:
-        """Factors of a rank that costs more than the whole matrix are multiplied out."""
+        """The update as factors, or as a matrix if that is smaller."""
         factors = self.rows()
         costly = (
             factors.rank * (factors.a.shape[1] + factors.b.shape[0]) > factors.a.shape[1] * factors.b.shape[0]
@@ -74,7 +74,7 @@ class MendLearner:
 
 
 def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -> Factors:
-    """Gradients of the corrections, added up in batches of `batch_size`, each batch in its low-rank form.
+    """The gradients of the corrections: the low-rank form of each batch of `batch_size` samples.
 
     Raises:
         EditFailed: no token carries a gradient at this layer.
@@ -89,7 +89,7 @@ def gradient_factors(network: Network, corrections: TrunkSet, batch_size: int) -
 
 
 def joined(parts: Sequence[Factors]) -> Factors:
-    """The factors of all parts, in their order.
+    """The factors of all parts, in order.
 
     Raises:
         EditFailed: there are none.
@@ -106,10 +106,10 @@ def mend_learner(
     generator: torch.Generator,
     factors: Factors | None = None,
 ) -> MendLearner:
-    """An editor at its start, with its step size set by a search along plain gradient descent.
+    """A new editor, with the step size that suits plain gradient descent best.
 
     Args:
-        factors: the gradients of the corrections; left out, added up in batches and in their low-rank form.
+        factors: the gradients of the corrections; by default, the low-rank form of each batch.
     """
     factors = factors or gradient_factors(network, prepared.corrections, options.gradient_batch)
     layer = prepared.layer
@@ -122,7 +122,7 @@ def mend_learner(
 
 @torch.no_grad()
 def _search_step(network: Network, prepared: Prepared, learner: MendLearner, margin: float) -> None:
-    """Set the step size to the best of a geometric grid; it starts at a small relative change."""
+    """Set the step size to the best of a geometric grid, which starts at a small relative change."""
     weight = network.weight(prepared.layer.path)
     size = learner.term().dense().norm().clamp(min=1e-12)
     smallest = float((weight.float().norm() * SMALLEST_STEP / size).log())

@@ -1,6 +1,6 @@
-"""A job that trains an editor ahead: from a stored corpus to a measured editor.
+"""A job that trains an editor ahead of time: from a stored corpus to a measured editor.
 
-Glue between storage and `worker.hypernetworks.make_editor`; does not know how an attempt begins or fails.
+`worker.hypernetworks.make_editor` does the work. Must not know how an attempt begins or fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
 
 
 def _pools(attempt: Attempt, request: EditorRequest, model: HostedModel) -> EditBatch:
-    """The pass samples of both kinds that are none of the corpus' texts."""
+    """Pass samples, for training and held out, that are not among the texts of the corpus."""
     return build_edit_batch(
         request.edits,
         [] if request.pass_samples is not None else attempt.reference(model),
@@ -66,7 +66,7 @@ def _publish(
     measured: MeasuredEditor,
     facts: dict[str, Any],
 ) -> None:
-    """Write the file, then the editor's row and the job's end in one transaction."""
+    """Store the file, then write the editor's row and the job's end in one transaction."""
     data = pack_editor(
         measured.trained,
         base_sha256=str(model.sha256),

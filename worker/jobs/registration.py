@@ -1,6 +1,6 @@
-"""A registration job: loads a model, describes it, and asks it the whole reference set.
+"""A registration job: loads a model, describes it, and measures it on the reference set.
 
-Glue between storage and `worker.evaluation.reference`; does not know how an attempt begins or fails.
+Must not know how an attempt begins or fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
 
 
 def _ready(model: HostedModel, network: Network, answered: ReferenceAnswers, **digests: str) -> HostedModel:
-    """The model's record with all that was found out."""
+    """The model's record, completed."""
     return model.model_copy(
         update={
             "state": ModelState.READY,

@@ -1,7 +1,7 @@
-"""A removal job: makes the version that there would be without some edits of its parent.
+"""A removal job: makes the version that its parent would be without some edits.
 
-Glue between storage, `removal_plan` (what becomes of each delta), and `worker.pipeline` (which trains some of
-them again). Does not know how an attempt begins or fails.
+`removal_plan` decides what happens to each delta, and `worker.pipeline` trains some of them again. Must not
+know how an attempt begins or fails.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ from worker.recipes.catalog import recipe_of
 from worker.recipes.memory import Estimate
 
 REPLAY = (predict_edits, choose_layer, make_delta, measure)
-# What `pack` writes by itself.
+# `pack` writes these fields by itself.
 _OWN_HEADER = frozenset({"format_version", "base_sha256", "layer", "metric", "content_sha256"})
 
 
 @dataclass(frozen=True)
-class Link:
+class NewDelta:
     """One delta of the new chain."""
 
     delta: Delta
     applied: LayerDelta
-    batch: EditBatch  # that it was trained on
-    left: tuple[int, ...]  # places in the batch of the edits that are in it
-    entries: tuple[tuple[int, Entry], ...] = ()  # where it was made anew; each with the place of its edit
-    replaces: Sha256 | None = None  # where it was made anew: the metric of what it stands for
+    batch: EditBatch  # what it was trained on
+    remaining: tuple[int, ...]  # rows of the batch whose edits are in it
+    entries: tuple[tuple[int, Entry], ...] = ()  # if it was trained again: each with the index of its edit
+    replaces: Sha256 | None = None  # if it was trained again: the metric of the delta it replaces
 
 
 @dataclass(frozen=True)
-class Share:
-    """Reports a training inside a larger job as a part of its progress; implements `Observer`."""
+class PartialProgress:
+    """Reports one training as a part of a larger job's progress; implements `Observer`."""
 
     reporter: JobReporter
     start: float
@@ -78,7 +78,7 @@ class Share:
         self.reporter.phase("training", self._within(progress))
 
     def saliency(self, scores: Sequence[LayerScore]) -> None:
-        """A job that trains several deltas has no one profile."""
+        """Does nothing: a job that trains several deltas has no single profile."""
 
     def figures(self, progress: float, figures: dict[str, float]) -> None:
         self.reporter.figures(self._within(progress), figures)
@@ -88,8 +88,8 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """The new chain while it grows, oldest delta first."""
+class NewChain:
+    """The new chain while it is built, oldest delta first."""
 
     attempt: Attempt
     model: HostedModel
@@ -97,29 +97,29 @@ class Chain:
     network: Network
     requests: dict[int, EditRequest]  # by the version that brought the edits
     history: EditHistory
-    links: list[Link] = field(default_factory=list)
+    deltas: list[NewDelta] = field(default_factory=list)
 
-    def add(self, step: Step, observer: Share) -> None:
-        """The next delta: as it was, without some entries, or trained again on what is below it now."""
+    def add(self, step: Step, observer: PartialProgress) -> None:
+        """Add a delta: as it was, without some entries, or trained again on the new chain so far."""
         make = {Change.KEEP: self._keep, Change.DROP: self._drop, Change.REPLAY: self._replay}
-        self.links.append(make[step.change](step, observer))
+        self.deltas.append(make[step.change](step, observer))
 
-    def _keep(self, step: Step, observer: Share) -> Link:
-        return self._link(step.delta.model_copy(update={"removed": step.removed}))
+    def _keep(self, step: Step, observer: PartialProgress) -> NewDelta:
+        return self._kept(step.delta.model_copy(update={"removed": step.removed}))
 
-    def _drop(self, step: Step, observer: Share) -> Link:
+    def _drop(self, step: Step, observer: PartialProgress) -> NewDelta:
         whole = self.attempt.stored(step.delta, self.model)
         newly = [step.delta.entry_of(place) for place in step.removed if place not in step.delta.removed]
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         fields = {name: json.loads(text) for name, text in header.items() if name not in _OWN_HEADER}
-        # What the file was measured at was measured with the entries that are gone.
+        # The old metrics include the entries that are gone.
         fields |= {"metrics": None, "removed": list(step.removed)}
         smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **fields)
         kept = {"blob": self.attempt.keep(smaller), "num_bytes": len(smaller), "removed": step.removed}
-        return self._link(step.delta.model_copy(update=kept))
+        return self._kept(step.delta.model_copy(update=kept))
 
-    def _link(self, delta: Delta) -> Link:
-        """A delta that is not trained again, with what it was trained on."""
+    def _kept(self, delta: Delta) -> NewDelta:
+        """A delta that is not trained again, with the batch that it was trained on."""
         before = self._trained_without(delta)
         everything = range(len(self._request(delta).edits))
         there = [place for place in everything if place not in before]
@@ -131,27 +131,27 @@ class Chain:
         batch = batch.model_copy(update={"held_out_paraphrases": apart})
         header = read_header(self.attempt.blobs.get(delta.blob))
         given = json.loads(header["given_metric"])
-        return Link(delta, applied, self._fresh(request, batch, given, delta.version), left)
+        return NewDelta(delta, applied, self._without_seen(request, batch, given, delta.version), left)
 
-    def _fresh(
+    def _without_seen(
         self, request: EditRequest, batch: EditBatch, metric: Sha256 | None, version: int | None
     ) -> EditBatch:
-        """A link's batch without what was trained on before it, `metric` being what its job was given."""
+        """A batch without what was trained on before; `metric` is what its job was given."""
         exposure = self.history.exposure(self._edits_below(), metric, version)
         return recipe_of(request.options).without_seen(batch, exposure)
 
     def _edits_below(self) -> tuple[Edit, ...]:
-        """The edits that are left in the new chain so far."""
-        requests = [self._request(link.delta, link.delta.removed) for link in self.links]
+        """The edits that remain in the new chain so far."""
+        requests = [self._request(new.delta, new.delta.removed) for new in self.deltas]
         return tuple(edit for request in requests for edit in request.edits)
 
-    def _replay(self, step: Step, observer: Share) -> Link:
+    def _replay(self, step: Step, observer: PartialProgress) -> NewDelta:
         request = self._request(step.delta, step.removed)
-        # The metric that the job was given then: what it made of it, it may have made of edits that are gone.
+        # Start from the metric that the job was given: the one it made may come from edits that are gone.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
-        given = {link.replaces: link.delta.metric for link in self.links if link.replaces}.get(given, given)
-        batch = self._fresh(request, self._batch(request), given, step.delta.version)
+        given = {new.replaces: new.delta.metric for new in self.deltas if new.replaces}.get(given, given)
+        batch = self._without_seen(request, self._batch(request), given, step.delta.version)
         recipe = recipe_of(request.options)
         job = EditJob(
             attempt=self.attempt,
@@ -161,13 +161,13 @@ class Chain:
             model=self.model,
             version=self.parent,
             history=self.history,
-            below=tuple(link.delta for link in self.links),
+            below=tuple(new.delta for new in self.deltas),
             chain=self._edits_below(),
             given_metric=given,
             began=time.monotonic(),
             network=self.network,
             batch=batch,
-            parent=tuple(link.applied for link in self.links),
+            parent=tuple(new.applied for new in self.deltas),
             artifacts=self.attempt.artifacts(self.model, self.network, given, recipe.editor),
             may_fail=True,
         )
@@ -175,14 +175,14 @@ class Chain:
             job = make_again(job)
         stored = store_delta(job)
         delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})
-        # Read back, as a later job would: the file is float32, whatever the network computes in.
+        # Read it back as a later job would: the file is float32, whatever type the network uses.
         applied = self.attempt.unpacked(delta, self.model, self.network)
         entries = tuple((delta.index_of(row), entry) for row, entry in enumerate(job.trained.entries))
         left = tuple(range(len(request.edits)))
-        return Link(delta, applied, batch, left, entries, replaces=step.delta.metric)
+        return NewDelta(delta, applied, batch, left, entries, replaces=step.delta.metric)
 
     def needed(self, steps: Sequence[Step]) -> list[Estimate]:
-        """What each training of these steps will take."""
+        """The memory estimate of each training."""
         requests = [self._request(s.delta, s.removed) for s in steps if s.change is Change.REPLAY]
         return [job_estimate(self.network, self._batch(each), recipe_of(each.options)) for each in requests]
 
@@ -194,7 +194,7 @@ class Chain:
         return requested_batch(request, self.history)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
-        """What was removed already when the delta was trained: it was no part of its batch."""
+        """Edits that were removed before the delta was trained, so they were not in its batch."""
         if delta.made_in is None or delta.made_in == delta.version:
             return ()
         made = self.attempt.version(self.model, delta.made_in).deltas
@@ -220,12 +220,14 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:
-        chain = Chain(attempt, model, parent, network, requests, EditHistory.of(attempt, model))
+        chain = NewChain(attempt, model, parent, network, requests, EditHistory.of(attempt, model))
         peaks = chain.needed(steps)
         for peak in peaks:
             attempt.afford(peak, chain.network)
         for place, step in enumerate(steps):
-            chain.add(step, Share(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1))))
+            chain.add(
+                step, PartialProgress(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1)))
+            )
         reporter.phase("evaluating", 0.82)
         metrics = _measure(chain, parent)
     reporter.phase("writing", 0.97)
@@ -235,22 +237,22 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     _publish(request, chain, parent, metrics, facts, time.monotonic() - began)
 
 
-def _measure(chain: Chain, parent: Version) -> DetailedMetrics | None:
-    """The new version against its parent, on the edits that are left; None where none is."""
-    batch = remaining_batch([(link.batch, link.left) for link in chain.links])
+def _measure(chain: NewChain, parent: Version) -> DetailedMetrics | None:
+    """The new version against its parent, on the remaining edits; None if no edit remains."""
+    batch = remaining_batch([(new.batch, new.remaining) for new in chain.deltas])
     if not batch.edit_samples:
         return None
     longest = max(recipe_of(request.options).options.max_new_tokens for request in chain.requests.values())
 
     old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
-    new = [link.applied for link in chain.links]
+    new = [new.applied for new in chain.deltas]
     before, after = (versions.EditedModel(chain.network, deltas, longest) for deltas in (old, new))
     return evaluate(batch, before, after, generates=chain.network.task.generates)
 
 
 def _publish(
     request: RemoveRequest,
-    chain: Chain,
+    chain: NewChain,
     parent: Version,
     metrics: DetailedMetrics | None,
     facts: dict[str, Any],
@@ -261,28 +263,28 @@ def _publish(
         model=chain.model.name,
         number=0,
         parent=parent.number,
-        deltas=tuple(link.delta for link in chain.links),
+        deltas=tuple(new.delta for new in chain.deltas),
         metrics=metrics and metrics.figures,
         options=None,
-        layer=chain.links[-1].delta.layer if chain.links else None,
+        layer=chain.deltas[-1].delta.layer if chain.deltas else None,
         job_id=chain.attempt.job.id,
         created_at=datetime.now(UTC),
     )
-    nothing_left = {"notes": ["no edit is left: the version answers as the base"]}
+    nothing_left = {"notes": ["no edits remain: the version answers like the base"]}
     result = {
         **(nothing_left if metrics is None else summary(metrics)),
         "removed": list(request.edits),
-        "edits_left": sum(len(link.left) for link in chain.links),
+        "edits_left": sum(len(new.remaining) for new in chain.deltas),
         **facts,
         "worker_seconds": round(seconds, 2),
     }
     made = Publication(
-        entries={place: link.entries for place, link in enumerate(chain.links) if link.entries},
+        entries={place: new.entries for place, new in enumerate(chain.deltas) if new.entries},
         outcomes=metrics.outcomes if metrics else (),
         flips=metrics.flips if metrics else (),
         metric=next(
-            # A metric that was trained again, without what is gone, is the hosted model's from now on.
-            (each.delta.metric for each in chain.links if each.replaces == chain.model.scope_metric),
+            # A metric trained again without the removed edits becomes the hosted model's metric.
+            (each.delta.metric for each in chain.deltas if each.replaces == chain.model.scope_metric),
             None,
         ),
         given_metric=chain.model.scope_metric,

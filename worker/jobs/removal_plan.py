@@ -1,12 +1,11 @@
-"""Takes edits out of a chain of deltas.
+"""Plans the removal of edits from a chain of deltas.
 
-Entries of a scoped delta act alone, so dropping one changes nothing about the others: what is left of its
-tensors stays bit for bit, as it came of a job that had the dropped edits beside it. A plain delta is one
-change made for all its edits together, and whatever was trained above stands on it: from the first plain
-delta that loses an edit, the chain is made again, job by job, which is unlearning in the strict sense of
-Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021), section III.
+Entries of a scoped delta act independently, so dropping one leaves the tensors of the others as they are, bit
+for bit. A plain delta is one change for all its edits together, and later deltas were trained on top of it.
+So from the first plain delta that loses an edit, the chain is trained again, job by job. This is unlearning
+in the strict sense of Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021), section III.
 
-Pure functions on records and tensors. Does not know how a delta is trained, nor where anything is stored.
+Pure functions on records and tensors. Must not know how a delta is trained or where anything is stored.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ OF_A_KEY = tuple(field.name for field in fields(Scope) if field.name not in ("me
 
 
 class Change(Enum):
-    """What becomes of a delta."""
+    """What happens to a delta."""
 
     KEEP = "keep"
-    DROP = "drop"  # entries from it
+    DROP = "drop"  # some of its entries
     REPLAY = "replay"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One delta of the new chain, and how it comes from the old one."""
+    """One delta of the old chain, and what happens to it."""
 
     delta: Delta
     change: Change
-    removed: tuple[int, ...]  # places of all edits that are not in it any more
+    removed: tuple[int, ...]  # indexes of all edits that are no longer in it
 
 
 def plan(
     deltas: Sequence[Delta], gone: Mapping[int, Collection[int]], num_edits: Mapping[int, int]
 ) -> tuple[Step, ...]:
-    """The new chain. A delta that is left without edits is not in it.
+    """The steps to the new chain. A delta without remaining edits is left out.
 
     Args:
         deltas: the old chain, oldest first.
-        gone: by the version that brought them, the places of edits to be removed.
+        gone: by the version that brought them, the indexes of the edits to remove.
         num_edits: by version, how many edits it brought.
     """
     steps: list[Step] = []
@@ -65,7 +64,7 @@ def plan(
 
 
 def reduced(request: EditRequest, removed: Collection[int]) -> EditRequest:
-    """The request as it would have been without the edits at these places."""
+    """The request without the edits at these indexes."""
     left = tuple(edit for index, edit in enumerate(request.edits) if index not in removed)
     return request.model_copy(update={"edits": left})
 
@@ -77,7 +76,7 @@ def cut(delta: LayerDelta, entries: Collection[int]) -> LayerDelta:
 
 
 def without(term: Scoped, entries: Collection[int]) -> Scoped:
-    """The term without these entries and their keys; the others move up in their order, unchanged."""
+    """The term without these entries and their keys. The others keep their order and values."""
     scope = term.scope
     old = scope.owners.long()  # [k]
     kept = old.new_tensor([entry for entry in range(len(term.values)) if entry not in entries])  # [e']
@@ -91,19 +90,18 @@ def without(term: Scoped, entries: Collection[int]) -> Scoped:
 
 
 def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditBatch:
-    """What a chain is measured on: the edits that are left, and what none of its trainings has seen.
+    """The batch that measures a chain: the remaining edits, and held-out samples that no delta trained on.
 
     Args:
-        parts: of each delta, oldest first, the batch that it was trained on and the places in it of the edits
-            that are left.
+        parts: for each delta, oldest first, the batch that it was trained on and the rows of its remaining
+            edits.
 
-    An edit whose input (white space aside) a later one answers differently is left out: the later one
-    prevails. What one delta held out another may have been trained on: it measures nothing.
+    An edit is left out if a later one gives the same input (ignoring white space) another answer.
     """
     final = {s.words_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
     edits: list[Sample] = []
     adapt: list[tuple[int, Sample]] = []
-    apart: list[tuple[int, Sample]] = []
+    held_out_pairs: list[tuple[int, Sample]] = []
     for batch, left in parts:
         places: dict[int, int] = {}
         for index in sorted(left):
@@ -111,22 +109,22 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
             if final[sample.words_hash] == sample.becomes:
                 places[index] = len(edits)
                 edits.append(sample)
-        for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, apart)):
+        for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, held_out_pairs)):
             target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.becomes]
     trained = {s.words_hash for batch, _ in parts for s in batch.corrections}
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
-    held_out_paraphrases = tuple((i, s) for i, s in apart if s.words_hash not in trained)
+    held_out_paraphrases = tuple((i, s) for i, s in held_out_pairs if s.words_hash not in trained)
     return EditBatch(
         edit_samples=tuple(edits),
         adapt_samples=tuple(adapt),
         pass_samples=(),
         held_out_paraphrases=held_out_paraphrases,
-        num_seen=len(apart) - len(held_out_paraphrases) + sum(batch.num_seen for batch, _ in parts),
+        num_seen=len(held_out_pairs) - len(held_out_paraphrases) + sum(batch.num_seen for batch, _ in parts),
         held_out_pass_samples=tuple(s for s in held_out.values() if s.words_hash not in final),
     )
 
 
 def _samples(batch: EditBatch, left: Collection[int]) -> list[Sample]:
-    """All that the edits that are left ask for."""
-    reworded = (*batch.adapt_samples, *batch.held_out_paraphrases)
-    return [batch.edit_samples[i] for i in left] + [sample for i, sample in reworded if i in left]
+    """The remaining edits with their paraphrases."""
+    paraphrases = (*batch.adapt_samples, *batch.held_out_paraphrases)
+    return [batch.edit_samples[i] for i in left] + [sample for i, sample in paraphrases if i in left]
