@@ -164,19 +164,20 @@ def stored_again_before_it_is_removed(
     remove, threads = store._files.rm_file, []
 
     def interrupted(path: str) -> None:
-        if path.endswith(DIGEST):
-            written = threading.Event()
-            write = store._write
+        if not path.endswith(DIGEST):
+            return remove(path)
+        written = threading.Event()
+        write = store._write
 
-            def write_and_tell(path: str, data: bytes) -> None:
-                write(path, data)
-                written.set()
+        def write_and_tell(path: str, data: bytes) -> None:
+            write(path, data)
+            written.set()
 
-            monkeypatch.setattr(store, "_write", write_and_tell)
-            threads.append(threading.Thread(target=store.put, args=(DATA,)))
-            threads[0].start()
-            assert written.wait(10)
-        remove(path)
+        monkeypatch.setattr(store, "_write", write_and_tell)
+        threads.append(threading.Thread(target=store.put, args=(DATA,)))
+        threads[0].start()
+        assert written.wait(10)
+        return remove(path)
 
     monkeypatch.setattr(store._files, "rm_file", interrupted)
     return threads
