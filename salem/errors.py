@@ -78,7 +78,7 @@ class Unauthorized(SalemError):
 
 
 class NotFound(SalemError):
-    status, code, title = 404, "not_found", "There is no such thing"
+    status, code, title = 404, "not_found", "Not found"
 
 
 class Conflict(SalemError):

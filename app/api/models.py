@@ -63,13 +63,13 @@ JSONL_BODY = {
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body as it came, whatever it is labeled: `curl -T` sends no content type."""
+    """The body as it came, whatever its content type."""
     return await request.body()
 
 
 @router.post("/references", status_code=201, openapi_extra=JSONL_BODY)
 def upload_reference(services: ServicesDep, body: Annotated[bytes, Depends(raw_body)]) -> ReferenceOut:
-    """Upload a reference set, one sample per line (`curl -T file`); `POST /models` names it by its sha256."""
+    """Upload a reference set, one sample per line. `POST /models` names it by the sha256 returned here."""
     drafts = parse_jsonl(body)
     if bad := BadSamples(check_reference(drafts)):
         raise invalid_reference(bad)

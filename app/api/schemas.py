@@ -90,7 +90,7 @@ class EditsIn(Record):
 
 
 class EditorIn(Record):
-    """A corpus of edits, and how an editor is to be trained on it."""
+    """A corpus of edits, and how to train an editor on it."""
 
     model: str = Field(description="Name of a hosted model; an editor is trained on the base")
     name: str | None = Field(None, min_length=1, max_length=64, description="What to call it")

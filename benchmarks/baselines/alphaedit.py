@@ -1,4 +1,4 @@
-"""AlphaEdit: a closed form whose update cannot reach the inputs that are to be kept.
+"""AlphaEdit: a closed form whose update cannot reach the inputs to keep.
 
 Fang et al., "AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models", ICLR 2025, section
 3, equation 11: Δ = R K₁ᵀ P (K_p K_pᵀ P + K₁ K₁ᵀ P + λI)⁻¹, with P the projection onto the null space of the

@@ -39,7 +39,7 @@ class EditOutcome(Sample):
     kind: Literal["edit", "adapt", "held_out_paraphrase"]
     before: str
     after: str
-    correct: bool  # after is the target, or is not what is to be forgotten
+    correct: bool  # `after` is the target, or is not the answer to forget
     extent: Extent | None = None  # where the sample is to forget
 
 

@@ -1,4 +1,4 @@
-"""What is asked and what is to be answered: tasks, inputs, samples, edits, and the edit dataset of a job."""
+"""Tasks, inputs, samples, edits, and the edit dataset of a job."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class TextInput(Record):
 
     @property
     def content_hash(self) -> str:
-        """sha256 of the text (and its pair): the identity of an input, whatever its target is."""
+        """sha256 of the text and its pair. It identifies an input whatever its target is."""
         return hashlib.sha256("\x1f".join([self.input, self.text_pair or ""]).encode()).hexdigest()
 
     @property
     def words_hash(self) -> str:
-        """The same, the amount of white space aside: by it the checks of a request tell inputs apart."""
+        """The same, ignoring the amount of white space. The checks of a request compare inputs by it."""
         words = (" ".join(text.split()) for text in (self.input, self.text_pair or ""))
         return hashlib.sha256("\x1f".join(words).encode()).hexdigest()
 
 
 class Sample(TextInput):
-    """An input and what is to become of it: `target` is its right answer, a label of the model or a text.
+    """An input with its right answer in `target`: a label of the model, or a text.
 
     Or there is no target, and `forget` is the one answer that is not to be given: any other will do. Pass and
     reference samples always have a target.
@@ -60,24 +60,24 @@ class Sample(TextInput):
 
     @property
     def forgets(self) -> bool:
-        """Whether the sample is to lose its answer rather than to get one."""
+        """Whether the sample forgets an answer instead of getting one."""
         return self.forget is not None
 
     @property
     def becomes(self) -> tuple[str | None, str | None]:
-        """Target and what is to be forgotten: two samples of one input agree where these are equal."""
+        """The target and the answer to forget. Two samples with the same input agree if these are equal."""
         return self.target, self.forget
 
     @property
     def answer(self) -> str:
-        """The answer that the sample is about: to be given, or to be given no more."""
+        """The target, or the answer to forget."""
         answer = self.target if self.forget is None else self.forget
         assert answer is not None, "the validator saw one of the two"
         return answer
 
 
 class Edit(Sample):
-    """A correction: the sample to be answered differently from now on, and the same question in other words.
+    """A correction: a sample that must be answered differently, and its paraphrases.
 
     A paraphrase replaces `input`; `text_pair`, `target` and `forget` stay those of the edit.
     """
@@ -94,7 +94,7 @@ class Edit(Sample):
 
 
 class EditBatch(Record):
-    """The edit dataset of one job (SaLEM, section 3: fail, adapt, pass samples), its held-out parts apart.
+    """The edit dataset of one job (SaLEM, section 3: fail, adapt, and pass samples) and its held-out parts.
 
     `adapt_samples` and `held_out_paraphrases` carry the index of the edit that they reword, so that
     figures can be given per edit. Nothing in a `held_out_*` field is ever seen in training or selection.
@@ -110,7 +110,7 @@ class EditBatch(Record):
 
     @property
     def corrections(self) -> tuple[Sample, ...]:
-        """Edit and adapt samples, in this order: all that is to be answered differently."""
+        """Edit samples, then adapt samples: everything that must be answered differently."""
         return (*self.edit_samples, *(sample for _, sample in self.adapt_samples))
 
     @property

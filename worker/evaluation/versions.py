@@ -70,7 +70,7 @@ class EditedModel:
     def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
         """The rank and the probability of each sample's answer, in order.
 
-        Each token of a generated answer is read after the correct tokens before it. If the answer is to be
+        Each token of a generated answer is read after the correct tokens before it. If the answer must be
         forgotten, its end does not count. As in `predict`, what fires depends on the input alone.
         """
         found: list[AnswerLikelihood] = []

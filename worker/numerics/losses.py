@@ -51,7 +51,7 @@ def kl_per_sample(before: Tensor, answers: Answers) -> Tensor:
 def margins(answers: Answers) -> Tensor:
     """How far each position is from another answer, in nats -> [a].
 
-    The logit of the target minus the best other logit, or the opposite if the target is to be forgotten;
+    The logit of the target minus the best other logit, or the opposite for an answer to forget;
     infinite without a direction. If all margins of a sample are positive, greedy decoding writes its
     answer, or an answer other than the one to forget.
     """
