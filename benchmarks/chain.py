@@ -51,12 +51,12 @@ from salem.records import (
     EditRequest,
     FolderSource,
     HostedModel,
-    Hyperparameters,
     JobKind,
     Layer,
     Metrics,
     ModelState,
     Proportion,
+    RecipeOptions,
     Task,
     TextInput,
     Version,
@@ -68,7 +68,11 @@ from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric
 from salem.scope.scope import Scope
 from salem.settings import Settings
+from salem.storage.publication import Publication
+from worker.recipes.scoped.options import ScopedOptions
 
+OPTIONS = RecipeOptions(recipe="scoped")
+METRIC_WIDTH = ScopedOptions().metric_width
 WIDTH, BLOCKS, LABELS = 384, 6, ("delivery", "refund", "login", "other")
 WORDS = [f"{a}{b}{c}" for a in "bdfgkl" for b in ("an", "el", "or", "ut") for c in "aeiostmnpr"]
 NUM_INPUTS, WARM, LEASE_S = 8, 3, 600.0
@@ -192,7 +196,7 @@ def _entries(bench: Bench) -> Scoped:
     draw = torch.Generator().manual_seed(1)
     spec = FeatureSpec(layer.stack, BLOCKS // 2, False, token_rarity(network, texts))
     pooled = features(network, texts, spec)  # [e, f]
-    projection = torch.randn(Hyperparameters().metric_width, pooled.shape[1], generator=draw)
+    projection = torch.randn(METRIC_WIDTH, pooled.shape[1], generator=draw)
     metric = named(
         Metric(spec, pooled.mean(0), pooled.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS))
     )
@@ -239,19 +243,20 @@ def _publish(bench: Bench, deltas: tuple[Delta, ...], parent: int, num_outcomes:
     )  # fmt: skip
     metrics = Metrics(
         edit_accuracy=share, adapt_accuracy=None, generalization=None, drawdown=None, locality=None,
-        protocol="argmax", outcomes=(outcome,) * num_outcomes, flips=(),
+        protocol="argmax",
     )  # fmt: skip
     version = Version(
         model="m", number=0, parent=parent, deltas=deltas, metrics=metrics,
-        hyperparameters=Hyperparameters(), layer=bench.layer.path, job_id=job.id,
+        options=OPTIONS, layer=bench.layer.path, job_id=job.id,
         created_at=datetime.now(UTC),
     )  # fmt: skip
-    return registry.finish_edit(job.id, _claim(bench.services, job.id), version, None, {})
+    made = Publication(outcomes=(outcome,) * num_outcomes)
+    return registry.finish_edit(job.id, _claim(bench.services, job.id), version, {}, made)
 
 
 def _request(bench: Bench, num_edits: int) -> dict[str, Any]:
     edits = tuple(Edit(input=text.input, target=LABELS[0]) for text in bench.texts[:num_edits])
-    return EditRequest(model="m", parent=0, edits=edits).model_dump(mode="json")
+    return EditRequest(model="m", parent=0, edits=edits, options=OPTIONS).model_dump(mode="json")
 
 
 def _paired(client: TestClient, bench: Bench, versions: Sequence[Version], rounds: int) -> list[list[float]]:
