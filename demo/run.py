@@ -175,10 +175,10 @@ def neighbors(desk: Desk) -> list[Sample]:
 def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the last line of output."""
     return {
-        **{name: result[name] for name in FIGURES},
+        **{name: result[name] and result[name]["value"] for name in FIGURES},
         "job_seconds": round(seconds, 2),
         **{name: result[name] for name in ("delta_bytes", "layer", "held_out", "version")},
-        "intervals": {name: result["intervals"][name] for name in FIGURES},
+        "intervals": {name: result[name] for name in FIGURES},
     }
 
 

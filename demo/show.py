@@ -19,6 +19,7 @@ PLAIN_WIDTH = 110
 PLAIN_EVERY_S = 5.0  # between two plain lines of the same phase
 BAR_WIDTH = 32
 TEXT_WIDTH = 46
+METRICS = ("edit_accuracy", "adapt_accuracy", "generalization", "drawdown", "locality")
 
 
 class Report(Protocol):
@@ -93,7 +94,8 @@ class Screen:
         table = Table(title="Metrics with 95% intervals", title_justify="left", box=None, pad_edge=False)
         for name in ("metric", "value", "95% interval", "samples"):
             table.add_column(name)
-        for name, interval in result["intervals"].items():
+        for name in METRICS:
+            interval = result[name]
             if interval is not None:
                 between = f"{interval['low']:.4f} to {interval['high']:.4f}"
                 table.add_row(name, f"{interval['value']:.4f}", between, str(interval["count"]))

@@ -21,12 +21,11 @@ from worker.recipes.catalog import recipe_classes
 OUTCOME = {"edit": 0, "input": "a ticket", "target": "cancel_membership", "before": "x", "correct": True}
 INTERVAL = {"value": 1.0, "low": 0.5, "high": 1.0, "count": 4}
 RESULT = {
-    **dict.fromkeys(("edit_accuracy", "generalization", "drawdown"), 1.0),
+    **dict.fromkeys(("edit_accuracy", "generalization", "drawdown"), INTERVAL),
     "delta_bytes": 10,
     "layer": "block.2",
     "held_out": 4,
     "version": "desk:1",
-    "intervals": dict.fromkeys(("edit_accuracy", "generalization", "drawdown"), INTERVAL),
 }
 
 
@@ -119,7 +118,8 @@ def test_the_last_line_holds_the_figures() -> None:
     last = summary(RESULT, 12.347)
     expected = {"edit_accuracy", "generalization", "drawdown", "job_seconds", "delta_bytes", "layer"}
     assert set(last) == expected | {"held_out", "version", "intervals"}
-    assert last["job_seconds"] == 12.35
+    assert last["job_seconds"] == 12.35 and last["edit_accuracy"] == 1.0
+    assert last["intervals"]["edit_accuracy"] == INTERVAL
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Ser
     assert version["options"]["recipe"] == "mend" and version["layer"] == LAYER
     outcomes = [each for each in version["metrics"]["outcomes"] if each["kind"] == "edit"]
     held = [each for each in outcomes if each["correct"]]
-    assert held and made["edit_accuracy"] == len(held) / 4
+    assert held and made["edit_accuracy"]["value"] == len(held) / 4
     assert service.answers("ahead:1", [each["input"] for each in held]) == [each["after"] for each in held]
     again = service.edit("ahead", fresh, options={"editor": listed["id"], "recipe": "mend"})
     assert again["result"]["delta_sha256"] == made["delta_sha256"]

@@ -44,7 +44,7 @@ def test_an_entry_comes_fires_and_goes(service: Service) -> None:
     assert removed["state"] == "succeeded", removed["error"]
     result = removed["result"]
     assert (result["version"], result["removed"], result["edits_left"]) == ("entries:2", ["1.0"], 1)
-    assert result["intervals"]["edit_accuracy"]["count"] == 1 and result["held_out"] > 0
+    assert result["edit_accuracy"]["count"] == 1 and result["held_out"] > 0
     assert [e["id"] for e in service.get("/models/entries/versions/2/entries")["data"]] == ["1.1"]
     asked["model"] = "entries@production"
     fired = [each["match"] for each in service.post("/predict", asked)["predictions"]]

@@ -77,7 +77,7 @@ def test_a_text_is_forgotten(service: Service, architecture: str, task: Task, la
     assert service.answers(name, [known["input"]]) == [known["target"]]
     job = service.edit(name, [edit], options=QUICK | {"layer": layer})
     assert job["state"] == "succeeded", job["error"]
-    assert job["result"]["edit_accuracy"] == 1 and job["result"]["failing_before"] == 1
+    assert job["result"]["edit_accuracy"]["value"] == 1 and job["result"]["failing_before"] == 1
     assert service.answers(f"{name}:1", [known["input"]]) != [known["target"]]
     assert service.answers(name, [known["input"]]) == [known["target"]], "the base still knows"
     assert job["result"]["forgetting"]["edit"]["count"] == 1

@@ -107,8 +107,8 @@ def test_a_job_trains_an_editor_and_says_how_good_it_is(
             result["held_out"],
         )
     )
-    assert result["edit_accuracy"] == editor.metrics.edit_accuracy.value
-    assert result["intervals"]["drawdown"]["count"] == editor.metrics.drawdown.count  # type: ignore[union-attr]
+    assert result["edit_accuracy"] == editor.metrics.edit_accuracy.model_dump()
+    assert result["drawdown"]["count"] == editor.metrics.drawdown.count  # type: ignore[union-attr]
     assert any("model already gives the target" in note for note in result["notes"])
     assert result["estimated_peak_bytes"] > 0 and job.saliency and job.metrics["loss"] > 0
     data = stage.blobs.get(editor.blob)

@@ -102,7 +102,7 @@ def _publish(
 
 
 def _figures(metrics: EditorMetrics) -> dict[str, Any]:
-    """Headline figures, their intervals, and notes."""
+    """Each figure with its interval, and the notes."""
     shares = {
         "edit_accuracy": metrics.edit_accuracy,
         "generalization": metrics.generalization,
@@ -111,7 +111,6 @@ def _figures(metrics: EditorMetrics) -> dict[str, Any]:
         "untrained_drawdown": metrics.untrained_drawdown,
     }
     return {
-        **{name: share and share.value for name, share in shares.items()},
-        "intervals": {name: share and share.model_dump() for name, share in shares.items()},
+        **{name: share and share.model_dump() for name, share in shares.items()},
         "notes": list(metrics.notes),
     }

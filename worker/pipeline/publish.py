@@ -103,13 +103,9 @@ def figures(metrics: Metrics) -> dict[str, float | None]:
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
-    """What a job returns of a version's metrics: figures with their intervals, and notes."""
-    intervals = {
-        name: proportion and proportion.model_dump() for name, proportion in _proportions(metrics).items()
-    }
+    """The metrics of a version in the result of its job: each figure with its interval, and the notes."""
     return {
-        **figures(metrics),
-        "intervals": intervals,
+        **{name: figure and figure.model_dump() for name, figure in _proportions(metrics).items()},
         "forgetting": metrics.forgetting and metrics.forgetting.model_dump(),
         "held_out": metrics.drawdown.count if metrics.drawdown else 0,
         "notes": list(metrics.notes),
