@@ -1,7 +1,7 @@
-"""A SQL database as transactions: SQLite (WAL) or PostgreSQL behind one `read()` and one `write()`.
+"""Transactions on a SQL database, SQLite (WAL) or PostgreSQL: one `read()` and one `write()`.
 
-Knows engines, locks and migrations. Does not know what is stored; salem.storage.registry does.
-A forked child may go on using the object: it leaves its parent's connections alone and opens its own.
+Knows engines, locks, and migrations. Must not know what is stored: `registry` does.
+A forked child may keep using the object. It leaves its parent's connections alone and opens its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from salem.errors import Conflict, Misconfigured, SalemError, Unavailable
 _BUSY_TIMEOUT_MS = 15_000
 _CONNECT_TIMEOUT_S = 5
 _LOCK_TIMEOUT_MS = 15_000
-# A server that is gone without a word is noticed within seconds; TCP alone takes a quarter of an hour.
+# These notice a server that disappears within seconds; TCP alone takes a quarter of an hour.
 _POSTGRESQL_OPTIONS = {
     "connect_timeout": _CONNECT_TIMEOUT_S,
     "keepalives_idle": 10,
@@ -43,14 +43,14 @@ _POSTGRESQL_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # ms
 }
-# PostgreSQL's codes, and SQLite's words, which has none for it
-_NO_SUCH_THING = ("42P01", "42703")  # table, column
-_NOTHING_THERE = re.compile(r"no such (table|column)|has no column named")
+# PostgreSQL's codes, and SQLite's messages, because SQLite has no codes for these
+_NO_SUCH_TABLE = ("42P01", "42703")  # table, column
+_NO_SUCH_TABLE_MESSAGE = re.compile(r"no such (table|column)|has no column named")
 _DISK_FULL = "53100"
-# no right to it, a wrong password or user, no such database; SQLite's words for the like
-_NO_ENTRY = ("42501", "28P01", "28000", "3D000")
-_NOT_OURS = re.compile("attempt to write a readonly database|unable to open database file")
-_MIGRATION_LOCK = 0x5A1E3  # any number, as long as every process of Salem takes the same
+# no permission, wrong password or user, no such database; and SQLite's messages for these
+_NO_PERMISSION = ("42501", "28P01", "28000", "3D000")
+_NO_PERMISSION_MESSAGE = re.compile("attempt to write a readonly database|unable to open database file")
+_MIGRATION_LOCK = 0x5A1E3  # any number that every process of Salem uses
 
 
 class Database:
@@ -62,11 +62,11 @@ class Database:
 
     @classmethod
     def connect(cls, url: str) -> Database:
-        """Open a database; the folder of a SQLite file is made where it is missing.
+        """Open a database. Creates the folder of a SQLite file if it is missing.
 
         Raises:
-            Misconfigured: not a URL of SQLite or PostgreSQL.
-            Unavailable: it does not answer.
+            Misconfigured: the URL is not one of SQLite or PostgreSQL.
+            Unavailable: the database does not answer.
         """
         database = cls(_create_engine(_parse(url)))
         database.ping()
@@ -74,7 +74,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads; it never waits for a writer.
+        """A transaction that only reads. It never waits for a writer.
 
         Raises:
             Unavailable: the database does not answer.
@@ -84,14 +84,14 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits as a whole or not at all.
+        """A transaction that commits completely or not at all.
 
-        On SQLite it is the only writer from its first statement on (BEGIN IMMEDIATE), so that what it has
-        read is still true when it writes; on PostgreSQL, rows that a decision rests on are locked.
+        On SQLite it is the only writer from its first statement on (BEGIN IMMEDIATE), so what it reads is
+        still true when it writes. On PostgreSQL, callers lock the rows that a decision depends on.
 
         Raises:
-            Conflict: a constraint was broken; nothing has changed.
-            Misconfigured: its tables are not those of this version of Salem.
+            Conflict: a constraint was violated; nothing changed.
+            Misconfigured: the tables are not those of this version of Salem.
             Unavailable: the database does not answer, is full, or was locked for too long.
         """
         with self._transaction(writes=True) as connection:
@@ -108,11 +108,11 @@ class Database:
                 yield connection
         except IntegrityError as error:
             raise Conflict(
-                "another request changed the same thing at the same time",
-                remedy="look at it again and send again",
+                "another request changed the same resource at the same time",
+                remedy="read the resource again, then repeat the request",
             ) from error
         except (DBAPIError, PoolTimeout) as error:
-            raise _trouble(error) from error
+            raise _as_salem_error(error) from error
 
     def _leave_connections_of_parent(self) -> None:
         if self._pid != os.getpid():
@@ -120,17 +120,16 @@ class Database:
             self._pid = os.getpid()
 
     def migrate(self) -> None:
-        """Bring the tables to the present form; processes that start together take turns.
+        """Bring the tables up to date. Processes that start together take turns.
 
         Raises:
-            Misconfigured: the database was written by a newer Salem.
+            Misconfigured: a newer version of Salem wrote the database.
         """
         config = _migrations()
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execute(
-                    text("SET LOCAL lock_timeout = 0")
-                )  # another's migration may take its time
+                # the migration of another process may take long
+                connection.execute(text("SET LOCAL lock_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             try:
@@ -139,10 +138,10 @@ class Database:
                 raise _newer_tables() from error
 
     def check_tables(self) -> None:
-        """Refuse tables of another form than this version of Salem reads and writes.
+        """Refuse tables that this version of Salem cannot read and write.
 
         Raises:
-            Misconfigured: they were made by an older Salem and not brought up to date, or by a newer one.
+            Misconfigured: they are from an older or a newer version of Salem.
         """
         with self.read() as connection:
             present = MigrationContext.configure(connection).get_current_revision()
@@ -154,7 +153,7 @@ class Database:
         raise _newer_tables()
 
     def installation(self) -> str:
-        """The name that was drawn when the tables were made."""
+        """The id of this installation, chosen when the tables were created."""
         with self.read() as connection:
             return str(connection.execute(text("SELECT id FROM installation")).scalar_one())
 
@@ -182,25 +181,25 @@ def _old_tables() -> Misconfigured:
 
 def _newer_tables() -> Misconfigured:
     return Misconfigured(
-        "the database was written by a newer version of Salem", remedy="run that version, or a later one"
+        "a newer version of Salem wrote the database", remedy="run that version, or a later one"
     )
 
 
-def _trouble(error: DBAPIError | PoolTimeout) -> SalemError:
-    """What keeps a database from answering: what time heals, and what only a person can."""
-    said = str(getattr(error, "orig", error))
+def _as_salem_error(error: DBAPIError | PoolTimeout) -> SalemError:
+    """Unavailable if waiting may help, and Misconfigured if only a person can."""
+    message = str(getattr(error, "orig", error))
     code = getattr(getattr(error, "orig", None), "sqlstate", None)
-    if code in _NO_SUCH_THING or _NOTHING_THERE.search(said):
+    if code in _NO_SUCH_TABLE or _NO_SUCH_TABLE_MESSAGE.search(message):
         return _old_tables()
-    if code == _DISK_FULL or "database or disk is full" in said:
-        return Unavailable("the database has no room left", remedy="free some space on its disk")
-    if code in _NO_ENTRY or _NOT_OURS.search(said):
+    if code == _DISK_FULL or "database or disk is full" in message:
+        return Unavailable("the disk of the database is full", remedy="free some space there")
+    if code in _NO_PERMISSION or _NO_PERMISSION_MESSAGE.search(message):
         return Misconfigured(
-            "the database may not be used as it has to be",
-            remedy="see that DATABASE_URL names a user who may read and write, and a database that is there",
+            "this process may not use the database",
+            remedy="check that DATABASE_URL names a user who may read and write, and a database that exists",
         )
     if isinstance(error, DataError | ProgrammingError):
-        return SalemError("the database refused what it was asked")
+        return SalemError("the database refused a statement")
     return Unavailable("the database did not answer in time", remedy="try again in a moment")
 
 
@@ -209,7 +208,7 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError as error:
         raise Misconfigured(
-            "the database URL cannot be read", remedy="write sqlite:///… or postgresql://…"
+            "the database URL is not valid", remedy="write sqlite:///… or postgresql://…"
         ) from error
     if parsed.drivername in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+psycopg")
@@ -222,16 +221,14 @@ def _create_engine(url: URL) -> Engine:
         return _sqlite_engine(url)
     if backend == "postgresql":
         return _postgresql_engine(url)
-    raise Misconfigured(
-        f'"{backend}" is not a database that Salem runs on', remedy="take SQLite or PostgreSQL"
-    )
+    raise Misconfigured(f'Salem does not support the database "{backend}"', remedy="use SQLite or PostgreSQL")
 
 
 def _postgresql_engine(url: URL) -> Engine:
     try:
         engine = create_engine(
             url,
-            hide_parameters=True,  # texts of users stay out of traces
+            hide_parameters=True,  # texts of users stay out of tracebacks
             pool_pre_ping=True,
             connect_args=_POSTGRESQL_OPTIONS,
         )
@@ -241,13 +238,13 @@ def _postgresql_engine(url: URL) -> Engine:
             remedy='install it with: pip install "salem[postgres]"',
         ) from error
     except SQLAlchemyError as error:
-        raise Misconfigured("the database URL cannot be used") from error
+        raise Misconfigured("the database URL is not valid") from error
     event.listen(engine, "begin", _limit_waiting)
     return engine
 
 
 def _limit_waiting(connection: Connection) -> None:
-    # for one transaction, not for the session: a pooler in between gives sessions to others
+    # for one transaction, not for the session: a connection pooler shares sessions
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
 
 
@@ -256,7 +253,7 @@ def _sqlite_engine(url: URL) -> Engine:
         try:
             Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise Unavailable("the folder of the database cannot be made") from error
+            raise Unavailable("the folder of the database cannot be created") from error
     engine = create_engine(url, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -264,7 +261,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
+    connection.isolation_level = None  # _begin_sqlite begins transactions, not the driver
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
