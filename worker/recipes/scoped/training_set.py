@@ -63,9 +63,9 @@ def prepare_entries(task: EditTask, options: ScopedOptions, scoping: Scoping) ->
     rng = random.Random(options.seed)
     held_out = task.batch.held_out_words
     drawn = [augmented(network, own, rng, held_out=held_out) for _ in range(options.augmentations)]
-    augmented = [sample for draw in drawn for sample in draw]
+    variants = [sample for draw in drawn for sample in draw]
     owners, anchors = _anchors(task, _pick(task.batch, learning), options, rng)
-    corrections = prepare(network, [*own, *augmented, *anchors], layer, chunk_size=CHUNK)
+    corrections = prepare(network, [*own, *variants, *anchors], layer, chunk_size=CHUNK)
     every = torch.arange(len(own), device=network.device).repeat(1 + options.augmentations)
     # The first corrections are the edits themselves, so an edit's index is a row among them.
     own_firing = scoping.corrections.rows(torch.cat([every, owners]))
@@ -75,7 +75,7 @@ def prepare_entries(task: EditTask, options: ScopedOptions, scoping: Scoping) ->
         keep=keep.with_firing(replace(as_if, gate=torch.ones_like(as_if.gate))),
         validation=validation.with_firing(scoping.kept.rows(firing)),
         inputs_to_keep=moment,
-        num_own_corrections=len(own) + len(augmented),
+        num_own_corrections=len(own) + len(variants),
     )
     return TrainingSet(prepared, _state_scale(network, corrections))
 
