@@ -206,7 +206,7 @@ def test_without_a_paraphrase_to_spare_generalization_is_not_measured(
     edit = correction(service, classifier, paraphrases=REWORDED[:num_paraphrases])
     result = succeeded(service.edit(classifier, [edit], options=FIRM))
     assert result["generalization"] is None
-    assert any("no edit has two paraphrases" in note for note in result["notes"])
+    assert any("no edit has two or more paraphrases" in note for note in result["notes"])
     assert (result["adapt_accuracy"] is None) == (num_paraphrases == 0)
 
 
