@@ -1,15 +1,15 @@
-"""How a message quotes a text of the client's, on one line, and how many of a kind a reader needs."""
+"""Quotes texts of clients in messages, and shortens long lists of notes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 MOST_QUOTED = 60  # characters
-MOST_NOTES = 20  # of one kind; one more counts the others
+MOST_NOTES = 20  # of one kind; one more note counts the rest
 
 
 def a_few(notes: Iterable[str], kind: str) -> Iterator[str]:
-    """The first notes of a kind, and how many more there are."""
+    """The first notes of a kind, and a note that counts the rest."""
     found = list(notes)
     yield from found[:MOST_NOTES]
     if len(found) > MOST_NOTES:
@@ -17,7 +17,7 @@ def a_few(notes: Iterable[str], kind: str) -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """The text between quotation marks, with single spaces, cut where it is long."""
+    """The text in quotation marks, with single spaces, shortened if it is long."""
     line = " ".join(text.split())
     if len(line) > MOST_QUOTED:
         line = line[: MOST_QUOTED - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"

