@@ -32,12 +32,12 @@ from dataclasses import dataclass
 
 from salem.records import JobError
 
-MOST_PLACES = 100  # that one error names; its message counts all
+MOST_PLACES = 100  # places that one error names; its message counts all
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """One bad place in a request: a JSON pointer (RFC 6901) and what is wrong there."""
+    """A problem in a request: its place as a JSON pointer (RFC 6901), and what is wrong there."""
 
     pointer: str  # "/edits/3/target"
     detail: str

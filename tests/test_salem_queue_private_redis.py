@@ -148,7 +148,7 @@ def test_a_socket_folder_laid_by_another_is_refused(tmp_path: Path) -> None:
 def test_a_second_start_on_the_same_home_is_refused(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with PrivateRedis.start(settings) as server:
-        with pytest.raises(Conflict, match="this home folder already"):
+        with pytest.raises(Conflict, match="already serves from this home folder"):
             PrivateRedis.start(settings)
         assert Redis.from_url(server.url).ping()
 

@@ -1,8 +1,7 @@
-"""Looks at this machine and says what Salem finds, what is missing and how to fix it.
+"""Checks this machine: what Salem finds, what is missing, and how to fix it.
 
-To see whether a place can be written, it writes a few bytes there and takes them away again.
-
-Each check is one function from settings to a finding. Does not know how findings are printed.
+To check that a place is writable, it writes a few bytes there and removes them.
+Each check is one function from settings to a finding. Must not know how findings are printed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ GIGABYTE = 10**9
 MIN_FREE_BYTES = GIGABYTE
 IMPORT_TIMEOUT_S = 180
 
-# Run in a process of its own: a broken installation may crash on import, and torch takes long to load.
+# Runs in its own process: a broken installation may crash on import, and torch takes long to load.
 PROBE = """
 import torch, transformers
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -48,7 +47,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Every check, in the order in which things are needed."""
+    """All checks, in the order in which things are needed."""
     checks: list[Callable[[Settings], Finding]] = [
         check_python,
         check_tensors,
@@ -94,7 +93,7 @@ def check_tensors(_: Settings) -> Finding:
 
 
 def check_redis(settings: Settings) -> Finding:
-    """A Redis that is configured has to answer; a private one has to be there to be started."""
+    """A configured Redis must answer. For a private Redis, there must be a program to start."""
     if settings.redis_url is not None:
         url = settings.redis_url
         return _attempt("redis", "REDIS_URL answers", lambda: JobQueue.connect(url, settings.queue).ping())
@@ -105,7 +104,7 @@ def check_redis(settings: Settings) -> Finding:
 
 
 def check_database(settings: Settings) -> Finding:
-    """It answers, and its tables are there. A SQLite file that is missing is made at the first start."""
+    """The database answers and has its tables. The first start creates a missing SQLite file."""
     if settings.database_url is None and not (settings.home / "salem.db").exists():
         return Finding("database", "ok", "SQLite, made at the first start of `salem serve`")
 
@@ -148,7 +147,7 @@ def check_disk(settings: Settings) -> Finding:
 
 
 def check_address(settings: Settings) -> Finding:
-    """The port is free and the address is not open to all. A taken port may be a `salem serve` that runs."""
+    """The port is free, and strangers cannot reach the address. `salem serve` may be what uses the port."""
     try:
         refuse_open_address(settings)
     except SalemError as error:
@@ -178,5 +177,5 @@ def _writable(name: str, folder: Path) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())

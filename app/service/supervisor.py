@@ -1,7 +1,7 @@
-"""`salem serve`: starts a private Redis, the API and the workers, watches them and ends them in order.
+"""`salem serve`: starts a private Redis, the API, and the workers, watches them, and stops them in order.
 
-Knows what runs, in which order, and how long each may take to end. Does not know routes, jobs or tensors.
-SQL is the record, so anything may be killed at any time: what was cut off is taken up at the next start.
+Knows what runs, in which order, and how long each may take to stop. Must not know routes, jobs, or tensors.
+SQL is the system of record, so any process may be killed at any time: the next start resumes its work.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from salem.settings import Settings
 from salem.storage.registry import Registry
 
 START_TIMEOUT_S = 180.0  # the first import of torch on a cold disk takes long
-WARM_STOP_S = 3.0  # a worker in a job is given so long to reach its end
-COLD_STOP_S = 3.0  # then so long to stop the job
+WARM_STOP_S = 3.0  # a worker may take this long to finish its job
+COLD_STOP_S = 3.0  # and then this long to stop the job
 REDIS_STOP_S = 2.0
 REDIS_DELAY_S = 30.0  # after a start that failed
 POLL_S = 0.2
 
 
 class Supervisor:
-    """One `salem serve`. `run` returns when everything has ended."""
+    """One `salem serve`. `run` returns when everything has stopped."""
 
     def __init__(self, settings: Settings, *, num_workers: int, say: Callable[[str], object]) -> None:
         self._settings = settings
@@ -46,12 +46,12 @@ class Supervisor:
         self._next_redis_at = 0.0
 
     def run(self) -> int:
-        """Serve until SIGINT or SIGTERM; returns the exit status.
+        """Serve until SIGINT or SIGTERM, and return the exit status.
 
         Raises:
-            Misconfigured: an address open to others without a key, or no Redis to start.
-            Conflict: the port is taken, or another process serves from the same home.
-            Unavailable: SQL or the private Redis cannot be reached.
+            Misconfigured: other machines can reach the address and there is no key, or there is no Redis.
+            Conflict: the port is in use, or another process serves from the same home.
+            Unavailable: SQL or the private Redis does not answer.
         """
         refuse_open_address(self._settings)
         self._settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Supervisor:
     def _children(self, listener: socket.socket) -> tuple[Child, list[Child]]:
         variables = environment(self._settings)
         descriptor = listener.fileno()
-        # -P: a file of the folder that the user happens to be in must not be imported in place of ours
+        # -P: do not import files from the current folder instead of ours
         serve_api = [sys.executable, "-P", "-m", "app.main", "--fd", str(descriptor)]
         api = Child("api", serve_api, variables, pass_fds=(descriptor,))
         work = [sys.executable, "-P", "-m", "worker.main"]
@@ -85,7 +85,7 @@ class Supervisor:
         return api, workers
 
     def _watch(self, api: Child, workers: list[Child], port: int) -> int:
-        """Start all, say when they answer, and start again what ends, until a signal comes."""
+        """Start all, report when they answer, and restart those that end, until a signal comes."""
         for child in (api, *workers):
             child.start()
         if not self._await_api(api, port):
@@ -103,7 +103,7 @@ class Supervisor:
         return 0
 
     def _await_api(self, api: Child, port: int) -> bool:
-        """Whether the API answers before it ends, a signal comes or the time is over."""
+        """Whether the API answers before it ends, a signal comes, or the time is up."""
         deadline = time.monotonic() + START_TIMEOUT_S
         url = f"http://{display_host(self._settings.host)}:{port}/healthz"
         with httpx.Client(trust_env=False, timeout=2.0) as client:
@@ -127,7 +127,7 @@ class Supervisor:
             child.start()
 
     def _keep_redis(self) -> None:
-        """Start it again when it ended. Until it is back jobs wait in SQL, and predictions are answered."""
+        """Restart Redis if it ended. Meanwhile jobs wait in SQL, and predictions work."""
         if self._redis is None or self._redis.running or time.monotonic() < self._next_redis_at:
             return
         self._say("the private Redis ended; starting it again")
@@ -139,7 +139,7 @@ class Supervisor:
             self._say(f"{why}; trying again in {REDIS_DELAY_S:.0f} s")
 
     def _stop(self, api: Child, workers: list[Child]) -> None:
-        """End all within 10 s: API and workers first, Redis last, because workers sign off there."""
+        """Stop all within 10 s: API and workers first, and Redis last, because workers sign off there."""
         children = [api, *workers]
         for child in children:
             child.signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ class Supervisor:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables that make a child read the same settings, on top of this process's own."""
+    """The environment of this process, with variables that give a child the same settings."""
     variables = dict(os.environ)
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
