@@ -126,13 +126,13 @@ def test_a_job_with_an_editor_takes_one_pass(
 
     monkeypatch.setattr(loop, "train", no_training)
     monkeypatch.setattr(base, "train", no_training)
-    job = edit(stage, new_edits(4), editor=editor.id)
+    job = edit(stage, new_edits(8), editor=editor.id)
     result, version = result_of(job), made_by(stage, job)
     assert result["editor"] == {"id": editor.id, "way": "one pass"}
     assert result["layer"] == version.layer == LAYER and editor.id in result["layer_reason"]
     assert version.options == RecipeOptions(recipe="mend", editor=editor.id)
     assert job.saliency == ()
-    assert any("learned to apply 1 edits at once, this job has 4" in note for note in result["notes"])
+    assert any("learned to apply 1 edits at once, this job has 8" in note for note in result["notes"])
     data = stage.blobs.get(version.deltas[0].blob)
     assert read_header(data)["editor"] == f'"{editor.blob}"'
     stored = unpack(data, base_sha256=str(model.sha256), layers=model.layers)
