@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import Connection
@@ -157,6 +158,10 @@ class Registry:
         if found is None:
             found = chains.read(connection, header.model, header.number)
             with self._lock:
+                newest = next(reversed(self._recent_chains.values()), ())
+                # One record for both chains where they are equal: a chain repeats most of its parent.
+                pairs = zip_longest(newest[: len(found)], found)
+                found = tuple(old if old == new else new for old, new in pairs)
                 while len(self._recent_chains) >= _MAX_RECENT_CHAINS:
                     self._recent_chains.pop(next(iter(self._recent_chains)))
                 self._recent_chains[key] = found
