@@ -24,7 +24,18 @@ from app.service.address import bind
 from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.models import folders, loading
-from salem.records import Delta, FolderSource, HostedModel, Job, JobKind, ModelState, Task, Version
+from salem.records import (
+    Delta,
+    EditResult,
+    FolderSource,
+    HostedModel,
+    Job,
+    JobKind,
+    ModelState,
+    RegistrationResult,
+    Task,
+    Version,
+)
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 from salem.storage.publication import AliasMove, Publication
@@ -58,6 +69,23 @@ def request_of(client: httpx.Client, job: Mapping[str, Any]) -> dict[str, Any]:
     """What a job was asked to do."""
     request: dict[str, Any] = client.get(f"/jobs/{job['id']}/request").raise_for_status().json()
     return request
+
+
+def edit_result(delta: Delta) -> EditResult:
+    """The result of a job that made this delta and measured nothing."""
+    return EditResult(
+        version="",
+        failing_before=0,
+        layer=delta.layer,
+        layer_reason="chosen by the test",
+        editor=None,
+        kind=delta.kind,
+        rank=delta.rank,
+        delta_bytes=delta.num_bytes,
+        delta_sha256=delta.blob,
+        estimated_peak_bytes=0,
+        worker_seconds=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +131,16 @@ class Stage:
                 "max_input_tokens": network.max_input_tokens,
             }
         )
-        self.registry.finish_registration(job.id, self._claim(job.id), ready, [], {})
+        found = RegistrationResult(
+            model=name,
+            sha256=str(ready.sha256),
+            reference_accuracy=None,
+            num_pass_samples=0,
+            num_held_out=0,
+        )
+        self.registry.finish_registration(
+            job.id, self._claim(job.id), ready, [], found.model_dump(mode="json")
+        )
         return self.registry.get_model(name)
 
     def publish(
@@ -136,7 +173,8 @@ class Stage:
         )
         alias = asked.get("alias")
         made = Publication(alias=AliasMove(alias, asked.get("alias_was")) if alias else None)
-        return self.registry.finish_edit(job.id, self._claim(job.id), version, {}, made)
+        result = edit_result(delta).model_dump(mode="json")
+        return self.registry.finish_edit(job.id, self._claim(job.id), version, result, made)
 
     def _claim(self, job_id: str) -> str:
         claimed = self.registry.claim_job(job_id, LEASE_S)

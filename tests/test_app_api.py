@@ -21,7 +21,7 @@ from app.main import create_app
 from salem.errors import MOST_PLACES, Misconfigured, Pointer
 from salem.models.folders import weights_sha256
 from salem.queue.job_queue import JobQueue
-from salem.records import MOST_ITEMS, HostedModel, JobState, Record, Task
+from salem.records import MOST_ITEMS, HostedModel, JobKind, JobState, Record, Task
 from salem.settings import Settings
 from salem.storage.registry import Registry
 
@@ -215,9 +215,9 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     path = "/models/intents/aliases/production"
     assert [alias["version"] for alias in client.get(f"{path}/history").json()["data"]] == [1, 0]
     first, second = (client.get(f"/jobs/{job['id']}").json()["result"] for job in jobs)
-    assert first == {"version": "intents:1"}
+    assert (first["version"], first["notes"]) == ("intents:1", [])
     (note,) = second["notes"]
-    assert all(words in note for words in ("left at intents:1", "intents:2", f"PUT {path}"))
+    assert all(words in note for words in ("still names intents:1", "intents:2", f"PUT {path}"))
     again = request_of(client, client.post("/edits", json=body).json())
     assert (again["parent"], again["alias_was"]) == (1, 1)
     removal = {"edits": ["1.0"], "alias": "production"}
@@ -393,6 +393,17 @@ def test_a_job_of_a_thousand_edits_is_polled_in_few_bytes(settings: Settings, re
         asked = request_of(client, posted.json())
     assert [edit["input"] for edit in asked["edits"]] == [edit["input"] for edit in edits]
     assert max(len(response.content) for response in (posted, polled, listed)) < 20_000
+
+
+def test_the_request_and_the_result_of_a_job_are_typed_by_its_kind(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for path in ("/jobs/{job_id}", "/jobs/{job_id}/request"):
+        answer = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert answer["discriminator"]["propertyName"] == "kind"
+        assert set(answer["discriminator"]["mapping"]) == set(JobKind)
+    result = document["components"]["schemas"]["EditResult"]["properties"]
+    for name in ("edit_accuracy", "adapt_accuracy", "generalization", "drawdown", "locality"):
+        assert result[name]["anyOf"][0]["$ref"].endswith("/Proportion")
 
 
 def test_bad_query_parameters_are_named(client: httpx.Client) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from api_service import Stage, request_of, serving
+from api_service import Stage, edit_result, request_of, serving
 from test_app_api import pointers, problem
 from tiny_models import tiny_network
 
@@ -142,7 +142,8 @@ def publish(
         for edit in edits
     ]
     made = Publication(entries={len(version.deltas) - 1: list(enumerate(entries))})
-    return stage.registry.finish_edit(job.id, claimed[1], version, {}, made)
+    result = edit_result(delta).model_dump(mode="json")
+    return stage.registry.finish_edit(job.id, claimed[1], version, result, made)
 
 
 def get(client: httpx.Client, path: str, **query: Any) -> Any:

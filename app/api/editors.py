@@ -9,7 +9,16 @@ from fastapi import APIRouter, Query, Response
 from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.model_references import resolve
 from app.api.problems import invalid_request
-from app.api.schemas import DEFAULT_PAGE, EditorId, EditorIn, IdempotencyKey, Page, PageSize, page_of
+from app.api.schemas import (
+    DEFAULT_PAGE,
+    EditorId,
+    EditorIn,
+    EditorJobOut,
+    IdempotencyKey,
+    Page,
+    PageSize,
+    page_of,
+)
 from app.api.services import ServicesDep
 from app.validation.editors import check_corpus
 from salem.records import EDITOR_ID_PATTERN, NAME_PATTERN, Editor, EditorRequest, Job, JobKind
@@ -17,7 +26,7 @@ from salem.records import EDITOR_ID_PATTERN, NAME_PATTERN, Editor, EditorRequest
 router = APIRouter(prefix="/editors", tags=["editors"])
 
 
-@router.post("", status_code=202, responses=JOB_ACCEPTED)
+@router.post("", status_code=202, response_model=EditorJobOut, responses=JOB_ACCEPTED)
 def post_editors(
     request: EditorIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:

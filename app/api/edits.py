@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.model_references import alias_target, check_alias_keeps_edits, parse, resolve
 from app.api.problems import invalid_request
-from app.api.schemas import EditsIn, IdempotencyKey
+from app.api.schemas import EditJobOut, EditsIn, IdempotencyKey
 from app.api.services import ServicesDep
 from app.validation.editors import with_editor
 from app.validation.edits import EditLimits, check_edit_request, entry_overrides_edit, override_notes
@@ -17,7 +17,7 @@ from salem.records import EditRequest, Job, JobKind
 router = APIRouter(tags=["edits"])
 
 
-@router.post("/edits", status_code=202, responses=JOB_ACCEPTED)
+@router.post("/edits", status_code=202, response_model=EditJobOut, responses=JOB_ACCEPTED)
 def post_edits(
     request: EditsIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:

@@ -10,7 +10,7 @@ import structlog
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from app.api.schemas import JOB_ID, JobId, Page, page_of
+from app.api.schemas import JOB_ID, JobId, JobOut, JobsOut, Page, page_of
 from app.api.services import Services, ServicesDep
 from salem.errors import Unavailable
 from salem.records import NAME_PATTERN, Job, JobRequest, JobState
@@ -44,7 +44,7 @@ def accept_job(job: Job, services: Services, response: Response) -> Job:
     return job
 
 
-@router.get("/jobs")
+@router.get("/jobs", response_model=JobsOut)
 def list_jobs(
     services: ServicesDep,
     model: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
@@ -62,7 +62,7 @@ def list_jobs(
     )
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", response_model=JobOut)
 def show_job(job_id: JobId, services: ServicesDep, response: Response) -> Job:
     """One job: phase, progress, time left, saliency of each layer, metrics so far, result or error."""
     job = services.registry.get_job(job_id)
@@ -77,7 +77,7 @@ def show_request(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
     return services.registry.get_request(job_id)
 
 
-@router.post("/jobs/{job_id}/cancel")
+@router.post("/jobs/{job_id}/cancel", response_model=JobOut)
 def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
     """Cancel a queued or running job. It makes nothing."""
     job = services.registry.cancel_job(job_id)

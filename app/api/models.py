@@ -24,6 +24,7 @@ from app.api.schemas import (
     Page,
     PageSize,
     ReferenceOut,
+    RegistrationJobOut,
     VersionNumber,
     page_of,
 )
@@ -77,7 +78,7 @@ def upload_reference(services: ServicesDep, body: Annotated[bytes, Depends(raw_b
     return ReferenceOut(sha256=services.blobs.put(data), num_samples=count_samples(data))
 
 
-@router.post("/models", status_code=202, responses=JOB_ACCEPTED)
+@router.post("/models", status_code=202, response_model=RegistrationJobOut, responses=JOB_ACCEPTED)
 def add_model(
     request: ModelIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:

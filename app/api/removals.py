@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
 from app.api.model_references import alias_target
 from app.api.problems import invalid_request
-from app.api.schemas import IdempotencyKey, ModelName, RemovalIn, VersionNumber
+from app.api.schemas import IdempotencyKey, ModelName, RemovalIn, RemovalJobOut, VersionNumber
 from app.api.services import ServicesDep
 from app.validation.removals import check_removal, valid_ids
 from salem.errors import InvalidRequest
@@ -18,7 +18,12 @@ router = APIRouter(tags=["versions"])
 MAX_REMOVED = 10_000  # ids in one request
 
 
-@router.post("/models/{name}/versions/{number}/removals", status_code=202, responses=JOB_ACCEPTED)
+@router.post(
+    "/models/{name}/versions/{number}/removals",
+    status_code=202,
+    response_model=RemovalJobOut,
+    responses=JOB_ACCEPTED,
+)
 def post_removals(
     name: ModelName,
     number: VersionNumber,

@@ -5,7 +5,7 @@ Shapes only: whether the content makes sense is for the checks.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Header, Path, Query
 from pydantic import BeforeValidator, Field
@@ -16,11 +16,17 @@ from salem.records import (
     EDITOR_ID_PATTERN,
     NAME_PATTERN,
     EditorOptions,
+    EditorResult,
+    EditResult,
     ExplainedPrediction,
+    JobKind,
+    JobStatus,
     ListedEntry,
     Name,
     Prediction,
     Record,
+    RegistrationResult,
+    RemovalResult,
     Sha256,
     Source,
     Task,
@@ -156,6 +162,39 @@ class ReadyOut(Record):
     checks: dict[str, str]
 
 
+class EditJobOut(JobStatus):
+    """An edit job."""
+
+    kind: Literal[JobKind.EDIT]
+    result: EditResult | None
+
+
+class RemovalJobOut(JobStatus):
+    """A job that removes edits."""
+
+    kind: Literal[JobKind.REMOVE]
+    result: RemovalResult | None
+
+
+class EditorJobOut(JobStatus):
+    """A job that trains an editor."""
+
+    kind: Literal[JobKind.TRAIN_EDITOR]
+    result: EditorResult | None
+
+
+class RegistrationJobOut(JobStatus):
+    """A job that registers a model."""
+
+    kind: Literal[JobKind.REGISTER]
+    result: RegistrationResult | None
+
+
+JobOut = Annotated[
+    EditJobOut | RemovalJobOut | EditorJobOut | RegistrationJobOut, Field(discriminator="kind")
+]
+
+
 class Page(Record, Generic[ItemT]):
     """A list; `has_more` says that there is another page behind the last item."""
 
@@ -167,6 +206,10 @@ def page_of(found: tuple[list[ItemT], bool]) -> Page[ItemT]:
     """What the registry returns for one page, as a response."""
     items, has_more = found
     return Page(data=tuple(items), has_more=has_more)
+
+
+class JobsOut(Page[JobOut]):
+    """Jobs, newest first."""
 
 
 class EntriesOut(Page[ListedEntry]):

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from salem.records.base import Name, Record, Sha256
 from salem.records.method import EditorOptions, LayerScore, RecipeOptions
+from salem.records.metrics import Forgetting, Proportion
 from salem.records.samples import Edit, Sample
 
 
@@ -40,11 +41,8 @@ class JobError(Record):
     remedy: str | None = None
 
 
-class Job(Record):
-    """A long task: hosting a model, editing it, removing edits, or training an editor.
-
-    What the client asked for is stored beside it (`JobRequest`): it can be megabytes, and a job is polled.
-    """
+class JobStatus(Record):
+    """What every job tells while it runs and after it has ended."""
 
     id: str
     kind: JobKind
@@ -57,11 +55,19 @@ class Job(Record):
     attempt: int = 0
     saliency: tuple[LayerScore, ...] = ()
     metrics: dict[str, float] = Field(default_factory=dict)  # the figures so far, while running
-    result: dict[str, Any] | None = None  # an edit: {"version": "intents:3", ...}
     error: JobError | None = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class Job(JobStatus):
+    """A long task: hosting a model, editing it, removing edits, or training an editor.
+
+    What the client asked for is stored beside it (`JobRequest`): it can be megabytes, and a job is polled.
+    """
+
+    result: dict[str, Any] | None = None  # the kind's result as JSON: `EditResult` and so on
 
 
 class EditRequest(Record):
@@ -112,3 +118,80 @@ JobRequest = Annotated[
     EditRequest | RemoveRequest | EditorRequest | RegisterRequest, Field(discriminator="kind")
 ]
 """What a job was asked to do, as stored with it."""
+
+
+class VersionFigures(Record):
+    """The headline figures of a version; None where nothing was measured, and a note says why."""
+
+    edit_accuracy: Proportion | None = None
+    adapt_accuracy: Proportion | None = None
+    generalization: Proportion | None = None
+    drawdown: Proportion | None = None
+    locality: Proportion | None = None
+    forgetting: Forgetting | None = None
+    held_out: int = 0  # pass samples that drawdown is measured on
+    notes: tuple[str, ...] = ()
+
+
+class EditorUse(Record):
+    """The editor that made a delta."""
+
+    id: str | None  # None: it was trained for this job
+    way: Literal["one pass", "trained for this job"]
+
+
+class EditResult(VersionFigures):
+    """What an edit job made."""
+
+    version: str
+    failing_before: int  # edit samples that the parent answered incorrectly
+    layer: str
+    layer_reason: str
+    editor: EditorUse | None  # None: the recipe uses no editor
+    kind: str  # of the delta
+    rank: int | None
+    delta_bytes: int
+    delta_sha256: Sha256
+    estimated_peak_bytes: int
+    worker_seconds: float
+
+
+class RemovalResult(VersionFigures):
+    """What a removal job made. If no edit is left, there are no figures."""
+
+    version: str
+    removed: tuple[str, ...]
+    edits_left: int
+    replayed: int  # deltas that were trained again
+    estimated_peak_bytes: int | None = None  # None: nothing was trained
+    worker_seconds: float
+
+
+class EditorResult(Record):
+    """What a job made that trains an editor."""
+
+    editor: str
+    edit_accuracy: Proportion
+    generalization: Proportion | None
+    drawdown: Proportion | None
+    untrained_accuracy: Proportion
+    untrained_drawdown: Proportion | None
+    notes: tuple[str, ...]
+    trained_on: int
+    held_out: int
+    layer: str
+    layer_reason: str
+    editor_bytes: int
+    editor_sha256: Sha256
+    estimated_peak_bytes: int
+    worker_seconds: float
+
+
+class RegistrationResult(Record):
+    """What a registration job found."""
+
+    model: Name
+    sha256: Sha256  # of the weights
+    reference_accuracy: Proportion | None
+    num_pass_samples: int
+    num_held_out: int
