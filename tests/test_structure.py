@@ -40,6 +40,7 @@ def test_there_is_no_import_cycle() -> None:
         pytest.fail("modules import each other: " + " -> ".join(error.args[1]), pytrace=False)
 
 
+PRODUCT = ("salem", "app", "worker")
 STORAGE = sorted(
     module.name for module in modules() if f"{module.name}.".startswith(("salem.storage.", "salem.queue."))
 )
@@ -98,6 +99,43 @@ def test_no_assertion_hangs_on_a_condition() -> None:
             if isinstance(branch, ast.If | ast.ExceptHandler | ast.match_case)
             for node in ast.walk(branch)
             if isinstance(node, ast.Assert)
+        ]
+    )
+
+
+MAX_PARAMETERS, MAX_LINES = 6, 300
+TOO_MANY_PARAMETERS = {"app.api.problems.problem", "app.validation.editors.check_corpus"}  # still to be split
+TOO_LONG = {"salem.storage.registry"}
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many parameters a function has, without `self` and `cls`."""
+    given = function.args
+    named = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len(set(named) - {"self", "cls"}) + (given.vararg is not None) + (given.kwarg is not None)
+
+
+def test_no_function_has_more_than_six_parameters() -> None:
+    fail_with(
+        [
+            f"{module.name}.{function.name} has {num_parameters(function)} parameters"
+            for module in modules()
+            if module.name.split(".")[0] in PRODUCT and not module.name.startswith("app.cli.")
+            for function in ast.walk(module.tree)
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            and num_parameters(function) > MAX_PARAMETERS
+            and f"{module.name}.{function.name}" not in TOO_MANY_PARAMETERS
+        ]
+    )
+
+
+def test_no_file_has_more_than_300_lines() -> None:
+    lengths = {m.name: len(m.path.read_text().splitlines()) for m in modules()}
+    fail_with(
+        [
+            f"{name} has {length} lines"
+            for name, length in lengths.items()
+            if length > MAX_LINES and name.split(".")[0] in PRODUCT and name not in TOO_LONG
         ]
     )
 
