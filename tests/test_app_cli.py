@@ -15,6 +15,7 @@ import pytest
 import typer
 from api_service import Stage, serving
 from command_line import CommandLine, command_line
+from test_app_entries import printed_json
 from tiny_models import save_tiny
 
 from app.cli.client import POLL_S, Client, ServiceError
@@ -207,5 +208,5 @@ def test_waiting_for_a_job_does_not_download_its_request(
         polled_twice.start()
         with pytest.raises(typer.Exit):
             report_job(client, job, wait=True)
-    assert json.loads(capsys.readouterr().out)["state"] == "cancelled"
+    assert printed_json(capsys.readouterr().out)["state"] == "cancelled"
     assert len(sizes) >= 3 and sum(sizes) < 20_000

@@ -234,7 +234,7 @@ def test_an_edit_that_overrides_an_entry_says_so(
     plain = {"model": "intents:1", "edits": edits, "options": {"recipe": "mend"}}
     (refused,) = client.post("/edits", json=plain).json()["errors"]
     assert refused["pointer"] == "/options/recipe" and '"log in" overrides entry 1.1' in refused["detail"]
-    assert "take scoped, or remove the entry first" in refused["detail"]
+    assert "use scoped, or remove the entry first" in refused["detail"]
     plain["model"] = "intents"
     assert client.post("/edits", json=plain).status_code == 202, "the base has no entries"
 

@@ -36,7 +36,8 @@ def test_an_option_that_the_recipe_does_not_have_is_refused_with_those_that_it_h
     found = refused({"recipe": "ridge", "max_steps": 500, "triel_edits": 2, "margin": -1})
     assert set(found) == {"ridge.max_steps", "ridge.triel_edits", "ridge.margin"}
     known = ", ".join(option.name for option in catalog()["ridge"].options)
-    assert found["ridge.max_steps"] == f'ridge has no option "max_steps"; it has {known}'
+    assert found["ridge.max_steps"].startswith('ridge has no option "max_steps"; ')
+    assert found["ridge.max_steps"].endswith(f"it has {known}")
     assert 'did you mean "trial_edits"' in found["ridge.triel_edits"]
     assert "greater than or equal to 0" in found["ridge.margin"]
 

@@ -57,7 +57,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
         paraphrase_source="rules", perplexity=False, corrections=corrections, num_hard=len(corrections),
         kept=tuple(pass_samples(network)),
     )  # fmt: skip
-    monkeypatch.setattr(ablation, "material", lambda name: found)
+    monkeypatch.setattr(ablation, "material", lambda name, limit: found)
     return Sizes(held_out=6, validation_held_out=2, pass_samples=10)
 
 
@@ -65,7 +65,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
 def test_a_line_is_edited_and_measured(name: str, small: Sizes) -> None:
     row = ablated(name, "nli", 2, 0, small)
     assert 0 <= row["edit_accuracy"] <= 1 and -1 <= row["drawdown"] <= 1
-    assert row["delta_bytes"] > 0 and row["locality"] is None
+    assert row["delta_bytes"] > 0 and row["neighborhood"] is None
     text = ablation_report(
         [row, {"line": "mend", "dataset": "nli", "error": "It failed.", "num_edits": 2, "seed": 0}]
     )

@@ -29,7 +29,7 @@ TINY = {
 }  # fmt: skip
 # The loop keeps no update under which no correction holds, and a middle layer this narrow may have none.
 NOTHING_HOLDS = {
-    ("fine-tune-layer", "t5"), ("fine-tune-kl", "t5"), ("fine-tune-kl", "gpt2"),
+    ("fine-tune-layer", "t5"), ("fine-tune-kl", "t5"),
 }  # fmt: skip
 
 

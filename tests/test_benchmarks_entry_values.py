@@ -51,7 +51,7 @@ def started(of: Case) -> tuple[EditTask, Prepared, Scoped]:
     task = edit_task(of.network, of.batch, layer)
     scoping = draw_scopes(task, OPTIONS)
     prepared = prepare_entries(task, OPTIONS, scoping).prepared
-    positions = _num_positions(of.nettask, prepared)
+    positions = _num_positions(of.network, prepared)
     return task, prepared, empty_entries(scoping.scope, len(of.batch.edit_samples), layer, positions)
 
 

@@ -22,6 +22,6 @@ def test_a_classifier_is_edited_at_its_surest_errors(tmp_path: Path, monkeypatch
     reference = tuple(Edit(input=text, target=target) for text, target in zip(TEXTS, targets, strict=True))
     made_up = EditSet("made-up", folder, task, reference, edits=())
     monkeypatch.setattr(main_job, "edit_set", lambda name, num_reference, seed: made_up)
-    row = main_job.measure("made-up", 2, bare_recipe("scoped", metric_width=16, max_steps=20))
+    row = main_job.measure("made-up", 2, bare_recipe("scoped", metric_width=16, max_steps=20), 100)
     assert row["num_edits"] == 2 and row["dataset"] == "made-up" and row["protocol"] == "argmax"
     assert 0 < row["edit_accuracy"] <= 1 and row["held_out"] > 5 and row["seconds"] > 0
