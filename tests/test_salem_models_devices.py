@@ -38,7 +38,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str, pl
 def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, num_gpus: int, device: str) -> None:
     pretend(monkeypatch, num_gpus)
     with pytest.raises(
-        Misconfigured, match=f"is to be {device}, and torch sees {max(0, num_gpus) or 'no'} GPUs"
+        Misconfigured, match=f"SALEM_DEVICE={device}, but torch sees {max(0, num_gpus) or 'no'} GPUs"
     ):
         resolve_device(device)
 
