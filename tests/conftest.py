@@ -21,6 +21,7 @@ from salem.storage.registry import Registry
 TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each module in one process of pytest-xdist, and all tests of the running service in one too.
 
