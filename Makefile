@@ -70,7 +70,7 @@ bench-gates: $(VENV)/.dev-ready ## what the gate of up to 10,000 entries adds to
 bench-chain: $(VENV)/.dev-ready ## what a chain of 1,000 one-edit versions costs to serve, keep, and poll
 	@nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chain $(ARGS)
 
-bench-ablation: $(VENV)/.dev-ready ## what each piece of the default recipe brings
+bench-ablation: $(VENV)/.dev-ready ## what each part of the default recipe adds
 	@$(BIN)/python -m benchmarks.ablation $(ARGS)
 
 bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; QUICK=1: a slice; ARGS="--plan": the plan

@@ -1,7 +1,8 @@
-"""Benchmarks: they measure the figures that the docs claim.
+"""Benchmarks: they measure the figures in the docs.
 
 Each benchmark is one command, such as `python -m benchmarks.gates`: `quality` (every method on every data
-set), `selection` (choosing a layer), `ablation` (what each piece adds), `main_job`, `training`, and `gates`.
-They use Salem like any other caller; Salem never imports them. Start with `command` (what all commands share)
-and `quality`. docs/results.md shows what they measured.
+set), `selection` (choosing a layer), `ablation` (what each part adds), `main_job` (ten edits on each model),
+`training` (steps and jobs), `gates`, and `chain` (what long chains cost). They use Salem like any other
+caller; Salem must not import them. Start with `command` (what all commands share) and `quality`.
+docs/results.md shows the results.
 """

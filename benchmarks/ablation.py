@@ -1,11 +1,10 @@
-"""What each piece of the default recipe adds: the same job with one piece left out or replaced.
+"""Measures what each part of the default recipe adds: the same job with one part left out or replaced.
 
     python -m benchmarks.ablation [--sets gpt-facts questions nli] [--edits 100] [--seeds 0] [--only NAME ...]
 
-Every line is a job of the quality benchmark, measured in the same way, with other hyperparameters or less
-training data. Nothing is searched. Each line replaces its earlier result in
-benchmarks/results/ablation.json. QUICK=1 runs a few lines with ten edits on one small data set and writes
-no file. Does not know what a piece does.
+Each line of the table is a job of the quality benchmark with other hyperparameters or less training data.
+Nothing is searched. A line's result replaces its earlier one in benchmarks/results/ablation.json. QUICK=1
+runs a few lines with ten edits on one small data set and writes no file. Must not know how a part works.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines.added import Added
-from benchmarks.baselines.product import Quiet, known_paraphrases
+from benchmarks.baselines.salem_recipes import SilentObserver, known_paraphrases
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from benchmarks.command import Progress, exit_status, quick
 from benchmarks.entry_values import ClosedFormRecipe, EditorValuesRecipe
 from benchmarks.quality.data import DATASETS, material
@@ -44,14 +43,14 @@ from worker.recipes.ridge import RidgeRecipe
 from worker.recipes.scoped.recipe import ScopedRecipe
 
 SETS = ("gpt-facts", "questions", "nli")
-NAMED = ("line", "dataset", "num_edits", "seed")
-QUICK_LINES = ("the default", "exchanged words do not count", "mend", "ridge")
+IDENTITY = ("line", "dataset", "num_edits", "seed")  # fields that identify a row
+QUICK_LINES = ("the default recipe", "no lexical check", "mend", "ridge")
 FULL = Sizes()
 QUICK_SIZES, QUICK_LIMIT = Sizes(held_out=100, pass_samples=200), 600
 FIGURES = ("edit_accuracy", "generalization", "drawdown", "neighborhood")
 
 
-def _as_it_is(batch: EditBatch) -> EditBatch:
+def _unchanged(batch: EditBatch) -> EditBatch:
     return batch
 
 
@@ -59,38 +58,38 @@ def _few_pass_samples(batch: EditBatch) -> EditBatch:
     return batch.model_copy(update={"pass_samples": batch.pass_samples[:200]})
 
 
-def _no_known_paraphrases(batch: EditBatch) -> EditBatch:
+def _no_paraphrases_of_others(batch: EditBatch) -> EditBatch:
     return batch.model_copy(update={"equivalents": ()})
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table."""
+    """One line of the table: options, a recipe, and what to leave out of the training data."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: type[Recipe] = ScopedRecipe
-    less: Callable[[EditBatch], EditBatch] = _as_it_is
+    reduce: Callable[[EditBatch], EditBatch] = _unchanged
 
 
 LINES: dict[str, Line] = {
-    "the default": Line(),
-    "the base is not asked how it begins": Line({"first_token_weight": 0.0}),
-    "exchanged words do not count": Line({"lexical_weight": 0.0}),
-    "no known paraphrases of other texts": Line(less=_no_known_paraphrases),
-    "200 pass samples instead of 2,000": Line(less=_few_pass_samples),
-    "no rewordings train the values": Line({"augmentations": 0}),
-    "no stand-ins train the values": Line({"anchor_samples": 0}),
+    "the default recipe": Line(),
+    "no first-token check": Line({"first_token_weight": 0.0}),
+    "no lexical check": Line({"lexical_weight": 0.0}),
+    "no paraphrases of other edits": Line(reduce=_no_paraphrases_of_others),
+    "200 pass samples instead of 2,000": Line(reduce=_few_pass_samples),
+    "no augmentations train the values": Line({"augmentations": 0}),
+    "no anchor samples train the values": Line({"anchor_samples": 0}),
     "plain likelihood instead of a margin": Line({"margin": 0.0}),
-    "corrections never rest (not extent-aware)": Line({"rest_when_held": False}),
-    "a pull of pass samples on the values": Line({"kl_weight": 0.1}),
+    "corrections that hold stay in training (not extent-aware)": Line({"rest_when_held": False}),
+    "a divergence penalty on pass samples": Line({"kl_weight": 0.1}),
     "values in closed form, along one gradient": Line(recipe=ClosedFormRecipe),
-    "values from a MEND editor's moves": Line(recipe=EditorValuesRecipe),
+    "values from a MEND editor's updates": Line(recipe=EditorValuesRecipe),
     "a rank-4 term beside every value": Line({"entry_rank": 4}),
     "no trial edits: the most salient of the candidates": Line({"trial_edits": 0}),
     "the middle blocks of a classifier": Line({"candidates": "middle"}),
     "every block may be chosen": Line({"candidates": "all"}),
     "mend": Line(recipe=MendRecipe),
-    "mend, corrections never rest": Line({"rest_when_held": False}, MendRecipe),
+    "mend, corrections that hold stay in training": Line({"rest_when_held": False}, MendRecipe),
     "mend without the null space": Line({"null_space_rank": 0}, MendRecipe),
     "ridge": Line(recipe=RidgeRecipe),
     "paper": Line(recipe=PaperRecipe),
@@ -98,7 +97,7 @@ LINES: dict[str, Line] = {
 
 
 def main() -> int:
-    """Measure each line in a process of its own; returns the exit status."""
+    """Measure each line in a process of its own; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,8 +117,8 @@ def main() -> int:
             for name in options.only:
                 progress(f"{dataset}, seed {seed}: {name}")
                 sizes = QUICK_SIZES if quick() else FULL
-                with multiprocessing.get_context("spawn").Pool(1) as apart:
-                    row = apart.apply(ablated, (name, dataset, options.edits, seed, sizes))
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    row = pool.apply(ablated, (name, dataset, options.edits, seed, sizes))
                 print(json.dumps(row), flush=True)
                 if not quick():
                     put(row, RESULTS / "ablation.json")
@@ -128,9 +127,9 @@ def main() -> int:
 
 
 def put(row: Mapping[str, Any], path: Path) -> None:
-    """Write a row to the file, in place of an earlier row of the same line, data set, size, and seed."""
+    """Write a row to the file. It replaces an earlier row with the same identity."""
     rows: list[Mapping[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    same = [all(row[name] == other[name] for name in NAMED) for other in rows]
+    same = [all(row[name] == other[name] for name in IDENTITY) for other in rows]
     kept = [other for other, is_same in zip(rows, same, strict=True) if not is_same]
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps([*kept, row], indent=1) + "\n")
@@ -144,17 +143,17 @@ def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes = F
     line, data = LINES[name], material(dataset, QUICK_LIMIT if quick() else None)
     network = load(Path(data.folder), data.task, device="cpu")
     job = draw_job(data, num_edits, seed, sizes)
-    batch = line.less(job.batch().model_copy(update={"equivalents": known_paraphrases(job.corpus)}))
+    batch = line.reduce(job.batch().model_copy(update={"equivalents": known_paraphrases(job.corpus)}))
     row = {"line": name, "dataset": dataset, "num_edits": num_edits, "seed": seed}
     began = time.process_time()
     try:
         recipe = line.recipe(line.recipe.Options.model_validate({"seed": seed, **line.options}))
-        edit = EditContext(recipe=recipe, network=network, batch=batch, observer=Quiet())
+        edit = EditContext(recipe=recipe, network=network, batch=batch, observer=SilentObserver())
         made = make_delta(choose_layer(edit))
     except SalemError as error:
         return {**row, "error": error.message}
     seconds = time.process_time() - began
-    edited = Added(network, (made.delta,))
+    edited = NetworkWithDeltas(network, (made.delta,))
     outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=data.perplexity)
     found = figures(outcomes, perplexity=data.perplexity)
     return {
@@ -167,11 +166,11 @@ def ablated(name: str, dataset: str, num_edits: int, seed: int, sizes: Sizes = F
 
 
 def ablation_report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The ablation's part of the results page: a table for each data set, with means over seeds."""
+    """The ablation page: a table for each data set, with means over seeds."""
     seeds = sorted({row["seed"] for row in rows})
     parts = [
-        "# What each piece adds",
-        f"`make bench-ablation`: {rows[0]['num_edits']} edits, seeds {', '.join(map(str, seeds))}; one piece "
+        "# What each part adds",
+        f"`make bench-ablation`: {rows[0]['num_edits']} edits, seeds {', '.join(map(str, seeds))}; one part "
         "left out or replaced at a time, no search.",
     ]
     for dataset in sorted({row["dataset"] for row in rows}, key=DATASETS.index):

@@ -1,15 +1,16 @@
-"""What a long chain of versions costs: serving, memory, sweeping, and polling, through the real API.
+"""Measures what a long chain of versions costs to serve, keep in memory, sweep, and poll.
 
     python -m benchmarks.chain [--edits 1000] [--rounds 41]
 
-A random model of MiniLM's size gets a chain of one-edit versions and one version with all the same edits. The
-files, the rows, and the HTTP are real; nothing is trained. Paired rounds, medians. The last line is JSON:
+A random model of MiniLM's size gets a chain of one-edit versions, and one version with all the same edits.
+Nothing is trained, but files, database rows, and the API are real. Times are medians of paired rounds. The
+last line is JSON:
 
-    chain_over_single          /predict time of the chain over that of the single version, 8 inputs
-    chain_memory_over_factors  resident bytes that loading chains adds, over those of their keys and values
-    outcomes_ms                /predict time of a version with 12,000 outcomes minus that of one with 10
-    sweep_s                    one sweep of the blob store beside the whole chain
-    poll_kb                    size of GET /jobs/{id} for a job with as many edits
+    chain_over_single          time of /predict for the chain over that for the single version, 8 inputs
+    chain_memory_over_factors  resident bytes added by loading chains, over the bytes of their keys and values
+    outcomes_ms                time of /predict for a version with 12,000 outcomes minus that for one with 10
+    sweep_s                    time of one sweep of the blob store with the whole chain in the database
+    poll_kb                    response size of GET /jobs/{id} for a job with as many edits as the chain
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ METRIC_WIDTH = ScopedOptions().metric_width
 WIDTH, BLOCKS, LABELS = 384, 6, ("delivery", "refund", "login", "other")
 WORDS = [f"{a}{b}{c}" for a in "bdfgkl" for b in ("an", "el", "or", "ut") for c in "aeiostmnpr"]
 NUM_INPUTS, WARM, LEASE_S = 8, 3, 600.0
-NUM_CHAINS = 8  # versions whose memory is measured together, because one alone drowns in the noise
+NUM_CHAINS = 8  # versions whose memory is measured together, because a single one is lost in the noise
 FEW, MANY = 10, 12_000  # outcomes
-OF_A_KEY = (
+KEY_FIELDS = (
     "keys",
     "radii",
     "token_ids",
@@ -91,7 +92,7 @@ OF_A_KEY = (
 
 @dataclass(frozen=True)
 class Bench:
-    """A home with a model in it, and the texts of its edits."""
+    """A service with one hosted model, and the texts of its edits."""
 
     services: Services
     model: HostedModel
@@ -101,7 +102,7 @@ class Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build everything, measure, and print a line of JSON."""
+    """Build the service, measure, and print a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--edits", type=int, default=100 if quick() else 1_000)
     parser.add_argument("--rounds", type=int, default=11 if quick() else 41)
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(settings: Settings, num_edits: int) -> Bench:
-    """A registered model with random weights, and the texts of edits."""
+    """Register a model with random weights and draw the texts of the edits."""
     folder = settings.effective_models_root / "m"
     vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -153,7 +154,7 @@ def build(settings: Settings, num_edits: int) -> Bench:
 
 
 def measure(bench: Bench, settings: Settings, rounds: int, progress: Progress) -> dict[str, float]:
-    """All figures by name."""
+    """Publish the versions and return all figures by name."""
     whole = _entries(bench)
     metric = bench.services.blobs.put(pack_metric(whole.scope.metric))
     progress(f"publishing one version with {len(bench.texts):,} edits, and a chain of as many versions")
@@ -191,7 +192,7 @@ def measure(bench: Bench, settings: Settings, rounds: int, progress: Progress) -
 
 
 def _entries(bench: Bench) -> Scoped:
-    """One entry per text, with its key at the text, in a random metric of the default's width."""
+    """One entry per text, with the text's features as its key and a random metric of the default width."""
     network, texts, layer = bench.network, bench.texts, bench.layer
     draw = torch.Generator().manual_seed(1)
     spec = FeatureSpec(layer.stack, BLOCKS // 2, False, token_rarity(network, texts))
@@ -211,10 +212,10 @@ def _entries(bench: Bench) -> Scoped:
 
 
 def _one(whole: Scoped, place: int) -> Scoped:
-    """The term of one entry."""
+    """The part of the term that belongs to one entry."""
     row = torch.tensor([place])
-    of_key = {name: getattr(whole.scope, name)[row] for name in OF_A_KEY}
-    scope = replace(whole.scope, **of_key, owners=torch.zeros(1))
+    key_fields = {name: getattr(whole.scope, name)[row] for name in KEY_FIELDS}
+    scope = replace(whole.scope, **key_fields, owners=torch.zeros(1))
     return Scoped(scope, whole.values[row], whole.down[row], whole.up[row])
 
 
@@ -228,12 +229,12 @@ def _stored(bench: Bench, term: Scoped, metric: str) -> Delta:
 
 def _claim(services: Services, job_id: str) -> str:
     claimed = services.registry.claim_job(job_id, LEASE_S)
-    assert claimed is not None, "nobody else has the job"
+    assert claimed is not None, "no other process claims jobs"
     return claimed[1]
 
 
 def _publish(bench: Bench, deltas: tuple[Delta, ...], parent: int, num_outcomes: int = 1) -> Version:
-    """A version as an edit job publishes it, measured on so many outcomes."""
+    """Publish a version as an edit job does, with this many outcomes."""
     registry = bench.services.registry
     job, _ = registry.create_job(JobKind.EDIT, "m", _request(bench, 1))
     share = Proportion(value=1.0, low=0.9, high=1.0, count=num_outcomes)
@@ -260,7 +261,7 @@ def _request(bench: Bench, num_edits: int) -> dict[str, Any]:
 
 
 def _paired(client: TestClient, bench: Bench, versions: Sequence[Version], rounds: int) -> list[list[float]]:
-    """Seconds of /predict for each version, in rounds that ask all of them; half of the inputs match."""
+    """Seconds of /predict for each version. Each round asks all versions; half of the inputs are edits."""
     matching = bench.texts[:: max(1, 2 * len(bench.texts) // NUM_INPUTS)][: NUM_INPUTS // 2]
     other = [f"{text.input} {WORDS[place]} {WORDS[-place]}"[::-1] for place, text in enumerate(matching, 1)]
     inputs = [*(text.input for text in matching), *other]
@@ -280,12 +281,9 @@ def _predict(client: TestClient, reference: str, inputs: Sequence[str]) -> None:
 
 
 def _memory(client: TestClient, single: Version, last: Version, whole: Scoped) -> float:
-    """Resident bytes that loading the newest chains adds, over those of their keys and values."""
+    """Resident bytes added by loading the newest chains, over the bytes of their keys and values."""
     numbers = range(last.number - NUM_CHAINS, last.number + 1)
-    for reference in (
-        single.reference,
-        f"m:{numbers[0]}",
-    ):  # warm: the model, the metric, and every code path
+    for reference in (single.reference, f"m:{numbers[0]}"):  # loads the model and the metric
         _predict(client, reference, ["anything"])
     before = _resident_bytes()
     for number in numbers[1:]:

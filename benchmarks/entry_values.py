@@ -1,8 +1,9 @@
-"""Scoped recipes that do not train values: a direction for each value, and how far along it the edit holds.
+"""Scoped recipes that do not train values: they fix a direction and search the length at which edits hold.
 
-The closed form follows minus the loss gradient of each value, which lowers the linearized loss most for its
-length. The other recipe follows the moves of a MEND editor trained on the job, at the edit's own tokens
-(pseudo-gradients; Mitchell et al., ICLR 2022, section 3.1). The ablation compares both with trained values.
+The closed form takes the negative loss gradient of each value, which lowers the linearized loss most for a
+given length. The other recipe takes the output updates of a MEND editor trained on the job, at the edit's own
+tokens (pseudo-gradients; Mitchell et al., ICLR 2022, section 3.1). The ablation compares both with trained
+values.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ from worker.recipes.scoped.training_set import TrainingSet
 from worker.training.loop import Prepared, edit_loss, states_with_term
 from worker.training.micro_batches import MicroBatches, WeightedLoss
 
-SIZES = tuple(2.0**power for power in range(-2, 7))  # of a value, in units of the state's scale
+SIZES = tuple(
+    2.0**power for power in range(-2, 7)
+)  # lengths of a value to try, in units of the state's scale
 
 
 class UntrainedRecipe(ScopedRecipe):
-    """`scoped` with values along a direction."""
+    """`scoped` with values along a given direction."""
 
     @abstractmethod
     def direction(self, task: EditTask, options: ScopedOptions, prepared: Prepared, start: Scoped) -> Tensor:
-        """Where each value goes -> [e, p, d_out]."""
+        """The direction of each value -> [e, p, d_out]."""
 
     def with_values(
         self, task: EditTask, options: ScopedOptions, samples: TrainingSet, start: Scoped
     ) -> Scoped:
         direction = self.direction(task, options, samples.prepared, start)
-        along = Along(start, direction, samples.scale, options.margin)
+        along = ValueDirections(start, direction, samples.scale, options.margin)
         return along.shortest(task, samples.prepared)
 
     def failure(self, layer: Layer, edits: Sequence[Sample]) -> EditFailed:
-        return EditFailed(
-            f"None of the {len(edits)} edits holds at {layer.path} with values that were not trained."
-        )
+        return EditFailed(f"None of the {len(edits)} edits holds at {layer.path} with untrained values.")
 
 
 class ClosedFormRecipe(UntrainedRecipe):
-    """Values along one gradient."""
+    """Values along the negative loss gradient."""
 
     def direction(self, task: EditTask, options: ScopedOptions, prepared: Prepared, start: Scoped) -> Tensor:
         return closed_form(task, options, prepared, start)
@@ -67,7 +68,7 @@ class EditorValuesOptions(ScopedOptions):
 
 
 class EditorValuesRecipe(UntrainedRecipe):
-    """Values along the moves of an editor."""
+    """Values along the updates of a MEND editor."""
 
     Options = EditorValuesOptions
 
@@ -78,7 +79,7 @@ class EditorValuesRecipe(UntrainedRecipe):
 
 
 def closed_form(task: EditTask, options: ScopedOptions, prepared: Prepared, start: Scoped) -> Tensor:
-    """Minus the gradient of the corrections' loss with respect to each value -> [e, p, d_out]."""
+    """The negative gradient of the corrections' loss with respect to each value -> [e, p, d_out]."""
     values = nn.Parameter(start.values.clone())
     loss = partial(edit_loss, task.network, margin=options.margin)
     shares = [WeightedLoss(chunk, len(chunk), loss) for chunk in prepared.corrections.chunks]
@@ -87,9 +88,10 @@ def closed_form(task: EditTask, options: ScopedOptions, prepared: Prepared, star
 
 
 def editor_direction(task: EditTask, options: MendTraining, start: Scoped) -> Tensor:
-    """The sum of a trained editor's output moves at the tokens of each answer position -> [e, p, d_out].
+    """The sum of a trained editor's output updates at the tokens of each answer position -> [e, p, d_out].
 
-    The editor trains on rows of single tokens, because a sum over tokens loses where it moves the output.
+    The editor trains on rows of single tokens, because a sum over tokens does not show where it changes the
+    output.
     """
     whole = task.prepare()
     size = options.gradient_batch
@@ -103,16 +105,14 @@ def editor_direction(task: EditTask, options: MendTraining, start: Scoped) -> Te
 
 
 class TokenLearner(MendLearner):
-    """MEND with a row for every token, never multiplied out."""
+    """MEND with one row per token, kept as factors."""
 
     def term(self) -> LowRank:
         return self.rows()
 
 
 def _token_rows(task: EditTask, chunk: Chunk, start: Scoped, size: int) -> Iterator[tuple[Factors, Tensor]]:
-    """The tokens that carry a gradient, and the number of the value that acts on each [k], for `size` samples
-    at a time.
-    """
+    """For `size` samples at a time: the tokens with a gradient, and the index of the value of each [k]."""
     num_positions = start.values.shape[1]
     owners = torch.tensor(task.batch.owners, device=task.network.device)
     for rows in torch.arange(len(chunk)).split(size):
@@ -126,17 +126,17 @@ def _token_rows(task: EditTask, chunk: Chunk, start: Scoped, size: int) -> Itera
         yield Factors(u.float(), v.float()), entries * num_positions + positions
 
 
-class Along:
-    """Entries whose values lie along directions [e, p, d_out]."""
+class ValueDirections:
+    """Entries whose values lie along given directions [e, p, d_out]."""
 
     def __init__(self, start: Scoped, direction: Tensor, scale: float, margin: float) -> None:
-        length = direction.square().mean(-1).sqrt().amax(-1)[:, None, None]  # of the longest position
+        length = direction.square().mean(-1).sqrt().amax(-1)[:, None, None]  # [e, 1, 1] longest position
         self.unit = scale * direction / length.clamp(min=torch.finfo(direction.dtype).tiny)
         self.start, self.margin = start, margin
 
     @torch.no_grad()
     def shortest(self, task: EditTask, prepared: Prepared) -> Scoped:
-        """The shortest values whose corrections hold with the margin; if none holds, the nearest."""
+        """The shortest values whose corrections hold with the margin, or else those with the best margin."""
         terms = (replace(self.start, values=size * self.unit) for size in SIZES)
         worst = torch.stack([worst_margin(task, prepared, term) for term in terms])
         holding = worst >= self.margin
@@ -146,7 +146,7 @@ class Along:
 
 
 def worst_margin(task: EditTask, prepared: Prepared, term: Scoped) -> Tensor:
-    """The smallest margin among each entry's corrections, without anchor samples -> [e]."""
+    """The smallest margin of each entry's corrections, without anchor samples -> [e]."""
     margins = states_with_term(task.network, prepared.corrections, term).min_margin
     if prepared.num_own_corrections is not None:
         margins[prepared.num_own_corrections :] = float("inf")

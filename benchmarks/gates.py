@@ -1,10 +1,10 @@
-"""What a version of many entries costs at serving: forwards with the gate against plain ones of the base.
+"""Measures what a version with many entries adds to a forward pass of the base.
 
     python -m benchmarks.gates [--rounds 41]
 
-The entries are random keys that hold none of the inputs, so every answer is the base's and only the gate is
-timed: pooling what the metric reads, one product with all keys, and the addition of nothing. Each round runs
-the plain forward and one with every number of entries; ratios are medians over rounds. The last line is JSON.
+The entries have random keys and contain none of the inputs. So every answer is the base's, and only the gate
+is timed: pooling the metric's features, one product with all keys, and adding nothing. Each round runs one
+plain forward pass and one for each number of entries. Ratios are medians over rounds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODELS = {
 NUM_ENTRIES = (10, 100, 1_000, 10_000)
 BATCH = 32
 WARM = 3  # rounds that are not counted
-UNREACHED = 1.1  # a radius that no cosine reaches
+UNREACHABLE = 1.1  # a radius that no cosine reaches
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,13 +73,13 @@ def _material(name: str) -> tuple[Network, list[TextInput]]:
 
 
 def gate_cost(network: Network, inputs: Sequence[TextInput], *, rounds: int) -> dict[int, float]:
-    """By number of entries: the share that the gate adds to a forward of these inputs as one batch."""
+    """By number of entries: the share of time that the gate adds to a forward pass of one batch of inputs."""
     fields = encode_inputs(network, inputs)
     ways: dict[int, Callable[[], Tensor]] = {0: lambda: _plain(network, fields)}
     for num in NUM_ENTRIES:
         delta = idle_entries(network, inputs, num)
         ways[num] = lambda delta=delta: _gated(network, inputs, fields, delta)  # type: ignore[misc]
-        assert torch.equal(ways[num](), ways[0]()), "outside of every scope the base answers"
+        assert torch.equal(ways[num](), ways[0]()), "the base answers inputs outside every scope"
     seconds: dict[int, list[float]] = {num: [] for num in ways}
     for _ in range(rounds + WARM):
         for num, run in ways.items():
@@ -94,22 +94,22 @@ def gate_cost(network: Network, inputs: Sequence[TextInput], *, rounds: int) -> 
 
 
 def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int) -> LayerDelta:
-    """A delta of entries at random keys that nothing reaches, in a random metric of the default's size."""
+    """A delta whose entries have random keys and contain no input; its metric is random, too."""
     draw = torch.Generator().manual_seed(num_entries)
     layer: Layer = middle_layers(network.layers)[0]
     paired = any(item.text_pair for item in inputs)
-    reading = FeatureSpec(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
-    seen = features(network, inputs, reading)
+    spec = FeatureSpec(layer.stack, max(layer.block // 2, 1), paired, token_rarity(network, inputs))
+    pooled = features(network, inputs, spec)
     width = ScopedOptions().metric_width
-    projection = torch.randn(width, seen.shape[1], generator=draw)
+    projection = torch.randn(width, pooled.shape[1], generator=draw)
     metric = Metric(
-        reading, seen.mean(0), seen.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS), sha256="random"
+        spec, pooled.mean(0), pooled.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS), sha256="random"
     )
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
     scope = Scope(
         metric,
         keys,
-        radii=torch.full((num_entries,), UNREACHED),
+        radii=torch.full((num_entries,), UNREACHABLE),
         owners=torch.arange(num_entries).float(),
         **vars(no_first_tokens(num_entries, keys.device)),
         first_token_weights=torch.full((num_entries,), ScopedOptions().first_token_weight),

@@ -1,10 +1,10 @@
-"""The main job on real models: ten edits each, from samples to a measured delta, without HTTP and queue.
+"""Makes and measures ten edits on each real model, without HTTP or the queue.
 
     python -m benchmarks.main_job [--sets nli questions ...] [--recipe scoped] [--edits 10] [--seed 0]
 
-Prints a line for each model and one JSON list of all rows at the end. The edits of a generating model
-contradict what it knows. The edits of the classifier are samples that it gets wrong, the most confident
-errors first. QUICK=1 uses a smaller reference set.
+Prints a line for each model, and a JSON list of all rows at the end. For generating models, edits contradict
+what the model knows. For the classifier, they are its most confident errors. QUICK=1 uses a smaller reference
+set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.baselines.product import Quiet
+from benchmarks.baselines.salem_recipes import SilentObserver
 from benchmarks.command import Progress, exit_status, quick
 from benchmarks.shared_data import SETS, edit_set, shared_folder
 from salem.inference.predict import predict
@@ -38,7 +38,7 @@ NUM_REFERENCE, QUICK_REFERENCE = 3_000, 600  # labeled samples
 
 
 def main() -> int:
-    """Run the chosen sets; returns the exit status: 1 when an edit accuracy is below 0.9."""
+    """Run the chosen sets; return the exit status, which is 1 if an edit accuracy is below 0.9."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +53,7 @@ def main() -> int:
     progress = Progress()
     rows = []
     for name in options.sets:
-        progress(f"{name}: loading the model and asking it the reference set")
+        progress(f"{name}: loading the model and answering the reference set")
         rows.append(measure(name, options.edits, recipe, QUICK_REFERENCE if quick() else NUM_REFERENCE))
         progress(f"{name}: {options.edits} edits took {rows[-1]['seconds']} s")
     print(json.dumps(rows))
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def measure(name: str, num_edits: int, recipe: Recipe, num_reference: int) -> dict[str, Any]:
-    """Edit one model and return its row."""
+    """Edit one model and measure it; return its row."""
     data = edit_set(name, num_reference, recipe.options.seed)
     network = load(data.model, data.task, device="cpu")
     reference = answer_reference(network, data.reference, lambda share: None).reference
@@ -75,7 +75,7 @@ def measure(name: str, num_edits: int, recipe: Recipe, num_reference: int) -> di
         seed=recipe.options.seed,
     )
     began = time.monotonic()
-    edit = EditContext(recipe=recipe, network=network, batch=batch, observer=Quiet())
+    edit = EditContext(recipe=recipe, network=network, batch=batch, observer=SilentObserver())
     measured = measure_edit(make_delta(choose_layer(predict_edits(edit))))
     seconds = time.monotonic() - began
     metrics = measured.metrics
@@ -102,7 +102,7 @@ def measure(name: str, num_edits: int, recipe: Recipe, num_reference: int) -> di
 def confident_errors(
     network: Network, reference: Sequence[ReferenceSample], num_edits: int
 ) -> tuple[Edit, ...]:
-    """The reference samples that a classifier gets wrong with the highest confidence."""
+    """The classifier's most confident errors among the reference samples."""
     wrong = [item for item in reference if not item.correct]
     scores = [
         max((answer.scores or {}).values()) for answer in predict(network, [item.sample for item in wrong])

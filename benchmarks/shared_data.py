@@ -1,6 +1,6 @@
 """The models and data sets that benchmarks edit, in the folder `SALEM_SHARED` (default: ../shared).
 
-They are not part of the project. Knows their file formats; does not know methods.
+They are not part of the project. Knows their file formats; must not know methods.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class EditSet:
     model: Path
     task: Task
     reference: tuple[Edit, ...]  # labeled samples
-    edits: tuple[Edit, ...]  # if empty, the model's errors are the edits
+    edits: tuple[Edit, ...]  # empty: the model's errors are the edits
 
 
 def shared_folder() -> Path:
     """The folder of shared models and data.
 
     Raises:
-        Misconfigured: it is not there.
+        Misconfigured: the folder does not exist.
     """
     folder = Path(os.environ.get("SALEM_SHARED", "../shared"))
     if not ((folder / "models").is_dir() and (folder / "data").is_dir()):

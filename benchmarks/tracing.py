@@ -1,13 +1,13 @@
-"""Causal tracing: finds the block that carries the answer, by corrupting an input and restoring one block.
+"""Causal tracing: corrupts an input and restores one block at a time to find where the answer is stored.
 
 Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 2.1. Noise of three
 standard deviations on the input's embeddings destroys the answer. Then one block gets its clean value back
-while everything else stays corrupted. The regained probability of the answer is the block's indirect effect.
-Does not know gradients, the targets of edits, or deltas.
+while everything else stays corrupted. The answer's gain in probability is the block's indirect effect.
+Must not know gradients, the targets of edits, or deltas.
 
-Samples name no subject, so all tokens of the input are corrupted. Restoring the residual stream at all tokens
-would restore everything at every block. So either the output of the block's matrix is restored at all tokens
-(the paper's feed-forward trace, with a window of one block), or the stream at one token at a time.
+The subject of a sample is unknown, so all tokens of the input are corrupted. Restoring the residual stream at
+all tokens would undo the corruption at every block. So it restores either the output of the block's matrix at
+all tokens (the paper's feed-forward trace, with a window of one block) or the stream at one token at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.activations.trunk_sets import token_mask
 from worker.numerics.losses import nll_per_sample
 
 NOISE = 3.0  # standard deviations of the embeddings (section 2.1)
-NUM_DRAWS = 10  # of noise per sample (appendix B)
+NUM_DRAWS = 10  # noise draws per sample (appendix B)
 BATCH = 10
 
 Restored = Literal["matrix", "state"]
@@ -40,7 +40,7 @@ class _Place:
 
     layer: Layer
     module: nn.Module
-    clean: Tensor  # [n, t, d], or as the model shapes it
+    clean: Tensor  # the value without noise, [n, t, d] or the model's own shape
     mask: Tensor  # [n, t] tokens that are not padding
 
 
@@ -53,15 +53,15 @@ def trace_layer(
     restored: Restored = "matrix",
     num_draws: int = NUM_DRAWS,
 ) -> dict[str, float]:
-    """The average indirect effect of each layer's block on what the network answers now, by layer path.
+    """By layer path: the average indirect effect of the layer's block on the network's current answer.
 
-    It traces the network's own answer, not a sample's target, because it asks where the network stores what
-    it knows. The probability of an answer is the geometric mean over its tokens.
+    It traces the network's own answers, not the samples' targets, because the question is where the network
+    stores what it knows. The probability of an answer is the geometric mean over its tokens.
 
     Args:
-        restored: `matrix` restores the output of the layer's matrix at all tokens; `state` restores the
-        block's
-            residual stream at one token at a time and averages over the tokens, which costs t times as much.
+        restored: `matrix` restores the output of the layer's matrix at all tokens. `state` restores the
+            block's residual stream one token at a time and averages over the tokens; it takes t times as
+            long.
         num_draws: number of noise draws to average.
     """
     totals = dict.fromkeys((layer.path for layer in layers), 0.0)
@@ -81,7 +81,7 @@ def trace_layer(
 
 
 def own_answers(network: Network, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the network's answers as targets. An empty answer leaves the target as it was."""
+    """The samples with the network's answers as targets. A sample with an empty answer keeps its target."""
     answers = predict(network, samples)
     return [
         sample.model_copy(update={"target": answer.output or sample.target})
@@ -99,16 +99,16 @@ def trace_batch(
     restored: Restored = "matrix",
     num_draws: int = NUM_DRAWS,
 ) -> dict[str, Tensor]:
-    """The indirect effect of each layer on the targets of a batch, averaged over draws of noise: [n] each."""
+    """By layer path: the indirect effect on the targets of a batch, averaged over noise draws [n]."""
     places = _clean_values(network, batch, layers, restored)
-    asked = _asked_tokens(network, batch)
+    input_tokens = _input_tokens(network, batch)
     effects = {layer.path: torch.zeros(len(batch), device=network.device) for layer in layers}
     for _ in range(num_draws):
-        with _corrupted(network, asked, generator):
-            lost = _probability(network, batch)
+        with _corrupted(network, input_tokens, generator):
+            corrupted = _probability(network, batch)
             for place in places:
                 ways = _restorations(place, restored)
-                gains = [_probability(network, batch, place.module, put) - lost for put, _ in ways]
+                gains = [_probability(network, batch, place.module, put) - corrupted for put, _ in ways]
                 weights = torch.stack([weight for _, weight in ways])  # [restorations, n]
                 effects[place.layer.path] += (torch.stack(gains) * weights).sum(0) / weights.sum(0)
     return {path: effect / num_draws for path, effect in effects.items()}
@@ -118,15 +118,15 @@ def _restorations(place: _Place, restored: Restored) -> list[tuple[Callable[[Ten
     """Ways to restore a clean value, each with its weight per sample [n]."""
     mask = place.mask.float()
     if restored == "matrix":
-        return [(lambda found: place.clean, torch.ones_like(mask[:, 0]))]
+        return [(lambda output: place.clean, torch.ones_like(mask[:, 0]))]
     return [(_put_token(place.clean, token), mask[:, token]) for token in range(mask.shape[1])]
 
 
 def _put_token(clean: Tensor, token: int) -> Callable[[Tensor], Tensor]:
-    def put(found: Tensor) -> Tensor:
-        mixed = found.clone()
-        mixed[:, token] = clean[:, token]
-        return mixed
+    def put(output: Tensor) -> Tensor:
+        restored = output.clone()
+        restored[:, token] = clean[:, token]
+        return restored
 
     return put
 
@@ -137,7 +137,7 @@ def _probability(
     module: nn.Module | None = None,
     put: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Probability of each sample's target [n], optionally with one module's value replaced."""
+    """The probability of each sample's target [n], optionally with one module's output replaced by `put`."""
     with ExitStack() as stack:
         if module is not None and put is not None:
             stack.callback(module.register_forward_hook(_replacing(put)).remove)
@@ -146,7 +146,7 @@ def _probability(
 
 def _replacing(put: Callable[[Tensor], Tensor]) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        # A block returns its state alone, or first in a tuple.
+        # A block returns its state, or a tuple that starts with it.
         return (put(output[0]), *output[1:]) if isinstance(output, tuple) else put(output)
 
     return hook
@@ -177,18 +177,18 @@ def _clean_values(
     ]
 
 
-def _asked_tokens(network: Network, batch: Batch) -> Tensor:
-    """Tokens of the input, without padding and without a decoder's answer -> [n, t]."""
+def _input_tokens(network: Network, batch: Batch) -> Tensor:
+    """The tokens of the input, without padding and without a decoder's answer -> [n, t] bool."""
     mask = batch.inputs["attention_mask"].bool()
     if not network.task.generates or network.model.config.is_encoder_decoder:
         return mask
-    first = (batch.targets != -100).int().argmax(-1, keepdim=True)  # stands on the prompt's last token
+    first = (batch.targets != -100).int().argmax(-1, keepdim=True)  # the prompt's last token
     return mask & (torch.arange(mask.shape[1], device=mask.device) <= first)
 
 
 @contextmanager
-def _corrupted(network: Network, asked: Tensor, generator: torch.Generator) -> Iterator[None]:
-    """While active, each forward pass adds the same noise to the embeddings of the asked tokens [n, t]."""
+def _corrupted(network: Network, tokens: Tensor, generator: torch.Generator) -> Iterator[None]:
+    """While active, each forward pass adds the same noise to the embeddings of these tokens [n, t]."""
     model = network.model
     body = model.get_encoder() if model.config.is_encoder_decoder else model
     noise: list[Tensor] = []
@@ -199,11 +199,11 @@ def _corrupted(network: Network, asked: Tensor, generator: torch.Generator) -> I
 
     def corrupt(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if not fresh:
-            return output  # a decoder that shares the encoder's embeddings comes second
+            return output  # the second call is from a decoder that shares the encoder's embeddings
         fresh.clear()
         if not noise:
             drawn = torch.randn(output.shape, generator=generator).to(output)
-            noise.append(NOISE * output[asked].std() * drawn * asked.unsqueeze(-1))
+            noise.append(NOISE * output[tokens].std() * drawn * tokens.unsqueeze(-1))
         return output + noise[0]
 
     with ExitStack() as stack:

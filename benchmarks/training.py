@@ -1,16 +1,17 @@
-"""The speed of training: steps from the edited block up against whole-model steps, and whole jobs over HTTP.
+"""Measures training speed: steps from the edited block up against whole-model steps, and jobs over HTTP.
 
     python -m benchmarks.training [--rounds 7] [--steps 30] [--skip-jobs]
 
-Steps: the same chunks (10 corrections, 32 pass samples), loss, rank-8 term, and optimizer at every block of
-`minilm-nli`. A whole-model step is measured in the three ways that are in use:
+Steps use the same chunks (10 corrections, 32 pass samples), loss, rank-8 term, and optimizer at every block
+of `minilm-nli`. A whole-model step is measured in three ways:
 
-    frozen     frozen weights and stored answers from before the edit: full forward, backward to the term
-    published  the same, but each step computes the answers from before the edit, as MEND's own loop does
-    ordinary   published, and every weight of the model has a gradient, as in plain fine-tuning
+    frozen     a full forward pass with frozen weights, a backward pass to the term only, and stored answers
+               from before the edit
+    published  `frozen`, but each step computes the answers from before the edit, as MEND's own loop does
+    ordinary   `published`, and also computes a gradient for every weight, as in plain fine-tuning
 
-Jobs: `salem serve` in a process of its own, one hosted model, two jobs of ten edits one after the other.
-QUICK=1 takes one round of two steps and a smaller reference set, and checks no bound.
+Jobs run through `salem serve` in a process of its own: one hosted model, then two jobs of ten edits.
+QUICK=1 runs one round of two steps with a smaller reference set, and checks no bound.
 """
 
 from __future__ import annotations
@@ -47,23 +48,25 @@ NUM_EDITS = 10
 NUM_PASS, QUICK_PASS = 1_800, 200
 NUM_HELD_OUT, QUICK_HELD_OUT = 1_000, 100
 NUM_REFERENCE, QUICK_REFERENCE = 4_900, 600  # enough for the pass samples: correct and not held out
-NUM_ASKED = 600  # samples outside the reference set in which the benchmark looks for errors
+NUM_ERROR_CANDIDATES = 600  # samples outside the reference set, to find errors in
 WAYS = ("frozen", "published", "ordinary")
 RANK = 8
 POLL_S = 0.05
 MARGIN, KL_WEIGHT = 6.0, 3.0
+FIGURES = ("edit_accuracy", "drawdown")  # of a job's result
 
 
 class Factors:
-    """The two factors of an update, always initialized the same way."""
+    """The two trainable factors of a rank-8 update, always initialized the same way."""
 
     def __init__(self, layer: Layer) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.a = nn.Parameter(torch.randn(RANK, layer.d_in, generator=draw) / layer.d_in**0.5)
-        self.b = nn.Parameter(torch.zeros(layer.d_out, RANK))
+        self.a = nn.Parameter(torch.randn(RANK, layer.d_in, generator=draw) / layer.d_in**0.5)  # [r, d_in]
+        self.b = nn.Parameter(torch.zeros(layer.d_out, RANK))  # [d_out, r]
         self.optimizer = torch.optim.Adam([self.a, self.b], lr=3e-3)
 
     def step(self, loss: Callable[[LowRank], Tensor]) -> float:
+        """Take one optimizer step and return the loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
         value = loss(LowRank(self.a, self.b))
         value.backward()
@@ -73,7 +76,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Steps:
-    """One layer's chunks for steps from the block up, and the same batches for whole-model steps."""
+    """One layer's samples, for steps from its block up and for whole-model steps."""
 
     network: Network
     prepared: Prepared
@@ -83,14 +86,14 @@ class Steps:
         return self.prepared.layer.path
 
     def suffix(self, term: LowRank) -> Tensor:
-        """The loss of one step, as the product computes it."""
+        """The loss of one step from the block up, as the product computes it."""
         before = self.prepared.keep.chunks[0].before
         assert before is not None
         with adding(self.network.module(self.path), term):
             return _loss(*(part.chunks[0].resume(self.network) for part in self._sides), before)
 
     def whole(self, term: LowRank, way: str) -> Tensor:
-        """The same loss, by forward passes of the whole model."""
+        """The same loss, from forward passes of the whole model."""
         edits, keep = (part.chunks[0].trunk.batch for part in self._sides)
         before = self.prepared.keep.chunks[0].before
         if way != "frozen":
@@ -111,7 +114,7 @@ def _loss(edits: Answers, keep: Answers, before: Tensor) -> Tensor:
 
 
 def main() -> int:
-    """Measure; returns the exit status: 1 when a bound is missed."""
+    """Measure everything; return the exit status, which is 1 if a bound is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,10 +126,10 @@ def main() -> int:
     torch.set_flush_denormal(True)
     progress = Progress()
     progress("loading minilm-nli and looking for its errors")
-    data = edit_set("nli", NUM_ASKED + (QUICK_REFERENCE if quick() else NUM_REFERENCE), 0)
+    data = edit_set("nli", NUM_ERROR_CANDIDATES + (QUICK_REFERENCE if quick() else NUM_REFERENCE), 0)
     network = load(data.model, data.task, device="cpu")
-    asked, reference = data.reference[:NUM_ASKED], data.reference[NUM_ASKED:]
-    wrong, right = split(network, asked)
+    candidates, reference = data.reference[:NUM_ERROR_CANDIDATES], data.reference[NUM_ERROR_CANDIDATES:]
+    wrong, right = split(network, candidates)
     curve = []
     for layer in network.layers:
         progress(f"timing the steps of block {layer.block} of {len(network.layers)}")
@@ -140,7 +143,7 @@ def main() -> int:
 
 
 def holds(figures: dict[str, Any]) -> dict[str, bool]:
-    """Which bounds hold; figures that were not measured are left out."""
+    """Whether each bound holds, for the figures that were measured."""
     bounds: dict[str, Callable[[float], bool]] = {
         "suffix_speedup": lambda value: value >= 3,
         "max_loss_difference": lambda value: value <= 1e-4,
@@ -151,7 +154,7 @@ def holds(figures: dict[str, Any]) -> dict[str, bool]:
 
 
 def split(network: Network, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """(wrong, right): the samples that the model gets wrong, most confident errors first, and the others."""
+    """(wrong, right): the samples that the model gets wrong, most confident first, and all others."""
     answers = predict(network, samples)
     pairs = list(zip(samples, answers, strict=True))
     wrong = [(max((answer.scores or {}).values()), s) for s, answer in pairs if answer.output != s.target]
@@ -162,7 +165,7 @@ def split(network: Network, samples: Sequence[Sample]) -> tuple[list[Sample], li
 def layer_row(
     network: Network, layer: Layer, wrong: Sequence[Sample], right: Sequence[Sample], options: Any
 ) -> dict[str, Any]:
-    """One layer: milliseconds of a step in each way, paired, and how far the losses of two runs differ."""
+    """One layer's row: milliseconds of each kind of step, ratios, and the largest difference in loss."""
     steps = Steps(network, prepare_dataset(network, wrong[:NUM_EDITS], right[: 2 * CHUNK], layer))
     trained, trained_whole = Factors(layer), Factors(layer)
     differences = [
@@ -196,7 +199,7 @@ def _time_step(steps: Steps, way: str) -> float:
 
 
 def step_figures(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The headline: the best block from the middle up, without the last (plain edits never go there)."""
+    """The headline: the best block from the middle up, without the last, which plain edits never use."""
     above = [row for row in curve if len(curve) // 2 <= row["block"] < len(curve) - 1]
     best, middle = max(above, key=lambda row: row["over_frozen"]), above[0]
     return {
@@ -210,7 +213,7 @@ def step_figures(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def job_figures(
     model: Path, reference: Sequence[Sample], wrong: Sequence[Sample], progress: Progress
 ) -> dict[str, Any]:
-    """Two jobs of ten edits each on one hosted model, over HTTP, through the real queue and worker."""
+    """Run two jobs of ten edits on one hosted model, over HTTP, with the real queue and worker."""
     progress("starting the service")
     with (
         tempfile.TemporaryDirectory(prefix="salem-") as folder,
@@ -234,7 +237,7 @@ def job_figures(
 
 
 def model_body(folder: str, reference: Sequence[Sample]) -> dict[str, Any]:
-    """The request that hosts the model in a folder; each reference sample once."""
+    """The request that hosts the model in a folder, without duplicate reference samples."""
     rows = {s.content_hash: s.model_dump(exclude={"forget"}) for s in reference}
     source = {"kind": "folder", "path": folder}
     task = Task.SEQUENCE_CLASSIFICATION.value
@@ -242,14 +245,14 @@ def model_body(folder: str, reference: Sequence[Sample]) -> dict[str, Any]:
 
 
 def edit_body(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The request for these corrections, on top of the base."""
+    """The request for these edits on the base."""
     num_pass, num_held_out = (QUICK_PASS, QUICK_HELD_OUT) if quick() else (NUM_PASS, NUM_HELD_OUT)
     options = {"max_pass_samples": num_pass, "max_held_out": num_held_out}
     return {"model": "nli:0", "edits": [sample.model_dump() for sample in samples], "options": options}
 
 
 def _job(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Start a job and wait for its end. Returns wall-clock seconds, total and by phase, and its result.
+    """Start a job and wait until it ends. Return its seconds, in total and per phase start, and its result.
 
     Raises:
         EditFailed: the job did not succeed.
@@ -263,9 +266,10 @@ def _job(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any
         now = time.monotonic() - began
         phases.setdefault(job["phase"], round(now, 2))
     if job["state"] != "succeeded":
-        raise EditFailed(f"The job ended as {job['state']}: {job['error']}")
+        raise EditFailed(f"The job has the state {job['state']}: {job['error']}")
     result = job["result"] or {}
-    kept = {name: result[name] for name in ("edit_accuracy", "drawdown", "layer", "kind") if name in result}
+    kept = {name: result[name] and result[name]["value"] for name in FIGURES if name in result}
+    kept |= {name: result[name] for name in ("layer", "kind") if name in result}
     row = {"seconds": now, "phases_began_s": phases, **kept}
     print(f"{path}: {json.dumps(row)}", flush=True)
     return row

@@ -1,4 +1,4 @@
-"""The demo behind `make demo`: corrects a support desk's classifier, a real model, over HTTP.
+"""The demo of `make demo`: corrects a support desk's classifier, a real model, over HTTP.
 
-Must not use anything of the service but its HTTP API. Start with `run.main`.
+Must use only the HTTP API of the service. Start with `run.main`.
 """

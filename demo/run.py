@@ -1,6 +1,6 @@
-"""Runs the demo: corrects a desk's misrouted tickets and applies a new policy, then measures the version.
+"""Runs the demo: corrects a support desk's misrouted tickets, applies a new policy, and shows the metrics.
 
-Fine-tunes the classifier (and keeps it for the next run), starts the service, and then talks to it over HTTP.
+Fine-tunes the classifier (and keeps it for the next run), starts the service, and uses it over HTTP.
 The last line of its output is one JSON object. The exit status is 0 only if the edits hold.
 """
 
@@ -34,9 +34,9 @@ FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo; return the exit status."""
     signal.signal(signal.SIGTERM, _end)
-    logging.set_verbosity_error()  # no warning about the new head
+    logging.set_verbosity_error()  # hides the warning about the new head
     logging.disable_progress_bar()
     screen = Screen()
     desk = load_desk()
@@ -77,7 +77,7 @@ def prepare(desk: Desk, screen: Screen, folder: Path) -> None:
 
 
 def correct(desk: Desk, client: Client, screen: Screen) -> dict[str, Any]:
-    """Host the classifier, correct what it gets wrong, and compare; return the last line of output."""
+    """Host the classifier, correct its errors, and show the results; return the last line of output."""
     registered = register(desk, client, screen)
     if registered["state"] != "succeeded":
         return {"state": registered["state"], "error": registered["error"]}
@@ -129,7 +129,7 @@ def choose_edits(desk: Desk, client: Client) -> list[Edit]:
 
 
 def post_edits(edits: Sequence[Edit], client: Client, screen: Screen) -> tuple[dict[str, Any], float]:
-    """Send the edits and follow the job; return it and the seconds that it took."""
+    """Send the edits and follow the job; return the job and how many seconds it took."""
     body = {
         "model": MODEL,
         "alias": ALIAS,
@@ -149,7 +149,7 @@ def follow(client: Client, job: dict[str, Any], title: str, screen: Screen) -> d
 
 
 def compare(desk: Desk, outcomes: Sequence[dict[str, Any]], client: Client, screen: Screen) -> None:
-    """Ask the base and the new version the same: a held-out paraphrase of an edit, and its neighbors."""
+    """Ask the base and the new version the same questions: a held-out paraphrase and neighbors of edits."""
     questions = [unseen_paraphrase(outcomes), *(sample.input for sample in neighbors(desk))]
     names = (f"{MODEL}:0", f"{MODEL}@{ALIAS}")
     inputs = [{"input": question} for question in questions]
@@ -167,13 +167,13 @@ def unseen_paraphrase(outcomes: Sequence[dict[str, Any]]) -> str:
 
 
 def neighbors(desk: Desk) -> list[Sample]:
-    """Return two held-out sentences of the intent that the policy's sentences had before."""
+    """Return two held-out sentences of the intent that the policy sentences had before."""
     near = [s for s in desk.reference if s.target == "payment_problem" and held_out(s.content_hash)]
     return near[:2]
 
 
 def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the last line of output."""
+    """Return the last line of output: the figures, their intervals, and the job's time."""
     return {
         **{name: result[name] and result[name]["value"] for name in FIGURES},
         "job_seconds": round(seconds, 2),
@@ -183,7 +183,7 @@ def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def holds(outcome: dict[str, Any]) -> bool:
-    """Whether the edits hold."""
+    """Whether the edit accuracy is high enough."""
     accuracy = outcome.get("edit_accuracy")
     return accuracy is not None and accuracy >= LEAST_EDIT_ACCURACY
 

@@ -1,6 +1,6 @@
-"""Runs `salem serve` for the demo, with an empty home and a free port, and stops it completely.
+"""Runs `salem serve` for the demo, with an empty home and a free port, and stops it afterward.
 
-Must not know what the demo asks the service.
+Must not know which requests the demo sends.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def running_service(home: Path, models_root: Path) -> Iterator[str]:
 
 
 def environment(home: Path, models_root: Path) -> dict[str, str]:
-    """Return this process's variables without Salem's settings, so that the demo uses its own."""
+    """Return this process's environment with the demo's settings in place of Salem's."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from tiny_models import LABELS, tiny_network
 
-from benchmarks.baselines.contract import Edited, Editing
+from benchmarks.baselines.interface import EditedNetwork, Editing
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
@@ -52,7 +52,7 @@ def editing_of(
     *,
     texts: Sequence[str] = EDIT_TEXTS,
     corpus: bool = True,
-    before: Edited | None = None,
+    before: EditedNetwork | None = None,
 ) -> Editing:
     network = tiny_network(architecture)
     edits = wrong_for(network, texts)
@@ -68,7 +68,7 @@ def editing_of(
 
 
 @torch.no_grad()
-def loss_of(editing: Editing, edited: Edited | None) -> float:
+def loss_of(editing: Editing, edited: EditedNetwork | None) -> float:
     """Mean likelihood loss of the edit samples, as edited or as the base."""
     samples = editing.batch.edit_samples
     with edited.answering(samples) if edited else nullcontext():

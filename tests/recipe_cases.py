@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.baselines.product import Quiet
+from benchmarks.baselines.salem_recipes import SilentObserver
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
 from salem.records import EditBatch, Layer
@@ -59,7 +59,7 @@ def trained(
 
 def edit_context(network: Network, batch: EditBatch, recipe: Recipe, **more: object) -> EditContext:
     """The start of an edit without storage."""
-    given = {"observer": Quiet(), **more}
+    given = {"observer": SilentObserver(), **more}
     return EditContext(network=network, batch=batch, recipe=recipe, **given)
 
 

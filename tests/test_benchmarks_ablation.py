@@ -29,18 +29,18 @@ def test_every_line_differs_from_the_default_in_options_or_in_what_it_learns_fro
     )
     for name, line in LINES.items():
         changed = line.recipe.Options.model_validate(line.options) != line.recipe.Options()
-        other = changed or line.recipe is not ScopedRecipe or line.less(empty) != empty
-        assert other == (name != "the default"), name
+        other = changed or line.recipe is not ScopedRecipe or line.reduce(empty) != empty
+        assert other == (name != "the default recipe"), name
 
 
 def test_a_row_takes_the_place_of_an_earlier_one_of_the_same_line(tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
     named = {"dataset": "nli", "num_edits": 10, "seed": 0}
-    for line, drawdown in (("mend", 0.2), ("the default", 0.1), ("mend", 0.3)):
+    for line, drawdown in (("mend", 0.2), ("the default recipe", 0.1), ("mend", 0.3)):
         put({"line": line, **named, "drawdown": drawdown}, path)
     put({"line": "mend", **named, "seed": 1, "drawdown": 0.4}, path)
     found = [(row["line"], row["seed"], row["drawdown"]) for row in json.loads(path.read_text())]
-    assert found == [("the default", 0, 0.1), ("mend", 0, 0.3), ("mend", 1, 0.4)]
+    assert found == [("the default recipe", 0, 0.1), ("mend", 0, 0.3), ("mend", 1, 0.4)]
     assert [file.name for file in tmp_path.iterdir()] == ["ablation.json"]
 
 
@@ -61,7 +61,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
     return Sizes(held_out=6, validation_held_out=2, pass_samples=10)
 
 
-@pytest.mark.parametrize("name", ["the default", "ridge"])
+@pytest.mark.parametrize("name", ["the default recipe", "ridge"])
 def test_a_line_is_edited_and_measured(name: str, small: Sizes) -> None:
     row = ablated(name, "nli", 2, 0, small)
     assert 0 <= row["edit_accuracy"] <= 1 and -1 <= row["drawdown"] <= 1

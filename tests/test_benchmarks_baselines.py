@@ -10,8 +10,8 @@ import torch
 from baseline_cases import EDIT_TEXTS, LATER_TEXTS, assert_untouched, contents, editing_of, loss_of
 from torch import Tensor
 
-from benchmarks.baselines.added import Added
-from benchmarks.baselines.contract import Ahead, Edited, Editing
+from benchmarks.baselines.interface import EditedNetwork, Editing, SharedWork
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from benchmarks.quality.methods import METHODS, method
 from salem.errors import Misconfigured
 from salem.inference.predict import predict
@@ -106,7 +106,7 @@ def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
     first = method("salem").edit(editing_of("bert", setting_of("salem")))
     later = editing_of("bert", setting_of("salem"), texts=LATER_TEXTS, before=first)
     edited = method("salem").edit(later)
-    assert isinstance(edited, Added)
+    assert isinstance(edited, NetworkWithDeltas)
     metrics = [delta.scoped.scope.metric.sha256 for delta in edited.deltas if delta.scoped]
     assert len(metrics) == 2 and len(set(metrics)) == 1
 
@@ -114,32 +114,32 @@ def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
 @pytest.mark.parametrize("name", sorted({one.name for one in METHODS} - {"grace", "ultraedit"}))
 def test_what_was_made_ahead_changes_no_bit(name: str, tmp_path: Path) -> None:
     """The second of two editings in a row finds what the first has left, and edits as if it were alone."""
-    ahead = Ahead(SampleCache(tmp_path, 2**24, "tiny"))
+    shared_work = SharedWork(SampleCache(tmp_path, 2**24, "tiny"))
     first, second = (editing_of("bert", setting_of(name), texts=texts) for texts in (EDIT_TEXTS, LATER_TEXTS))
-    method(name).edit(replace(first, ahead=ahead))
-    shared = method(name).edit(replace(second, ahead=ahead))
+    method(name).edit(replace(first, shared_work=shared_work))
+    shared = method(name).edit(replace(second, shared_work=shared_work))
     assert torch.equal(logits(second, shared), logits(second, method(name).edit(second)))
 
 
 @pytest.mark.parametrize("name", AHEAD)
 def test_what_a_method_trains_ahead_it_trains_once(name: str) -> None:
-    ahead, editing = Ahead(), editing_of("bert", setting_of(name))
-    method(name).edit(replace(editing, ahead=ahead))
-    (kept,) = ahead.made.values()
-    method(name).edit(replace(editing, ahead=ahead))
-    assert list(ahead.made.values()) == [kept]
+    shared_work, editing = SharedWork(), editing_of("bert", setting_of(name))
+    method(name).edit(replace(editing, shared_work=shared_work))
+    (kept,) = shared_work.results.values()
+    method(name).edit(replace(editing, shared_work=shared_work))
+    assert list(shared_work.results.values()) == [kept]
 
 
 def test_what_is_known_of_the_base_is_not_used_on_top_of_edits(tmp_path: Path) -> None:
     first = method("ultraedit").edit(editing_of("bert", setting_of("ultraedit")))
     editing = editing_of("bert", 1.0, before=first)
     cache = SampleCache(tmp_path, 2**24, "tiny")
-    assert replace(editing, ahead=Ahead(cache)).cache is None
-    assert replace(editing, before=None, ahead=Ahead(cache)).cache is cache
+    assert replace(editing, shared_work=SharedWork(cache)).cache is None
+    assert replace(editing, before=None, shared_work=SharedWork(cache)).cache is cache
 
 
 @torch.no_grad()
-def logits(editing: Editing, edited: Edited) -> Tensor:
+def logits(editing: Editing, edited: EditedNetwork) -> Tensor:
     batch = encode(editing.network, editing.batch.corrections)
     with edited.answering(editing.batch.corrections, batch):
         return forward(editing.network, batch).logits

@@ -1,4 +1,4 @@
-"""The baselines' arithmetic against slow, dense references, and against the library that they stand on."""
+"""The baselines' arithmetic against slow, dense references and against the libraries that they use."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from baseline_cases import CORPUS_TEXTS, assert_untouched, contents, editing_of,
 from tiny_models import build_network, tiny_network
 from torch import Tensor
 
-from benchmarks.baselines.added import Added
 from benchmarks.baselines.alphaedit import free_projection, null_space_update
 from benchmarks.baselines.codebook import Codebook, empty_codebook
 from benchmarks.baselines.enn import EditableLayer, outer_loss
-from benchmarks.baselines.grace import Remembering
-from benchmarks.baselines.lora import ADAPTER, adapted
+from benchmarks.baselines.grace import NetworkWithCodebook
+from benchmarks.baselines.hidden_values import KeyValues
+from benchmarks.baselines.lora import ADAPTER, lora_adapters
 from benchmarks.baselines.malmen import RidgeLearner
 from benchmarks.baselines.mend_ahead import one_pass
 from benchmarks.baselines.prompt_tokens import key_states
 from benchmarks.baselines.ridge import ridge_update
-from benchmarks.baselines.ultraedit import updated
-from benchmarks.baselines.values import KeyValues
-from benchmarks.baselines.weights import lent, swapped
+from benchmarks.baselines.temporary_weights import replaced_weights, trainable_copies
+from benchmarks.baselines.ultraedit import merged_statistics
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
@@ -47,7 +47,7 @@ def test_adapters_taken_out_answer_as_peft_does(architecture: str) -> None:
     network, samples = build_network(architecture), kept(architecture)
     before, modules = contents(network), [id(module) for module in network.model.modules()]
     plain = logits(network, samples)
-    with adapted(network, torch.Generator().manual_seed(0)) as adapters:
+    with lora_adapters(network, torch.Generator().manual_seed(0)) as adapters:
         assert torch.equal(logits(network, samples), plain)  # B starts at zero
         for index, module in enumerate(adapters.modules.values()):
             weight = module.lora_B[ADAPTER].weight
@@ -60,17 +60,17 @@ def test_adapters_taken_out_answer_as_peft_does(architecture: str) -> None:
     assert_untouched(network, before)
     assert [id(module) for module in network.model.modules()] == modules
     assert (by_peft - plain).abs().max() > 0.1
-    with Added(network, deltas).answering(samples):
+    with NetworkWithDeltas(network, deltas).answering(samples):
         assert torch.allclose(logits(network, samples), by_peft, atol=1e-4)
-    with swapped(network.model, {name: value.detach() for name, value in merged.items()}):
+    with replaced_weights(network.model, {name: value.detach() for name, value in merged.items()}):
         assert torch.allclose(logits(network, samples), by_peft, atol=1e-4)
 
 
-def test_lent_weights_come_back_bit_for_bit() -> None:
+def test_trainable_copies_leave_the_weights_bit_identical() -> None:
     network = build_network("gpt2")
     before = contents(network)
     names = [name for name, _ in network.model.named_parameters()]
-    with pytest.raises(RuntimeError, match="stop"), lent(network.model, names) as weights:
+    with pytest.raises(RuntimeError, match="stop"), trainable_copies(network.model, names) as weights:
         assert set(weights) == set(names)
         for weight in weights.values():
             weight.data.mul_(1.1)
@@ -80,20 +80,20 @@ def test_lent_weights_come_back_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("num_rows", [3, 40])
 def test_the_ridge_solve_fits_the_normal_equations(num_rows: int) -> None:
-    u, wished = drawn(num_rows, 12), drawn(num_rows, 5, seed=1)
-    rows, wishes = u.double(), wished.double()
+    u, shifts = drawn(num_rows, 12), drawn(num_rows, 5, seed=1)
+    rows, targets = u.double(), shifts.double()
     added = 0.1 * rows.square().sum(-1).mean() * torch.eye(12, dtype=torch.float64)
-    expected = torch.linalg.inv(rows.T @ rows + added) @ rows.T @ wishes
-    assert torch.allclose(ridge_update(u, wished, 0.1), expected.T.float(), atol=1e-5)
+    expected = torch.linalg.inv(rows.T @ rows + added) @ rows.T @ targets
+    assert torch.allclose(ridge_update(u, shifts, 0.1), expected.T.float(), atol=1e-5)
 
 
-def test_one_edit_without_a_penalty_moves_the_output_by_its_wish() -> None:
-    u, wished = drawn(1, 12), drawn(1, 5, seed=1)
-    assert torch.allclose(u @ ridge_update(u, wished, 1e-9).T, wished, atol=1e-5)
+def test_one_edit_without_a_penalty_moves_the_output_by_its_shift() -> None:
+    u, shifts = drawn(1, 12), drawn(1, 5, seed=1)
+    assert torch.allclose(u @ ridge_update(u, shifts, 1e-9).T, shifts, atol=1e-5)
     editor = MendEditor(12, 5, 4, torch.Generator().manual_seed(0))
-    learner = RidgeLearner(editor, Factors(u, wished), 1e-9)
-    gradient_step = -wished * u.square().sum()  # an editor at its start is gradient descent of step one
-    assert torch.allclose(learner.wishes(), gradient_step, atol=1e-4)
+    learner = RidgeLearner(editor, Factors(u, shifts), 1e-9)
+    gradient_step = -shifts * u.square().sum()  # an untrained editor takes a gradient step of size one
+    assert torch.allclose(learner.wanted_shifts(), gradient_step, atol=1e-4)
     assert torch.allclose(learner.term()(u), gradient_step, atol=1e-4)
 
 
@@ -101,7 +101,7 @@ def test_lifelong_statistics_are_those_of_all_rows() -> None:
     rows = drawn(30, 4) * 3 + 2
     known = None
     for part in rows.split([1, 9, 20]):
-        known = updated(known, part)
+        known = merged_statistics(known, part)
     assert known is not None and known.count == 30
     assert torch.allclose(known.mean, rows.mean(0), atol=1e-5)
     assert torch.allclose(known.deviation, rows.std(0, correction=0), atol=1e-5)
@@ -141,7 +141,7 @@ def test_grace_answers_outside_every_ball_as_the_base_bit_for_bit(architecture: 
     layer = network.layers[1]
     keys, _ = key_states(network, samples[:1], layer)
     book = Codebook(keys, torch.tensor([1e-3]), ("x",))
-    edited = Remembering(network, layer, book, 5 * drawn(1, layer.d_out), 1e-3)
+    edited = NetworkWithCodebook(network, layer, book, 5 * drawn(1, layer.d_out), 1e-3)
     batch, plain = encode(network, samples), logits(network, samples)
     rows = forward(network, batch).sample
     with edited.answering(samples):
@@ -155,7 +155,7 @@ def test_grace_generates_alike_alone_and_beside_longer_prompts(architecture: str
     network, layer = tiny_network(architecture), tiny_network(architecture).layers[1]
     inputs = [TextInput(input="who wrote the book in Rome or in Berlin now"), TextInput(input="my lamp")]
     keys, _ = key_states(network, inputs[1:], layer)
-    edited = Remembering(
+    edited = NetworkWithCodebook(
         network, layer, Codebook(keys, torch.tensor([1e-2]), ("x",)), 3 * drawn(1, layer.d_out), 1e-2
     )
     with edited.answering(inputs):

@@ -11,11 +11,11 @@ from test_worker_recipes_terms import Case, as_delta, case, num_right
 
 from benchmarks.entry_values import (
     SIZES,
-    Along,
     ClosedFormRecipe,
     EditorValuesOptions,
     EditorValuesRecipe,
     UntrainedRecipe,
+    ValueDirections,
     closed_form,
     editor_direction,
     worst_margin,
@@ -119,7 +119,9 @@ def test_the_editor_is_the_best_that_training_came_by(monkeypatch: pytest.Monkey
 def test_each_entry_goes_as_far_as_it_must_and_no_farther() -> None:
     task, prepared, start = started(case("bert"))
     direction = closed_form(task, OPTIONS, prepared, start)
-    near, far = (Along(start, direction, 0.1, margin).shortest(task, prepared) for margin in (0.01, 3.0))
+    near, far = (
+        ValueDirections(start, direction, 0.1, margin).shortest(task, prepared) for margin in (0.01, 3.0)
+    )
     sizes = [term.values.square().mean(-1).sqrt().amax(-1) / 0.1 for term in (near, far)]
     for found in sizes:
         assert all(min(abs(float(size) - known) for known in SIZES) < 1e-3 for size in found)
@@ -142,7 +144,7 @@ def test_untrained_values_bring_edits_nearer_to_holding(
 ) -> None:
     task, prepared, start = started(case(architecture))
     direction = kind(OPTIONS).direction(task, OPTIONS, prepared, start)
-    term = Along(start, direction, 0.5, OPTIONS.margin).shortest(task, prepared)
+    term = ValueDirections(start, direction, 0.5, OPTIONS.margin).shortest(task, prepared)
     before, after = (
         states_with_term(task.network, prepared.corrections, each).min_margin for each in (start, term)
     )
@@ -170,4 +172,4 @@ def test_margins_count_if_all_corrections_were_asked_for() -> None:
 def test_an_edit_that_fails_without_training_is_not_told_to_train_longer() -> None:
     of = case("bert")
     failure = ClosedFormRecipe(OPTIONS).failure(of.network.layers[0], of.batch.edit_samples)
-    assert "were not trained" in failure.message and failure.remedy is None
+    assert "untrained values" in failure.message and failure.remedy is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.baselines.contract import Editing, Method
+from benchmarks.baselines.interface import Editing, Method
 from benchmarks.command import Progress
 from benchmarks.quality import runs
 from benchmarks.quality.jobs import Sizes

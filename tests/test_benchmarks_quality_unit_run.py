@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_models import LABELS, build_network, save_tiny
 
-from benchmarks.baselines.contract import Editing, Method
+from benchmarks.baselines.interface import Editing, Method
 from benchmarks.quality import unit_run
 from benchmarks.quality.data import Material
 from benchmarks.quality.facts import Correction
@@ -119,7 +119,7 @@ def test_single_edits_see_one_edit_each_and_share_the_held_out_samples(
     assert [len(editing.batch.edit_samples) for editing in given] == [1] * SINGLE_EDITS
     assert [len(editing.batch.adapt_samples) for editing in given] == [1] * SINGLE_EDITS
     assert all(editing.before is None for editing in given)
-    assert all(editing.ahead is given[0].ahead and editing.cache is not None for editing in given)
+    assert all(editing.shared_work is given[0].shared_work and editing.cache is not None for editing in given)
     assert len(found.outcomes.edits) == SINGLE_EDITS
     assert len(found.outcomes.kept) == SINGLE_EDITS * round(SLICE * 30)
 

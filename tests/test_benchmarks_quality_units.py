@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.baselines.contract import Editing, Method
+from benchmarks.baselines.interface import Editing, Method
 from benchmarks.quality.methods import METHODS, method
 from benchmarks.quality.results import PROTOCOL, RESULTS, ResultFile, claimed, of_newest_weights
 from benchmarks.quality.units import (

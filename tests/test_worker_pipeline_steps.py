@@ -12,7 +12,7 @@ from recipe_cases import edit_context, made, measured, recipe
 from test_salem_inference_predict import with_changed_weight
 from test_worker_recipes_terms import Case, case
 
-from benchmarks.baselines.product import Quiet
+from benchmarks.baselines.salem_recipes import SilentObserver
 from salem.deltas.terms import Dense, LayerDelta
 from salem.errors import EditFailed
 from salem.inference.predict import predict
@@ -60,7 +60,7 @@ def test_a_job_without_pass_samples_says_that_nothing_held_other_answers() -> No
     assert found == [True, False]
 
 
-class Listening(Quiet):
+class Listening(SilentObserver):
     """Keeps the scores that a job told."""
 
     scores: Sequence[LayerScore] = ()

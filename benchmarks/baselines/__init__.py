@@ -1,5 +1,7 @@
-"""Editing methods that are only compared with, a file each, written from the papers. Not part of the product.
+"""The editing methods that the quality benchmark compares. They are not part of the product.
 
-`contract` says what a method is given and hands back; `added`, `weights`, `one_layer` and `together` are
-what several methods stand on. Does not know data sets, measures, storage or jobs.
+All but Salem's own are written from their papers. `interface` defines what a method gets and returns.
+`weight_deltas`, `temporary_weights`, `one_layer`, and `multi_layer_training` hold what several methods share.
+Most methods have a file of their own; Salem's are in `salem_recipes`. Must not know data sets, metrics,
+storage, or jobs.
 """

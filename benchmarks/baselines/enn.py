@@ -1,10 +1,10 @@
-"""Editable neural networks: the layer is trained so that a few gradient steps are enough to edit it.
+"""Editable neural networks (ENN): trains a layer so that a few gradient steps are enough to edit it.
 
 Sinitsin et al., "Editable Neural Networks", ICLR 2020, section 3, equation 4: a bi-level objective. The
-inner loop takes k gradient steps on an edit; the outer loss is the base task's, plus the edit's after the
-inner loop, plus the divergence on unrelated samples after the inner loop (locality), differentiated through
-the inner steps. Then an edit is made by inner steps until it holds, at most ten. The inner rate is learned,
-as in MEND's comparison (Mitchell et al. 2022, section 5). Does not know editors.
+inner loop takes k gradient steps on an edit. The outer loss is differentiated through them and adds up three
+losses: of the base task, of the edit after the inner loop, and the divergence on unrelated samples after the
+inner loop (locality). To apply an edit, take up to ten inner steps until it holds. The inner learning rate is
+learned, as in MEND's comparison (Mitchell et al. 2022, section 5). Must not know hypernetworks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.baselines.added import Added, first_batch_only, merged
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
 from benchmarks.baselines.mend_ahead import CORPUS_SIZE, counterfactual_edits
+from benchmarks.baselines.multi_layer_training import divergence, share_correct
 from benchmarks.baselines.one_layer import (
     edited_layer,
     generator_of,
@@ -27,7 +27,7 @@ from benchmarks.baselines.one_layer import (
     prepared_at,
     weight_of,
 )
-from benchmarks.baselines.together import divergence, share_held
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas, first_batch_only, merged
 from salem.deltas.terms import Dense, adding
 from salem.models.batching import Answers
 from salem.models.network import Network
@@ -39,16 +39,16 @@ from worker.numerics.losses import nll_per_sample
 from worker.training.loop import CHUNK, Prepared
 
 INNER_STEPS = 2  # k
-MOST_INNER_STEPS = 10  # when a batch is edited
+MAX_EDIT_STEPS = 10  # inner steps to apply a batch of edits
 OUTER_RATE = 1e-4
-INNER_RATE_RATE = 0.03  # of the learned inner rate's logarithm
-INNER_SHARES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the weight's norm, for the first inner step
-NUM_OUTER_STEPS = 25  # each costs several steps of other methods
-EPISODE = 16  # edits in an episode at most
+LOG_RATE_RATE = 0.03  # learning rate of the inner learning rate's logarithm
+INNER_SHARES = (0.003, 0.01, 0.03, 0.1, 0.3)  # norm of the first inner step over that of the weight
+NUM_OUTER_STEPS = 25  # each costs as much as several steps of other methods
+EPISODE = 16  # maximum number of edits in an episode
 
 
 class EditableLayer:
-    """One layer's update before any edit, and the rate of the inner loop."""
+    """One layer's update before any edit [d_out, d_in], and the learning rate of the inner loop."""
 
     def __init__(self, network: Network, layer: Layer) -> None:
         self.network, self.layer = network, layer
@@ -56,7 +56,7 @@ class EditableLayer:
         self.log_rate = nn.Parameter(torch.zeros((), device=network.device))
 
     def acting(self, update: Tensor) -> AbstractContextManager[None]:
-        """While active, the network has this update [d_out, d_in] at the layer."""
+        """While active, this update [d_out, d_in] is added to the layer."""
         return adding(self.network.module(self.layer.path), Dense(update))
 
     def answers(self, trunk: Trunk, update: Tensor) -> Answers:
@@ -64,7 +64,7 @@ class EditableLayer:
             return resume(self.network, trunk)
 
     def inner_step(self, trunks: Sequence[Trunk], update: Tensor, *, outer: bool) -> Tensor:
-        """One gradient step on the mean likelihood of these samples; part of the graph where `outer`."""
+        """`update` [d_out, d_in] after a gradient step on the mean loss; differentiable if `outer`."""
         count = sum(len(trunk.batch) for trunk in trunks)
         gradient = torch.zeros_like(update)
         for trunk in trunks:
@@ -73,8 +73,8 @@ class EditableLayer:
         return update - self.log_rate.exp() * gradient
 
 
-def enn(editing: Editing) -> Added:
-    """One layer made editable on other edits, then edited. `setting`: the weight of the divergence."""
+def enn(editing: Editing) -> NetworkWithDeltas:
+    """Make one layer editable with other edits, then edit it. `setting`: the weight of the divergence."""
     first_batch_only(editing)
     network, layer = editing.network, edited_layer(editing)
     prepared = prepared_at(editing, layer)
@@ -82,7 +82,7 @@ def enn(editing: Editing) -> Added:
         network, pass_samples(editing), editing.seed
     )
 
-    def made_editable() -> EditableLayer:
+    def train_editable() -> EditableLayer:
         editable = EditableLayer(network, layer)
         batches = meta_batches(network, corpus, [layer], random.Random(editing.seed))
         size = min(EPISODE, len(editing.batch.edit_samples))
@@ -90,7 +90,7 @@ def enn(editing: Editing) -> Added:
         return editable
 
     if corpus:
-        editable = editing.ahead.once(layer.path, made_editable)
+        editable = editing.shared_work.once(layer.path, train_editable)
     else:
         editable = EditableLayer(network, layer)
         search_rate(editable, [chunk.trunk for chunk in prepared.corrections.chunks])
@@ -105,12 +105,12 @@ def make_editable(
     kl_weight: float,
     generator: torch.Generator,
 ) -> None:
-    """The outer loop. Only the plain attention kernel can be differentiated twice."""
+    """Run the outer loop. Uses the plain attention kernel, because only that can be differentiated twice."""
     with sdpa_kernel(SDPBackend.MATH):
         search_rate(editable, [_rows(batches[0], CHUNK, generator)])
         groups = [
             {"params": [editable.update], "lr": OUTER_RATE},
-            {"params": [editable.log_rate], "lr": INNER_RATE_RATE},
+            {"params": [editable.log_rate], "lr": LOG_RATE_RATE},
         ]
         optimizer = torch.optim.Adam(groups)
         keeps = keep.cycle(generator)
@@ -122,7 +122,7 @@ def make_editable(
 
 
 def outer_loss(editable: EditableLayer, episode: Trunk, kept: Chunk | None, kl_weight: float) -> Tensor:
-    """Equation 4: task, edit after the inner loop, locality after the inner loop."""
+    """Equation 4: the loss of the task, plus edit and locality losses after the inner loop."""
     update: Tensor = editable.update
     for _ in range(INNER_STEPS):
         update = editable.inner_step([episode], update, outer=True)
@@ -135,14 +135,14 @@ def outer_loss(editable: EditableLayer, episode: Trunk, kept: Chunk | None, kl_w
 
 
 def edit(editable: EditableLayer, prepared: Prepared) -> Tensor:
-    """Inner steps on the batch until it holds; of all steps the one with most corrections held."""
+    """Take inner steps until the batch holds; return the best update [d_out, d_in] by correct samples."""
     trunks = [chunk.trunk for chunk in prepared.corrections.chunks]
     update = editable.update.detach()
     best, kept = -1.0, update
-    for _ in range(MOST_INNER_STEPS):
+    for _ in range(MAX_EDIT_STEPS):
         update = editable.inner_step(trunks, update.requires_grad_(), outer=False).detach()
         with editable.acting(update):
-            held = share_held(editable.network, prepared.corrections)
+            held = share_correct(editable.network, prepared.corrections)
         if held > best:
             best, kept = held, update
         if held == 1.0:
@@ -151,7 +151,7 @@ def edit(editable: EditableLayer, prepared: Prepared) -> Tensor:
 
 
 def search_rate(editable: EditableLayer, trunks: Sequence[Trunk]) -> None:
-    """Start the inner rate where k steps lower the loss of these samples most."""
+    """Choose the inner learning rate from `INNER_SHARES`: the lowest loss of these samples after k steps."""
     layer = editable.layer
     start = torch.zeros(layer.d_out, layer.d_in, device=editable.network.device, requires_grad=True)
     with torch.no_grad():
@@ -172,6 +172,6 @@ def search_rate(editable: EditableLayer, trunks: Sequence[Trunk]) -> None:
 
 
 def _rows(batch: MetaBatch, size: int, generator: torch.Generator) -> Trunk:
-    """The samples of up to `size` edits of a batch, in a new order."""
+    """Up to `size` edits of a batch, in random order."""
     order = torch.randperm(len(batch.questions.batch), generator=generator)
     return batch.questions.rows(order[:size])

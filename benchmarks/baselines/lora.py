@@ -1,8 +1,8 @@
-"""LoRA fine-tuning with the library that people use for it (peft), on every matrix of every block.
+"""LoRA fine-tuning with the `peft` library, on every matrix of every block.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, section 4: W + (alpha / r) B A,
-A drawn, B zero at the start. peft puts adapters into the network while they are trained; afterwards they
-are taken out and answer as low-rank deltas. Does not know pass samples.
+where A starts random and B starts at zero. peft inserts adapters into the network for training; afterward
+they become low-rank deltas. Must not use pass samples.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from peft.tuners.lora import LoraModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.baselines.added import Added, first_batch_only
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
+from benchmarks.baselines.multi_layer_training import fit
 from benchmarks.baselines.one_layer import generator_of, prepared_at
-from benchmarks.baselines.together import fit
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas, first_batch_only
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.models.layers import find_stacks
 from salem.models.network import Network
@@ -32,7 +32,7 @@ ADAPTER = "edit"
 
 @dataclass(frozen=True)
 class Adapters:
-    """peft's adapted modules by path, while they stand in the network."""
+    """peft's modules by path, while they are in the network."""
 
     modules: dict[str, nn.Module]
 
@@ -42,7 +42,7 @@ class Adapters:
             yield module.lora_B[ADAPTER].weight
 
     def acting(self) -> AbstractContextManager[object]:
-        return nullcontext()  # peft's modules stand in the network already
+        return nullcontext()  # peft's modules are already in the network
 
     def state(self) -> tuple[LayerDelta, ...]:
         return tuple(
@@ -60,7 +60,7 @@ class Adapters:
 
 
 def block_matrices(network: Network) -> list[str]:
-    """Paths of all matrices, attention's and feed-forward's, in all blocks."""
+    """Paths of all attention and feed-forward matrices in all blocks."""
     return [
         f"{stack}.{path}"
         for stack, blocks in find_stacks(network.model).items()
@@ -70,12 +70,12 @@ def block_matrices(network: Network) -> list[str]:
 
 
 @contextmanager
-def adapted(network: Network, generator: torch.Generator) -> Iterator[Adapters]:
-    """While active, peft's adapters of rank `RANK` stand in the network, drawn by the generator."""
+def lora_adapters(network: Network, generator: torch.Generator) -> Iterator[Adapters]:
+    """While active, the network has peft's adapters of rank `RANK`, initialized from the generator."""
     paths = block_matrices(network)
     conv = isinstance(network.module(paths[0]), Conv1D)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths, fan_in_fan_out=conv)
-    # peft draws A from the global generator, which is nobody's seed: its state is put back, and A drawn anew.
+    # peft draws A from the global generator. Restore that generator, and draw A from ours.
     with torch.random.fork_rng():
         tuner = LoraModel(network.model, config, ADAPTER)
     try:
@@ -90,12 +90,12 @@ def adapted(network: Network, generator: torch.Generator) -> Iterator[Adapters]:
         network.model.requires_grad_(False)
 
 
-def lora(editing: Editing) -> Added:
-    """Adapters on all block matrices, on the corrections alone. `setting`: the learning rate."""
+def lora(editing: Editing) -> NetworkWithDeltas:
+    """Train adapters of all block matrices on the corrections only. `setting`: the learning rate."""
     first_batch_only(editing)
     network, generator = editing.network, generator_of(editing)
     prepared = prepared_at(editing, network.layers[0], keep=False)
-    with adapted(network, generator) as adapters:
+    with lora_adapters(network, generator) as adapters:
         best = fit(
             network,
             prepared,
@@ -104,4 +104,4 @@ def lora(editing: Editing) -> Added:
             kl_weight=0.0,
             generator=generator,
         )
-    return Added(network, best)
+    return NetworkWithDeltas(network, best)

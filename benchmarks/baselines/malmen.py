@@ -1,8 +1,9 @@
-"""MALMEN's aggregation: an editor says how each token's output should move, a ridge solve finds the weight.
+"""MALMEN: an editor predicts how each token's output should change, and a ridge solve fits the weight update.
 
-Tan et al., "Massive Editing for Large Language Models via Meta Learning", ICLR 2024, section 3: a token's
-wish is -step (ũ·u) ṽ; the wishes of all edits are fitted at once instead of summed. The editor is trained
-through the solve on the job's own samples. Does not know other aggregations.
+Tan et al., "Massive Editing for Large Language Models via Meta Learning", ICLR 2024, section 3: the
+wanted shift of a token's output is -step (ũ·u) ṽ. One solve fits the shifts of all edits, where MEND sums
+updates. The editor is trained through the solve, on the job's own samples. Must not know other methods'
+aggregation.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines.added import Added
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
 from benchmarks.baselines.mend import EDITOR_RANK, EDITOR_RATE
 from benchmarks.baselines.one_layer import (
     edited_layer,
@@ -21,9 +21,10 @@ from benchmarks.baselines.one_layer import (
     likelihood,
     prepared_at,
     trained,
-    with_earlier,
+    with_earlier_deltas,
 )
 from benchmarks.baselines.ridge import ridge_operator
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from salem.deltas.terms import Dense, LayerDelta, applied
 from salem.models.batching import Batch
 from salem.models.network import Network
@@ -34,35 +35,37 @@ from worker.hypernetworks.mend import Factors, MendEditor
 from worker.hypernetworks.meta_training import new_editors, search_steps
 from worker.numerics.losses import nll_per_sample
 
-MAX_ROWS = 8_192  # tokens that take part in the solve; of many samples, each brings those that matter most
+MAX_ROWS = (
+    8_192  # maximum number of tokens in the solve; each sample contributes those with the largest gradients
+)
 KL_WEIGHT = 10.0
 
 
 class RidgeLearner:
-    """An editor whose rows are aggregated by a ridge solve."""
+    """An editor whose token updates are combined by a ridge solve."""
 
     shared = True
 
     def __init__(self, editor: MendEditor, rows: Factors, penalty: float) -> None:
         self.editor, self.rows = editor, rows
-        self.operator = ridge_operator(rows.u, penalty)  # [d_in, k], constant while the editor learns
+        self.operator = ridge_operator(rows.u, penalty)  # [d_in, k], constant during training
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.editor.parameters()
 
-    def wishes(self) -> Tensor:
-        """How far each token's output should move: -step (ũ·u) ṽ -> [k, d_out]."""
+    def wanted_shifts(self) -> Tensor:
+        """How much each token's output should change: -step (ũ·u) ṽ -> [k, d_out]."""
         edited = self.editor(self.rows)
         return (edited.a * self.rows.u).sum(-1, keepdim=True) * edited.b.T
 
     def term(self) -> Dense:
-        return Dense((self.operator @ self.wishes()).T)
+        return Dense((self.operator @ self.wanted_shifts()).T)
 
 
-def malmen_ridge(editing: Editing) -> Added:
-    """One layer, editor and ridge solve. `setting`: λ, relative to the mean squared norm of an input."""
+def malmen_ridge(editing: Editing) -> NetworkWithDeltas:
+    """Edit one layer by an editor and a ridge solve. `setting`: λ over the mean squared norm of an input."""
     network, layer = editing.network, edited_layer(editing)
-    with with_earlier(editing):
+    with with_earlier_deltas(editing):
         prepared = prepared_at(editing, layer)
         rows = token_rows(network, prepared.corrections, MAX_ROWS)
         editors = new_editors(network, [layer], {layer.path: rows}, EDITOR_RANK, generator_of(editing))
@@ -85,10 +88,16 @@ def token_rows(
     most: int,
     marked: Callable[[Network, Batch], Tensor] | None = None,
 ) -> Factors:
-    """u and v of the corrections' tokens: of each sample the `most` / n with the largest gradients.
+    """Inputs u and output gradients v of the corrections' tokens.
+
+    Of each of the n samples, it takes the `most` / n tokens with the largest gradients.
 
     Args:
-        marked: says which tokens of a batch come into question -> [n, t] bool; None: all.
+        most: maximum number of tokens in total.
+        marked: returns the tokens of a batch to choose from [n, t] bool; None means all.
+
+    Returns:
+        u [k, d_in] and v [k, d_out].
     """
     per_sample = max(1, most // corrections.num_samples)
     parts: list[tuple[Tensor, Tensor]] = []

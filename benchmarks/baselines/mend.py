@@ -1,9 +1,9 @@
-"""MEND on the job's own samples: by hand on the top blocks, or on the layer that causal tracing picks.
+"""MEND trained on the job's own samples: on the top blocks, or on the layer that causal tracing picks.
 
-Mitchell et al., "Fast Model Editing at Scale", ICLR 2022. Which matrices: section 4 and appendix C (the
-last three blocks; the last two of each stack of an encoder-decoder), here the feed-forward output of each.
-The editor is the product's (`worker.hypernetworks.mend`), trained as the product trains it: from the job's
-own gradients, with two objectives. Does not know other ways of training an editor; `mend_ahead` does.
+Mitchell et al., "Fast Model Editing at Scale", ICLR 2022. Section 4 and appendix C name the blocks: the last
+three, or the last two of each stack of an encoder-decoder. This module edits the feed-forward output of each.
+It trains the product's editor (`worker.hypernetworks.mend`) as the product does: from the job's own
+gradients, with two objectives. Must not train on other edits; `mend_ahead` does that.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.baselines.added import Added, first_batch_only
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
+from benchmarks.baselines.multi_layer_training import fit
 from benchmarks.baselines.one_layer import (
     generator_of,
     likelihood,
     prepared_at,
     trained,
 )
-from benchmarks.baselines.together import fit
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas, first_batch_only
 from benchmarks.tracing import trace_layer
 from salem.deltas.terms import Dense, LayerDelta, LowRank, applied
 from salem.models.batching import encode
@@ -38,14 +38,12 @@ from worker.numerics.losses import nll_per_sample
 
 EDITOR_RANK = 64
 EDITOR_RATE = 1e-3
-GRADIENT_BATCH = (
-    10  # samples whose gradients are added up before their low-rank form is used (SaLEM, section 3)
-)
-TRACED_SAMPLES = 10  # tracing runs the model once per block and token
+GRADIENT_BATCH = 10  # samples whose gradients are summed before they are factorized (SaLEM, section 3)
+TRACED_SAMPLES = 10  # tracing is slow: it runs the model once per block and token
 
 
 class EditorLearner:
-    """The editor of one layer on fixed factors, for the product's loop."""
+    """Trains the editor of one layer on fixed gradient factors, in the product's loop."""
 
     shared = True
 
@@ -61,7 +59,7 @@ class EditorLearner:
 
 @dataclass(frozen=True)
 class Editors:
-    """Editors of several layers on fixed factors, acting on one network."""
+    """Editors of several layers of a network, with fixed gradient factors."""
 
     network: Network
     editors: dict[str, MendEditor]
@@ -89,7 +87,7 @@ class Editors:
 
 
 def top_layers(network: Network) -> tuple[Layer, ...]:
-    """The layers that MEND's authors edit: of the last three blocks, or of the last two of each stack."""
+    """The layers that MEND's authors edit: in the last three blocks, or in the last two of each stack."""
     stacks = list(dict.fromkeys(layer.stack for layer in network.layers))
     last = 3 if len(stacks) == 1 else 2
     return tuple(
@@ -97,8 +95,8 @@ def top_layers(network: Network) -> tuple[Layer, ...]:
     )
 
 
-def mend_top(editing: Editing) -> Added:
-    """Editors for the top layers, trained together. `setting`: the weight of the divergence."""
+def mend_top(editing: Editing) -> NetworkWithDeltas:
+    """Train the editors of the top layers together. `setting`: the weight of the divergence."""
     first_batch_only(editing)
     network, generator = editing.network, generator_of(editing)
     layers = top_layers(network)
@@ -119,11 +117,11 @@ def mend_top(editing: Editing) -> Added:
         kl_weight=editing.setting,
         generator=generator,
     )
-    return Added(network, best)
+    return NetworkWithDeltas(network, best)
 
 
-def mend_traced(editing: Editing) -> Added:
-    """MEND on the most causal of the middle layers (Meng et al. 2022, section 2). `setting`: as above."""
+def mend_traced(editing: Editing) -> NetworkWithDeltas:
+    """MEND at the layer that causal tracing picks (Meng et al. 2022, section 2). `setting`: as `mend_top`."""
     first_batch_only(editing)
     network = editing.network
     traced = editing.batch.edit_samples[:TRACED_SAMPLES]
@@ -131,7 +129,7 @@ def mend_traced(editing: Editing) -> Added:
     return mend_at(editing, layer_at(network.layers, max(effects, key=lambda path: effects[path])))
 
 
-def mend_at(editing: Editing, layer: Layer) -> Added:
+def mend_at(editing: Editing, layer: Layer) -> NetworkWithDeltas:
     """MEND on one layer, trained on the job's own samples."""
     network = editing.network
     prepared = prepared_at(editing, layer)
@@ -152,7 +150,7 @@ def mend_at(editing: Editing, layer: Layer) -> Added:
 def correction_factors(
     network: Network, samples: Sequence[Sample], layers: Sequence[Layer]
 ) -> dict[str, Factors]:
-    """Gradients of the samples at each layer, added up in batches, each batch in its low-rank form."""
+    """By layer path: the samples' gradients, summed over small batches, each sum as low-rank factors."""
     parts: dict[str, list[Factors]] = {layer.path: [] for layer in layers}
     for start in range(0, len(samples), GRADIENT_BATCH):
         batch = encode(network, samples[start : start + GRADIENT_BATCH])
@@ -167,6 +165,6 @@ def correction_factors(
 
 
 def cheapest(term: LowRank) -> LowRank | Dense:
-    """Factors of a rank that costs more than the whole matrix are multiplied out."""
+    """The term as a dense matrix if its factors have more elements than that."""
     d_in, d_out = term.a.shape[1], term.b.shape[0]
     return Dense(term.dense()) if term.rank * (d_in + d_out) > d_in * d_out else term

@@ -1,11 +1,11 @@
-"""MEND as published: editors trained ahead on other edits, then applied to the batch in one pass.
+"""MEND as published: editors are trained in advance on other edits and edit the batch in one pass.
 
 Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, section 3.3 and algorithms 1 and 2, at the layers
-that its authors edit. Training is the product's (`worker.hypernetworks.meta_training`): an episode holds as
-many edits as will be applied together.
+that its authors edit. Training is the product's (`worker.hypernetworks.meta_training`): an episode has as
+many edits as the batch to edit.
 
-Where there is no corpus of other edits, pass samples with another sample's answer make episodes. Never
-reads the batch that it edits while it trains.
+Without a corpus of other edits, it trains on pass samples with wrong answers. Training must not read the
+batch to edit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.baselines.added import Added, first_batch_only
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
 from benchmarks.baselines.mend import EDITOR_RANK, EDITOR_RATE, top_layers
 from benchmarks.baselines.one_layer import generator_of, pass_samples
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas, first_batch_only
 from salem.deltas.terms import Dense, LayerDelta
 from salem.models.network import Network
 from salem.records import Edit, Layer, Sample
@@ -33,16 +33,18 @@ from worker.hypernetworks.meta_training import (
 from worker.hypernetworks.one_pass import row_updates
 from worker.training.loop import CHUNK
 
-NUM_STEPS = 40  # of up to 32 edits and 32 pass samples; docs/log.md has what five times as many came to
-CORPUS_SIZE = 256  # edits that editors are trained on; their gradients are kept in memory
+NUM_STEPS = (
+    40  # each with up to 32 edits and 32 pass samples; docs/log.md has results with five times as many
+)
+CORPUS_SIZE = 256  # maximum number of training edits; their gradients are kept in memory
 
 
-def mend_ahead(editing: Editing) -> Added:
-    """Editors of the top layers, trained ahead. `setting`: the weight of the divergence."""
+def mend_ahead(editing: Editing) -> NetworkWithDeltas:
+    """Train the editors of the top layers in advance, then edit. `setting`: the weight of the divergence."""
     first_batch_only(editing)
     network, layers = editing.network, top_layers(editing.network)
-    editors = editing.ahead.once("editors", lambda: _trained_ahead(editing, layers))
-    return Added(network, one_pass(network, layers, editors, editing.batch.edit_samples))
+    editors = editing.shared_work.once("editors", lambda: _trained_ahead(editing, layers))
+    return NetworkWithDeltas(network, one_pass(network, layers, editors, editing.batch.edit_samples))
 
 
 def _trained_ahead(editing: Editing, layers: Sequence[Layer]) -> dict[str, MendEditor]:
@@ -65,7 +67,7 @@ def _trained_ahead(editing: Editing, layers: Sequence[Layer]) -> dict[str, MendE
 
 
 def counterfactual_edits(network: Network, samples: Sequence[Sample], seed: int) -> tuple[Edit, ...]:
-    """Pass samples, each with a wrong answer for its target: another label, or another sample's text."""
+    """Pass samples with a wrong answer as the target: another label, or the answer of another sample."""
     rng = random.Random(seed)
     targets = network.labels or tuple(dict.fromkeys(sample.target for sample in samples))
     edits: list[Edit] = []
@@ -80,7 +82,7 @@ def counterfactual_edits(network: Network, samples: Sequence[Sample], seed: int)
 def one_pass(
     network: Network, layers: Sequence[Layer], editors: dict[str, MendEditor], samples: Sequence[Sample]
 ) -> tuple[LayerDelta, ...]:
-    """The updates of all samples, summed as matrices."""
+    """The sum of all samples' updates, as one dense matrix per layer."""
     totals = {layer.path: torch.zeros(layer.d_out, layer.d_in, device=network.device) for layer in layers}
     for updates in row_updates(network, editors, layers, samples):
         for path, (update, _) in updates.items():

@@ -1,8 +1,8 @@
-"""The ridge solve that turns wished changes of a layer's output into a change of its weight.
+"""The ridge solve that turns wanted shifts of a layer's output into an update of its weight.
 
 Tan et al., "Massive Editing for Large Language Models via Meta Learning" (MALMEN), ICLR 2024, section 3.2,
-equation 5: S = (UᵀU + λI)⁻¹ Uᵀ V', which replaces MEND's sum of updates. Does not know where the wishes
-come from.
+equation 5: S = (UᵀU + λI)⁻¹ Uᵀ V', which replaces MEND's sum of updates. Must not know how the
+shifts were computed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def ridge_operator(u: Tensor, penalty: float) -> Tensor:
 
     Args:
         u: [k, d_in] inputs of the layer.
-        penalty: larger than zero; relative, so that one grid serves layers of any scale.
+        penalty: positive; relative, so that one grid fits layers of any scale.
 
     Returns:
-        [d_in, k]; solved on the smaller side: the two sides agree (push-through identity).
+        [d_in, k], from the smaller of two equivalent systems (push-through identity).
     """
     rows = u.double()
     k, d_in = rows.shape
@@ -31,6 +31,6 @@ def ridge_operator(u: Tensor, penalty: float) -> Tensor:
     return torch.linalg.solve(moment, rows.T).to(u.dtype)
 
 
-def ridge_update(u: Tensor, wished: Tensor, penalty: float) -> Tensor:
-    """The weight change [d_out, d_in] that comes nearest to adding `wished` [k, d_out] at u [k, d_in]."""
-    return (ridge_operator(u, penalty) @ wished).T
+def ridge_update(u: Tensor, shifts: Tensor, penalty: float) -> Tensor:
+    """The weight update [d_out, d_in] that best adds `shifts` [k, d_out] to the outputs at u [k, d_in]."""
+    return (ridge_operator(u, penalty) @ shifts).T

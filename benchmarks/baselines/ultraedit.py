@@ -1,9 +1,9 @@
-"""UltraEdit: no training at all; normalized gradients of all edits so far, then one ridge solve.
+"""UltraEdit: normalizes the gradients of the edits and solves one ridge system, without training.
 
 Gu et al., "UltraEdit: Training-, Subject- and Memory-Free Lifelong Editing in Language Models", 2025,
-section 3: rows [u, v] are normalized with mean and deviation over every edit that was ever made (Welford's
-update), the wish of a token is -step ‖ũ‖² ṽ, and the weight change solves (UᵀU + λI) S = UᵀV'. Does not
-know pass samples: the method has no way to hear of them.
+section 3: rows [u, v] are normalized by their mean and deviation over all edits so far (Welford's update).
+The wanted shift of a token's output is -step ‖ũ‖² ṽ, and the weight update solves (UᵀU + λI) S = UᵀV'. Must
+not use pass samples, because the published method does not.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.baselines.added import Added, earlier, merged
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.hidden_values import key_token_mask
+from benchmarks.baselines.interface import Editing
 from benchmarks.baselines.malmen import token_rows
-from benchmarks.baselines.one_layer import edited_layer, weight_of, with_earlier, writing_stack
+from benchmarks.baselines.one_layer import edited_layer, weight_of, with_earlier_deltas, writing_stack
 from benchmarks.baselines.ridge import ridge_update
-from benchmarks.baselines.values import key_tokens
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas, earlier_deltas, merged
 from salem.records import Layer
 from worker.activations.trunk_sets import prepare
 from worker.hypernetworks.mend import Factors
 from worker.training.loop import CHUNK
 
-MAX_ROWS = 8_192  # tokens that take part in the solve
+MAX_ROWS = 8_192  # maximum number of tokens in the solve
 PENALTY = 1e-2  # λ, relative to the mean squared norm of an input
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and spread of rows [u, v] over all edits so far."""
+    """Running mean and deviation of the rows [u, v] of all edits so far."""
 
     count: int
     mean: Tensor  # [d_in + d_out]
@@ -38,43 +38,43 @@ class Statistics:
 
     @property
     def deviation(self) -> Tensor:
-        """[d_in + d_out]; a dimension that never moves is left on its own scale."""
+        """The standard deviation [d_in + d_out]; 1 for constant dimensions."""
         spread = (self.squares / max(self.count, 1)).sqrt()
         return torch.where(spread > 1e-12, spread, torch.ones_like(spread))
 
 
 @dataclass(frozen=True)
-class Lifelong(Added):
-    """The edited network, and the statistics that later batches go on from."""
+class UltraEditResult(NetworkWithDeltas):
+    """The edited network, and the statistics that later batches continue from."""
 
     statistics: Statistics
 
 
-def ultraedit(editing: Editing) -> Lifelong:
-    """One layer, closed form. `setting`: the step, relative to the layer's output."""
+def ultraedit(editing: Editing) -> UltraEditResult:
+    """Edit one layer in closed form. `setting`: the step, relative to the layer's output."""
     network, layer = editing.network, edited_layer(editing, writing_stack(editing.network))
-    with with_earlier(editing):
+    with with_earlier_deltas(editing):
         corrections = prepare(network, editing.batch.corrections, layer, chunk_size=CHUNK)
-        # The authors' tokens are those of the answer; a label's answer is read off all of the text.
-        rows = token_rows(network, corrections, MAX_ROWS, key_tokens if network.task.generates else None)
+        # The authors use the tokens of the answer. A classifier reads its label from the whole text.
+        rows = token_rows(network, corrections, MAX_ROWS, key_token_mask if network.task.generates else None)
     before = editing.before
-    known = before.statistics if isinstance(before, Lifelong) else None
-    statistics = updated(known, torch.cat([rows.u, rows.v], dim=-1))
-    reach = float((rows.u @ weight_of(network, layer).float().T).square().mean().sqrt())
-    wished = wishes(rows, statistics, layer) * editing.setting * reach
-    added = merged(network, layer.path, earlier(editing), ridge_update(rows.u, wished, PENALTY))
-    return Lifelong(network, added.deltas, statistics)
+    known = before.statistics if isinstance(before, UltraEditResult) else None
+    statistics = merged_statistics(known, torch.cat([rows.u, rows.v], dim=-1))
+    output_scale = float((rows.u @ weight_of(network, layer).float().T).square().mean().sqrt())
+    shifts = wanted_shifts(rows, statistics, layer) * editing.setting * output_scale
+    added = merged(network, layer.path, earlier_deltas(editing), ridge_update(rows.u, shifts, PENALTY))
+    return UltraEditResult(network, added.deltas, statistics)
 
 
-def wishes(rows: Factors, statistics: Statistics, layer: Layer) -> Tensor:
-    """-‖ũ‖² ṽ per token -> [k, d_out], with ‖ũ‖² averaged over its dimensions: one where u is typical."""
+def wanted_shifts(rows: Factors, statistics: Statistics, layer: Layer) -> Tensor:
+    """-‖ũ‖² ṽ per token -> [k, d_out]. ‖ũ‖² is averaged over dimensions, so it is 1 for a typical u."""
     normal = (torch.cat([rows.u, rows.v], dim=-1) - statistics.mean) / statistics.deviation
     u, v = normal[:, : layer.d_in], normal[:, layer.d_in :]
     return -u.square().mean(-1, keepdim=True) * v
 
 
-def updated(known: Statistics | None, rows: Tensor) -> Statistics:
-    """The statistics after more rows [k, d]: Welford's update for a batch (Chan et al. 1979)."""
+def merged_statistics(known: Statistics | None, rows: Tensor) -> Statistics:
+    """The statistics with more rows [k, d] added: Welford's update for a batch (Chan et al. 1979)."""
     mean, count = rows.mean(0), len(rows)
     squares = (rows - mean).square().sum(0)
     if known is None:

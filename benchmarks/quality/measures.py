@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from benchmarks.baselines.contract import Edited
+from benchmarks.baselines.interface import EditedNetwork
 from benchmarks.quality.facts import MAX_NEW_TOKENS, Correction
 from salem.inference.predict import predict, same_answer
 from salem.models.batching import Batch, encode, forward, in_buckets
@@ -70,7 +70,7 @@ class Outcomes:
 
 def measure(
     network: Network,
-    edited: Edited,
+    edited: EditedNetwork,
     corrections: Sequence[Correction],
     held_out: Sequence[Sample],
     *,

@@ -8,18 +8,18 @@ measures.
 from __future__ import annotations
 
 from benchmarks.baselines.alphaedit import alphaedit
-from benchmarks.baselines.contract import Edited, Editing, Method
 from benchmarks.baselines.enn import enn
 from benchmarks.baselines.fine_tune import fine_tune, fine_tune_kl, fine_tune_layer
 from benchmarks.baselines.grace import grace
+from benchmarks.baselines.interface import EditedNetwork, Editing, Method
 from benchmarks.baselines.lora import lora
 from benchmarks.baselines.malmen import malmen_ridge
 from benchmarks.baselines.mend import mend_top, mend_traced
 from benchmarks.baselines.mend_ahead import mend_ahead
-from benchmarks.baselines.product import salem, salem_paper
+from benchmarks.baselines.salem_recipes import salem, salem_paper
 from benchmarks.baselines.ultraedit import ultraedit
 
-__all__ = ["METHODS", "Edited", "Editing", "Method", "method"]
+__all__ = ["METHODS", "EditedNetwork", "Editing", "Method", "method"]
 
 FEW, MANY = 100, 1_000
 KL_WEIGHTS = (1.0, 3.0, 10.0, 30.0)

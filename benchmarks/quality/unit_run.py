@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines.contract import Ahead
+from benchmarks.baselines.interface import SharedWork
 from benchmarks.quality.counts import counts
 from benchmarks.quality.data import Material, material
 from benchmarks.quality.jobs import DrawnJob, Sizes, draw_job, draw_validation_job, slices
 from benchmarks.quality.measures import Outcomes, figures, measure
-from benchmarks.quality.methods import Edited, Editing, Method, method
+from benchmarks.quality.methods import EditedNetwork, Editing, Method, method
 from benchmarks.quality.results import PROTOCOL, Row
 from benchmarks.quality.units import SEQUENCE, Unit
 from salem.models.loading import load
@@ -137,25 +137,25 @@ def run_job(network: Network, job: DrawnJob, unit: Unit, scratch: Path) -> Resul
     `scratch` is a folder for the activations that single edits share.
     """
     if unit.num_edits == 1:
-        return _singly(network, job, unit, Ahead(SampleCache(scratch, CACHE_BYTES, unit.model_sha256)))
+        return _singly(network, job, unit, SharedWork(SampleCache(scratch, CACHE_BYTES, unit.model_sha256)))
     if unit.num_edits >= SEQUENCE:
         return _in_sequence(network, job, unit)
     return _at_once(network, job, unit)
 
 
-def _at_once(network: Network, job: DrawnJob, unit: Unit, ahead: Ahead | None = None) -> Result:
+def _at_once(network: Network, job: DrawnJob, unit: Unit, shared_work: SharedWork | None = None) -> Result:
     """All corrections of a job in one editing."""
-    edited, cpu_seconds = _edit(network, job, unit, ahead=ahead)
+    edited, cpu_seconds = _edit(network, job, unit, shared_work=shared_work)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Result(_ask(network, edited, job), cpu_seconds, peak, edited.delta_bytes, edited.layer)
 
 
-def _singly(network: Network, job: DrawnJob, unit: Unit, ahead: Ahead) -> Result:
+def _singly(network: Network, job: DrawnJob, unit: Unit, shared_work: SharedWork) -> Result:
     """One edit at a time, each with its own slice of the held-out samples. Times and sizes are means."""
     num = len(job.corrections)
     parts = slices(job.held_out, SLICE, num)
     results = [
-        _at_once(network, replace(job, corrections=(one,), held_out=part), unit, ahead)
+        _at_once(network, replace(job, corrections=(one,), held_out=part), unit, shared_work)
         for one, part in zip(job.corrections, parts, strict=True)
     ]
     outcomes = Outcomes()
@@ -173,7 +173,7 @@ def _singly(network: Network, job: DrawnJob, unit: Unit, ahead: Ahead) -> Result
 
 def _in_sequence(network: Network, job: DrawnJob, unit: Unit) -> Result:
     """Batches one after another, each on top of those before. After each batch, asks all edits so far."""
-    edited: Edited | None = None
+    edited: EditedNetwork | None = None
     cpu_seconds, curve = 0.0, []
     outcomes = Outcomes()
     for start in range(0, len(job.corrections), SEQUENTIAL_BATCH):
@@ -190,18 +190,25 @@ def _in_sequence(network: Network, job: DrawnJob, unit: Unit) -> Result:
 
 
 def _edit(
-    network: Network, job: DrawnJob, unit: Unit, *, before: Edited | None = None, ahead: Ahead | None = None
-) -> tuple[Edited, float]:
+    network: Network,
+    job: DrawnJob,
+    unit: Unit,
+    *,
+    before: EditedNetwork | None = None,
+    shared_work: SharedWork | None = None,
+) -> tuple[EditedNetwork, float]:
     """The edited network, and the CPU seconds that editing took."""
     assert unit.setting is not None
     chosen: Method = method(unit.method)
-    editing = Editing(network, job.batch(), job.corpus, unit.seed, unit.setting, before, ahead or Ahead())
+    editing = Editing(
+        network, job.batch(), job.corpus, unit.seed, unit.setting, before, shared_work or SharedWork()
+    )
     began = time.process_time()
     edited = chosen.edit(editing)
     return edited, time.process_time() - began
 
 
-def _ask(network: Network, edited: Edited, job: DrawnJob) -> Outcomes:
+def _ask(network: Network, edited: EditedNetwork, job: DrawnJob) -> Outcomes:
     return measure(network, edited, job.corrections, job.held_out, perplexity=job.material.perplexity)
 
 

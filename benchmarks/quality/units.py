@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
-from benchmarks.baselines.contract import Method
+from benchmarks.baselines.interface import Method
 from benchmarks.quality.results import PROTOCOL, Row
 
 SHA_DIGITS = 16  # of the weights' sha256, enough to tell models apart

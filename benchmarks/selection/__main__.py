@@ -1,8 +1,8 @@
-"""Measure layer selection on the benchmark's data sets.
+"""Measures layer selection on the data sets of the quality benchmark.
 
     python -m benchmarks.selection [--sets nli ...] [--edits 10] [--no-costs] [--no-regret]
 
-Prints a line for each set and one JSON object at the end. A run of all sets is written to
+Prints a line for each set and one JSON object at the end. A complete run of all sets is saved to
 benchmarks/results/selection.json, which the report reads. QUICK=1 measures two sets with few samples and
 rounds.
 """
@@ -33,7 +33,7 @@ QUICK_ROUNDS = 2
 
 
 def main() -> int:
-    """Measure the chosen sets; returns the exit status: 1 when a cost misses its bound."""
+    """Measure the chosen sets; return the exit status, which is 1 if a cost misses its bound."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +68,7 @@ def main() -> int:
     if set(names) == set(DATASETS) and not quick() and not (options.no_costs or options.no_regret):
         (RESULTS / "selection.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-    # Two rounds of a quick run say too little about a bound.
+    # A quick run has too few rounds to check the bounds.
     return 0 if quick() or all(within(summary).values()) else 1
 
 

@@ -1,8 +1,8 @@
-"""How good the choice of a layer is: every layer gets the same full ridge edit, scored on held-out samples.
+"""Measures how good the choice of a layer is: every layer gets the same full ridge edit and is scored.
 
-The score of a layer is (edit accuracy + generalization) / 2 - drawdown. Each way to select ranks the layers
-without those samples. *regret@1* is the best layer's score minus the score of the first choice; *hit@3*
-says whether the best layer is among the first three.
+The score of a layer is (edit accuracy + generalization) / 2 - drawdown, on held-out samples. Each selection
+method ranks the layers without those samples. *regret@1* is the best layer's score minus the score of the
+first choice. *hit@3* is whether the best layer is among the first three. Must not know what selection costs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines.added import Added
+from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from benchmarks.quality.jobs import DrawnJob
 from benchmarks.quality.measures import figures, measure
 from benchmarks.tracing import trace_layer
@@ -27,7 +27,7 @@ from worker.training.options import MARGIN
 from worker.training.ridge import ridge_term
 
 HIT_AT = 3
-PAPER = "absolute sample"  # mean |gradient| of each sample, then over samples
+PAPER = "absolute sample"  # the mean |gradient| of each sample, averaged over samples
 
 
 def choices(
@@ -36,12 +36,12 @@ def choices(
     seed: int,
     progress: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Score every layer by editing it, rank the layers in every way, and compare. Reports each step."""
+    """Score every layer by editing it, rank the layers by every selection method, and compare."""
     scores: dict[str, float] = {}
     for layer in network.layers:
         progress(f"editing {layer.path}")
         scores[layer.path] = exhaustive(network, job, layer)
-    progress("ranking the layers in every way")
+    progress("ranking the layers by every selection method")
     ranked, seconds, saliency = rankings(network, job.batch(), seed)
     found = {way: compared(scores, order) | {"seconds": seconds[way]} for way, order in ranked.items()}
     return {
@@ -63,7 +63,7 @@ def exhaustive(network: Network, job: DrawnJob, layer: Layer) -> float:
     batch, perplexity = job.batch(), job.material.perplexity
     prepared = prepare_dataset(network, batch.corrections, batch.pass_samples, layer)
     term, _ = ridge_term(network, prepared, MARGIN)
-    edited = Added(network, (LayerDelta(layer.path, (term,)),))
+    edited = NetworkWithDeltas(network, (LayerDelta(layer.path, (term,)),))
     outcomes = measure(network, edited, job.corrections, job.held_out, perplexity=perplexity)
     found = figures(outcomes, perplexity=perplexity)
     success = [found[name] for name in ("edit_accuracy", "generalization") if found[name] is not None]
@@ -73,7 +73,7 @@ def exhaustive(network: Network, job: DrawnJob, layer: Layer) -> float:
 def rankings(
     network: Network, batch: EditBatch, seed: int
 ) -> tuple[dict[str, list[str]], dict[str, float], dict[str, float]]:
-    """By way: the layers from first choice to last, and the seconds it took; and the paper's saliency."""
+    """By selection method: the layer paths in order of choice, and the seconds; and the paper's saliency."""
     ranked: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
     saliency: dict[str, float] = {}
@@ -100,7 +100,7 @@ def rankings(
 
 
 def compared(scores: Mapping[str, float], order: Sequence[str]) -> dict[str, Any]:
-    """regret@1 and hit@3 of an order of layers, from the score of editing each."""
+    """regret@1 and hit@3 of a ranking, given the score of each layer."""
     best = max(scores, key=lambda path: scores[path])
     return {
         "first": order[0],

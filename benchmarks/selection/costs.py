@@ -1,11 +1,11 @@
-"""What it costs to choose a layer: time against a plain forward and backward pass, memory against inference.
+"""Measures what choosing a layer costs: time over a forward and backward pass, memory over inference.
 
-Times are medians of paired rounds (each round runs every kind once, so a busy machine slows all alike), on
-one encoded batch. Memory is counted, not sampled: the weights, and the largest sum of tensor bytes that the
-pass held at one time, from the allocations and releases that torch's profiler records. The resident set of
-a process would hide both behind the interpreter, and depends on what the allocator gave back.
+Times are medians of paired rounds on one encoded batch. Each round runs every kind of pass once, so a busy
+machine slows all of them alike. Memory is counted: the weights, plus the most tensor bytes that the pass held
+at one time, from the allocations that torch's profiler records. A process's resident set would also include
+the interpreter, and depends on what the allocator returned.
 
-Does not know how good a choice is.
+Must not know how good a choice is.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def costs(network: Network, samples: Sequence[Sample], rounds: int = ROUNDS) -> 
 
 
 def summarized(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The worst of all sets, of the pass that a job makes: mean |gradient|, a few samples at a time.
+    """The worst figures of all sets, for the pass that a job runs: mean |gradient|, a few samples at a time.
 
-    Time and memory are those of the same pass; the whole batch at once, which trades one for the other,
-    stands beside.
+    Time and memory are those of the same pass. `costs` also measures the whole batch at once, which trades
+    memory for time.
     """
     return {
         "cost_over_forward_backward": max(item["time_over_plain"]["absolute"] for item in sets),
@@ -60,7 +60,7 @@ def summarized(sets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def within(summary: Mapping[str, float]) -> dict[str, bool]:
-    """Which of the claimed bounds hold; none where nothing was measured."""
+    """Whether each bound holds, for the figures that were measured."""
     bounds = {
         "cost_over_forward_backward": lambda ratio: ratio <= 1.3,
         "causal_tracing_over_selection": lambda ratio: ratio >= 20,
@@ -70,7 +70,7 @@ def within(summary: Mapping[str, float]) -> dict[str, bool]:
 
 
 def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:
-    """The kinds of pass over one batch that are compared; a job takes `saliency.BATCH` samples at a time."""
+    """The kinds of pass to compare on one batch. A job takes `saliency.BATCH` samples at a time."""
     parts = [batch.rows(rows) for rows in torch.arange(len(batch)).split(saliency.BATCH)]
 
     def whole(measure: Measure) -> object:
@@ -91,12 +91,12 @@ def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:
 
 @torch.no_grad()
 def inference(network: Network, batch: Batch) -> Tensor:
-    """One forward -> logits at the answer positions [a, c]."""
+    """One forward pass -> logits at the answer positions [a, c]."""
     return forward(network, batch).logits
 
 
 def plain_backward(network: Network, batch: Batch) -> Tensor:
-    """One forward and backward with frozen weights -> the gradient of the embeddings [n, t, d]."""
+    """One forward and backward pass with frozen weights -> the gradient of the embeddings [n, t, d]."""
     model = network.model
     body = model.get_encoder() if model.config.is_encoder_decoder else model
     embedded: list[Tensor] = []
@@ -114,7 +114,7 @@ def plain_backward(network: Network, batch: Batch) -> Tensor:
 
 
 def time_ratios(network: Network, batch: Batch, rounds: int = ROUNDS) -> dict[str, float]:
-    """Seconds of each kind over those of the plain forward and backward: the median of paired rounds."""
+    """By kind of pass: time over that of the plain forward and backward pass, as medians of paired rounds."""
     kinds = passes(network, batch)
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds + 2):
@@ -122,13 +122,13 @@ def time_ratios(network: Network, batch: Batch, rounds: int = ROUNDS) -> dict[st
             began = time.perf_counter()
             run()
             seconds[kind].append(time.perf_counter() - began)
-    # The first rounds warm kernels and allocator.
+    # The first two rounds are warm-up.
     pairs = {kind: list(zip(found[2:], seconds["plain"][2:], strict=True)) for kind, found in seconds.items()}
     return {kind: median(mine / plain for mine, plain in found) for kind, found in pairs.items()}
 
 
 def tracing_over_selection(network: Network, batch: Batch, rounds: int = 3) -> float:
-    """Seconds of causal tracing over those of saliency, of all layers, on the same batch."""
+    """Seconds of causal tracing over those of saliency, for all layers on the same batch."""
     ratios = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -140,7 +140,7 @@ def tracing_over_selection(network: Network, batch: Batch, rounds: int = 3) -> f
 
 
 def memory_ratios(network: Network, batch: Batch) -> dict[str, float]:
-    """Weights and peak tensor bytes of each kind of pass over those of inference on the same batch."""
+    """By kind of pass: bytes of weights and peak tensors, over those of inference on the same batch."""
     storages = {weight.data_ptr(): weight.nbytes for weight in network.model.parameters()}
     weights = sum(storages.values())
     peaks = {kind: weights + peak_bytes(run) for kind, run in passes(network, batch).items()}
@@ -148,7 +148,7 @@ def memory_ratios(network: Network, batch: Batch) -> dict[str, float]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The largest sum of tensor bytes that `run` held at one time, beyond what was there before (CPU)."""
+    """The most tensor bytes that `run` held at one time, without those that existed before (CPU only)."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     events = [item for item in recorded.profiler.kineto_results.events() if item.name() == "[memory]"]

@@ -1,6 +1,6 @@
-"""An edited network that is the base plus deltas: the result of most methods.
+"""A network edited by deltas: what most methods return.
 
-It answers through the product's own hooks, so the base weights are never written. Does not know how a delta
+It answers through the product's own hooks, which leave the base weights untouched. Must not know how a delta
 was made.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from benchmarks.baselines.contract import Editing
+from benchmarks.baselines.interface import Editing
 from salem.deltas.chain import Chain
 from salem.deltas.files import term_tensors
 from salem.deltas.terms import Dense, LayerDelta, LowRank
@@ -24,8 +24,8 @@ from salem.records import TextInput
 
 
 @dataclass(frozen=True)
-class Added:
-    """The base network and the deltas that act on it, oldest first."""
+class NetworkWithDeltas:
+    """The base network and its deltas, oldest first."""
 
     network: Network
     deltas: tuple[LayerDelta, ...]
@@ -44,35 +44,37 @@ class Added:
     def answering(
         self, inputs: Sequence[TextInput], batch: Batch | None = None
     ) -> AbstractContextManager[None]:
-        """While active, the network answers these inputs as edited. Decides here which entries fire."""
+        """While active, the network answers these inputs as edited. Scopes are checked once, on entry."""
         chain = Chain.of(self.deltas)
         firing = fire(self.network, inputs, chain, batch)
         return chain.applied(self.network.model, lambda: firing)
 
 
-def earlier(editing: Editing) -> tuple[LayerDelta, ...]:
-    """The deltas of the batches before this one."""
+def earlier_deltas(editing: Editing) -> tuple[LayerDelta, ...]:
+    """The deltas of earlier batches, oldest first."""
     if editing.before is None:
         return ()
-    assert isinstance(editing.before, Added), "a method gets its own earlier result"
+    assert isinstance(editing.before, NetworkWithDeltas), "a method gets its own earlier result"
     return editing.before.deltas
 
 
 def first_batch_only(editing: Editing) -> None:
-    """Refuse to add to an earlier result.
+    """Refuse to edit an already edited network.
 
     Raises:
-        Misconfigured: there is an earlier result, and the method has no published way to add to it.
+        Misconfigured: there is an earlier result, and the method's paper does not say how to add to it.
     """
     if editing.before is not None:
-        raise Misconfigured("This method edits once; it cannot add to an earlier result.")
+        raise Misconfigured(
+            "This method supports only one batch of edits; it cannot add to an earlier result."
+        )
 
 
-def merged(network: Network, layer: str, before: Sequence[LayerDelta], update: Tensor) -> Added:
-    """The sum of an update [d_out, d_in] and the earlier ones, as one matrix of constant size."""
+def merged(network: Network, layer: str, before: Sequence[LayerDelta], update: Tensor) -> NetworkWithDeltas:
+    """The network with one dense delta: `update` [d_out, d_in] plus the earlier updates of the layer."""
     for delta in before:
-        assert delta.layer == layer, "later batches edit the layer of the first"
+        assert delta.layer == layer, "all batches edit the same layer"
         for term in delta.terms:
             assert isinstance(term, Dense | LowRank)
             update = update + term.dense()
-    return Added(network, (LayerDelta(layer, (Dense(update.detach()),)),))
+    return NetworkWithDeltas(network, (LayerDelta(layer, (Dense(update.detach()),)),))

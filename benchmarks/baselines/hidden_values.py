@@ -1,10 +1,9 @@
-"""Values: what a layer should output at a sample's key tokens so that the answer is correct.
+"""Trains hidden values: what a layer should output at a sample's key tokens to make the answer correct.
 
-Meng et al., "Locating and Editing Factual Associations in GPT" (ROME), NeurIPS 2022, section 3.1: a vector
-added to the layer's output at the key token, found by gradient steps. A prompt's subject is not known here,
-so the key tokens are those that the answer is read off: [CLS] of a classifier, the last token of the prompt
-and the answer's own tokens of a generator, each with its own vector. Does not know how the
-layer is edited to output it.
+Meng et al., "Locating and Editing Factual Associations in GPT" (ROME), NeurIPS 2022, section 3.1: gradient
+steps find a vector to add to the layer's output at the key token. The subject of a prompt is unknown here, so
+the key tokens are those that the answer is read from, each with its own vector: [CLS] of a classifier; the
+prompt's last token and the answer's tokens of a generator. Must not know how a method edits the layer.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from worker.activations.trunk_sets import TrunkSet
 from worker.numerics.losses import min_margin_per_sample, nll_per_sample
 
 NUM_VALUE_STEPS = 25
-VALUE_RATE = 0.2  # of Adam, in units of the root mean square of the layer's output
-VALUE_DECAY = 0.02  # weight of the squared vector in the same units
-FIRM = 2.0  # nats by which every answer of a chunk leads when its steps end
+VALUE_RATE = 0.2  # learning rate of Adam, in units of the root mean square of the layer's output
+VALUE_DECAY = 0.02  # penalty on the squared vector, in the same units
+STOP_MARGIN = 2.0  # nats; training stops when every answer of a chunk leads by this much
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Key tokens of samples: their inputs, and how far their outputs should move."""
+    """The layer's inputs at key tokens, and how much its outputs there should change."""
 
     keys: Tensor  # [k, d_in]
     shifts: Tensor  # [k, d_out]
 
 
-def key_tokens(network: Network, batch: Batch) -> Tensor:
-    """Which tokens of the stack that writes hold a sample's answer -> [n, t] bool."""
+def key_token_mask(network: Network, batch: Batch) -> Tensor:
+    """The tokens that the answer is read from, in the stack that generates it -> [n, t] bool."""
     if network.task.generates:
         return batch.answer_mask
     first = torch.zeros_like(batch.inputs["attention_mask"], dtype=torch.bool)
@@ -45,27 +44,27 @@ def key_tokens(network: Network, batch: Batch) -> Tensor:
 
 
 def train_values(network: Network, corrections: TrunkSet) -> KeyValues:
-    """Keys and trained shifts of all samples, a chunk at a time: no sample feels another's."""
+    """The keys and trained shifts of all samples. Each sample is trained independently of the others."""
     parts = [_train_chunk(network, chunk.trunk) for chunk in corrections.chunks]
     return KeyValues(torch.cat([one.keys for one in parts]), torch.cat([one.shifts for one in parts]))
 
 
 def _train_chunk(network: Network, trunk: Trunk) -> KeyValues:
-    x, y = layer_at_work(network, trunk)
-    mask = key_tokens(network, trunk.batch)
+    x, y = layer_input_and_output(network, trunk)
+    mask = key_token_mask(network, trunk.batch)
     unit = float(y[mask].square().mean().sqrt())
     shifts = nn.Parameter(torch.zeros(int(mask.sum()), y.shape[-1], device=y.device))
     optimizer = torch.optim.Adam([shifts], lr=VALUE_RATE)
 
-    def addition(entering: Tensor) -> Tensor:
+    def added_output(inputs: Tensor) -> Tensor:
         placed = y.new_zeros(y.shape).index_put(tuple(mask.nonzero().T), shifts * unit)
-        return placed.reshape(*entering.shape[:-1], -1)
+        return placed.reshape(*inputs.shape[:-1], -1)
 
     for _ in range(NUM_VALUE_STEPS):
         optimizer.zero_grad(set_to_none=True)
-        with adding(network.module(trunk.layer.path), addition):
+        with adding(network.module(trunk.layer.path), added_output):
             answers = resume(network, trunk)
-        if float(min_margin_per_sample(answers).detach().min()) > FIRM:
+        if float(min_margin_per_sample(answers).detach().min()) > STOP_MARGIN:
             break
         loss = nll_per_sample(answers).sum() + VALUE_DECAY * shifts.square().mean(-1).sum()
         loss.backward()
@@ -74,8 +73,8 @@ def _train_chunk(network: Network, trunk: Trunk) -> KeyValues:
 
 
 @torch.no_grad()
-def layer_at_work(network: Network, trunk: Trunk) -> tuple[Tensor, Tensor]:
-    """What enters and what leaves the layer for a captured batch -> [n, t, d_in], [n, t, d_out]."""
+def layer_input_and_output(network: Network, trunk: Trunk) -> tuple[Tensor, Tensor]:
+    """The layer's input and output for a captured batch -> [n, t, d_in], [n, t, d_out]."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

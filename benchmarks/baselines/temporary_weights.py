@@ -1,7 +1,7 @@
-"""Temporary weights: copies replace a network's own tensors for a while.
+"""Temporarily replaces the weights of a network.
 
-The originals are kept aside and restored, never recomputed, so they are bit-identical afterwards. Does not
-know what the copies are for.
+The original tensors are kept and put back, so the weights are bit-identical afterward. Must not know what
+the temporary weights are for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from salem.records import TextInput
 
 
 @contextmanager
-def lent(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
-    """While active, the named parameters are trainable copies of themselves; a tied one is one parameter."""
+def trainable_copies(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """While active, the named parameters hold trainable copies; tied parameters share one copy."""
     own = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
     originals = {name: parameter.data for name, parameter in own.items()}
     try:
@@ -35,8 +35,8 @@ def lent(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parame
 
 
 @contextmanager
-def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """While active, the named parameters hold these tensors."""
+def replaced_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, the named parameters hold these tensors, each in its parameter's shape."""
     own = {name: parameter for name, parameter in model.named_parameters() if name in weights}
     originals = {name: parameter.data for name, parameter in own.items()}
     try:
@@ -49,11 +49,11 @@ def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """A network with other weights, by parameter name."""
+class NetworkWithWeights:
+    """A network with other weights."""
 
     network: Network
-    weights: dict[str, Tensor]  # each in its parameter's shape
+    weights: dict[str, Tensor]  # by parameter name, each in its parameter's shape
     layer: str | None = None
 
     @property
@@ -62,6 +62,6 @@ class Replaced:
 
     @contextmanager
     def answering(self, inputs: Sequence[TextInput], batch: Batch | None = None) -> Iterator[None]:
-        """While active, the network answers with these weights; the arguments make no difference."""
-        with swapped(self.network.model, self.weights):
+        """While active, the network answers all inputs with these weights."""
+        with replaced_weights(self.network.model, self.weights):
             yield

@@ -1,7 +1,7 @@
-"""A training loop for methods that change more than one layer: whole models, adapters, and several editors.
+"""A training loop for methods that change several layers: whole models, adapters, and sets of editors.
 
-The same two objectives, chunks, rounds and stopping rule as the product's loop for one layer
-(`worker.training.loop`): train until the corrections hold, keep the best state. Does not know what it
+It has the objectives, chunks, rounds, and stopping rule of the product's loop for one layer
+(`worker.training.loop`): train until the corrections hold, and keep the best state. Must not know what it
 trains.
 """
 
@@ -24,36 +24,39 @@ from worker.training.loop import CHECK_EVERY, LOOSEN_AFTER, Prepared
 State = TypeVar("State", covariant=True)
 
 
-class Trainee(Protocol[State]):
-    """Something trainable: its parameters, how it acts on the network, and its state."""
+class Trainable(Protocol[State]):
+    """What the loop trains."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters to optimize."""
 
-    def acting(self) -> AbstractContextManager[object]: ...
+    def acting(self) -> AbstractContextManager[object]:
+        """While active, the network answers as edited."""
 
-    def state(self) -> State: ...
+    def state(self) -> State:
+        """A detached copy of the current state."""
 
 
 def fit(
     network: Network,
     prepared: Prepared,
-    trainee: Trainee[State],
+    trainable: Trainable[State],
     *,
     learning_rate: float,
     kl_weight: float,
     generator: torch.Generator,
 ) -> State:
-    """Train. Returns the state with the most correct edits; of equals, the one with the least divergence.
+    """Train; return the state with the most correct edits and, among equals, the least divergence.
 
-    Every round sees all corrections once, a chunk at a time, each beside a chunk of pass samples.
+    Each round reads all corrections once, one chunk per step, together with a chunk of pass samples.
     """
-    optimizer = torch.optim.Adam(trainee.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(trainable.parameters(), lr=learning_rate)
     edits, keeps = prepared.corrections.cycle(generator), prepared.keep.cycle(generator)
-    best, kept = _standing(network, prepared, trainee), trainee.state()
+    best, kept = _score(network, prepared, trainable), trainable.state()
     for round_ in range(1, NUM_ROUNDS + 1):
         for _ in prepared.corrections.chunks:
             optimizer.zero_grad(set_to_none=True)
-            with trainee.acting():
+            with trainable.acting():
                 loss = nll_per_sample(resume(network, next(edits).trunk)).mean()
                 if prepared.keep.chunks and kl_weight:
                     loss = loss + kl_weight * divergence(network, next(keeps)).mean()
@@ -61,9 +64,9 @@ def fit(
             optimizer.step()
         if round_ % CHECK_EVERY and round_ < NUM_ROUNDS:
             continue
-        now = _standing(network, prepared, trainee)
+        now = _score(network, prepared, trainable)
         if now > best:
-            best, kept = now, trainee.state()
+            best, kept = now, trainable.state()
         elif best[0] == 1.0:
             break
         if now[0] < 1.0 and round_ >= LOOSEN_AFTER:
@@ -72,21 +75,22 @@ def fit(
 
 
 def divergence(network: Network, chunk: Chunk) -> Tensor:
-    """KL from the answers before to those now -> [n]."""
+    """KL divergence of the current answers from those before the edit -> [n]."""
     assert chunk.before is not None
     return kl_per_sample(chunk.before, resume(network, chunk.trunk))
 
 
 @torch.no_grad()
-def _standing(network: Network, prepared: Prepared, trainee: Trainee[State]) -> tuple[float, float]:
-    with trainee.acting():
-        held = share_held(network, prepared.corrections)
-        spread = [divergence(network, chunk) for chunk in prepared.validation.chunks]
-    return held, -float(torch.cat(spread).mean()) if spread else 0.0
+def _score(network: Network, prepared: Prepared, trainable: Trainable[State]) -> tuple[float, float]:
+    """(share of correct edits, minus the mean divergence): higher is better."""
+    with trainable.acting():
+        correct = share_correct(network, prepared.corrections)
+        divergences = [divergence(network, chunk) for chunk in prepared.validation.chunks]
+    return correct, -float(torch.cat(divergences).mean()) if divergences else 0.0
 
 
 @torch.no_grad()
-def share_held(network: Network, corrections: TrunkSet) -> float:
-    """Share of the samples that the network currently answers correctly."""
+def share_correct(network: Network, corrections: TrunkSet) -> float:
+    """The share of samples that the network currently answers correctly."""
     margins = [min_margin_per_sample(resume(network, chunk.trunk)) for chunk in corrections.chunks]
     return float((torch.cat(margins) > 0).float().mean())
