@@ -1,28 +1,28 @@
-"""One tree of errors. The class carries the HTTP status and the code; the instance carries the words.
+"""All errors that Salem raises. The class sets the HTTP status and code; the instance has the message.
 
     SalemError                       500 internal
-    ├── InvalidRequest               422 invalid_request       its content; errors[] points at each place
+    ├── InvalidRequest               422 invalid_request       errors[] points to each problem
     ├── Unauthorized                 401 unauthorized
     ├── NotFound                     404 not_found
-    ├── Conflict                     409 conflict              it exists already, or is in the wrong state
-    │   └── LeaseLost                409 lease_lost            an attempt of a job that is not the current one
+    ├── Conflict                     409 conflict              already exists, or is in the wrong state
+    │   └── LeaseLost                409 lease_lost            another attempt has the job now
     ├── UnsupportedModel             422 unsupported_model     architecture, weights format, remote code
     ├── ModelNotReady                409 model_not_ready
-    ├── DeltaRejected                500 delta_rejected        a delta file that must not be applied
-    ├── BlobCorrupted                500 blob_corrupted        stored bytes that are not what their name says
-    ├── BlobMissing                  500 blob_missing          stored bytes that are gone
+    ├── DeltaRejected                500 delta_rejected        a delta file failed its checks
+    ├── BlobCorrupted                500 blob_corrupted        stored bytes do not match their sha256
+    ├── BlobMissing                  500 blob_missing          stored bytes are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
-    ├── OverBudget                   422 over_budget           a job that needs more memory than it may take
-    ├── OutOfMemory                  500 out_of_memory         a job that took more memory than there was
-    ├── TimedOut                     500 timed_out             a job that took longer than a job may
-    ├── AttemptsExhausted            500 attempts_exhausted    a job whose every attempt was cut short
+    ├── OverBudget                   422 over_budget           a job needs more memory than it may use
+    ├── OutOfMemory                  500 out_of_memory         a job ran out of memory
+    ├── TimedOut                     500 timed_out             a job took longer than allowed
+    ├── AttemptsExhausted            500 attempts_exhausted    every attempt of a job was interrupted
     ├── TooManyRequests              429 too_many_requests     the queue of a model is full
-    ├── Unavailable                  503 unavailable           Redis, SQL or blobs out of reach
-    └── Misconfigured                500 misconfigured         settings that cannot work together
+    ├── Unavailable                  503 unavailable           Redis, SQL, or blobs cannot be reached
+    └── Misconfigured                500 misconfigured         the settings cannot work together
 
-Messages are written for the client: they name the sample and the remedy, and hold no path, trace or secret.
-A job that fails stores `code`, `message` and `remedy`; the HTTP layer turns the same three into problem+json
-(RFC 9457).
+Messages are for the client. They name the sample, and contain no server paths, tracebacks, or secrets. A
+failed job stores `code`, `message`, and `remedy`. The HTTP layer turns the same three into problem+json (RFC
+9457).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dataclasses import dataclass
 
 from salem.records import JobError
 
-MOST_PLACES = 100  # places that one error names; its message counts all
+MOST_PLACES = 100  # in one error; its message gives the total
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A problem in a request: its place as a JSON pointer (RFC 6901), and what is wrong there."""
+    """A problem in a request: a JSON pointer (RFC 6901) and what is wrong there."""
 
     pointer: str  # "/edits/3/target"
     detail: str
@@ -48,7 +48,7 @@ class SalemError(Exception):
 
     status = 500
     code = "internal"
-    retry_after_s: int | None = None  # when a client may try again
+    retry_after_s: int | None = None  # how long a client should wait before it retries
     title = "Something went wrong on the server"
 
     def __init__(self, message: str, *, remedy: str | None = None, errors: Sequence[Pointer] = ()) -> None:
@@ -59,11 +59,11 @@ class SalemError(Exception):
 
     @property
     def reason(self) -> str:
-        """For the log alone: the message, and the first line of what another library said."""
+        """For the log only: the message and the first line of the error that caused it."""
         if self.__cause__ is None:
             return self.message
-        said = str(self.__cause__).strip().partition("\n")[0]
-        return f"{self.message} ({type(self.__cause__).__name__}: {said})"
+        cause = str(self.__cause__).strip().partition("\n")[0]
+        return f"{self.message} ({type(self.__cause__).__name__}: {cause})"
 
     def as_job_error(self) -> JobError:
         return JobError(code=self.code, message=self.message, remedy=self.remedy)
@@ -74,7 +74,7 @@ class InvalidRequest(SalemError):
 
 
 class Unauthorized(SalemError):
-    status, code, title = 401, "unauthorized", "A valid API key is needed"
+    status, code, title = 401, "unauthorized", "A valid API key is required"
 
 
 class NotFound(SalemError):
@@ -82,11 +82,11 @@ class NotFound(SalemError):
 
 
 class Conflict(SalemError):
-    status, code, title = 409, "conflict", "The request conflicts with the present state"
+    status, code, title = 409, "conflict", "The request conflicts with the current state"
 
 
 class LeaseLost(Conflict):
-    code, title = "lease_lost", "This attempt is no longer the job's current one"
+    code, title = "lease_lost", "Another attempt has the job now"
 
 
 class UnsupportedModel(SalemError):
@@ -114,19 +114,19 @@ class EditFailed(SalemError):
 
 
 class OverBudget(SalemError):
-    status, code, title = 422, "over_budget", "The job needs more memory than it may take"
+    status, code, title = 422, "over_budget", "The job needs more memory than it may use"
 
 
 class OutOfMemory(SalemError):
-    code, title = "out_of_memory", "The job needed more memory than there is"
+    code, title = "out_of_memory", "The job ran out of memory"
 
 
 class TimedOut(SalemError):
-    code, title = "timed_out", "The job took longer than a job may take"
+    code, title = "timed_out", "The job took longer than allowed"
 
 
 class AttemptsExhausted(SalemError):
-    code, title = "attempts_exhausted", "Every attempt of the job was cut short"
+    code, title = "attempts_exhausted", "Every attempt of the job was interrupted"
 
 
 class TooManyRequests(SalemError):

@@ -1,15 +1,15 @@
-"""Quotes texts of clients in messages, and shortens long lists of notes."""
+"""Quotes client texts in messages, and shortens long lists of notes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 MOST_QUOTED = 60  # characters
-MOST_NOTES = 20  # of one kind; one more note counts the rest
+MOST_NOTES = 20  # of one kind; another note counts the rest
 
 
 def a_few(notes: Iterable[str], kind: str) -> Iterator[str]:
-    """The first notes of a kind, and a note that counts the rest."""
+    """The first notes of a kind, then a note that counts the rest."""
     found = list(notes)
     yield from found[:MOST_NOTES]
     if len(found) > MOST_NOTES:
@@ -17,7 +17,7 @@ def a_few(notes: Iterable[str], kind: str) -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """The text in quotation marks, with single spaces, shortened if it is long."""
+    """The text in quotation marks, with single spaces; shortened if it is long."""
     line = " ".join(text.split())
     if len(line) > MOST_QUOTED:
         line = line[: MOST_QUOTED - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"

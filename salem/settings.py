@@ -1,6 +1,6 @@
-"""Settings of one process, read once from the environment in an entry point and passed in.
+"""The settings of a process. An entry point reads them once from the environment and passes them on.
 
-Knows names, defaults and which settings exclude one another. Opens nothing.
+Knows names, limits, and defaults. Must not open files or connections.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _MAX_SOCKET_PATH_BYTES = 100
 
 
 class Settings(BaseSettings):
-    """Every setting of Salem; docs/settings.md lists them (a test compares)."""
+    """All settings of Salem. docs/settings.md explains them; a test compares the names."""
 
     model_config = SettingsConfigDict(env_prefix="SALEM_", frozen=True, extra="ignore", populate_by_name=True)
 
     home: Path = Path.home() / ".salem"
-    """Where the embedded database, blobs, Redis socket and models live when nothing else is configured."""
+    """Folder for the database, blobs, Redis socket, and models, unless their own settings say otherwise."""
     models_root: Path | None = None
-    """The folder under which `folder` sources are found; default `<home>/models`."""
+    """Folder that holds the models of `folder` sources; default `<home>/models`."""
     database_url: str | None = Field(
         None, validation_alias=AliasChoices("DATABASE_URL", "SALEM_DATABASE_URL")
     )
@@ -37,41 +37,41 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Address that the API binds."""
     port: int = Field(8321, ge=0, le=65535)
-    """Port that the API binds; 0 takes a free one."""
+    """Port that the API binds; 0 picks a free one."""
     api_key: SecretStr | None = None
-    """Bearer key asked of every request; required when `host` is not a loopback address."""
+    """Bearer key that clients must send; required if `host` is not a loopback address."""
     queue: str = "salem"
-    """Name of the RQ queue; one queue per worker."""
+    """Name of the RQ queue. A worker serves one queue."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto`, `cpu`, `cuda` or `cuda:N`: where models are loaded."""
+    """Where models are loaded: `auto`, `cpu`, `cuda`, or `cuda:N`."""
     stream_weights: bool = False
-    """Workers read blocks from the model's files as they run, and hold one: less memory, slower."""
+    """Workers hold one block at a time and read each from the model's files: less memory, but slower."""
     num_threads: int = Field(0, ge=0)
-    """Torch threads per process; 0 leaves torch's own choice."""
+    """Torch threads per process; 0 keeps torch's default."""
     max_edits: int = Field(1_000, ge=1, le=MOST_ITEMS)
-    """Most edits in one request."""
+    """Maximum number of edits in one request."""
     max_body_bytes: int = Field(32 * 2**20, ge=1_024)
-    """Largest request body."""
+    """Maximum size of a request body."""
     max_predict_inputs: int = Field(256, ge=1, le=MOST_ITEMS)
-    """Most inputs in one predict request."""
+    """Maximum number of inputs in one predict request."""
     max_queued_predictions: int = Field(32, ge=0)
-    """Most predictions that wait for one model; more are refused with 429."""
+    """Maximum number of requests that wait for one model; more are refused with 429."""
     max_resident_models: int = Field(4, ge=1)
-    """Hosted models that the API keeps in memory; the least recently used one goes first."""
+    """Maximum number of models that the API keeps in memory; the least recently used one is removed first."""
     trunk_cache_bytes: int = Field(2 * 2**30, ge=0)
-    """Most disk for what workers computed from pass samples, in `<home>/trunk-cache`; 0 keeps nothing."""
+    """Maximum disk space for activations of pass samples in `<home>/trunk-cache`; 0 turns the cache off."""
     memory_budget_bytes: int | None = Field(None, ge=1)
-    """Most memory that an edit job may take on its device; default what it can get when it starts."""
+    """Maximum memory of a job on its device; default: what is available when it starts."""
     job_timeout_s: int = Field(3_600, ge=1)
-    """Longest run of one job before it is stopped."""
+    """A job that runs longer than this is stopped."""
     lease_s: float = Field(30.0, gt=0)
-    """How long an attempt may stay silent before its job is given to another."""
+    """An attempt that is silent for longer than this loses its job to another attempt."""
     max_attempts: int = Field(3, ge=1)
-    """Attempts of one job before it is failed for good."""
+    """Attempts of one job before it fails for good."""
     reconcile_s: float = Field(5.0, gt=0)
-    """Seconds between two looks for jobs that the queue has lost."""
+    """Seconds between checks for jobs that the queue has lost."""
     log_json: bool = False
-    """JSON lines instead of readable ones."""
+    """Log JSON lines instead of readable ones."""
 
     @property
     def effective_models_root(self) -> Path:
@@ -95,15 +95,15 @@ class Settings(BaseSettings):
 
     @property
     def file_digests(self) -> Path:
-        """Remembered sha256 of the model folders' files, so that workers do not hash weights for each job."""
+        """Stores the sha256 of model files, so that workers do not hash the weights for each job."""
         return self.home / "file-digests.json"
 
     @property
     def redis_socket(self) -> Path:
-        """Socket of the private Redis; used when no `redis_url` is set.
+        """Socket of the private Redis, which runs if no `redis_url` is set.
 
-        A socket's path has room for about 100 bytes. That of a deeper home lies in /tmp, in a folder whose
-        name follows from the home alone, so that every process of the home finds it, whatever its TMPDIR is.
+        The path of a socket can have about 100 bytes. If the home is too deep, the socket lies in /tmp, in a
+        folder whose name depends only on the home: every process finds it, whatever its TMPDIR is.
         """
         socket = (self.home / "redis" / "redis.sock").resolve()
         if len(os.fsencode(socket)) <= _MAX_SOCKET_PATH_BYTES:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from app.api.schemas import EditsIn
 from app.validation.recipes import AnyOptions, OptionsIn, catalog
 
 READER: TypeAdapter[OptionsIn] = TypeAdapter(AnyOptions)
@@ -24,6 +26,16 @@ def test_the_default_recipe_has_its_own_defaults() -> None:
     assert found.recipe == catalog().default == "scoped" and found.traits.scoped
     expected = {option.name: option.default for option in found.traits.options}
     assert found.stored().model_dump() == {"recipe": "scoped", **expected}
+
+
+@pytest.mark.parametrize("options", [{}, {"options": {}}, {"options": {"recipe": "mend"}}])
+def test_a_request_serializes_its_options_without_a_warning(options: dict[str, Any]) -> None:
+    body = {"model": "intents", "edits": [{"input": "lost parcel", "target": "delivery"}], **options}
+    request = EditsIn.model_validate(body)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dumped = request.model_dump(mode="json")
+    assert dumped["options"] == request.options.model_dump(mode="json")
 
 
 def test_an_editor_names_its_recipe() -> None:

@@ -37,7 +37,7 @@ def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Ser
     job = service.edit("ahead", fresh, options={"editor": listed["id"]})
     assert job["state"] == "succeeded", job["error"]
     made = job["result"]
-    assert made["editor"] == {"id": listed["id"], "way": "one pass"} and made["layer"] == LAYER
+    assert made["editor"] == {"id": listed["id"], "trained": "ahead of time"} and made["layer"] == LAYER
     version = service.get("/models/ahead/versions/1")
     assert version["options"]["recipe"] == "mend" and version["layer"] == LAYER
     outcomes = service.get("/models/ahead/versions/1/outcomes")["data"]

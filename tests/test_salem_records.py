@@ -35,6 +35,7 @@ from salem.records import (
     Flip,
     FolderSource,
     Forgetting,
+    HeadlineMetrics,
     HostedModel,
     HubSource,
     Job,
@@ -65,7 +66,6 @@ from salem.records import (
     Task,
     TextInput,
     Version,
-    VersionFigures,
     VersionHeader,
     held_out,
 )
@@ -117,7 +117,7 @@ DETAILED = DetailedMetrics(
     flips=(FLIP,),
     notes=("no edit has two paraphrases",),
 )
-METRICS = DETAILED.figures
+METRICS = DETAILED.overall
 EDITOR_METRICS = EditorMetrics(
     edit_accuracy=SHARE,
     generalization=None,
@@ -250,15 +250,15 @@ ONE_OF_EACH = [
         progress=0,
         created_at=NOW,
     ),
-    EditorUse(id=None, way="trained for this job"),
-    VersionFigures(edit_accuracy=SHARE),
+    EditorUse(id=None, trained="for this job"),
+    HeadlineMetrics(edit_accuracy=SHARE),
     EditResult(
         version="intents:3",
         edit_accuracy=SHARE,
         failing_before=1,
         layer="encoder.0",
         layer_reason="the most salient",
-        editor=EditorUse(id=None, way="trained for this job"),
+        editor=EditorUse(id=None, trained="for this job"),
         kind="low_rank",
         rank=2,
         delta_bytes=10,

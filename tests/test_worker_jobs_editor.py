@@ -128,7 +128,7 @@ def test_a_job_with_an_editor_takes_one_pass(
     monkeypatch.setattr(base, "train", no_training)
     job = edit(stage, new_edits(8), editor=editor.id)
     result, version = result_of(job), made_by(stage, job)
-    assert result["editor"] == {"id": editor.id, "way": "one pass"}
+    assert result["editor"] == {"id": editor.id, "trained": "ahead of time"}
     assert result["layer"] == version.layer == LAYER and editor.id in result["layer_reason"]
     assert version.options == RecipeOptions(recipe="mend", editor=editor.id)
     assert job.saliency == ()
@@ -154,27 +154,27 @@ def check_one_pass(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "way"),
+    ("recipe", "editor"),
     [
-        ("mend", {"id": None, "way": "trained for this job"}),
+        ("mend", {"id": None, "trained": "for this job"}),
         ("ridge", None),
     ],
 )
 def test_a_job_without_an_editor_says_so(
-    stage: Stage, model: HostedModel, recipe: str, way: dict[str, str | None] | None
+    stage: Stage, model: HostedModel, recipe: str, editor: dict[str, str | None] | None
 ) -> None:
     training = {"max_steps": 20, "null_space_rank": 0, "kl_weight": 0} if recipe == "mend" else {}
     chosen = RecipeOptions(recipe=recipe, layer=LAYER, **training)
     request = EditRequest(model="m", parent=0, edits=new_edits(), pass_samples=kept(), options=chosen)
     job = run(stage, JobKind.EDIT, request)
-    assert result_of(job)["editor"] == way and job.saliency
+    assert result_of(job)["editor"] == editor and job.saliency
 
 
 def test_edits_that_do_not_hold_are_named_and_nothing_is_trained(stage: Stage, editor: Editor) -> None:
     result = result_of(edit(stage, new_edits(8), editor=editor.id))
     (note,) = [note for note in result["notes"] if "do not hold" in note]
     assert f"{round(8 * (1 - result['edit_accuracy']['value']))} of 8 edits" in note
-    assert editor.id in note and "nothing was trained: leave out options.editor" in note
+    assert editor.id in note and "nothing was trained; leave out options.editor" in note
     assert any(f'"{each.input}"' in note for each in new_edits(8))
 
 

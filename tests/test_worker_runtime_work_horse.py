@@ -326,7 +326,7 @@ def test_a_permanent_outage_fails_the_job_after_its_last_attempt(
     assert (ended.error.code, ended.error.message) == (
         ("unavailable", "the blob store does not answer, in the last of 2 attempts")
         if recorded
-        else ("attempts_exhausted", "every attempt of the job was cut short")
+        else ("attempts_exhausted", "every attempt of the job was interrupted")
     )
 
 
@@ -566,7 +566,7 @@ def test_a_job_over_the_memory_budget_is_refused_and_leaves_nothing(stage: Stage
     assert ended.state is JobState.FAILED and ended.error is not None and ended.error.remedy
     assert ended.error.code == "over_budget"
     assert re.fullmatch(
-        r"The job would take about \d+ MiB of memory, .+; it may take 1 MiB\.", ended.error.message
+        r"The job would use about \d+ MiB of memory, .+; the limit is 1 MiB\.", ended.error.message
     )
     assert versions_of(stage.registry, "m") == [] and sorted(blobs.rglob("*")) == before
 

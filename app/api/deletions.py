@@ -1,6 +1,6 @@
 """Routes that delete jobs, versions, aliases, editors, and models.
 
-A resource that something else needs is refused with 409. Knows the registry. Must not know tables or blobs.
+If something else still needs a resource, the answer is 409. Must not know tables or blobs.
 """
 
 from __future__ import annotations

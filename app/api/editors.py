@@ -1,4 +1,4 @@
-"""The routes of editors that are trained ahead of time. Must not know how an editor is trained or applied."""
+"""Routes for editors that are trained ahead of time. Must not know how editors are trained or applied."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def list_editors(
         str | None, Query(pattern=EDITOR_ID_PATTERN, description="The last id of the previous page")
     ] = None,
 ) -> Page[Editor]:
-    """Editors of one model or of all, newest first."""
+    """Editors of one model, or of all models, newest first."""
     return page_of(services.registry.editors.list_page(model, limit=limit, after=after))
 
 

@@ -1,4 +1,4 @@
-"""The route that takes corrections, and makes a job of them. Must not know how an edit is made."""
+"""The route that turns corrections into a job. Must not know how an edit is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["edits"])
 def post_edits(
     request: EditsIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
-    """Correct a model's answers: a job makes a new version on top of the named one, and measures it."""
+    """Correct a model's answers. A job makes a new version on top of the named one and measures it."""
     body = body_sha256(request)
     if made := services.registry.find_job(JobKind.EDIT, idempotency_key, body):
         return accept_job(made, services, response)

@@ -1,4 +1,4 @@
-"""The route of a version's entries. Must not know how an entry matches an input."""
+"""The route that lists a version's entries. Must not know how an entry matches an input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_entries(
         str | None, Query(pattern=EDIT_ID_PATTERN, description="The last id of the previous page")
     ] = None,
 ) -> EntriesOut:
-    """The entries that act in a version, oldest first. If several match an input, the newest one answers."""
+    """The active entries of a version, oldest first. If several match an input, the newest one answers."""
     version = services.registry.resolve(ModelReference(model=name, number=number))
     entries, has_more = services.registry.entries.list_page(
         version, limit=limit, after=EditId.parse(after) if after else None
@@ -32,11 +32,11 @@ def list_entries(
 
 
 def _note(version: Version) -> str | None:
-    """Why the list is empty or lacks some edits; None if it has all of them."""
+    """Why the list lacks some or all edits; None if it has all of them."""
     plain = [f"{version.model}:{delta.version}" for delta in version.deltas if delta.kind != "scoped"]
     if not version.deltas:
-        return f"{version.reference} has no deltas: it answers like the base"
+        return f"{version.reference} has no deltas; it answers like the base"
     if not plain:
         return None
     few = ", ".join(plain[:5]) + (f" and {len(plain) - 5} more" if len(plain) > 5 else "")
-    return f"a plain recipe made the edits of {few}: they act on every input and have no entries"
+    return f"a plain recipe made the edits of {few}; they act on every input and have no entries"

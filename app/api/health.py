@@ -35,7 +35,7 @@ def readyz(services: ServicesDep) -> ReadyOut | Response:
         code=Unavailable.code,
         title="The service is not ready",
         detail="; ".join(entry["detail"] for entry in missing),
-        remedy="Run `salem doctor` on the server: it says how to fix this",
+        remedy="Run `salem doctor` on the server; it says how to fix this",
         errors=missing,
         headers={"Retry-After": "5"},
     )

@@ -1,4 +1,4 @@
-"""The routes of jobs, and what every route that creates a job shares. Must not know what a job does."""
+"""Routes for jobs, and code that all routes share that create jobs. Must not know what a job does."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ JOB_ACCEPTED: dict[int | str, dict[str, Any]] = {
 
 
 def body_sha256(request: BaseModel) -> str:
-    """The hash of a request's content, whatever its white space and the order of its keys."""
+    """The hash of a request's content. It ignores white space and the order of keys."""
     content = json.dumps(request.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def accept_job(job: Job, services: Services, response: Response) -> Job:
-    """Queue a job that waits, and set the headers of the 202."""
+    """Queue the job if it waits, and set the headers of the 202 response."""
     if job.state is JobState.QUEUED:
         services.enqueue(job)
     response.headers["Location"] = f"/jobs/{job.id}"
@@ -79,12 +79,12 @@ def show_request(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobOut)
 def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
-    """Cancel a queued or running job. It makes nothing."""
+    """Cancel a queued or running job. It will not make a version, editor, or model."""
     job = services.registry.cancel_job(job_id)
     try:
         services.queue.stop(job_id)
     except Unavailable as error:
-        # the job has ended in SQL: an attempt that still runs loses its lease at its next report
+        # SQL already says that the job has ended: a running attempt loses its lease at its next report
         structlog.get_logger().warning(
             "worker was not told to stop the job", job_id=job_id, reason=error.reason
         )

@@ -1,9 +1,9 @@
-"""What happens to every request before a route sees it: request id, log line, API key, body size.
+"""Middleware for every request: request id, log line, API key, and body size.
 
 Plain ASGI. Must not know routes or records.
 
-The body limit is here because FastAPI's `max_body_size` answers a Content-Length that is too large with plain
-text instead of a problem document.
+We do not use FastAPI's `max_body_size`: if the Content-Length is too large, it answers in plain text instead
+of a problem document.
 """
 
 from __future__ import annotations

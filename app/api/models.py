@@ -1,6 +1,6 @@
-"""Routes of hosted models, their versions and aliases, and of reference sets.
+"""Routes for hosted models, their versions and aliases, and reference sets.
 
-Knows the registry and the blob store. Does not know tensors or what a registration job does.
+Knows the registry and the blob store. Must not know tensors or what a registration job does.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ JSONL_BODY = {
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body as it came, whatever its content type."""
+    """The raw body, whatever its content type."""
     return await request.body()
 
 
@@ -82,7 +82,7 @@ def upload_reference(services: ServicesDep, body: Annotated[bytes, Depends(raw_b
 def add_model(
     request: ModelIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Job:
-    """Host a model: a job loads it once, checks it and measures it on the reference set."""
+    """Host a model. A job loads it, checks it, and measures it on the reference set."""
     body = body_sha256(request)
     if made := services.registry.find_job(JobKind.REGISTER, idempotency_key, body):
         return accept_job(made, services, response)
@@ -101,7 +101,7 @@ def add_model(
     )
     stored = services.blobs.put(reference)
     job = services.registry.create_model(model, stored, idempotency_key=idempotency_key, body_sha256=body)
-    services.blobs.put(reference)  # a deletion may have removed it before the row was there
+    services.blobs.put(reference)  # a deletion may have removed it before the row existed
     return accept_job(job, services, response)
 
 
@@ -109,13 +109,13 @@ def add_model(
 def list_models(
     services: ServicesDep, limit: PageSize = DEFAULT_PAGE, after: AfterName = None
 ) -> Page[HostedModel]:
-    """Hosted models by name, without their layers."""
+    """Hosted models, sorted by name, without their layers."""
     return page_of(services.registry.list_models(limit=limit, after=after))
 
 
 @router.get("/models/{name}")
 def show_model(name: ModelName, services: ServicesDep) -> HostedModel:
-    """One hosted model: labels, limits, editable layers, accuracy on its reference set."""
+    """One hosted model: its labels, limits, editable layers, and accuracy on its reference set."""
     return services.registry.get_model(name)
 
 
@@ -144,7 +144,7 @@ def list_outcomes(
     limit: PageSize = DEFAULT_PAGE,
     after: AfterNumber = None,
 ) -> Page[ListedOutcome]:
-    """The answers to each edit and paraphrase before and after the version was made.
+    """The answers to each edit and paraphrase, before and after the version was made.
 
     `after` is the last `position` of the previous page.
     """
@@ -159,7 +159,7 @@ def list_flips(
     limit: PageSize = DEFAULT_PAGE,
     after: AfterNumber = None,
 ) -> Page[ListedFlip]:
-    """The held-out pass samples whose answer the version changed.
+    """The held-out pass samples whose answers the version changed.
 
     `after` is the last `position` of the previous page.
     """
@@ -170,13 +170,13 @@ def list_flips(
 def list_aliases(
     name: ModelName, services: ServicesDep, limit: PageSize = DEFAULT_PAGE, after: AfterName = None
 ) -> Page[Alias]:
-    """Aliases of a model by name, with the version that each names."""
+    """Aliases of a model, sorted by name, with their versions."""
     return page_of(services.registry.list_aliases(name, limit=limit, after=after))
 
 
 @router.get("/models/{name}/aliases/{alias}")
 def show_alias(name: ModelName, alias: AliasName, services: ServicesDep) -> Alias:
-    """The version that an alias names now."""
+    """The version that an alias points to now."""
     return services.registry.get_alias(name, alias)
 
 
@@ -188,20 +188,20 @@ def alias_history(
     limit: PageSize = DEFAULT_PAGE,
     after: AfterNumber = None,
 ) -> Page[AliasChange]:
-    """Every version that an alias has named, newest first. `after` is the last `id` of the previous page."""
+    """The history of an alias, newest first. `after` is the last `id` of the previous page."""
     return page_of(services.registry.alias_history(name, alias, limit=limit, after=after))
 
 
 @router.put("/models/{name}/aliases/{alias}")
 def set_alias(name: ModelName, alias: AliasName, request: AliasIn, services: ServicesDep) -> Alias:
-    """Make an alias, or move it to another version."""
+    """Create an alias, or move it to another version."""
     moved = services.registry.set_alias(name, alias, request.version)
     structlog.get_logger().info("alias set", model=name, alias=alias, version=moved.version)
     return moved
 
 
 def _reference_set(request: ModelIn, services: Services) -> bytes:
-    """The request's reference set, as it is stored."""
+    """The request's reference set, in the form that is stored."""
     if (request.reference is None) == (request.reference_sha256 is None):
         place = Pointer("/reference", REFERENCE_MISSING)
         raise InvalidRequest(f"/reference: {REFERENCE_MISSING}", errors=[place])
@@ -214,16 +214,18 @@ def _reference_set(request: ModelIn, services: Services) -> bytes:
 
 
 def _uploaded(sha256: Sha256, services: Services) -> bytes:
-    """A stored reference set. The store holds deltas and editors, too: a name alone says nothing."""
+    """An uploaded reference set, checked again: the store also holds other files."""
     try:
         drafts = parse_jsonl(services.blobs.get(sha256))
         if bad := BadSamples(check_reference(drafts)):
             raise invalid_reference(bad)
         return as_jsonl(drafts)
     except (BlobMissing, InvalidRequest) as error:
-        absent = "no file with this sha256 was uploaded, or it was too long ago"
-        another = f"the file with this sha256 is not a reference set: {error.message}"
-        place = Pointer("/reference_sha256", absent if isinstance(error, BlobMissing) else another)
+        absent = "no uploaded file has this sha256; unused uploads are deleted after a while"
+        wrong_file = f"the file with this sha256 is not a reference set: {error.message}"
+        place = Pointer("/reference_sha256", absent if isinstance(error, BlobMissing) else wrong_file)
         raise InvalidRequest(
-            f"{place.pointer}: {place.detail}", remedy="POST /references uploads one", errors=[place]
+            f"{place.pointer}: {place.detail}",
+            remedy="Upload a reference set with POST /references",
+            errors=[place],
         ) from error

@@ -1,6 +1,6 @@
 """The route that predicts with any version of a hosted model.
 
-The engine blocks, so each model has threads and a bounded queue of its own.
+The engine blocks, so each model has its own threads and a bounded queue. Must not know how a model answers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ router = APIRouter(tags=["predict"])
 
 @router.post("/predict")
 async def predict(request: PredictIn, services: ServicesDep) -> PredictOut:
-    """Answer each input with a label and scores, or with a text. `model` is the exact version that answered.
+    """Answer each input with a label and scores, or with a text. `model` says which version answered.
 
-    With `explain`, each answer has the edit that matched its input, and the margin.
+    With `explain`, each answer names the edit that matched its input, and the margin.
     """
     name = request.model.partition("@")[0].partition(":")[0]
     return await services.prediction_queues.run(name, partial(_answer, request, services))

@@ -3,7 +3,7 @@
     {"type", "title", "status", "detail", "code", "errors": [{"pointer", "detail"}], "request_id", "remedy"}
 
 `errors[].pointer` is a JSON pointer into the body. A bad header, query, or path parameter has
-`parameter` and `in` instead. `detail` starts with the first place, for clients that print one line.
+`parameter` and `in` instead. `detail` starts with the first problem, for clients that print one line.
 An unexpected exception becomes a 500 that gives only its request id; the traceback is in the log.
 """
 
@@ -99,7 +99,7 @@ def internal_error() -> Response:
 
 
 def from_validation_error(error: RequestValidationError, content_type: str) -> Response:
-    """The problem of a request that does not fit the schema, has a wrong content type, or is not JSON."""
+    """The problem of a request that does not fit the schema, has the wrong content type, or is not JSON."""
     found = error.errors()
     first = found[0] if found else {}
     if first.get("type") == "json_invalid":
@@ -141,7 +141,7 @@ def pointer_of(location: Sequence[str | int], body: Any) -> str:
 
 
 def invalid_request(places: Sequence[Pointer]) -> InvalidRequest:
-    """The error of a request with these bad places. Its message is about the first."""
+    """The error of a request with these problems. Its message shows the first."""
     named = places[:MOST_PLACES]
     return InvalidRequest(_summary([vars(place) for place in named], len(places)), errors=named)
 

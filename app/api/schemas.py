@@ -1,6 +1,6 @@
-"""What goes in and out of the routes, where it is not already a record of the kernel.
+"""Request and response bodies that are not already records of `salem.records`.
 
-Shapes only: whether the content makes sense is for the checks.
+Knows their fields only; `app.validation` checks the content.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from salem.records import (
 )
 
 JOB_ID = r"^[A-Za-z0-9_-]{1,64}$"
-MAX_NUMBER = 2**31 - 1  # what an integer column holds
-ALIAS_MOVED = "Moved to the new version when the job succeeds; left, with a note, if set elsewhere meanwhile"
+MAX_NUMBER = 2**31 - 1  # largest value of an integer column
+ALIAS_MOVED = (
+    "Alias to move to the new version when the job succeeds. If somebody moves it meanwhile, it stays there, "
+    "and a note says so"
+)
 
 ItemT = TypeVar("ItemT")
 
@@ -47,12 +50,12 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]{1,200}$",
-        description="The same key with the same body gives the same job, so sending again is safe",
+        description="Requests with the same key and body return the same job, so you can retry safely",
     ),
 ]
 
 
-PageSize = Annotated[int, Query(ge=1, le=1_000, description="Most items to return")]
+PageSize = Annotated[int, Query(ge=1, le=1_000, description="Maximum number of items to return")]
 AfterName = Annotated[
     str | None, Query(pattern=NAME_PATTERN, description="The last name of the previous page")
 ]
@@ -63,31 +66,33 @@ DEFAULT_PAGE = 100
 
 
 def _as_object(item: Any) -> Any:
-    """A bare text stands for an input without a pair."""
+    """Turn a plain string into an input without a pair."""
     return {"input": item} if isinstance(item, str) else item
 
 
 class ModelIn(Record):
-    """A model to be hosted: where its weights are, and labeled samples to measure it on."""
+    """A model to host: where its weights are, and labeled samples to measure it on."""
 
     name: Name
     task: Task
     source: Source
     reference: Annotated[tuple[DraftReference, ...] | None, BOUNDED] = Field(
-        None, description="Paraphrases, where they are known, teach the model's scope metric"
+        None, description="Labeled samples. Paraphrases are optional; they train the model's scope metric"
     )
     reference_sha256: Sha256 | None = Field(
-        None, description="Of a JSONL file uploaded with POST /references"
+        None, description="sha256 of a JSONL file uploaded with POST /references"
     )
 
 
 class EditsIn(Record):
-    """Corrections, and answers to be forgotten, for a model, a version (`intents:3`) or an alias."""
+    """Answers to correct or forget, for a model, a version (`intents:3`), or an alias."""
 
-    model: str = Field(description="A bare name is the base; `intents@production` keeps what production has")
+    model: str = Field(
+        description="A bare name is the base without edits. `intents@production` keeps production's edits"
+    )
     edits: Annotated[tuple[DraftEdit, ...], BOUNDED]
     pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
-        None, description="Samples to be kept; left out, they come from the model's reference set"
+        None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
     options: AnyOptions = Field(
@@ -96,21 +101,21 @@ class EditsIn(Record):
 
 
 class EditorIn(Record):
-    """A corpus of edits, and how to train an editor on it."""
+    """A corpus of edits, and the options to train an editor on it."""
 
-    model: str = Field(description="Name of a hosted model; an editor is trained on the base")
-    name: str | None = Field(None, min_length=1, max_length=64, description="What to call it")
+    model: str = Field(description="Name of a hosted model. The editor is trained on the base")
+    name: str | None = Field(None, min_length=1, max_length=64, description="Display name")
     edits: Annotated[tuple[DraftEdit, ...], BOUNDED] = Field(
-        description="Edits like those to come, with paraphrases"
+        description="Edits similar to the ones you expect, with paraphrases"
     )
     pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
-        None, description="Samples to be kept; left out, they come from the model's reference set"
+        None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     options: EditorOptions = EditorOptions()
 
 
 class PredictIn(Record):
-    """Inputs for a model, a version or an alias; a bare name is the base."""
+    """Inputs for a model, a version, or an alias. A bare name is the base."""
 
     model: str
     inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...], BOUNDED]
@@ -122,13 +127,13 @@ class RemovalIn(Record):
     """Edits to remove from a version."""
 
     edits: Annotated[tuple[str, ...], BOUNDED] = Field(
-        description='Ids: the version that brought an edit and its place, "3.0"'
+        description='Ids of edits, such as "3.0": the version that introduced it, and its index there'
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
 
 
 class AliasIn(Record):
-    """The version that an alias is to name."""
+    """The version that an alias should point to."""
 
     version: int = Field(ge=0, le=MAX_NUMBER)
 
@@ -149,14 +154,14 @@ class ReferenceOut(Record):
 
 
 class HealthOut(Record):
-    """That the process answers."""
+    """The process answers."""
 
     status: str
     version: str
 
 
 class ReadyOut(Record):
-    """What the service stands on, each `ok`."""
+    """What the service depends on; each is `ok`."""
 
     status: str
     checks: dict[str, str]
@@ -196,14 +201,14 @@ JobOut = Annotated[
 
 
 class Page(Record, Generic[ItemT]):
-    """A list; `has_more` says that there is another page behind the last item."""
+    """One page of a list. `has_more` is true if another page follows."""
 
     data: tuple[ItemT, ...]
     has_more: bool = False
 
 
 def page_of(found: tuple[list[ItemT], bool]) -> Page[ItemT]:
-    """What the registry returns for one page, as a response."""
+    """A page from the registry as a response."""
     items, has_more = found
     return Page(data=tuple(items), has_more=has_more)
 
@@ -213,6 +218,6 @@ class JobsOut(Page[JobOut]):
 
 
 class EntriesOut(Page[ListedEntry]):
-    """Entries of a version; `note` says what is not among them, and why."""
+    """Entries of a version. `note` says which edits have no entry, and why."""
 
     note: str | None = None

@@ -1,4 +1,4 @@
-"""What the routes use: storage, queue, and engine, opened once per process. Must not know any route."""
+"""The storage, queue, and engine that routes use, opened once per process. Must not know any route."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Services:
         """Connect to SQL, blobs, and Redis, and migrate the database.
 
         Raises:
-            Misconfigured: the tables are those of a newer Salem, or a URL is not valid.
-            Unavailable: SQL is out of reach. Redis may start later: jobs wait in SQL until then.
+            Misconfigured: the tables belong to a newer release of Salem, or a URL is not valid.
+            Unavailable: SQL cannot be reached. Redis may start later; jobs wait in SQL until then.
         """
         registry = Registry.connect(settings.effective_database_url)
         registry.migrate()
@@ -58,7 +58,7 @@ class Services:
         self.registry.close()
 
     def remove_unneeded(self, digests: Set[str]) -> None:
-        """Remove the blobs that deleted rows named. The reconciler removes later what is left here."""
+        """Remove the blobs that deleted rows named. The reconciler removes any that are left."""
         try:
             known = self.registry.blobs_in_use() | digests
             if self.blobs.claim(self.registry.installation(), known):
@@ -67,7 +67,7 @@ class Services:
             structlog.get_logger().warning("blobs of deleted rows are left", reason=error.reason)
 
     def enqueue(self, job: Job) -> None:
-        """Queue a job that is already in SQL. If Redis is out of reach, the reconciler queues it later."""
+        """Queue a job that is already in SQL. If Redis cannot be reached, the reconciler queues it later."""
         # the only log line with both the request's id and the job's
         structlog.get_logger().info("job created", job_id=job.id, kind=job.kind.value, model=job.model)
         try:
@@ -77,10 +77,10 @@ class Services:
 
 
 async def services_of(request: Request) -> Services:
-    """Asynchronous, so that it needs no thread."""
+    """The services of the app. Asynchronous, so that it needs no thread."""
     services: Services = request.app.state.services
     return services
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
-"""What a route declares to get the services."""
+"""Declare a parameter of this type to get the services in a route."""

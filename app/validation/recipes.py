@@ -127,6 +127,7 @@ def _problem(location: tuple[int | str, ...], message: str, given: Any) -> InitE
     return InitErrorDetails(type=kind, loc=location, input=given)
 
 
+@cache  # one class per recipe: pydantic warns when it serializes options of another class with the same name
 def option_models(recipes: RecipeCatalog) -> tuple[type[OptionsIn], ...]:
     """A model of the options of each recipe."""
     found = []

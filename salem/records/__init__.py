@@ -1,11 +1,10 @@
-"""The glossary: every noun of the system as one frozen record.
+"""The glossary: one frozen pydantic record for each noun of the system.
 
-Knows words and their shapes on the wire. Does not know tensors, SQL, HTTP or Redis; anything may import it.
-Each record is JSON-serializable (pydantic), so the same object is stored, queued, returned and printed.
+A record becomes JSON and back, so the same object is stored, queued, returned, and printed. Must not know
+tensors, SQL, HTTP, or Redis. Every package may import it.
 
-Reading order: Task, Sample, Edit, EditBatch (what is to change) - Layer, LayerScore (where) -
-RecipeOptions (how) - Metrics, Flip (what came of it) - HostedModel, Version, Editor, Alias, Job (what is
-kept).
+Reading order: Task, Sample, Edit, EditBatch (what to change); Layer, LayerScore (where); RecipeOptions (how);
+Metrics, Flip (the outcome); HostedModel, Version, Editor, Alias, Job (what storage keeps).
 """
 
 from salem.records.base import (
@@ -24,6 +23,7 @@ from salem.records.jobs import (
     EditorUse,
     EditRequest,
     EditResult,
+    HeadlineMetrics,
     Job,
     JobError,
     JobKind,
@@ -34,7 +34,6 @@ from salem.records.jobs import (
     RegistrationResult,
     RemovalResult,
     RemoveRequest,
-    VersionFigures,
 )
 from salem.records.method import (
     MOST_NEW_TOKENS,
@@ -114,6 +113,7 @@ __all__ = [
     "Flip",
     "FolderSource",
     "Forgetting",
+    "HeadlineMetrics",
     "HostedModel",
     "HubSource",
     "Job",
@@ -149,7 +149,6 @@ __all__ = [
     "Task",
     "TextInput",
     "Version",
-    "VersionFigures",
     "VersionHeader",
     "held_out",
 ]

@@ -16,11 +16,11 @@ class Editor(Record):
 
     id: str = Field(pattern=EDITOR_ID_PATTERN)
     model: Name
-    name: str | None  # for people; need not be unique
+    name: str | None  # display name; need not be unique
     layer: str
     blob: Sha256
     num_bytes: int
-    num_trained_on: int  # edits of the corpus
+    num_trained_on: int  # edits of the corpus that it trained on
     num_held_out: int
     metrics: EditorMetrics
     options: EditorOptions

@@ -1,4 +1,4 @@
-"""Jobs, and what clients ask them for."""
+"""Jobs: their requests, their state, and their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class JobState(StrEnum):
 
 
 class JobError(Record):
-    """Why a job failed, in words that are safe to show: the trace is in the log only."""
+    """Why a job failed, in text that is safe to show. The traceback is only in the log."""
 
     code: str
     message: str
@@ -42,7 +42,7 @@ class JobError(Record):
 
 
 class JobStatus(Record):
-    """What every job tells while it runs and after it has ended."""
+    """What every job reports, while it runs and after it has ended."""
 
     id: str
     kind: JobKind
@@ -54,7 +54,7 @@ class JobStatus(Record):
     time_left_s: float | None = None
     attempt: int = 0
     saliency: tuple[LayerScore, ...] = ()
-    metrics: dict[str, float] = Field(default_factory=dict)  # the figures so far, while running
+    metrics: dict[str, float] = Field(default_factory=dict)  # so far, while the job runs
     error: JobError | None = None
     created_at: datetime
     started_at: datetime | None = None
@@ -64,28 +64,28 @@ class JobStatus(Record):
 class Job(JobStatus):
     """A long task: hosting a model, editing it, removing edits, or training an editor.
 
-    What the client asked for is stored beside it (`JobRequest`): it can be megabytes, and a job is polled.
+    Its request (`JobRequest`) is stored separately: it can be megabytes, and clients poll the job.
     """
 
-    result: dict[str, Any] | None = None  # the kind's result as JSON: `EditResult` and so on
+    result: dict[str, Any] | None = None  # as JSON: an `EditResult`, `RemovalResult`, ...
 
 
 class EditRequest(Record):
-    """The request of an edit job, after every check."""
+    """The request of an edit job, after all checks."""
 
     kind: Literal[JobKind.EDIT] = JobKind.EDIT
     model: Name
-    parent: int  # the version edited; 0 is the base
+    parent: int  # number of the version to edit; 0 is the base
     edits: tuple[Edit, ...]
     pass_samples: tuple[Sample, ...] | None = None  # None: from the reference set
-    alias: Name | None = None  # moves to the new version at the end, unless somebody else has moved it
-    alias_was: int | None = None  # the version it named when the job was created; None: no version
+    alias: Name | None = None  # moves to the new version at the end, unless somebody moved it meanwhile
+    alias_was: int | None = None  # its version when the job was created; None: it did not exist
     options: RecipeOptions
-    notes: tuple[str, ...] = ()  # found before training: which entries of the parent it overrides
+    notes: tuple[str, ...] = ()  # from before training: which entries of the parent it overrides
 
 
 class RemoveRequest(Record):
-    """The request of a removal job: a version without some edits of its parent."""
+    """The request of a removal job: make a version without some edits of its parent."""
 
     kind: Literal[JobKind.REMOVE] = JobKind.REMOVE
     model: Name
@@ -96,7 +96,7 @@ class RemoveRequest(Record):
 
 
 class EditorRequest(Record):
-    """The request of a job that trains an editor, after every check."""
+    """The request of a job that trains an editor, after all checks."""
 
     kind: Literal[JobKind.TRAIN_EDITOR] = JobKind.TRAIN_EDITOR
     model: Name
@@ -107,7 +107,7 @@ class EditorRequest(Record):
 
 
 class RegisterRequest(Record):
-    """What a registration job is to do, as stored with the job."""
+    """The request of a registration job."""
 
     kind: Literal[JobKind.REGISTER] = JobKind.REGISTER
     model: Name
@@ -117,11 +117,11 @@ class RegisterRequest(Record):
 JobRequest = Annotated[
     EditRequest | RemoveRequest | EditorRequest | RegisterRequest, Field(discriminator="kind")
 ]
-"""What a job was asked to do, as stored with it."""
+"""The request of any job, as stored with it."""
 
 
-class VersionFigures(Record):
-    """The headline figures of a version; None where nothing was measured, and a note says why."""
+class HeadlineMetrics(Record):
+    """The main metrics of a version. A metric is None if nothing was measured; a note says why."""
 
     edit_accuracy: Proportion | None = None
     adapt_accuracy: Proportion | None = None
@@ -129,22 +129,22 @@ class VersionFigures(Record):
     drawdown: Proportion | None = None
     locality: Proportion | None = None
     forgetting: Forgetting | None = None
-    held_out: int = 0  # pass samples that drawdown is measured on
+    held_out: int = 0  # number of pass samples that drawdown is measured on
     notes: tuple[str, ...] = ()
 
 
 class EditorUse(Record):
     """The editor that made a delta."""
 
-    id: str | None  # None: it was trained for this job
-    way: Literal["one pass", "trained for this job"]
+    id: str | None  # None: the job trained its own editor
+    trained: Literal["ahead of time", "for this job"]
 
 
-class EditResult(VersionFigures):
-    """What an edit job made."""
+class EditResult(HeadlineMetrics):
+    """The result of an edit job."""
 
     version: str
-    failing_before: int  # edit samples that the parent answered incorrectly
+    failing_before: int  # number of edit samples that the parent answered incorrectly
     layer: str
     layer_reason: str
     editor: EditorUse | None  # None: the recipe uses no editor
@@ -156,19 +156,19 @@ class EditResult(VersionFigures):
     worker_seconds: float
 
 
-class RemovalResult(VersionFigures):
-    """What a removal job made. If no edit is left, there are no figures."""
+class RemovalResult(HeadlineMetrics):
+    """The result of a removal job. If no edit remains, all metrics are None."""
 
     version: str
     removed: tuple[str, ...]
     edits_left: int
-    replayed: int  # deltas that were trained again
-    estimated_peak_bytes: int | None = None  # None: nothing was trained
+    replayed: int  # number of deltas that were trained again
+    estimated_peak_bytes: int | None = None  # None: the job trained nothing
     worker_seconds: float
 
 
 class EditorResult(Record):
-    """What a job made that trains an editor."""
+    """The result of a job that trains an editor."""
 
     editor: str
     edit_accuracy: Proportion
@@ -188,7 +188,7 @@ class EditorResult(Record):
 
 
 class RegistrationResult(Record):
-    """What a registration job found."""
+    """The result of a registration job."""
 
     model: Name
     sha256: Sha256  # of the weights

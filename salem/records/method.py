@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from salem.records.base import Record
 
-MOST_NEW_TOKENS = 512  # highest value of `max_new_tokens`
+MOST_NEW_TOKENS = 512  # upper limit of `max_new_tokens`
 
 
 class Layer(Record):
@@ -39,35 +39,38 @@ class LayerScore(Record):
 
 
 class SharedOptions(Record):
-    """The options that every recipe has. A recipe adds its own (`worker/recipes`)."""
+    """The options that all recipes share. Each recipe adds its own (`worker/recipes`)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     layer: str | None = Field(
         default=None,
-        description="Path of the layer to edit; by default, saliency chooses. `GET /models/{name}` lists "
+        description="Path of the layer to edit. By default, saliency chooses. `GET /models/{name}` lists "
         "the paths",
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of all randomness")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed")
     max_pass_samples: int = Field(
-        default=2_000, ge=1, le=100_000, description="Most pass samples to train on"
+        default=2_000, ge=1, le=100_000, description="Maximum number of pass samples to train on"
     )
     max_held_out: int = Field(
-        default=2_000, ge=1, le=100_000, description="Most held-out pass samples to measure drawdown on"
+        default=2_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of held-out pass samples to measure drawdown on",
     )
     max_new_tokens: int = Field(
         default=32,
         ge=32,  # registration generates this many, and its answers are reused
         le=MOST_NEW_TOKENS,
-        description="Most tokens, including the end of the answer, that a model generates while it is "
-        "measured. An edit with a longer answer is refused",
+        description="Maximum number of tokens, including the end of the answer, that a model generates while "
+        "it is measured. An edit with a longer answer is refused",
     )
 
 
 class RecipeOptions(Record):
     """A recipe and its options, as stored with a request and a version.
 
-    The records know the name of the recipe only. The API and the worker check the options against the recipe.
+    The record knows only the recipe's name. The API and the worker check the options against the recipe.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -77,16 +80,18 @@ class RecipeOptions(Record):
 
 
 class EditorOptions(SharedOptions):
-    """How an editor is trained ahead of time; stored with it."""
+    """The options to train an editor ahead of time. They are stored with the editor."""
 
     candidates: Literal["middle", "all"] = Field(
         default="middle", description="Blocks that saliency chooses from"
     )
-    num_together: int = Field(default=10, ge=1, le=32, description="Edits that it learns to apply at once")
+    num_together: int = Field(
+        default=10, ge=1, le=32, description="Edits that the editor learns to apply at once"
+    )
     num_steps: int = Field(default=200, ge=1, le=20_000, description="Training steps")
     kl_weight: float = Field(default=3.0, ge=0, description="Weight of the divergence on pass samples")
     learning_rate: float = Field(default=1e-3, gt=0, description="Learning rate of the optimizer")
     editor_rank: int = Field(default=64, ge=1, le=1_024, description="Rank of the editor's blocks")
     max_pass_samples: int = Field(
-        default=1_000, ge=1, le=100_000, description="Most pass samples to train on"
+        default=1_000, ge=1, le=100_000, description="Maximum number of pass samples to train on"
     )

@@ -1,4 +1,4 @@
-"""What came of an edit: shares with their intervals, outcomes and flips (docs/metrics.md)."""
+"""Metrics of an edit: proportions with their intervals, outcomes, and flips (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from salem.records.samples import Sample
 
 
 class Proportion(Record):
-    """A share of `count` samples with its 95% interval. For drawdown the bounds may be negative."""
+    """A share of `count` samples, with its 95% interval. The bounds of drawdown may be negative."""
 
     value: float
     low: float
@@ -18,33 +18,33 @@ class Proportion(Record):
 
 
 class Extent(Record):
-    """How well an answer to be forgotten is known, before and after (docs/metrics.md)."""
+    """How likely the model finds an answer to forget, before and after the edit (docs/metrics.md)."""
 
-    rank_before: float  # 1: the likeliest; of a generated answer the mean over its tokens
+    rank_before: float  # 1: most likely; for generated answers, the mean over tokens
     rank_after: float
-    probability_before: float  # of a generated answer the geometric mean over its tokens
+    probability_before: float  # for generated answers, the geometric mean over tokens
     probability_after: float
 
 
 class MeanExtent(Extent):
-    """The means of `count` samples."""
+    """Means over `count` samples."""
 
     count: int
 
 
 class EditOutcome(Sample):
-    """One edit (or paraphrase) before and after; answers are labels or generated texts."""
+    """The answers to one edit or paraphrase, before and after: labels or generated texts."""
 
-    edit: int
+    edit: int  # index of the edit
     kind: Literal["edit", "adapt", "held_out_paraphrase"]
     before: str
     after: str
-    correct: bool  # `after` is the target, or is not the answer to forget
-    extent: Extent | None = None  # where the sample is to forget
+    correct: bool  # `after` is the target, or differs from the answer to forget
+    extent: Extent | None = None  # only for samples that forget
 
 
 class Flip(Record):
-    """A held-out pass sample whose answer changed; `broken` when it was right before and is wrong now."""
+    """A held-out pass sample whose answer changed. `broken`: it was correct before and is wrong now."""
 
     input: str
     text_pair: str | None = None
@@ -55,7 +55,7 @@ class Flip(Record):
 
 
 class Forgetting(Record):
-    """The extent of forgetting, by the kind of sample; a kind that no forgetting edit has is None."""
+    """The extent of forgetting by kind of sample. A kind without samples is None."""
 
     edit: MeanExtent
     adapt: MeanExtent | None
@@ -63,7 +63,7 @@ class Forgetting(Record):
 
 
 class Metrics(Record):
-    """The measured figures of a version, on samples that training never saw (docs/metrics.md)."""
+    """The metrics of a version (docs/metrics.md)."""
 
     edit_accuracy: Proportion
     adapt_accuracy: Proportion | None
@@ -76,25 +76,25 @@ class Metrics(Record):
 
 
 class DetailedMetrics(Metrics):
-    """The figures with the result of each sample, which storage keeps apart: they may be megabytes."""
+    """The metrics and the result of each sample. Storage keeps these apart: they may be megabytes."""
 
     outcomes: tuple[EditOutcome, ...]
     flips: tuple[Flip, ...]
 
     @property
-    def figures(self) -> Metrics:
-        """The figures alone."""
+    def overall(self) -> Metrics:
+        """The metrics without the results of samples."""
         return Metrics(**{name: getattr(self, name) for name in Metrics.model_fields})
 
 
 class EditorMetrics(Record):
-    """What an editor was measured at: edits of its corpus that it was not trained on (docs/editors.md).
+    """The metrics of an editor on held-out edits of its corpus (docs/editors.md).
 
-    Untrained is the same editor before its first step: gradient descent with the step size that serves best.
+    `untrained_*` is the same editor before its first step: gradient descent with the best step size.
     """
 
-    edit_accuracy: Proportion  # of held-out edits that the base answers wrongly
-    generalization: Proportion | None  # of their paraphrases; None: there are none
+    edit_accuracy: Proportion  # on held-out edits that the base answers incorrectly
+    generalization: Proportion | None  # on their paraphrases; None: there are none
     drawdown: Proportion | None  # on held-out pass samples, with `num_together` edits; None: there are none
     untrained_accuracy: Proportion
     untrained_drawdown: Proportion | None

@@ -15,7 +15,7 @@ from salem.records.samples import Task
 
 
 class FolderSource(Record):
-    """A folder under the server's models root. `path` is relative, and each of its parts is a plain name."""
+    """A folder under the server's models root. `path` is relative; its parts are plain names."""
 
     kind: Literal["folder"] = "folder"
     path: str = Field(min_length=1, max_length=255)
@@ -54,6 +54,6 @@ class HostedModel(Record):
     max_input_tokens: int | None = None
     layers: tuple[Layer, ...] = ()
     reference_accuracy: Proportion | None = None
-    scope_metric: Sha256 | None = None  # blob; the newest metric, which the next scoped job starts from
-    num_pass_samples: int = 0  # reference samples answered correctly, held-out ones included
+    scope_metric: Sha256 | None = None  # blob of the newest metric; the next scoped job starts from it
+    num_pass_samples: int = 0  # reference samples that the base answers correctly, including held-out ones
     num_held_out: int = 0

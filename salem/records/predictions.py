@@ -1,4 +1,4 @@
-"""Predictions, and how the model that gives them is named."""
+"""Predictions, and references to the model version that makes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from salem.records.base import NAME_PATTERN, Name, Record
 
 
 class Prediction(Record):
-    """One answer. Scores are given for labels only, one per label."""
+    """One answer. A classifier also gives one score per label."""
 
     output: str
     scores: dict[str, float] | None = None
@@ -18,17 +18,17 @@ class Match(Record):
     """The edit that answered an input, and how far inside its scope the input lies."""
 
     edit_id: str
-    margin: float  # cosine to its nearest key minus the radius
+    margin: float  # cosine to the nearest key, minus that key's radius
 
 
 class ExplainedPrediction(Prediction):
-    """An answer with the edit behind it; None if the input matched no scope."""
+    """An answer with the edit that matched its input. `match` is None if no scope matched."""
 
     match: Match | None
 
 
 class ModelReference(Record):
-    """What a client writes to name a version: `intents`, `intents:3` or `intents@production`.
+    """How a client names a version: `intents`, `intents:3`, or `intents@production`.
 
     A bare name means the base, `intents:0`.
     """
@@ -39,10 +39,10 @@ class ModelReference(Record):
 
     @classmethod
     def parse(cls, text: str) -> ModelReference:
-        """Split a reference.
+        """Parse a reference.
 
         Raises:
-            ValueError: the text is none of the three forms; the message shows them, not the text.
+            ValueError: the text has none of the three forms. The message shows them, but not the text.
         """
         match = re.fullmatch(r"([^:@]+)(?::([0-9]{1,9})|@([^:@]+))?", text)
         parts = match.groups() if match else ()

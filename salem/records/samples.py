@@ -25,61 +25,61 @@ class Task(StrEnum):
 
 
 class TextInput(Record):
-    """What a hosted model is asked: one text, or a pair (premise and hypothesis, question and passage)."""
+    """An input of a hosted model: a text or a pair (premise and hypothesis, question and passage)."""
 
     input: str = Field(min_length=1)
     text_pair: str | None = None
 
     @property
     def content_hash(self) -> str:
-        """sha256 of the text and its pair. It identifies an input whatever its target is."""
+        """sha256 of the text and its pair, without the target. It identifies an input."""
         return hashlib.sha256("\x1f".join([self.input, self.text_pair or ""]).encode()).hexdigest()
 
     @property
     def words_hash(self) -> str:
-        """The same, ignoring the amount of white space. The checks of a request compare inputs by it."""
+        """The same, but any white space counts as one space. Request checks compare inputs by it."""
         words = (" ".join(text.split()) for text in (self.input, self.text_pair or ""))
         return hashlib.sha256("\x1f".join(words).encode()).hexdigest()
 
 
 class Sample(TextInput):
-    """An input with its right answer in `target`: a label of the model, or a text.
+    """An input with its correct answer in `target`: a label of the model, or a text.
 
-    Or there is no target, and `forget` is the one answer that is not to be given: any other will do. Pass and
-    reference samples always have a target.
+    Alternatively, `forget` names a wrong answer; then any other answer is correct. Pass and reference samples
+    always have a target.
     """
 
     target: str | None = Field(default=None, min_length=1)
     forget: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _is_for_one_answer(self) -> Self:
+    def _has_target_or_forget(self) -> Self:
         if (self.target is None) == (self.forget is None):
-            raise ValueError("give either the right answer in target, or the one to move away from in forget")
+            raise ValueError("give either the correct answer in `target` or the answer to forget in `forget`")
         return self
 
     @property
     def forgets(self) -> bool:
-        """Whether the sample forgets an answer instead of getting one."""
+        """Whether the sample names an answer to forget instead of a target."""
         return self.forget is not None
 
     @property
     def becomes(self) -> tuple[str | None, str | None]:
-        """The target and the answer to forget. Two samples with the same input agree if these are equal."""
+        """The target and the answer to forget. Samples with the same input must agree on it."""
         return self.target, self.forget
 
     @property
     def answer(self) -> str:
         """The target, or the answer to forget."""
         answer = self.target if self.forget is None else self.forget
-        assert answer is not None, "the validator saw one of the two"
+        assert answer is not None, "the validator requires one of the two"
         return answer
 
 
 class Edit(Sample):
-    """A correction: a sample that must be answered differently, and its paraphrases.
+    """A correction: a sample whose answer must change, and its paraphrases.
 
-    A paraphrase replaces `input`; `text_pair`, `target` and `forget` stay those of the edit.
+    A paraphrase replaces `input`; `text_pair`, `target`, and `forget` stay the same.
     """
 
     paraphrases: tuple[str, ...] = ()
@@ -96,31 +96,31 @@ class Edit(Sample):
 class EditBatch(Record):
     """The edit dataset of one job (SaLEM, section 3: fail, adapt, and pass samples) and its held-out parts.
 
-    `adapt_samples` and `held_out_paraphrases` carry the index of the edit that they reword, so that
-    figures can be given per edit. Nothing in a `held_out_*` field is ever seen in training or selection.
+    `adapt_samples` and `held_out_paraphrases` are paraphrases, each with the index of its edit. Training and
+    selection never see what is in a `held_out_*` field.
     """
 
     edit_samples: tuple[Sample, ...]
-    adapt_samples: tuple[tuple[int, Sample], ...]  # (index of the edit, sample)
+    adapt_samples: tuple[tuple[int, Sample], ...]  # paraphrases to train on: (index of the edit, sample)
     pass_samples: tuple[Sample, ...]
     held_out_paraphrases: tuple[tuple[int, Sample], ...]
     held_out_pass_samples: tuple[Sample, ...]
-    equivalents: tuple[tuple[TextInput, TextInput], ...] = ()  # other texts that ask the same, in pairs
-    num_seen: int = 0  # paraphrases that would be held out, had no earlier job been trained on them
+    equivalents: tuple[tuple[TextInput, TextInput], ...] = ()  # pairs of other texts with the same meaning
+    num_seen: int = 0  # paraphrases not held out because an earlier job trained on them
 
     @property
     def corrections(self) -> tuple[Sample, ...]:
-        """Edit samples, then adapt samples: everything that must be answered differently."""
+        """Edit samples, then adapt samples: all samples whose answer must change."""
         return (*self.edit_samples, *(sample for _, sample in self.adapt_samples))
 
     @property
     def held_out_words(self) -> frozenset[str]:
-        """The words of the paraphrases held out: no rule may make them again for training."""
+        """`words_hash` of each held-out paraphrase. Augmentation must not produce these texts."""
         return frozenset(sample.words_hash for _, sample in self.held_out_paraphrases)
 
     @property
     def owners(self) -> tuple[int, ...]:
-        """The index of the edit that each of the corrections belongs to."""
+        """For each correction, the index of its edit."""
         return (*range(len(self.edit_samples)), *(edit for edit, _ in self.adapt_samples))
 
     @property
@@ -130,21 +130,21 @@ class EditBatch(Record):
 
 
 class ReferenceSample(Record):
-    """A labeled sample registered with a hosted model, and how the base answers it."""
+    """A labeled sample registered with a hosted model, and the base's answer to it."""
 
     sample: Sample
-    paraphrases: tuple[str, ...] = ()  # the same in other words, where the client knows them
+    paraphrases: tuple[str, ...] = ()  # from the client, if it has any
     answer: str
     correct: bool
     held_out: bool
-    fits: bool = True  # whether the model's window holds it with its target, as training encodes it
+    fits: bool = True  # with its target, it is within the model's token limit
 
     @property
     def passes(self) -> bool:
-        """Whether it is one of the hosted model's pass samples."""
+        """Whether this is one of the hosted model's pass samples."""
         return self.correct and self.fits
 
 
 def held_out(content_hash: str, share: float = 0.4) -> bool:
-    """Whether a reference sample belongs to the held-out part: decided by its content, once and for ever."""
+    """Whether a reference sample is held out. Only its content decides, so the answer never changes."""
     return int(content_hash[:8], 16) / 2**32 < share

@@ -1,4 +1,4 @@
-"""Versions: their deltas and entries, the results of each sample, and the aliases that name them."""
+"""Versions: their deltas, entries, per-sample results, and aliases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from salem.records.samples import Sample
 
 
 class EditId(NamedTuple):
-    """The id of an edit, such as `3.0`: the version that introduced it, and its place in that request."""
+    """The id of an edit, such as `3.0`: the version that introduced it, and its index in that request."""
 
     version: int
     place: int
@@ -25,21 +25,21 @@ class EditId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> EditId:
-        """Read an id.
+        """Parse an id.
 
         Raises:
-            ValueError: the text is not an id; the message shows the form.
+            ValueError: the text is not an id. The message shows the form.
         """
         if not re.fullmatch(EDIT_ID_PATTERN, text):
-            raise ValueError(f'"{text[:40]}" is not the id of an edit: write "3.0"')
+            raise ValueError(f'"{text[:40]}" is not an edit id; write it like "3.0"')
         return cls(*map(int, text.split(".")))
 
 
 class Delta(Record):
     """What a version adds to one layer: a safetensors file in the blob store, named by its sha256.
 
-    Every later version keeps the delta in its chain. Removing edits from it gives it another blob, and the
-    other edits keep their ids.
+    Every later version keeps the delta in its chain. If edits are removed from it, it gets a new blob, and
+    the other edits keep their ids.
     """
 
     layer: str
@@ -47,54 +47,54 @@ class Delta(Record):
     num_bytes: int
     kind: Literal["low_rank", "dense", "scoped"]
     rank: int | None
-    metric: Sha256 | None = None  # blob of the scope metric; scoped deltas only
-    version: int | None = None  # the version that introduced its edits; set at publication, like `made_in`
-    made_in: int | None = None  # the version it was trained for: later than `version` if it was replayed
-    removed: tuple[int, ...] = ()  # places of the edits removed from it, ascending
+    metric: Sha256 | None = None  # blob of the scope metric; only for scoped deltas
+    version: int | None = None  # that introduced its edits; publication sets this and `made_in`
+    made_in: int | None = None  # the version that it was trained for; later than `version` after a replay
+    removed: tuple[int, ...] = ()  # indexes of the edits removed from it, ascending
 
     def index_of(self, entry: int) -> int:
-        """The place in the original request of the edit behind this entry of its term."""
+        """The index, in the original request, of the edit behind this entry of the term."""
         for place in self.removed:
             entry += place <= entry
         return entry
 
     def entry_of(self, index: int) -> int:
-        """The inverse of `index_of`: the entry of its term for the edit at this place."""
+        """The inverse of `index_of`: the entry of the term for the edit at this index."""
         return index - sum(place < index for place in self.removed)
 
 
 class EntryKey(Record):
-    """One of the texts around which an entry fires: the text of its edit, or of a paraphrase."""
+    """A text near which an entry fires: the text of its edit or of a paraphrase."""
 
     text: str
-    radius: float  # the entry fires at this likeness or above (docs/recipes.md)
+    radius: float  # the entry fires if the score is at least this (docs/recipes.md)
     nearest_pass_sample: str | None = None  # text of the most similar pass sample
-    nearest_likeness: float | None = None  # of that sample: an upper bound
+    nearest_likeness: float | None = None  # score of that sample: an upper bound
 
 
 class Entry(Sample):
-    """One edit of a scoped version: what it corrects, and where it fires (docs/recipes.md)."""
+    """One edit of a scoped version: the correction, and where it applies (docs/recipes.md)."""
 
     keys: tuple[EntryKey, ...] = ()
 
 
 class ListedEntry(Entry):
-    """An entry that is active in a version. If several fire on an input, the newest one wins."""
+    """An active entry of a version. If several entries fire on an input, the newest one answers."""
 
-    id: str  # of its edit: "3.0"
+    id: str  # of its edit, such as "3.0"
     layer: str
-    version: int  # the version that introduced it
+    version: int  # that introduced it
     job_id: str | None
 
 
 class VersionHeader(Record):
-    """A version without its deltas: what a list shows. Version 0 is the base."""
+    """A version without its deltas, as lists show it. Version 0 is the base."""
 
     model: Name
     number: int = Field(ge=0)
     parent: int | None
     metrics: Metrics | None
-    options: RecipeOptions | None  # of the job that made it; None: the base, or a removal
+    options: RecipeOptions | None  # of the job that made it; None for the base and for removals
     layer: str | None
     job_id: str | None
     created_at: datetime
@@ -106,19 +106,19 @@ class VersionHeader(Record):
 
 
 class Version(VersionHeader):
-    """A hosted model plus the deltas of a chain. Immutable."""
+    """A hosted model plus a chain of deltas. Immutable."""
 
-    deltas: tuple[Delta, ...]  # of the whole chain, in the order of application: the parent's first
+    deltas: tuple[Delta, ...]  # the whole chain in order of application: the parent's come first
 
 
 class ListedOutcome(EditOutcome):
-    """An outcome in a list; `position` is where the next page starts after."""
+    """An outcome in a list. The next page starts after `position`."""
 
     position: int
 
 
 class ListedFlip(Flip):
-    """A flip in a list; `position` is where the next page starts after."""
+    """A flip in a list. The next page starts after `position`."""
 
     position: int
 
@@ -133,6 +133,6 @@ class Alias(Record):
 
 
 class AliasChange(Alias):
-    """One change of an alias. `id` is where the next page of its history starts after."""
+    """One change of an alias. The next page of its history starts after `id`."""
 
     id: int

@@ -51,8 +51,7 @@ class Attempt:
         """The hosted model, loaded or streamed as the settings say. Store nothing before this block ends.
 
         Raises:
-            ModelNotReady: its files are missing or differ from the registered ones, or somebody wrote to them
-                meanwhile.
+            ModelNotReady: its files are missing, differ from the registered ones, or changed meanwhile.
             UnsupportedModel: its folder cannot be loaded.
         """
         folder = self._folder(model)
@@ -68,7 +67,7 @@ class Attempt:
         return self.registry.get_request(self.job.id)
 
     def afford(self, needed: Estimate, network: Network) -> None:
-        """Refuse work that would take more memory than the job may use.
+        """Refuse work that needs more memory than the job may use.
 
         Raises:
             OverBudget: the message names the need and its largest part.
@@ -76,7 +75,7 @@ class Attempt:
         check_estimate(needed, self.settings.memory_budget_bytes or reachable_bytes(network.device))
 
     def sample_cache(self, model: HostedModel, network: Network) -> SampleCache | None:
-        """The activations that jobs keep of the base; None if the settings turn this off."""
+        """The cache of the base's activations; None if the settings turn it off."""
         settings = self.settings
         if not settings.trunk_cache_bytes:
             return None
@@ -86,16 +85,16 @@ class Attempt:
         return SampleCache(settings.trunk_cache_folder, settings.trunk_cache_bytes, name)
 
     def keep(self, data: bytes) -> Sha256:
-        """Store data as a blob. Nobody sees it until the job ends."""
+        """Store data as a blob. It is invisible until the job ends."""
         return with_retries(self.blobs.put, data)
 
     def end(
         self, finish: Callable[Concatenate[str, str, P], object], *args: P.args, **more: P.kwargs
     ) -> None:
-        """End the job as succeeded, together with what `finish` records.
+        """Mark the job as succeeded, in one transaction with what `finish` records.
 
         Raises:
-            LeaseLost: another attempt has the job, or it was cancelled; nothing was recorded.
+            LeaseLost: another attempt has the job, or it was canceled. Nothing was recorded.
         """
         with_retries(finish, self.job.id, self.lease, *args, **more)
 
@@ -115,13 +114,13 @@ class Attempt:
         return self.stored(delta, model).to(network.device, network.model.dtype)
 
     def metric(self, name: Sha256 | None, network: Network) -> Metric | None:
-        """The scope metric of this blob on the network's device; None if there is no metric yet."""
+        """The scope metric in this blob, on the network's device; None if there is no metric yet."""
         return None if name is None else self._metric(name).to(network.device)
 
     def artifacts(
         self, model: HostedModel, network: Network, metric: Sha256 | None, editor: str | None
     ) -> Artifacts:
-        """What earlier jobs made, for a job that is given this metric and this editor.
+        """What a job gets from earlier jobs: a scope metric, an editor, and cached activations.
 
         Raises:
             NotFound: there is no such editor.

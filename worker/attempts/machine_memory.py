@@ -1,4 +1,4 @@
-"""The memory that this process holds, and what the host, its cgroup, or a GPU still has for it.
+"""The memory that this process uses, and how much it can still get from the host, its cgroup, or a GPU.
 
 Reads Linux and CUDA. Must not know what a job needs.
 """
@@ -36,7 +36,7 @@ def _host_bytes() -> int | None:
 
 
 def _cgroup_bytes(folder: Path) -> int | None:
-    """Bytes below the limit of a version 2 cgroup, without its file caches; None without a limit."""
+    """Bytes left in a version 2 cgroup, not counting its file caches as used; None without a limit."""
     try:
         names = ("memory.max", "memory.current", "memory.stat")
         limit, current, stat = ((folder / name).read_text().strip() for name in names)

@@ -1,7 +1,7 @@
 """Keeps the row of a running job up to date: lease, phase, progress, time left.
 
-A thread renews the lease during long calls. If the lease is lost, the next report raises that in the thread
-of the work. If a report does not reach the database, the work goes on. Must not know what the job does.
+A thread renews the lease during long calls. If the lease is lost, the next report raises `LeaseLost` in the
+job's thread. If the database cannot be reached, the job goes on. Must not know what the job does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from worker.attempts.retries import timed_out
 
 
 class JobReporter:
-    """The reports of one attempt, as a context manager; implements `worker.training.observer.Observer`."""
+    """Reports of one attempt, as a context manager. Implements `worker.training.observer.Observer`."""
 
     def __init__(self, registry: Registry, job_id: str, lease: str, lease_s: float) -> None:
         self._registry, self._job_id, self._lease, self._lease_s = registry, job_id, lease, lease_s
@@ -68,7 +68,7 @@ class JobReporter:
             self._missed(error)
 
     def _time_left_s(self, share: float | None) -> float | None:
-        """An estimate: the rest of the work takes as long, in proportion, as the work so far."""
+        """An estimate that assumes a constant speed."""
         if not share:
             return None
         return (time.monotonic() - self._began) * (1 - share) / share
@@ -84,5 +84,5 @@ class JobReporter:
                 self._missed(error)
 
     def _missed(self, error: SalemError) -> None:
-        """Log a missed report. If the lease was lost meanwhile, a later report raises that."""
+        """Log a missed report. If the lease is lost meanwhile, a later report raises `LeaseLost`."""
         structlog.get_logger().warning("lease not renewed", job_id=self._job_id, reason=error.reason)

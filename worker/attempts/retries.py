@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def with_retries(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
-    """Call a function that is safe to repeat, and repeat it while a store is unavailable.
+    """Call a function that is safe to repeat, and retry while a store is unavailable.
 
     Raises:
-        Unavailable: the store did not answer within `RETRY_LIMIT_S`, or the job's time ended during the call.
+        Unavailable: the store did not answer within `RETRY_LIMIT_S`, or the job timed out during the call.
     """
     retrying = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not timed_out(error)),
@@ -39,7 +39,7 @@ def with_retries(call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether the job's time ended. During a call to a store, another error may hide the timeout."""
+    """Whether the job timed out. During a call to a store, another error may hide the timeout."""
     while not isinstance(error, BaseTimeoutException):
         before = error.__cause__ or error.__context__
         if before is None:

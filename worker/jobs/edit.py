@@ -23,7 +23,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     """Make a version of the edits on top of the parent, and end the job.
 
     Raises:
-        OverBudget: training would need more memory than the job may take.
+        OverBudget: training would need more memory than the job may use.
         EditFailed: no edit holds.
     """
     with load(attempt, reporter) as job:

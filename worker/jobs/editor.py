@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
 
-from salem.records import EditBatch, Editor, EditorMetrics, EditorRequest, HostedModel
+from salem.records import EditBatch, Editor, EditorRequest, EditorResult, HostedModel
 from salem.storage.editors import editor_id
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
@@ -24,8 +23,8 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     """Train an editor, and end the job.
 
     Raises:
-        OverBudget: training would need more memory than the job may take.
-        EditFailed: the base answers too much of the corpus with its targets.
+        OverBudget: training would need more memory than the job may use.
+        EditFailed: the base already gives the target for too many edits of the corpus.
     """
     began = time.monotonic()
     request = EditorRequest.model_validate(attempt.request())
@@ -39,15 +38,24 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         cache = attempt.sample_cache(model, network)
         measured = make_editor(network, corpus, request.options, reporter, cache)
     reporter.phase("writing", 0.97)
-    facts = {
-        "estimated_peak_bytes": needed.num_bytes,
-        "worker_seconds": round(time.monotonic() - began, 2),
-    }
-    _publish(attempt, request, model, corpus, measured, facts)
+    editor = _store(attempt, request, model, corpus, measured)
+    result = EditorResult(
+        **dict(measured.metrics),
+        editor=editor.id,
+        trained_on=editor.num_trained_on,
+        held_out=editor.num_held_out,
+        layer=editor.layer,
+        layer_reason=measured.reason,
+        editor_bytes=editor.num_bytes,
+        editor_sha256=editor.blob,
+        estimated_peak_bytes=needed.num_bytes,
+        worker_seconds=round(time.monotonic() - began, 2),
+    )
+    attempt.end(attempt.registry.editors.finish, editor, result.model_dump(mode="json"))
 
 
 def _pools(attempt: Attempt, request: EditorRequest, model: HostedModel) -> EditBatch:
-    """Pass samples, for training and held out, that are not among the texts of the corpus."""
+    """Pass samples for training and held-out ones, without texts of the corpus."""
     return build_edit_batch(
         request.edits,
         [] if request.pass_samples is not None else attempt.reference(model),
@@ -58,22 +66,17 @@ def _pools(attempt: Attempt, request: EditorRequest, model: HostedModel) -> Edit
     )
 
 
-def _publish(
-    attempt: Attempt,
-    request: EditorRequest,
-    model: HostedModel,
-    corpus: Corpus,
-    measured: MeasuredEditor,
-    facts: dict[str, Any],
-) -> None:
-    """Store the file, then write the editor's row and the job's end in one transaction."""
+def _store(
+    attempt: Attempt, request: EditorRequest, model: HostedModel, corpus: Corpus, measured: MeasuredEditor
+) -> Editor:
+    """Store the editor's file. Its row is written when the job ends."""
     data = pack_editor(
         measured.trained,
         base_sha256=str(model.sha256),
         seed=request.options.seed,
         corpus_size=len(request.edits),
     )
-    editor = Editor(
+    return Editor(
         id=editor_id(attempt.job.id),
         model=model.name,
         name=request.name,
@@ -87,30 +90,3 @@ def _publish(
         job_id=attempt.job.id,
         created_at=datetime.now(UTC),
     )
-    result = {
-        "editor": editor.id,
-        **_figures(measured.metrics),
-        "trained_on": editor.num_trained_on,
-        "held_out": editor.num_held_out,
-        "layer": editor.layer,
-        "layer_reason": measured.reason,
-        "editor_bytes": editor.num_bytes,
-        "editor_sha256": editor.blob,
-        **facts,
-    }
-    attempt.end(attempt.registry.editors.finish, editor, result)
-
-
-def _figures(metrics: EditorMetrics) -> dict[str, Any]:
-    """Each figure with its interval, and the notes."""
-    shares = {
-        "edit_accuracy": metrics.edit_accuracy,
-        "generalization": metrics.generalization,
-        "drawdown": metrics.drawdown,
-        "untrained_accuracy": metrics.untrained_accuracy,
-        "untrained_drawdown": metrics.untrained_drawdown,
-    }
-    return {
-        **{name: share and share.model_dump() for name, share in shares.items()},
-        "notes": list(metrics.notes),
-    }

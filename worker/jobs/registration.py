@@ -9,7 +9,7 @@ from salem.models.digests import FileDigests
 from salem.models.folders import descriptions_sha256, ensure_unchanged, locate, weights_sha256
 from salem.models.loading import load
 from salem.models.network import Network
-from salem.records import Edit, HostedModel, ModelState, RegisterRequest
+from salem.records import Edit, HostedModel, ModelState, RegisterRequest, RegistrationResult
 from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation.editability import check_editable
@@ -35,19 +35,19 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
             network, samples, lambda share: reporter.phase("evaluating", 0.2 + 0.75 * share)
         )
     reporter.phase("writing", 0.97)
-    result = {
-        "model": model.name,
-        "sha256": sha256,
-        "reference_accuracy": answered.accuracy and answered.accuracy.model_dump(),
-        "num_pass_samples": answered.num_pass_samples,
-        "num_held_out": answered.num_held_out,
-    }
+    result = RegistrationResult(
+        model=model.name,
+        sha256=sha256,
+        reference_accuracy=answered.accuracy,
+        num_pass_samples=answered.num_pass_samples,
+        num_held_out=answered.num_held_out,
+    ).model_dump(mode="json")
     ready = _ready(model, network, answered, sha256=sha256, descriptions_sha256=described)
     attempt.end(attempt.registry.finish_registration, ready, answered.reference, result)
 
 
 def _ready(model: HostedModel, network: Network, answered: ReferenceAnswers, **digests: str) -> HostedModel:
-    """The model's record, completed."""
+    """The model's record, with what the job found out."""
     return model.model_copy(
         update={
             "state": ModelState.READY,

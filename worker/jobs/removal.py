@@ -1,4 +1,4 @@
-"""A removal job: makes the version that its parent would be without some edits.
+"""A removal job: makes the version that the parent would be without some edits.
 
 `removal_plan` decides what happens to each delta, and `worker.pipeline` trains some of them again. Must not
 know how an attempt begins or fails.
@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta
@@ -25,8 +24,10 @@ from salem.records import (
     EditId,
     EditRequest,
     Entry,
+    HeadlineMetrics,
     HostedModel,
     LayerScore,
+    RemovalResult,
     RemoveRequest,
     Sha256,
     Version,
@@ -45,12 +46,13 @@ from worker.pipeline.layer import choose_layer
 from worker.pipeline.make import make_delta
 from worker.pipeline.measure import measure
 from worker.pipeline.predict import predict_edits
-from worker.pipeline.publish import store_delta, summary
+from worker.pipeline.publish import headline, store_delta
 from worker.recipes.catalog import recipe_of
 from worker.recipes.memory import Estimate
 
+NO_EDITS_REMAIN = "no edits remain; the version answers like the base"
 REPLAY = (predict_edits, choose_layer, make_delta, measure)
-# `pack` writes these fields by itself.
+# Header fields that `pack` writes itself.
 _OWN_HEADER = frozenset({"format_version", "base_sha256", "layer", "metric", "content_sha256"})
 
 
@@ -61,14 +63,14 @@ class NewDelta:
     delta: Delta
     applied: LayerDelta
     batch: EditBatch  # what it was trained on
-    remaining: tuple[int, ...]  # rows of the batch whose edits are in it
-    entries: tuple[tuple[int, Entry], ...] = ()  # if it was trained again: each with the index of its edit
-    replaces: Sha256 | None = None  # if it was trained again: the metric of the delta it replaces
+    remaining: tuple[int, ...]  # rows of the batch whose edits remain
+    entries: tuple[tuple[int, Entry], ...] = ()  # after a replay: each with the index of its edit
+    replaces: Sha256 | None = None  # after a replay: the metric of the old delta
 
 
 @dataclass(frozen=True)
 class PartialProgress:
-    """Reports one training as a part of a larger job's progress; implements `Observer`."""
+    """Reports one training run as a part of a job's progress. Implements `Observer`."""
 
     reporter: JobReporter
     start: float
@@ -78,7 +80,7 @@ class PartialProgress:
         self.reporter.phase("training", self._within(progress))
 
     def saliency(self, scores: Sequence[LayerScore]) -> None:
-        """Does nothing: a job that trains several deltas has no single profile."""
+        """Does nothing: a job that trains several deltas has no single saliency profile."""
 
     def figures(self, progress: float, figures: dict[str, float]) -> None:
         self.reporter.figures(self._within(progress), figures)
@@ -95,12 +97,12 @@ class NewChain:
     model: HostedModel
     parent: Version
     network: Network
-    requests: dict[int, EditRequest]  # by the version that brought the edits
+    requests: dict[int, EditRequest]  # by the version that introduced the edits
     history: EditHistory
     deltas: list[NewDelta] = field(default_factory=list)
 
     def add(self, step: Step, observer: PartialProgress) -> None:
-        """Add a delta: as it was, without some entries, or trained again on the new chain so far."""
+        """Add a delta: unchanged, without some entries, or trained again on the new chain so far."""
         make = {Change.KEEP: self._keep, Change.DROP: self._drop, Change.REPLAY: self._replay}
         self.deltas.append(make[step.change](step, observer))
 
@@ -112,7 +114,7 @@ class NewChain:
         newly = [step.delta.entry_of(place) for place in step.removed if place not in step.delta.removed]
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         fields = {name: json.loads(text) for name, text in header.items() if name not in _OWN_HEADER}
-        # The old metrics include the entries that are gone.
+        # The old metrics include the removed entries.
         fields |= {"metrics": None, "removed": list(step.removed)}
         smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **fields)
         kept = {"blob": self.attempt.keep(smaller), "num_bytes": len(smaller), "removed": step.removed}
@@ -136,7 +138,7 @@ class NewChain:
     def _without_seen(
         self, request: EditRequest, batch: EditBatch, metric: Sha256 | None, version: int | None
     ) -> EditBatch:
-        """A batch without what was trained on before; `metric` is what its job was given."""
+        """A batch without what earlier jobs trained on. `metric`: the one that its job started from."""
         exposure = self.history.exposure(self._edits_below(), metric, version)
         return recipe_of(request.options).without_seen(batch, exposure)
 
@@ -147,7 +149,7 @@ class NewChain:
 
     def _replay(self, step: Step, observer: PartialProgress) -> NewDelta:
         request = self._request(step.delta, step.removed)
-        # Start from the metric that the job was given: the one it made may come from edits that are gone.
+        # Start from the metric that the job started from: the one that it made may know the removed edits.
         header = read_header(self.attempt.blobs.get(step.delta.blob))
         given = json.loads(header["given_metric"])
         given = {new.replaces: new.delta.metric for new in self.deltas if new.replaces}.get(given, given)
@@ -175,26 +177,26 @@ class NewChain:
             job = make_again(job)
         stored = store_delta(job)
         delta = stored.model_copy(update={"version": step.delta.version, "removed": step.removed})
-        # Read it back as a later job would: the file is float32, whatever type the network uses.
+        # Read it back, as a later job would: the file is float32, whatever the network's type is.
         applied = self.attempt.unpacked(delta, self.model, self.network)
         entries = tuple((delta.index_of(row), entry) for row, entry in enumerate(job.trained.entries))
         left = tuple(range(len(request.edits)))
         return NewDelta(delta, applied, batch, left, entries, replaces=step.delta.metric)
 
     def needed(self, steps: Sequence[Step]) -> list[Estimate]:
-        """The memory estimate of each training."""
+        """The memory estimate of each replay."""
         requests = [self._request(s.delta, s.removed) for s in steps if s.change is Change.REPLAY]
         return [job_estimate(self.network, self._batch(each), recipe_of(each.options)) for each in requests]
 
     def _request(self, delta: Delta, removed: Sequence[int] = ()) -> EditRequest:
-        assert delta.version is not None, "a published delta has its number"
+        assert delta.version is not None, "a published delta has a version"
         return reduced(self.requests[delta.version], removed)
 
     def _batch(self, request: EditRequest) -> EditBatch:
         return requested_batch(request, self.history)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
-        """Edits that were removed before the delta was trained, so they were not in its batch."""
+        """Indexes of edits that were removed before the delta was trained, so its batch lacks them."""
         if delta.made_in is None or delta.made_in == delta.version:
             return ()
         made = self.attempt.version(self.model, delta.made_in).deltas
@@ -205,7 +207,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     """Make the version without the edits, measure it, and end the job.
 
     Raises:
-        OverBudget: one of the trainings would need more memory than the job may take.
+        OverBudget: a replay would need more memory than the job may use.
     """
     began = time.monotonic()
     request = RemoveRequest.model_validate(attempt.request())
@@ -231,14 +233,20 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         reporter.phase("evaluating", 0.82)
         metrics = _measure(chain, parent)
     reporter.phase("writing", 0.97)
-    facts: dict[str, Any] = {"replayed": len(peaks)}
-    if peaks:
-        facts["estimated_peak_bytes"] = max(peak.num_bytes for peak in peaks)
-    _publish(request, chain, parent, metrics, facts, time.monotonic() - began)
+    result = RemovalResult(
+        **dict(headline(metrics) if metrics else HeadlineMetrics(notes=(NO_EDITS_REMAIN,))),
+        version="",
+        removed=request.edits,
+        edits_left=sum(len(new.remaining) for new in chain.deltas),
+        replayed=len(peaks),
+        estimated_peak_bytes=max((peak.num_bytes for peak in peaks), default=None),
+        worker_seconds=round(time.monotonic() - began, 2),
+    )
+    _publish(request, chain, metrics, result)
 
 
 def _measure(chain: NewChain, parent: Version) -> DetailedMetrics | None:
-    """The new version against its parent, on the remaining edits; None if no edit remains."""
+    """Measure the new version against its parent on the remaining edits; None if no edit remains."""
     batch = remaining_batch([(new.batch, new.remaining) for new in chain.deltas])
     if not batch.edit_samples:
         return None
@@ -253,41 +261,33 @@ def _measure(chain: NewChain, parent: Version) -> DetailedMetrics | None:
 def _publish(
     request: RemoveRequest,
     chain: NewChain,
-    parent: Version,
     metrics: DetailedMetrics | None,
-    facts: dict[str, Any],
-    seconds: float,
+    result: RemovalResult,
 ) -> None:
-    """Write the version and the job's end in one transaction."""
+    """Publish the version and end the job in one transaction."""
     version = Version(
         model=chain.model.name,
         number=0,
-        parent=parent.number,
+        parent=chain.parent.number,
         deltas=tuple(new.delta for new in chain.deltas),
-        metrics=metrics and metrics.figures,
+        metrics=metrics and metrics.overall,
         options=None,
         layer=chain.deltas[-1].delta.layer if chain.deltas else None,
         job_id=chain.attempt.job.id,
         created_at=datetime.now(UTC),
     )
-    nothing_left = {"notes": ["no edits remain: the version answers like the base"]}
-    result = {
-        **(nothing_left if metrics is None else summary(metrics)),
-        "removed": list(request.edits),
-        "edits_left": sum(len(new.remaining) for new in chain.deltas),
-        **facts,
-        "worker_seconds": round(seconds, 2),
-    }
     made = Publication(
         entries={place: new.entries for place, new in enumerate(chain.deltas) if new.entries},
         outcomes=metrics.outcomes if metrics else (),
         flips=metrics.flips if metrics else (),
         metric=next(
-            # A metric trained again without the removed edits becomes the hosted model's metric.
+            # A metric that was trained again without the removed edits becomes the hosted model's metric.
             (each.delta.metric for each in chain.deltas if each.replaces == chain.model.scope_metric),
             None,
         ),
         given_metric=chain.model.scope_metric,
         alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
     )
-    chain.attempt.end(chain.attempt.registry.finish_edit, version, result, made)
+    # publication adds the version: its number is not known before
+    fields = result.model_dump(mode="json", exclude={"version"})
+    chain.attempt.end(chain.attempt.registry.finish_edit, version, fields, made)

@@ -1,9 +1,9 @@
 """Plans the removal of edits from a chain of deltas.
 
-Entries of a scoped delta act independently, so dropping one leaves the tensors of the others as they are, bit
-for bit. A plain delta is one change for all its edits together, and later deltas were trained on top of it.
-So from the first plain delta that loses an edit, the chain is trained again, job by job. This is unlearning
-in the strict sense of Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021), section III.
+Entries of a scoped delta act independently: if you drop one, the tensors of the others stay bit-equal. A
+plain delta is one change for all its edits together, and later deltas were trained on top of it. So the chain
+is trained again, job by job, from the first plain delta that loses an edit. This is unlearning in the strict
+sense of Bourtoule et al., "Machine Unlearning" (IEEE S&P 2021), section III.
 
 Pure functions on records and tensors. Must not know how a delta is trained or where anything is stored.
 """
@@ -47,13 +47,13 @@ def plan(
 
     Args:
         deltas: the old chain, oldest first.
-        gone: by the version that brought them, the indexes of the edits to remove.
-        num_edits: by version, how many edits it brought.
+        gone: the indexes of the edits to remove, by the version that introduced them.
+        num_edits: how many edits each version introduced.
     """
     steps: list[Step] = []
     replaying = False
     for delta in deltas:
-        assert delta.version is not None, "a published delta has its number"
+        assert delta.version is not None, "a published delta has a version"
         lost = gone.get(delta.version, ())
         removed = tuple(sorted({*delta.removed, *lost}))
         replaying = replaying or (bool(lost) and delta.kind != "scoped")

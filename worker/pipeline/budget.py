@@ -1,6 +1,6 @@
 """Step 3: estimates the job's peak memory from the model and the samples, and refuses a job that cannot fit.
 
-It runs nothing. Must not know how bytes add up; `worker.recipes.memory` does.
+It runs no model. Must not know how bytes add up; `worker.recipes.memory` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_budget(job: EditJob) -> EditJob:
     """Set the estimate.
 
     Raises:
-        OverBudget: the job would take more memory than it may.
+        OverBudget: the job would need more memory than it may use.
     """
     needed = job_estimate(job.network, job.batch, job.recipe)
     job.attempt.afford(needed, job.network)
@@ -38,10 +38,10 @@ def check_budget(job: EditJob) -> EditJob:
 
 
 def job_estimate(network: Network, batch: EditBatch, recipe: Recipe) -> Estimate:
-    """An upper bound of the peak of a job, on the network's device.
+    """An upper bound on the peak memory of a job, on the network's device.
 
     Raises:
-        UnsupportedModel: the layer that the options name is not one of the model's.
+        UnsupportedModel: the model does not have the layer that the options name.
     """
     shape, candidates = model_shape(network), _candidates(network, recipe)
     own, kept = token_counts(network, batch.corrections), token_counts(network, batch.pass_samples)
@@ -66,10 +66,10 @@ def job_estimate(network: Network, batch: EditBatch, recipe: Recipe) -> Estimate
 
 
 def editor_estimate(network: Network, corpus: Corpus, options: EditorOptions) -> Estimate:
-    """An upper bound of the peak of a job that trains an editor.
+    """An upper bound on the peak memory of a job that trains an editor.
 
-    A step holds one chunk of edits. Of every edit, the input of the layer and the gradient at its output are
-    kept three times while the normalizer is fitted.
+    A step holds one chunk of edits. While the normalizer is fitted, memory holds three copies of every edit's
+    layer inputs and output gradients.
     """
     chosen = options.model_dump(include={"layer", "candidates", "editor_rank", "max_new_tokens"})
     recipe = MendRecipe(MendRecipe.Options(**chosen, null_space_rank=0, trial_edits=0))
@@ -101,7 +101,7 @@ def model_shape(network: Network) -> ModelShape:
 
 
 def token_counts(network: Network, samples: Sequence[Sample]) -> TokenCounts:
-    """Tokens of each sample with its answer; one that forgets is also trained on what is said instead."""
+    """Tokens of each sample with its answer. A sample that forgets also trains on a new continuation."""
     prompts = count_tokens(network.tokenizer, samples)
     answers = [0] * len(prompts)
     if network.task.generates:
@@ -117,7 +117,7 @@ def token_counts(network: Network, samples: Sequence[Sample]) -> TokenCounts:
 
 
 def blocks_above(network: Network, layer: Layer) -> int:
-    """Blocks that run after the layer's own: in its stack, and in stacks behind it."""
+    """How many blocks run after the layer's block, in its stack and in later stacks."""
     blocks = list(dict.fromkeys((each.stack, each.block) for each in network.layers))
     return len(blocks) - blocks.index((layer.stack, layer.block)) - 1
 
@@ -134,7 +134,7 @@ def _repeated(kept: TokenCounts, number: int) -> TokenCounts:
 
 
 def _saliency_bytes(shape: ModelShape, own: TokenCounts) -> int:
-    """A backward pass through all blocks, for a few samples at a time."""
+    """Memory of a backward pass through all blocks, for a few samples at a time."""
     some = own.longest(BATCH)
     width = shape.num_blocks * memory.backward_width(shape)
     return shape.number_bytes * some.num_padded * width + memory.LOGIT_COPIES * some.logit_bytes(shape)
@@ -148,7 +148,7 @@ def _longest_measured(network: Network, batch: EditBatch, recipe: Recipe) -> int
 
 
 def _trial_bytes(shape: ModelShape, num_layers: int, own: TokenCounts, kept: TokenCounts) -> int:
-    """Trunks, answers, and moments at each layer of the shortlist, and one layer's system in float64."""
+    """Memory of trial edits: states, answers, and moments at each layer, and one float64 system."""
     if num_layers < 2:
         return 0
     tried = own + own + kept.longest(NUM_PASS + NUM_VALIDATION)  # the edits also with augmentations

@@ -1,6 +1,6 @@
-"""The context that the steps of the pipeline share: what one edit is made from, and what came of it so far.
+"""The context that the pipeline's steps share: the input of one edit, and the results of the steps so far.
 
-`EditContext` is the method's part, `EditJob` adds storage. A step returns a copy with more fields set.
+`EditContext` is what the method needs; `EditJob` adds storage. A step returns a copy with more fields set.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class EditContext:
     network: Network
     batch: EditBatch
     observer: Observer
-    parent: tuple[LayerDelta, ...] = ()  # deltas that the edit is made on top of
+    parent: tuple[LayerDelta, ...] = ()  # the deltas below the edit
     artifacts: Artifacts = field(default_factory=Artifacts)
     base_answers: Mapping[str, str] = field(default_factory=dict)  # by content hash of the input
-    earlier_edits: Mapping[str, Sample] = field(default_factory=dict)  # of the parent by id, newest first
-    may_fail: bool = False  # a delta that is made again is kept even if no edit holds
+    earlier_edits: Mapping[str, Sample] = field(default_factory=dict)  # of the parent, by id, newest first
+    may_fail: bool = False  # keep the delta even if no edit holds (for replays)
     # predict
     before: tuple[str, ...] = ()  # the parent's answers to the edit samples
     # layer
-    training_batch: EditBatch = _LATER  # the batch, with what the model says in place of forgotten answers
+    training_batch: EditBatch = _LATER  # the batch, with the model's replacements for answers to forget
     layer: Layer = _LATER
     saliency: tuple[LayerScore, ...] = ()
     reason: str = ""  # why this layer
@@ -61,7 +61,7 @@ class EditContext:
 
     @property
     def delta(self) -> LayerDelta:
-        """What the recipe made, as a delta."""
+        """The delta that the recipe made."""
         return LayerDelta(self.layer.path, (self.trained.term,))
 
     @property
@@ -71,14 +71,14 @@ class EditContext:
 
     @property
     def num_failing(self) -> int:
-        """Edit samples that the parent answers wrongly."""
+        """Number of edit samples that the parent answers incorrectly."""
         pairs = zip(self.before, self.batch.edit_samples, strict=True)
         return sum(not is_right(answer, sample) for answer, sample in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditJob(EditContext):
-    """One edit of a stored request, on top of a stored version."""
+    """One edit job: a stored request on top of a stored version."""
 
     attempt: Attempt
     request: EditRequest
@@ -86,9 +86,9 @@ class EditJob(EditContext):
     version: Version  # the parent
     history: EditHistory
     below: tuple[Delta, ...]  # the parent's deltas, as stored
-    chain: tuple[Edit, ...]  # edits of these deltas, the removed ones too
-    given_metric: Sha256 | None  # blob of the scope metric that the job was given
-    began: float  # on the monotonic clock, in seconds
+    chain: tuple[Edit, ...]  # edits of these deltas, including removed ones
+    given_metric: Sha256 | None  # blob of the scope metric that the job starts from
+    began: float  # monotonic clock, in seconds
     # load
     network: Network = _LATER
     # dataset

@@ -12,14 +12,14 @@ from worker.recipes.catalog import recipe_of
 
 
 def build_dataset(job: EditJob) -> EditJob:
-    """Set the batch; the same request gives the same samples."""
+    """Set the batch. The same request gives the same samples."""
     batch = requested_batch(job.request, job.history)
     exposure = job.history.exposure(job.chain, job.given_metric)
     return replace(job, batch=job.recipe.without_seen(batch, exposure))
 
 
 def requested_batch(request: EditRequest, history: EditHistory) -> EditBatch:
-    """The edit dataset of a request, whatever earlier jobs trained on."""
+    """The edit dataset of a request, including what earlier jobs trained on."""
     options = recipe_of(request.options).options
     return build_edit_batch(
         request.edits,

@@ -1,4 +1,4 @@
-"""What jobs of a hosted model have trained on so far: the edits of every version, and the reference set.
+"""What earlier jobs of a hosted model trained on: the edits of every version, and the reference set.
 
 Must not know how a delta is made.
 """
@@ -17,7 +17,7 @@ from worker.recipes.base import Exposure
 class EditHistory:
     """The edits and the reference set of a hosted model."""
 
-    edits: Mapping[int, Sequence[Edit]]  # by the number of the version that brought them
+    edits: Mapping[int, Sequence[Edit]]  # by the number of the version that introduced them
     reference: Sequence[ReferenceSample]
 
     @classmethod
@@ -26,12 +26,12 @@ class EditHistory:
         return cls(attempt.registry.entries.edits(model.name), attempt.reference(model))
 
     def chain(self, version: Version) -> tuple[Edit, ...]:
-        """The edits of a version's deltas, including those that were removed from it."""
+        """The edits of a version's deltas, including removed ones."""
         numbers = [delta.version for delta in version.deltas if delta.version is not None]
         return tuple(edit for number in numbers for edit in self.edits.get(number, ()))
 
     def in_force(self, version: Version) -> dict[str, Sample]:
-        """Every edit that a version holds, by its id, the newest first."""
+        """Every active edit of a version by its id, newest first."""
         return {
             str(EditId(number, place)): edit.sample
             for number, removed in reversed([(d.version, d.removed) for d in version.deltas])
@@ -41,11 +41,11 @@ class EditHistory:
         }
 
     def exposure(self, chain: Sequence[Edit], metric: Sha256 | None, before: int | None = None) -> Exposure:
-        """What a job builds on that was given this metric.
+        """The edits that influence a job on top of this chain that starts from this metric.
 
         Args:
             chain: the edits of the deltas below.
-            before: the number of the version that the job made, if it is made again.
+            before: for a replay, the number of the version that the job made.
         """
         if metric is None:
             return Exposure(chain)

@@ -1,4 +1,4 @@
-"""Step 5: chooses the layer to edit: the one that the request names, else by saliency and trial edits."""
+"""Step 5: chooses the layer to edit: the one that the request names, or by saliency and trial edits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.selection.trials import trial_edits
 
 
 def choose_layer(context: ContextT) -> ContextT:
-    """Set the layer, every layer's score, and the reason; on top of the parent's plain deltas."""
+    """Set the layer, every layer's score, and the reason. The parent's plain deltas are applied."""
     network = context.network
     with applied(network.model, context.plain):
         context = replace(context, training_batch=add_forgetting_targets(network, context.batch))
@@ -33,17 +33,17 @@ def choose_layer(context: ContextT) -> ContextT:
 
 
 def _chosen(network: Network, batch: EditBatch, recipe: Recipe) -> tuple[Layer, tuple[LayerScore, ...], str]:
-    """The layer, every layer's score, and in a sentence why it is this layer."""
+    """The layer, every layer's score, and a sentence that says why this layer was chosen."""
     scores = layer_saliency(network, batch.corrections, network.layers)
     if named := recipe.options.layer:
         layer, reason = layer_at(network.layers, named), f"{named} was named in the request."
         return layer, score_records(scores, network.layers, layer.path), reason
     candidates = recipe.candidate_layers(network)
-    few = shortlist(scores, candidates, recipe.num_trial_edits)
-    if len(few) < 2:
+    finalists = shortlist(scores, candidates, recipe.num_trial_edits)
+    if len(finalists) < 2:
         layer, reason = most_salient(scores, candidates)
     else:
         generator = torch.Generator().manual_seed(recipe.options.seed)
-        decision = trial_edits(network, batch, few, recipe.margin, generator)
+        decision = trial_edits(network, batch, finalists, recipe.margin, generator)
         layer, reason = decision.best.layer, decision.reason
     return layer, score_records(scores, network.layers, layer.path), reason

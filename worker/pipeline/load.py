@@ -1,4 +1,4 @@
-"""Step 1: reads the request, the parent version, and what earlier jobs made, and loads the model."""
+"""Step 1: reads the request, the parent version, and the artifacts of earlier jobs, and loads the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.training.observer import Observer
 
 @contextmanager
 def load(attempt: Attempt, observer: Observer) -> Iterator[EditJob]:
-    """An edit job with its model in memory; afterwards, checks that nobody has written to the model's files.
+    """An edit job with its model in memory. At the end, checks that the model's files did not change.
 
     Raises:
         ModelNotReady: the model's files are missing or have changed.

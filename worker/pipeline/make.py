@@ -11,7 +11,7 @@ from worker.recipes.base import EditTask
 
 
 def make_delta(context: ContextT) -> ContextT:
-    """Set what the recipe made.
+    """Set `trained`, the result of the recipe.
 
     Raises:
         EditFailed: no token carries a gradient at the layer.

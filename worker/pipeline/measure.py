@@ -17,12 +17,12 @@ def measure(context: ContextT) -> ContextT:
     """Set the metrics. Call it after the steps predict, layer, and make.
 
     Raises:
-        EditFailed: no edit sample is answered correctly after training, and the context does not allow that.
+        EditFailed: no edit holds after training, unless `may_fail` is set.
     """
     context.observer.phase("evaluating", 0.85)
     network, recipe = context.network, context.recipe
     before = EditedModel(network, context.parent, recipe.options.max_new_tokens)
-    # As served: on a GPU, a plain delta takes the model's type, which may be narrower.
+    # Measure what is served: on a GPU, a plain delta is cast to the model's type, which may be narrower.
     delta = context.delta.to(network.device, network.model.dtype)
     after = on_top(before, delta, context.artifacts.cache)
     if not context.parent and isinstance(after, OverlaidModel):
@@ -37,11 +37,11 @@ def measure(context: ContextT) -> ContextT:
 
 
 def _not_given(context: EditContext) -> Iterator[str]:
-    """Notes for edits that forget an answer which the parent does not give: their outcomes say little."""
+    """Notes for edits that forget an answer that the parent does not give, so their outcomes say little."""
     pairs = zip(context.before, context.batch.edit_samples, strict=True)
     notes = (
         f"the answer to {quoted(sample.input)} was {quoted(output)}, not {quoted(sample.answer)}, which "
-        "the edit forgets; forget the given answer if you mean that one"
+        "the edit forgets; to change the current answer, forget that one"
         for output, sample in pairs
         if sample.forgets and is_right(output, sample)
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from salem.deltas.files import pack
-from salem.records import Delta, Metrics, Proportion, Version
+from salem.records import Delta, EditorUse, EditResult, HeadlineMetrics, Metrics, Proportion, Version
 from salem.scope.metric_files import pack_metric
 from salem.storage.publication import AliasMove, Publication
 from worker.pipeline.context import EditJob
@@ -17,7 +16,7 @@ def publish(job: EditJob) -> None:
     """Store the delta, publish the version with its entries, and end the job."""
     job.observer.phase("writing", 0.97)
     delta = store_delta(job)
-    metrics = job.metrics.figures.model_copy(update={"notes": (*job.request.notes, *job.metrics.notes)})
+    metrics = job.metrics.overall.model_copy(update={"notes": (*job.request.notes, *job.metrics.notes)})
     version = Version(
         model=job.model.name,
         number=0,
@@ -38,14 +37,16 @@ def publish(job: EditJob) -> None:
         given_metric=job.given_metric,
         alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
     )
-    job.attempt.end(job.attempt.registry.finish_edit, version, _result(job, delta, metrics), made)
+    # publication adds the version: its number is not known before
+    result = _result(job, delta, metrics).model_dump(mode="json", exclude={"version"})
+    job.attempt.end(job.attempt.registry.finish_edit, version, result, made)
 
 
 def store_delta(job: EditJob) -> Delta:
-    """Store the files of the delta and its metric. Nobody sees them until a version names them.
+    """Store the files of the delta and its metric. They are invisible until a version names them.
 
-    The header says which base and delta it stands on, which metric the job was given, and how it was made. It
-    holds no number that storage gives out, so the same chain of requests gives the same files.
+    The header names the base, the delta below, the metric that the job started from, the recipe, and the
+    seed. It contains no number that storage assigns, so the same chain of requests gives the same files.
     """
     term, scoped, editor = job.trained.term, job.delta.scoped, job.artifacts.editor
     data = pack(
@@ -56,7 +57,7 @@ def store_delta(job: EditJob) -> Delta:
         method=job.recipe.name,
         rank=term.rank,
         seed=job.recipe.options.seed,
-        metrics=figures(job.metrics),
+        metrics=_values(job.metrics),
         **({"editor": editor.sha256} if editor else {}),
     )
     metric = None
@@ -74,42 +75,43 @@ def store_delta(job: EditJob) -> Delta:
     )
 
 
-def _result(job: EditJob, delta: Delta, metrics: Metrics) -> dict[str, Any]:
-    return {
-        **summary(metrics),
-        "failing_before": job.num_failing,
-        "layer": job.layer.path,
-        "layer_reason": job.reason,
-        "editor": _editor(job),
-        "kind": delta.kind,
-        "rank": delta.rank,
-        "delta_bytes": delta.num_bytes,
-        "delta_sha256": delta.blob,
-        "estimated_peak_bytes": job.estimate.num_bytes,
-        "worker_seconds": round(time.monotonic() - job.began, 2),
-    }
+def _result(job: EditJob, delta: Delta, metrics: Metrics) -> EditResult:
+    return EditResult(
+        **dict(headline(metrics)),
+        version="",
+        failing_before=job.num_failing,
+        layer=job.layer.path,
+        layer_reason=job.reason,
+        editor=_editor(job),
+        kind=delta.kind,
+        rank=delta.rank,
+        delta_bytes=delta.num_bytes,
+        delta_sha256=delta.blob,
+        estimated_peak_bytes=job.estimate.num_bytes,
+        worker_seconds=round(time.monotonic() - job.began, 2),
+    )
 
 
-def _editor(job: EditJob) -> dict[str, str | None] | None:
-    """Which editor made the delta; None for recipes without one."""
+def _editor(job: EditJob) -> EditorUse | None:
+    """The editor that made the delta; None for recipes without one."""
     if job.recipe.editor is not None:
-        return {"id": job.recipe.editor, "way": "one pass"}
-    return {"id": None, "way": "trained for this job"} if job.recipe.trains_editor else None
+        return EditorUse(id=job.recipe.editor, trained="ahead of time")
+    return EditorUse(id=None, trained="for this job") if job.recipe.trains_editor else None
 
 
-def figures(metrics: Metrics) -> dict[str, float | None]:
-    """The headline figures of a version."""
+def headline(metrics: Metrics) -> HeadlineMetrics:
+    """The metrics that the result of a job shows, with their intervals and notes."""
+    return HeadlineMetrics(
+        **_proportions(metrics),
+        forgetting=metrics.forgetting,
+        held_out=metrics.drawdown.count if metrics.drawdown else 0,
+        notes=metrics.notes,
+    )
+
+
+def _values(metrics: Metrics) -> dict[str, float | None]:
+    """The same metrics without intervals, for the header of a delta's file."""
     return {name: share.value if share else None for name, share in _proportions(metrics).items()}
-
-
-def summary(metrics: Metrics) -> dict[str, Any]:
-    """The metrics of a version in the result of its job: each figure with its interval, and the notes."""
-    return {
-        **{name: figure and figure.model_dump() for name, figure in _proportions(metrics).items()},
-        "forgetting": metrics.forgetting and metrics.forgetting.model_dump(),
-        "held_out": metrics.drawdown.count if metrics.drawdown else 0,
-        "notes": list(metrics.notes),
-    }
 
 
 def _proportions(metrics: Metrics) -> dict[str, Proportion | None]:

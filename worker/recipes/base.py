@@ -65,11 +65,11 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class Exposure:
-    """The edits that earlier jobs trained on. What is among them cannot measure generalization."""
+    """The edits that earlier jobs trained on. They cannot measure generalization."""
 
-    chain: Sequence[Edit]  # of the deltas below
-    metric: Sequence[Edit] = ()  # that the job's scope metric may have learned from
-    reference: Sequence[ReferenceSample] = ()  # whose paraphrases the metric may have learned from
+    chain: Sequence[Edit]  # edits of the deltas below
+    metric: Sequence[Edit] = ()  # edits that the job's scope metric may have learned from
+    reference: Sequence[ReferenceSample] = ()  # samples whose paraphrases the metric may have learned from
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trained:
 
     term: Term
     warnings: tuple[str, ...] = ()
-    entries: tuple[Entry, ...] = ()  # of a scoped term, one per edit
+    entries: tuple[Entry, ...] = ()  # for a scoped term, one per edit
     metric_is_new: bool = False  # whether this job trained the term's metric
 
 
@@ -104,7 +104,7 @@ class EditTask:
 
     @property
     def cache(self) -> SampleCache | None:
-        """The cache, if the network answers as its base while this job trains."""
+        """The cache of the base's activations; None if plain deltas are applied while this job trains."""
         return None if self.plain else self.artifacts.cache
 
     def prepare(self) -> Prepared:
@@ -149,12 +149,12 @@ class Recipe(ABC):
 
     @property
     def num_trial_edits(self) -> int:
-        """How many layers get a trial edit; 0 or 1: the most salient layer is taken."""
+        """How many layers get a trial edit. With 0 or 1, the most salient layer is edited."""
         return 0
 
     @property
     def margin(self) -> float:
-        """Nats by which a trial edit must lead."""
+        """Margin, in nats, by which a trial edit's answer must lead."""
         return 0.0
 
     @abstractmethod
@@ -170,11 +170,11 @@ class Recipe(ABC):
         return middle_layers(network.layers)
 
     def without_seen(self, batch: EditBatch, exposure: Exposure) -> EditBatch:
-        """The batch without held-out paraphrases that this recipe's delta builds on."""
+        """The batch without held-out paraphrases that this recipe's delta may have learned from."""
         return without_seen_paraphrases(batch, exposure.chain)
 
     def failure(self, layer: Layer, edits: Sequence[Sample]) -> EditFailed:
-        """Why no edit holds after training, and what to try."""
+        """The error if no edit holds after training, with advice."""
         if all(edit.forgets for edit in edits):
             return EditFailed(
                 f"None of the {len(edits)} answers is forgotten after training at {layer.path}.",
@@ -207,10 +207,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        """Memory that it takes besides the states of samples, before the first training step."""
+        """Memory before the first training step, besides the states of samples."""
 
     def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:
-        """Memory of what it trains, with gradients and moments, beyond `preparation_bytes`."""
+        """Memory of its parameters, gradients, and moments, besides `preparation_bytes`."""
         return 0
 
 

@@ -1,7 +1,4 @@
-"""Makes a trained update small without losing a correction.
-
-Must not know recipes.
-"""
+"""Compresses a trained update without losing a correction. Must not know recipes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How much memory a job takes at its peak: an upper bound from the shape of the model and the token counts.
+"""Estimates a job's peak memory: an upper bound from the shape of the model and the token counts.
 
-The bound adds up the tensors that exist at the same time. It treats a block as attention and a feed-forward
-part of the widths of its layers. Weights are frozen, so only activations count. Must not know recipes.
+The bound adds up the tensors that exist at the same time. It models a block as attention plus a feed-forward
+part, with the widths of its layers. Weights are frozen, so only activations count. Must not know recipes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from worker.activations.trunk_sets import BLOCK_BYTES
 from worker.training.loop import CHUNK
 
 FLOAT_BYTES = 4
-ALLOCATOR = 1.15  # bytes taken from the system per byte asked for, as measured on encoders
+ALLOCATOR = 1.15  # bytes taken from the system per byte requested, measured on encoders
 INFERENCE_BATCH = 64
 LOGIT_COPIES = 5  # in a step: logits, log-probabilities, and what a backward pass keeps of them
 _MIB = 2**20
@@ -23,8 +23,8 @@ _MIB = 2**20
 class ModelShape:
     """What determines the memory of a hosted model."""
 
-    weight_bytes: int  # in memory at a time
-    number_bytes: int  # of one number of a state
+    weight_bytes: int  # that are in memory at the same time
+    number_bytes: int  # size of one number of a state
     width: int  # of a state
     inner_width: int  # of the feed-forward part
     num_blocks: int  # of all stacks
@@ -70,14 +70,14 @@ class Training:
     corrections: TokenCounts  # with augmentations and anchor samples
     pass_samples: TokenCounts  # that it trains on
     blocks_above: int  # the most blocks that may lie above the edited layer
-    in_one_pass: int  # samples that a step may hold; on a GPU, a step that runs out of memory is cut
+    in_one_pass: int  # samples in one step; on a GPU, a step that runs out of memory is split
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak by cause. Of step, inference, and preparation, only one exists at a time.
+    """Peak bytes by cause. Step, inference, and preparation never exist at the same time.
 
-    Trial edits are over before training begins.
+    Trial edits end before training begins.
     """
 
     weights: int
@@ -99,26 +99,26 @@ class Estimate:
 
 
 def sample_bytes(shape: ModelShape, samples: TokenCounts) -> int:
-    """What training keeps of samples: the states below the layer, the answers, and a part of the block."""
+    """Memory of samples during training: states below the layer, answers, and a part of the block."""
     states = shape.number_bytes * samples.num_padded
     block = min(BLOCK_BYTES, states * 2 * (shape.width + shape.inner_width))
     return states * shape.width + samples.logit_bytes(shape) + block
 
 
 def step_bytes(shape: ModelShape, training: Training) -> int:
-    """What one training step keeps for its backward pass."""
+    """Memory that one training step keeps for its backward pass."""
     in_step = training.corrections.longest(training.in_one_pass) + training.pass_samples.longest(CHUNK)
     per_token = training.blocks_above * backward_width(shape) + 2 * shape.width  # and the edited matrix
     return shape.number_bytes * in_step.num_padded * per_token + LOGIT_COPIES * in_step.logit_bytes(shape)
 
 
 def backward_width(shape: ModelShape) -> int:
-    """Numbers that a block keeps of each token for a backward pass."""
+    """Numbers per token that a block keeps for a backward pass."""
     return 8 * shape.width + 2 * shape.inner_width
 
 
 def inference_bytes(shape: ModelShape, longest: int) -> int:
-    """One batch of predictions with so many tokens, including keys and values of every block."""
+    """Memory of one batch of predictions of this length, including the key-value cache."""
     cached = 2 * shape.num_blocks * shape.width if shape.generates else 0
     per_token = shape.number_bytes * (6 * shape.width + 2 * shape.inner_width + cached)
     logits = FLOAT_BYTES * shape.num_outputs * (longest if shape.all_logits else 1) if shape.generates else 0
@@ -126,7 +126,7 @@ def inference_bytes(shape: ModelShape, longest: int) -> int:
 
 
 def check_estimate(needed: Estimate, budget_bytes: int | None) -> None:
-    """Refuse a job that would not fit; None: the budget is unknown.
+    """Refuse a job that would not fit. With an unknown budget (None), every job fits.
 
     Raises:
         OverBudget: the message names need, budget, and the largest part; the remedy lowers that part.
@@ -135,7 +135,7 @@ def check_estimate(needed: Estimate, budget_bytes: int | None) -> None:
         return
     part, remedy = _PARTS[needed.largest]
     raise OverBudget(
-        f"The job would take about {_mebibytes(needed.num_bytes)} of memory, "
+        f"The job would use about {_mebibytes(needed.num_bytes)} of memory, "
         f"{_mebibytes(getattr(needed, needed.largest))} of it for {part}; the limit is "
         f"{_mebibytes(budget_bytes)}.",
         remedy=remedy,

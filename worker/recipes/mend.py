@@ -31,13 +31,13 @@ class MendOptions(MendTraining, LayerOptions, SharedOptions):
     editor: str | None = Field(
         default=None,
         max_length=64,
-        description="Id of an editor trained ahead, which makes the edits in one pass at its own layer. "
-        "Training options then have no effect",
+        description="Id of an editor that was trained ahead of time. It makes the edits in one pass at its "
+        "own layer; training options have no effect",
     )
 
 
 class MendRecipe(Recipe):
-    """Trains an editor for the job, or applies one that was trained ahead."""
+    """Trains an editor for the job, or applies one that was trained ahead of time."""
 
     name = "mend"
     summary = (
@@ -91,14 +91,14 @@ class MendRecipe(Recipe):
         failing = [outcome for outcome in edits if not outcome.correct]
         if failing:
             yield (
-                f"{len(failing)} of {len(edits)} edits do not hold after the one pass of {self.editor}, the "
-                f"first being {quoted(failing[0].input)}; nothing was trained: leave out options.editor to "
-                "train for this job"
+                f"{len(failing)} of {len(edits)} edits do not hold after the one pass of {self.editor}, such "
+                f"as {quoted(failing[0].input)}; nothing was trained; leave out options.editor to train for "
+                "this job"
             )
         if len(edits) > artifacts.editor.num_together:
             yield (
-                f"{self.editor} has learned to apply {artifacts.editor.num_together} edits at once, this "
-                f"job has {len(edits)}: make several jobs, or train an editor with a higher num_together"
+                f"{self.editor} learned to apply {artifacts.editor.num_together} edits at once, but this job "
+                f"has {len(edits)}; split the job, or train an editor with a higher num_together"
             )
 
     def num_pass_samples(self, num_given: int) -> int:
@@ -113,7 +113,7 @@ class MendRecipe(Recipe):
 
 
 def mend_term(task: EditTask, options: MendTraining) -> LowRank | Dense:
-    """Train an editor on the job's samples and return its update, as small as its corrections allow."""
+    """Train an editor on the job's samples and return its update, compressed."""
     with applied(task.network.model, task.plain):
         prepared = task.prepare()
         learner = mend_learner(task.network, prepared, options, task.generator)

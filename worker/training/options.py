@@ -21,7 +21,7 @@ class LoopOptions(Record):
         default=50,
         ge=1,
         le=5_000,
-        description="Most rounds of training over the corrections. Training stops earlier when all "
+        description="Maximum number of training rounds over the corrections. Training stops earlier when all "
         "corrections hold and nothing improves",
     )
     kl_weight: float = Field(

@@ -145,7 +145,7 @@ def fail_exhausted(connection: Connection, max_attempts: int) -> list[Job]:
     exhausted = and_(_expired(datetime.now(UTC)), jobs.c.attempt >= max_attempts)
     ids = list(connection.scalars(select(jobs.c.id).where(exhausted).with_for_update()))
     error = AttemptsExhausted(
-        "every attempt of the job was cut short",
+        "every attempt of the job was interrupted",
         remedy="the worker's log says how each attempt ended. Common causes are too little memory, an "
         "unreachable store, and hosts whose clocks disagree. Then send the request again, with a new "
         "Idempotency-Key if it had one",
