@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 from salem.records import JobError
 
-MOST_PLACES = 100  # in one error; its message gives the total
+MAX_PLACES = 100  # in one error; its message gives the total
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from salem.records import MOST_ITEMS
+from salem.records import MAX_ITEMS
 
 _MAX_SOCKET_PATH_BYTES = 100
 
@@ -48,11 +48,11 @@ class Settings(BaseSettings):
     """Workers hold one block at a time and read each from the model's files: less memory, but slower."""
     num_threads: int = Field(0, ge=0)
     """Torch threads per process; 0 keeps torch's default."""
-    max_edits: int = Field(1_000, ge=1, le=MOST_ITEMS)
+    max_edits: int = Field(1_000, ge=1, le=MAX_ITEMS)
     """Maximum number of edits in one request."""
     max_body_bytes: int = Field(32 * 2**20, ge=1_024)
     """Maximum size of a request body."""
-    max_predict_inputs: int = Field(256, ge=1, le=MOST_ITEMS)
+    max_predict_inputs: int = Field(256, ge=1, le=MAX_ITEMS)
     """Maximum number of inputs in one predict request."""
     max_queued_predictions: int = Field(32, ge=0)
     """Maximum number of requests that wait for one model; more are refused with 429."""

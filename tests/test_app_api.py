@@ -18,10 +18,10 @@ from tiny_models import LABELS, save_tiny
 from app.api.problems import from_validation_error, invalid_request
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
-from salem.errors import MOST_PLACES, Misconfigured, Pointer
+from salem.errors import MAX_PLACES, Misconfigured, Pointer
 from salem.models.folders import weights_sha256
 from salem.queue.job_queue import JobQueue
-from salem.records import MOST_ITEMS, HostedModel, JobKind, JobState, Record, Task
+from salem.records import MAX_ITEMS, HostedModel, JobKind, JobState, Record, Task
 from salem.settings import Settings
 from salem.storage.registry import Registry
 
@@ -148,7 +148,7 @@ def test_a_file_of_the_wrong_kind_is_refused_by_its_first_lines(client: httpx.Cl
     blank = b'{"input": " ", "target": "a"}\n' * 500
     unsound = problem(client.post("/references", content=blank), 422, "invalid_request")
     for body in (broken, unsound):
-        assert len(body["errors"]) == MOST_PLACES and body["detail"].endswith("(and 499 more)")
+        assert len(body["errors"]) == MAX_PLACES and body["detail"].endswith("(and 499 more)")
 
 
 def test_a_missing_folder_and_a_path_that_leaves_the_root(client: httpx.Client) -> None:
@@ -251,7 +251,7 @@ def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
 )
 def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        shape.model_validate({"model": "intents", field: [1] * (MOST_ITEMS + 1)})
+        shape.model_validate({"model": "intents", field: [1] * (MAX_ITEMS + 1)})
     (found,) = (error for error in caught.value.errors() if error["loc"] == (field,))
     assert found["msg"] == "Value error, the list has 100001 items, but the limit is 100000; send fewer"
     body = {"body": {}, "errors": [{**found, "loc": ("body", field)}]}
@@ -264,9 +264,9 @@ def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) ->
 def test_an_answer_names_so_many_places_and_counts_the_rest(client: httpx.Client) -> None:
     sent = {"model": "intents", "inputs": [1] * 150}
     body = problem(client.post("/predict", json=sent), 422, "invalid_request")
-    assert len(body["errors"]) == MOST_PLACES and body["detail"].endswith("(and 149 more)")
+    assert len(body["errors"]) == MAX_PLACES and body["detail"].endswith("(and 149 more)")
     error = invalid_request([Pointer(f"/inputs/{index}", "blank") for index in range(150)])
-    assert len(error.errors) == MOST_PLACES and error.message == "/inputs/0: blank (and 149 more)"
+    assert len(error.errors) == MAX_PLACES and error.message == "/inputs/0: blank (and 149 more)"
 
 
 def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> None:

@@ -16,7 +16,7 @@ from app.validation.editors import FEWEST_EDITS, check_corpus
 from app.validation.edits import EditLimits, check_edit_request, override_notes
 from app.validation.recipes import AnyOptions, OptionsIn
 from app.validation.texts import CountTokens
-from salem.errors import MOST_PLACES
+from salem.errors import MAX_PLACES
 from salem.models import tokens
 from salem.models.batching import IGNORED, encode
 from salem.records import (
@@ -127,7 +127,7 @@ def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
         hosted(), asked, kept, options=chosen(), limits=limits, count_tokens=count_words
     )
     assert len(found) == 120 and all("not one of the model's 3 labels" in each.detail for each in found)
-    assert ["did you mean" in each.detail for each in found] == [True] * MOST_PLACES + [False] * 20
+    assert ["did you mean" in each.detail for each in found] == [True] * MAX_PLACES + [False] * 20
 
 
 def test_generated_targets_are_free_but_not_empty() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from salem.messages import MOST_QUOTED, quoted
+from salem.messages import MAX_QUOTED, quote
 
 
 @pytest.mark.parametrize(
@@ -13,10 +13,10 @@ from salem.messages import MOST_QUOTED, quoted
         ("where is my parcel", '"where is my parcel"'),
         (" a\n\tb  c ", '"a b c"'),
         ("", '""'),
-        ("x" * MOST_QUOTED, f'"{"x" * MOST_QUOTED}"'),
-        ("x" * (MOST_QUOTED + 1), f'"{"x" * (MOST_QUOTED - 1)}\N{HORIZONTAL ELLIPSIS}"'),
-        ("word " * 30, '"' + ("word " * 30)[: MOST_QUOTED - 1].rstrip() + '\N{HORIZONTAL ELLIPSIS}"'),
+        ("x" * MAX_QUOTED, f'"{"x" * MAX_QUOTED}"'),
+        ("x" * (MAX_QUOTED + 1), f'"{"x" * (MAX_QUOTED - 1)}\N{HORIZONTAL ELLIPSIS}"'),
+        ("word " * 30, '"' + ("word " * 30)[: MAX_QUOTED - 1].rstrip() + '\N{HORIZONTAL ELLIPSIS}"'),
     ],
 )
 def test_a_quoted_text_is_one_short_line(text: str, expected: str) -> None:
-    assert quoted(text) == expected
+    assert quote(text) == expected

@@ -479,7 +479,7 @@ def test_a_sample_that_forgets_says_what() -> None:
     assert not SAMPLE.forgets and SAMPLE.answer == SAMPLE.target
     (reworded,) = FORGETTING.paraphrase_samples
     assert reworded == Sample(input="whose book is it", forget="Anna")
-    assert len({SAMPLE.becomes, reworded.becomes, ("Anna", None)}) == 3
+    assert len({SAMPLE.goal, reworded.goal, ("Anna", None)}) == 3
 
 
 def test_tasks_know_whether_they_write() -> None:

@@ -8,7 +8,7 @@ from tiny_models import MAX_TOKENS, tiny_network
 
 from salem.errors import EditFailed, InvalidRequest
 from salem.inference.predict import predict
-from salem.messages import quoted
+from salem.messages import quote
 from salem.models.batching import encode
 from salem.models.tokens import count_tokens
 from salem.records import Edit, ReferenceSample, TextInput, held_out
@@ -68,7 +68,7 @@ def test_a_sample_that_does_not_fit_with_its_target_is_not_a_pass_sample(archite
     for sample in unfit:
         with pytest.raises(EditFailed, match="tokens with its target; the model takes") as refused:
             encode(network, [kept[0], sample])
-        assert quoted(sample.input) in refused.value.message
+        assert quote(sample.input) in refused.value.message
     batch = build_edit_batch(
         [Edit(input="x", target="y")], found, None, max_pass_samples=100, max_held_out=100, seed=0
     )

@@ -347,7 +347,7 @@ def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedMod
     whole = chain(stage, (A, "mend"), (B, "scoped"))
     without, job = remove(stage, whole, "2.0")
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
-    held = EditHistory.of(attempt, model).in_force(without)
+    held = EditHistory.of(attempt, model).active_edits(without)
     assert {name: edit.input for name, edit in held.items()} == {"2.1": B[1], "1.0": A[0], "1.1": A[1]}
     assert list(held) == ["2.1", "1.0", "1.1"], "the newest first"
     requests = stage.registry.entries.edit_requests("m", {1, 2, without.number})

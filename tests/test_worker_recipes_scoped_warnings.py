@@ -9,7 +9,7 @@ import torch
 from test_worker_recipes_scoped_calibration import EDITS, batch_of, drawn
 from tiny_models import LABELS
 
-from salem.messages import MOST_NOTES
+from salem.messages import MAX_NOTES
 from salem.records import Edit, EditBatch
 from salem.scope.lexical import WordCounts
 from salem.scope.lookups import KnownLookups
@@ -61,5 +61,5 @@ def test_many_conflicts_are_counted_and_a_few_are_named() -> None:
     all_in_one = torch.ones(40, 40, dtype=torch.bool)
     met = Overlaps(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
     found = warnings(met, [float(place) for place in range(40)], batch_of(0, edits))
-    assert len(found) == MOST_NOTES + 1 + 20
-    assert found[MOST_NOTES] == "and 380 more pairs of edits in one scope with different targets"
+    assert len(found) == MAX_NOTES + 1 + 20
+    assert found[MAX_NOTES] == "and 380 more pairs of edits in one scope with different targets"

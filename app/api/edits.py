@@ -11,7 +11,7 @@ from app.api.schemas import EditJobOut, EditsIn, IdempotencyKey
 from app.api.services import ServicesDep
 from app.validation.editors import with_editor
 from app.validation.edits import EditLimits, check_edit_request, entry_overrides_edit, override_notes
-from salem.messages import a_few
+from salem.messages import first_few
 from salem.records import EditRequest, Job, JobKind
 
 router = APIRouter(tags=["edits"])
@@ -56,7 +56,7 @@ def post_edits(
         alias=request.alias,
         alias_was=alias_was,
         options=options.stored(),
-        notes=tuple(a_few(notes, "texts that override an entry")),
+        notes=tuple(first_few(notes, "texts that override an entry")),
     )
     job, _ = services.registry.create_job(
         JobKind.EDIT,

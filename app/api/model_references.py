@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.api.services import Services
 from salem.errors import InvalidRequest, Pointer
-from salem.messages import quoted
+from salem.messages import quote
 from salem.records import HostedModel, ModelReference, Name, Version
 
 
@@ -17,7 +17,7 @@ def parse(text: str) -> ModelReference:
     try:
         return ModelReference.parse(text)
     except ValueError as error:
-        place = Pointer("/model", f"{quoted(text)} is {error}")
+        place = Pointer("/model", f"{quote(text)} is {error}")
         raise InvalidRequest(f"/model: {place.detail}", errors=[place]) from error
 
 

@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from salem.errors import MOST_PLACES, InvalidRequest, Pointer, SalemError, Unauthorized
+from salem.errors import MAX_PLACES, InvalidRequest, Pointer, SalemError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -112,7 +112,7 @@ def from_validation_error(error: RequestValidationError, content_type: str) -> R
             detail=f'the body is "{content_type[:80] or "unlabeled"}"; this path reads application/json',
             remedy="Send the header Content-Type: application/json",
         )
-    errors = [_place(entry, error.body) for entry in found[:MOST_PLACES]]
+    errors = [_place(entry, error.body) for entry in found[:MAX_PLACES]]
     return problem(
         status=InvalidRequest.status,
         code=InvalidRequest.code,
@@ -142,7 +142,7 @@ def pointer_of(location: Sequence[str | int], body: Any) -> str:
 
 def invalid_request(places: Sequence[Pointer]) -> InvalidRequest:
     """The error of a request with these problems. Its message shows the first."""
-    named = places[:MOST_PLACES]
+    named = places[:MAX_PLACES]
     return InvalidRequest(_summary([vars(place) for place in named], len(places)), errors=named)
 
 

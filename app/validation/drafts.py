@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from salem.records import MOST_ITEMS, Edit, Record, Sample, TextInput
+from salem.records import MAX_ITEMS, Edit, Record, Sample, TextInput
 
 
 def _check_size(items: Any) -> Any:
-    if isinstance(items, list) and len(items) > MOST_ITEMS:
-        raise ValueError(f"the list has {len(items)} items, but the limit is {MOST_ITEMS}; send fewer")
+    if isinstance(items, list) and len(items) > MAX_ITEMS:
+        raise ValueError(f"the list has {len(items)} items, but the limit is {MAX_ITEMS}; send fewer")
     return items
 
 
@@ -55,8 +55,8 @@ class DraftSample(DraftText):
         return self.target
 
     @property
-    def becomes(self) -> tuple[str | None, str | None]:
-        """The target, and no answer to forget: as in `Sample.becomes`."""
+    def goal(self) -> tuple[str | None, str | None]:
+        """The target, and no answer to forget: as in `Sample.goal`."""
         return self.target, None
 
     def checked(self) -> Sample:
@@ -85,7 +85,7 @@ class DraftEdit(DraftText):
         return self.target or self.forget or ""
 
     @property
-    def becomes(self) -> tuple[str | None, str | None]:
+    def goal(self) -> tuple[str | None, str | None]:
         """The target and the answer to forget."""
         return self.target, self.forget
 

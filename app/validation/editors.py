@@ -12,7 +12,7 @@ from app.validation.edits import EditLimits, check_edit_request
 from app.validation.recipes import OptionsIn
 from app.validation.texts import CountTokens, check_text
 from salem.errors import Pointer
-from salem.messages import quoted
+from salem.messages import quote
 from salem.records import Editor, EditorOptions, HostedModel, Name
 
 FEWEST_EDITS = 32  # in a corpus: a quarter of them is held out to measure the editor
@@ -55,7 +55,7 @@ def _check_nothing_forgotten(edits: Sequence[DraftEdit], remedy: str) -> Iterato
     for index, edit in enumerate(edits):
         if edit.forget is not None:
             yield Pointer(
-                f"/edits/{index}/forget", f"{quoted(edit.input)} has an answer to forget, but {remedy}"
+                f"/edits/{index}/forget", f"{quote(edit.input)} has an answer to forget, but {remedy}"
             )
 
 
@@ -77,13 +77,13 @@ def with_editor(
 
 
 def _unknown_editor(model: Name, named: str, editor: Editor | None) -> str:
-    whose = f"was trained for {quoted(editor.model)}" if editor else "is not the id of an editor"
-    return f"{quoted(named)} {whose}; GET /editors?model={model} lists the editors of {quoted(model)}"
+    whose = f"was trained for {quote(editor.model)}" if editor else "is not the id of an editor"
+    return f"{quote(named)} {whose}; GET /editors?model={model} lists the editors of {quote(model)}"
 
 
 def _check_options(options: OptionsIn, editor: Editor) -> Iterator[Pointer]:
     if options.layer not in (None, editor.layer):
         detail = (
-            f"{editor.id} edits {editor.layer}, not {quoted(str(options.layer))}; leave out one of the two"
+            f"{editor.id} edits {editor.layer}, not {quote(str(options.layer))}; leave out one of the two"
         )
         yield Pointer("/options/layer", detail)

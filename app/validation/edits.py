@@ -23,8 +23,8 @@ from app.validation.texts import (
     readable,
     wanted_answer,
 )
-from salem.errors import MOST_PLACES, Pointer
-from salem.messages import quoted
+from salem.errors import MAX_PLACES, Pointer
+from salem.messages import quote
 from salem.records import Edit, HostedModel, ListedEntry, SharedOptions
 
 
@@ -51,12 +51,12 @@ class Place:
     @property
     def answer_pointer(self) -> str:
         """Of its answer: the target or the answer to forget."""
-        return f"{self.pointer}/{'target' if self.sample.becomes[0] else 'forget'}"
+        return f"{self.pointer}/{'target' if self.sample.goal[0] else 'forget'}"
 
     @property
     def readable(self) -> bool:
         """Whether a tokenizer can read all of its texts. Its label may still be unknown."""
-        return readable(self.sample.input, self.sample.text_pair, *self.sample.becomes)
+        return readable(self.sample.input, self.sample.text_pair, *self.sample.goal)
 
 
 def check_edit_request(
@@ -74,11 +74,11 @@ def check_edit_request(
         return beyond  # too large to check in detail
     found = list(_check_presence(edits, pass_samples))
     for index, edit in enumerate(edits):
-        found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MOST_PLACES)
+        found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MAX_PLACES)
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
         at = f"/pass_samples/{index}/target"
-        found += check_target(at, sample.target, model, hint=len(found) < MOST_PLACES)
+        found += check_target(at, sample.target, model, hint=len(found) < MAX_PLACES)
     places = [place for place in _places(edits, kept) if place.readable]
     found += _check_answers(model, places, options.max_new_tokens, count_tokens)
     found += _check_layer(model, options.layer)
@@ -120,7 +120,7 @@ def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool
 
 def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
     """At most one problem: no answer, two answers, or an answer that the model does not have."""
-    text = quoted(edit.input)
+    text = quote(edit.input)
     if edit.target is None and edit.forget is None:
         yield Pointer(
             f"{pointer}/target",
@@ -154,7 +154,7 @@ def _check_recipe(edits: Sequence[DraftEdit], recipe: RecipeTraits) -> Iterator[
         yield Pointer(
             "/options/recipe",
             f"{recipe.name} cannot forget: nothing limits what would replace "
-            f"{quoted(forgetting[0].answer)} for {quoted(forgetting[0].input)}; use {others}",
+            f"{quote(forgetting[0].answer)} for {quote(forgetting[0].input)}; use {others}",
         )
 
 
@@ -162,7 +162,7 @@ def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
     paths = [candidate.path for candidate in model.layers]
     if layer is not None and layer not in paths:
         hint = did_you_mean(layer, paths) or f"; GET /models/{model.name} lists all {len(paths)}"
-        yield Pointer("/options/layer", f"{quoted(layer)} is not an editable layer of {model.name}{hint}")
+        yield Pointer("/options/layer", f"{quote(layer)} is not an editable layer of {model.name}{hint}")
 
 
 def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> Iterator[Place]:
@@ -188,7 +188,7 @@ def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
 
 def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
     """The problem of two places with one input, reported at the later one. Pass samples may repeat."""
-    text = quoted(later.sample.input)
+    text = quote(later.sample.input)
     if later.edit is None and earlier.edit is not None:
         yield Pointer(
             later.pointer,
@@ -197,11 +197,11 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
     elif later.paraphrase and earlier.edit == later.edit:
         what = "another paraphrase" if earlier.paraphrase else "the edit itself"
         yield Pointer(later.pointer, f"{text} is the same as {what}; use other words, or leave it out")
-    elif not _same(earlier.sample.becomes, later.sample.becomes):
+    elif not _same(earlier.sample.goal, later.sample.goal):
         yield Pointer(
             later.pointer if later.paraphrase else later.answer_pointer,
-            f"the answer to {text} should be {wanted_answer(later.sample.becomes)} here but "
-            f"{wanted_answer(earlier.sample.becomes)} at {earlier.pointer}; keep one of them",
+            f"the answer to {text} should be {wanted_answer(later.sample.goal)} here but "
+            f"{wanted_answer(earlier.sample.goal)} at {earlier.pointer}; keep one of them",
         )
     elif later.edit is not None:
         yield Pointer(later.pointer, f"{text} is already at {earlier.pointer}; leave it out")
@@ -221,9 +221,9 @@ def override_notes(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tup
     for edit in edits:
         for text in (edit.input, *edit.paraphrases):
             old = newest.get((words_of(text), words_of(edit.text_pair)))
-            if old is not None and not _same(old.becomes, edit.becomes):
-                was, now = wanted_answer(old.becomes), wanted_answer(edit.becomes)
-                notes.append(f"{quoted(text)} overrides entry {old.id}: it was {was}, now {now}")
+            if old is not None and not _same(old.goal, edit.goal):
+                was, now = wanted_answer(old.goal), wanted_answer(edit.goal)
+                notes.append(f"{quote(text)} overrides entry {old.id}: it was {was}, now {now}")
     return tuple(notes)
 
 

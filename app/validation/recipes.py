@@ -15,7 +15,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from app.validation.texts import did_you_mean
-from salem.messages import quoted
+from salem.messages import quote
 from salem.records import RecipeOptions, Record, SharedOptions
 
 _TYPES: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool}
@@ -117,7 +117,7 @@ class OptionsIn(SharedOptions):
             known = [option for option in cls.model_fields if option != "recipe"]
             recipe = cls.model_fields["recipe"].annotation.__args__[0]  # type: ignore[union-attr]
             message = (
-                f"{recipe} has no option {quoted(name)}{did_you_mean(name, known)}; it has {', '.join(known)}"
+                f"{recipe} has no option {quote(name)}{did_you_mean(name, known)}; it has {', '.join(known)}"
             )
         return _problem(error["loc"], message, error["input"])
 
@@ -163,7 +163,7 @@ def _with_recipe(options: Any) -> Any:
         takes = [each.name for each in recipes.recipes if each.takes_editor]
         name = takes[0] if options.get("editor") is not None and takes else recipes.default
     elif name not in recipes.names:
-        shown = quoted(name) if isinstance(name, str) else "this value"
+        shown = quote(name) if isinstance(name, str) else "this value"
         hint = did_you_mean(str(name), recipes.names)
         message = f"{shown} is not a recipe{hint}; the recipes are {', '.join(recipes.names)}"
         raise ValidationError.from_exception_data("options", [_problem(("recipe",), message, name)])

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from app.validation.drafts import DraftReference, words_of
 from app.validation.texts import check_input, check_text
-from salem.errors import MOST_PLACES, InvalidRequest, Pointer
-from salem.messages import quoted
+from salem.errors import MAX_PLACES, InvalidRequest, Pointer
+from salem.messages import quote
 
 
 class BadSamples:
@@ -31,7 +31,7 @@ class BadSamples:
 
     def add(self, place: Pointer) -> None:
         self.count += 1
-        if len(self.first) < MOST_PLACES:
+        if len(self.first) < MAX_PLACES:
             self.first.append(place)
 
 
@@ -81,7 +81,7 @@ def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Itera
         if words_of(target) != words_of(draft.target):
             yield Pointer(
                 f"{pointer}/target",
-                f"{quoted(draft.input)} has the target {quoted(draft.target)} here but {quoted(target)} at "
+                f"{quote(draft.input)} has the target {quote(draft.target)} here but {quote(target)} at "
                 f"{prefix}/{earlier} (only the words count, not the white space); keep the row with the "
                 "correct target",
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from salem.errors import Pointer
-from salem.messages import quoted
+from salem.messages import quote
 from salem.records import EditId, Version
 
 
@@ -42,7 +42,7 @@ def check_removal(
         found += _check_id(f"/edits/{place}", version, text, num_edits)
         if first.setdefault(text, place) != place:
             found.append(
-                Pointer(f"/edits/{place}", f"{quoted(text)} is already at /edits/{first[text]}; leave it out")
+                Pointer(f"/edits/{place}", f"{quote(text)} is already at /edits/{first[text]}; leave it out")
             )
     return found
 
@@ -52,7 +52,7 @@ def _check_id(pointer: str, version: Version, text: str, num_edits: Mapping[int,
     try:
         edit = EditId.parse(text)
     except ValueError:
-        yield Pointer(pointer, f'{quoted(text)} is not an edit id; write it like "3.0"')
+        yield Pointer(pointer, f'{quote(text)} is not an edit id; write it like "3.0"')
         return
     delta = next((delta for delta in version.deltas if delta.version == edit.version), None)
     if delta is None:

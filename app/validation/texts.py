@@ -14,8 +14,8 @@ from rapidfuzz import fuzz, process
 
 from app.validation.drafts import DraftEdit, DraftSample, DraftText
 from salem.errors import Pointer
-from salem.messages import MOST_QUOTED, quoted
-from salem.records import MOST_NEW_TOKENS, HostedModel, Task, TextInput
+from salem.messages import MAX_QUOTED, quote
+from salem.records import MAX_NEW_TOKENS, HostedModel, Task, TextInput
 
 CountTokens = Callable[[Sequence[TextInput]], list[int]]
 """Number of tokens of each input, including special tokens."""
@@ -49,10 +49,10 @@ def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
         yield from check_text(f"{pointer}/text_pair", draft.text_pair, "text_pair")
 
 
-def wanted_answer(becomes: tuple[str | None, str | None]) -> str:
-    """What the answer to a sample should be, in words. `becomes` is as in `Sample.becomes`."""
-    target, forget = becomes
-    return quoted(target or "") if forget is None else f"anything but {quoted(forget)}"
+def wanted_answer(goal: tuple[str | None, str | None]) -> str:
+    """What the answer to a sample should be, in words. `goal` is as in `Sample.goal`."""
+    target, forget = goal
+    return quote(target or "") if forget is None else f"anything but {quote(forget)}"
 
 
 def check_target(
@@ -101,18 +101,16 @@ def check_lengths(
     for pointer, draft in places:
         if not countable(model, draft):
             length = f"{_num_characters(draft)} characters, but {model.name} takes {limit} tokens"
-            yield Pointer(pointer, f"the text has {length}; shorten {quoted(draft.input)}")
+            yield Pointer(pointer, f"the text has {length}; shorten {quote(draft.input)}")
     counts = count_tokens([_as_read(draft, model.task) for _, draft in counted])
     for (pointer, draft), num_tokens in zip(counted, counts, strict=True):
         with_answer = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
         what, end = ("the input, the answer, and its end have", 1) if with_answer else ("the text has", 0)
         if num_tokens + end > limit:
             length = f"{num_tokens + end} tokens, but {model.name} takes {limit}"
-            yield Pointer(pointer, f"{what} {length}; shorten {quoted(draft.input)}")
+            yield Pointer(pointer, f"{what} {length}; shorten {quote(draft.input)}")
         elif num_tokens == 0:
-            detail = (
-                f"{model.name}'s tokenizer produces no tokens for {quoted(draft.input)}; rewrite the text"
-            )
+            detail = f"{model.name}'s tokenizer produces no tokens for {quote(draft.input)}; rewrite the text"
             yield Pointer(pointer, detail)
 
 
@@ -139,9 +137,9 @@ def check_answers(
     ]
     counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
     for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
-        answer = quoted(draft.answer)
+        answer = quote(draft.answer)
         # An answer to forget may continue: its end need not be written.
-        num_written = num_tokens - (draft.becomes[1] is not None)
+        num_written = num_tokens - (draft.goal[1] is not None)
         if limit is not None and num_tokens > limit:
             detail = f"{answer} has {num_tokens} tokens, but {model.name} takes {limit}; shorten it"
             yield Pointer(pointer, detail)
@@ -151,8 +149,8 @@ def check_answers(
 
 
 def _more_tokens(num_written: int, max_new_tokens: int) -> str:
-    if num_written > MOST_NEW_TOKENS:
-        return f"but options.max_new_tokens is at most {MOST_NEW_TOKENS}; shorten it"
+    if num_written > MAX_NEW_TOKENS:
+        return f"but options.max_new_tokens is at most {MAX_NEW_TOKENS}; shorten it"
     return f"but the limit is {max_new_tokens}; raise options.max_new_tokens to {num_written}"
 
 
@@ -182,9 +180,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def _unknown_label(target: str, model: HostedModel, *, hint: bool) -> str:
-    suggestion = did_you_mean(target[:MOST_QUOTED], model.labels) if hint else ""
+    suggestion = did_you_mean(target[:MAX_QUOTED], model.labels) if hint else ""
     if not suggestion and len(model.labels) <= MAX_LABELS_SHOWN:
         suggestion = ": " + ", ".join(model.labels)
     elif not suggestion:
         suggestion = f"; GET /models/{model.name} lists them"
-    return f"{quoted(target)} is not one of the model's {len(model.labels)} labels{suggestion}"
+    return f"{quote(target)} is not one of the model's {len(model.labels)} labels{suggestion}"

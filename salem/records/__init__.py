@@ -10,7 +10,7 @@ Metrics, Flip (the outcome); HostedModel, Version, Editor, Alias, Job (what stor
 from salem.records.base import (
     EDIT_ID_PATTERN,
     EDITOR_ID_PATTERN,
-    MOST_ITEMS,
+    MAX_ITEMS,
     NAME_PATTERN,
     Name,
     Record,
@@ -36,7 +36,7 @@ from salem.records.jobs import (
     RemoveRequest,
 )
 from salem.records.method import (
-    MOST_NEW_TOKENS,
+    MAX_NEW_TOKENS,
     EditorOptions,
     Layer,
     LayerScore,
@@ -87,8 +87,8 @@ from salem.records.versions import (
 __all__ = [
     "EDITOR_ID_PATTERN",
     "EDIT_ID_PATTERN",
-    "MOST_ITEMS",
-    "MOST_NEW_TOKENS",
+    "MAX_ITEMS",
+    "MAX_NEW_TOKENS",
     "NAME_PATTERN",
     "Alias",
     "AliasChange",

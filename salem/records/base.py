@@ -11,7 +11,7 @@ EDIT_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})$"
 EDITOR_ID_PATTERN = r"^editor-[0-9a-f]{20}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-MOST_ITEMS = 100_000  # in any list of a request; most lists have a lower limit of their own
+MAX_ITEMS = 100_000  # in any list of a request; most lists have a lower limit of their own
 
 
 class Record(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from salem.records.base import Record
 
-MOST_NEW_TOKENS = 512  # upper limit of `max_new_tokens`
+MAX_NEW_TOKENS = 512  # upper limit of `max_new_tokens`
 
 
 class Layer(Record):
@@ -61,7 +61,7 @@ class SharedOptions(Record):
     max_new_tokens: int = Field(
         default=32,
         ge=32,  # registration generates this many, and its answers are reused
-        le=MOST_NEW_TOKENS,
+        le=MAX_NEW_TOKENS,
         description="Maximum number of tokens, including the end of the answer, that a model generates while "
         "it is measured. An edit with a longer answer is refused",
     )

@@ -64,7 +64,7 @@ class Sample(TextInput):
         return self.forget is not None
 
     @property
-    def becomes(self) -> tuple[str | None, str | None]:
+    def goal(self) -> tuple[str | None, str | None]:
         """The target and the answer to forget. Samples with the same input must agree on it."""
         return self.target, self.forget
 

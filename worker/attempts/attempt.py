@@ -66,7 +66,7 @@ class Attempt:
         """The job's request: a `JobRequest` as JSON."""
         return self.registry.get_request(self.job.id)
 
-    def afford(self, needed: Estimate, network: Network) -> None:
+    def check_memory(self, needed: Estimate, network: Network) -> None:
         """Refuse work that needs more memory than the job may use.
 
         Raises:

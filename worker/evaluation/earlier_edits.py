@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from salem.inference.predict import is_right
-from salem.messages import quoted
+from salem.messages import quote
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
-from salem.records import MOST_NEW_TOKENS, EditBatch, Sample, TextInput
+from salem.records import MAX_NEW_TOKENS, EditBatch, Sample, TextInput
 from worker.evaluation.versions import EditedModel, OverlaidModel
 
 
@@ -40,7 +40,7 @@ def notes_on_lost_edits(
         newest = next(name for name in edits if name in lost)
         yield (
             f"{len(lost)} of {len(edits)} earlier edits no longer hold; the newest is {newest}, "
-            f"{quoted(edits[newest].input)}. Correct it again on top of this version, or roll back to the "
+            f"{quote(edits[newest].input)}. Correct it again on top of this version, or roll back to the "
             "version before"
         )
 
@@ -53,7 +53,7 @@ def _by_new_tokens(network: Network, edits: Mapping[str, Sample], usual: int) ->
     found: dict[int, dict[str, Sample]] = {}
     for (name, edit), length in zip(edits.items(), lengths, strict=True):
         needed = length + 2  # the end of sequence, and a space before the first word
-        limit = usual if needed <= usual else min(MOST_NEW_TOKENS, 1 << (needed - 1).bit_length())
+        limit = usual if needed <= usual else min(MAX_NEW_TOKENS, 1 << (needed - 1).bit_length())
         found.setdefault(limit, {})[name] = edit
     return found
 

@@ -34,7 +34,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         reporter.phase("predicting", 0.05)
         corpus = split(network, request.edits, _pools(attempt, request, model), request.options)
         needed = editor_estimate(network, corpus, request.options)
-        attempt.afford(needed, network)
+        attempt.check_memory(needed, network)
         cache = attempt.sample_cache(model, network)
         measured = make_editor(network, corpus, request.options, reporter, cache)
     reporter.phase("writing", 0.97)

@@ -225,7 +225,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         chain = NewChain(attempt, model, parent, network, requests, EditHistory.of(attempt, model))
         peaks = chain.needed(steps)
         for peak in peaks:
-            attempt.afford(peak, chain.network)
+            attempt.check_memory(peak, chain.network)
         for place, step in enumerate(steps):
             chain.add(
                 step, PartialProgress(reporter, *(0.1 + 0.7 * (place + end) / len(steps) for end in (0, 1)))

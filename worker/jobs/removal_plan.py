@@ -98,7 +98,7 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
 
     An edit is left out if a later one gives the same input (ignoring white space) another answer.
     """
-    final = {s.words_hash: s.becomes for batch, left in parts for s in _samples(batch, left)}
+    final = {s.words_hash: s.goal for batch, left in parts for s in _samples(batch, left)}
     edits: list[Sample] = []
     adapt: list[tuple[int, Sample]] = []
     held_out_pairs: list[tuple[int, Sample]] = []
@@ -106,11 +106,11 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
         places: dict[int, int] = {}
         for index in sorted(left):
             sample = batch.edit_samples[index]
-            if final[sample.words_hash] == sample.becomes:
+            if final[sample.words_hash] == sample.goal:
                 places[index] = len(edits)
                 edits.append(sample)
         for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, held_out_pairs)):
-            target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.becomes]
+            target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.goal]
     trained = {s.words_hash for batch, _ in parts for s in batch.corrections}
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
     held_out_paraphrases = tuple((i, s) for i, s in held_out_pairs if s.words_hash not in trained)

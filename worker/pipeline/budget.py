@@ -33,7 +33,7 @@ def check_budget(job: EditJob) -> EditJob:
         OverBudget: the job would need more memory than it may use.
     """
     needed = job_estimate(job.network, job.batch, job.recipe)
-    job.attempt.afford(needed, job.network)
+    job.attempt.check_memory(needed, job.network)
     return replace(job, estimate=needed)
 
 

@@ -30,7 +30,7 @@ class EditHistory:
         numbers = [delta.version for delta in version.deltas if delta.version is not None]
         return tuple(edit for number in numbers for edit in self.edits.get(number, ()))
 
-    def in_force(self, version: Version) -> dict[str, Sample]:
+    def active_edits(self, version: Version) -> dict[str, Sample]:
         """Every active edit of a version by its id, newest first."""
         return {
             str(EditId(number, place)): edit.sample

@@ -47,7 +47,7 @@ def load(attempt: Attempt, observer: Observer) -> Iterator[EditJob]:
             network=network,
             parent=tuple(attempt.unpacked(delta, model, network) for delta in version.deltas),
             artifacts=attempt.artifacts(model, network, model.scope_metric, recipe.editor),
-            earlier_edits=history.in_force(version),
+            earlier_edits=history.active_edits(version),
         )
         yield replace(job, base_answers=_registered_answers(job))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from salem.inference.predict import is_right
-from salem.messages import a_few, quoted
+from salem.messages import first_few, quote
 from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.metrics import evaluate
 from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
@@ -40,12 +40,12 @@ def _not_given(context: EditContext) -> Iterator[str]:
     """Notes for edits that forget an answer that the parent does not give, so their outcomes say little."""
     pairs = zip(context.before, context.batch.edit_samples, strict=True)
     notes = (
-        f"the answer to {quoted(sample.input)} was {quoted(output)}, not {quoted(sample.answer)}, which "
+        f"the answer to {quote(sample.input)} was {quote(output)}, not {quote(sample.answer)}, which "
         "the edit forgets; to change the current answer, forget that one"
         for output, sample in pairs
         if sample.forgets and is_right(output, sample)
     )
-    return iter(a_few(notes, "answers to forget that the model does not give"))
+    return iter(first_few(notes, "answers to forget that the model does not give"))
 
 
 def _unprotected(context: EditContext) -> Iterator[str]:

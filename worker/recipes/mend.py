@@ -12,7 +12,7 @@ from pydantic import Field
 
 from salem.deltas.terms import Dense, LowRank, applied
 from salem.errors import EditFailed
-from salem.messages import quoted
+from salem.messages import quote
 from salem.models.network import Network
 from salem.records import DetailedMetrics, Layer, Sample, SharedOptions
 from worker.hypernetworks.mend_learner import MendTraining, mend_learner
@@ -92,7 +92,7 @@ class MendRecipe(Recipe):
         if failing:
             yield (
                 f"{len(failing)} of {len(edits)} edits do not hold after the one pass of {self.editor}, such "
-                f"as {quoted(failing[0].input)}; nothing was trained; leave out options.editor to train for "
+                f"as {quote(failing[0].input)}; nothing was trained; leave out options.editor to train for "
                 "this job"
             )
         if len(edits) > artifacts.editor.num_together:

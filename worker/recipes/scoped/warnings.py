@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salem.messages import a_few, quoted
+from salem.messages import first_few, quote
 from salem.records import EditBatch, Sample, TextInput
 from salem.scope.lexical import WordCounts
 from salem.scope.lookups import KnownLookups
@@ -54,9 +54,11 @@ def scope_warnings(likeness: Tensor, overlaps: Overlaps, owners: Tensor, batch: 
         owners: edits of the keys [k].
     """
     return (
-        *a_few(_indistinct(likeness, owners, batch), "edits that are near-duplicates of pass samples"),
-        *a_few(_overlapping(overlaps, batch), "pairs of edits in one scope with different targets"),
-        *a_few(_elsewhere(overlaps, owners, batch), "corrections that lie deeper in another edit's scope"),
+        *first_few(_indistinct(likeness, owners, batch), "edits that are near-duplicates of pass samples"),
+        *first_few(_overlapping(overlaps, batch), "pairs of edits in one scope with different targets"),
+        *first_few(
+            _elsewhere(overlaps, owners, batch), "corrections that lie deeper in another edit's scope"
+        ),
     )
 
 
@@ -80,7 +82,7 @@ def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[
 def _overlapping(overlaps: Overlaps, batch: EditBatch) -> Iterator[str]:
     """One warning per pair of edits in one scope with different targets."""
     kinds: dict[object, int] = {}
-    wanted = [kinds.setdefault(edit.becomes, len(kinds)) for edit in batch.edit_samples]
+    wanted = [kinds.setdefault(edit.goal, len(kinds)) for edit in batch.edit_samples]
     targets = torch.tensor(wanted, device=overlaps.shared.device)
     conflicting = (overlaps.shared & (targets[:, None] != targets)).triu(1)
     for one, other in conflicting.nonzero().tolist():
@@ -96,7 +98,7 @@ def _elsewhere(overlaps: Overlaps, owners: Tensor, batch: EditBatch) -> Iterator
     won = zip(batch.corrections, owners.tolist(), overlaps.deepest.tolist(), strict=True)
     for sample, owner, winner in won:
         own, other = batch.edit_samples[int(owner)], batch.edit_samples[int(winner)]
-        if own.becomes != other.becomes:
+        if own.goal != other.goal:
             yield (
                 f"{_named(sample)} lies deeper in the scope of {_named(other)} than in its own and "
                 "gets that answer: correct it in a later job, whose entries take precedence"
@@ -105,4 +107,4 @@ def _elsewhere(overlaps: Overlaps, owners: Tensor, batch: EditBatch) -> Iterator
 
 def _named(sample: TextInput) -> str:
     """A sample as a message quotes it, with its pair: other samples may have the same text."""
-    return quoted(sample.input) + (f" / {quoted(sample.text_pair)}" if sample.text_pair else "")
+    return quote(sample.input) + (f" / {quote(sample.text_pair)}" if sample.text_pair else "")
