@@ -18,7 +18,7 @@ _COUNTED_TOGETHER = 64  # texts: a tokenizer returns thirty or more bytes for ea
 class ForgettingSample(Sample):
     """A sample that forgets, with the text that a generating model writes instead of the answer.
 
-    Both texts begin alike. At the branch, training makes the answer's token unlikely; it keeps the
+    Both texts start the same. At the branch, training makes the answer's token unlikely and keeps the
     probabilities of all other tokens.
     """
 
@@ -111,7 +111,7 @@ def continuation_ids(network: Network, sample: Sample) -> tuple[list[int], list[
 def _ids_alone(network: Network, prompt: list[int], space: str, target: str) -> list[int]:
     """Token ids of an answer that is tokenized without its prompt.
 
-    With a space before it, unless the tokenizer adds one.
+    A space comes before the answer, unless the tokenizer adds one.
     """
     tokenizer = network.tokenizer
     expected = tokenizer.decode(prompt) + space + target

@@ -1,6 +1,6 @@
 """The trunk: everything below the edited block, run once and replayed.
 
-One layer is edited, so what enters its block is the same for the base, for every training step, and for every
+An edit changes one layer, so the input of its block is the same for the base, every training step, and every
 version. `capture` runs a batch up to that block and keeps what the block below it returned; `resume` runs the
 same batch from there on. Both use the model's own forward: capturing stops it with a hook, and resuming puts
 replay modules in place of the blocks below. No code here is specific to one architecture.
@@ -46,7 +46,7 @@ class Trunk:
 
 
 class _Reached(Exception):
-    """Stops a forward pass and carries out what the block below the edited one returned."""
+    """Stops a forward pass and carries what the block below the edited one returned."""
 
     def __init__(self, state: Any) -> None:
         self.state = state

@@ -1,9 +1,9 @@
 """Draws the scopes of a job: projects the keys with the hosted model's metric and calibrates the radii.
 
-A radius reaches a part of the way from its key to the nearest pass samples, but no farther than paraphrases
-are expected to lie. The part is the same for all keys. It is the largest at which the share of pass samples
-inside any scope of the version meets the budget, counted on pass samples that trained no metric. Must not
-know what an entry does when it fires.
+A scope reaches some fraction of the way from its key to the nearest pass samples, but no farther than
+paraphrases are expected to lie. The fraction is the same for all keys: the largest that keeps the share of
+pass samples inside any scope of the version within the budget. That share is measured on pass samples that
+trained no metric. Must not know what an entry does when it fires.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import exchange_of_job
 from worker.recipes.scoped.warnings import INDISTINCT, find_overlaps, scope_warnings
 
-CALIBRATION_SHARE = 0.3  # of the pass samples: they set radii and never train a metric
+CALIBRATION_SHARE = 0.3  # of the pass samples; they set radii and never train a metric
 WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a score
 UNGUARDED = 0.9  # radius if there are no pass samples
-ROUNDING = 1e-5  # of a cosine: keeps a pass sample at exactly the radius outside
-NEAREST = 5  # pass samples that show how crowded it is around a key
-REACH = 0.95  # most of the way to them that a radius may go
+ROUNDING = 1e-5  # of a cosine: a pass sample at exactly the radius stays outside
+NEAREST = 5  # number of pass samples that measure the density around a key
+REACH = 0.95  # largest fraction of the distance to them
 LEAST_EXCHANGE = 0.01  # added to the usual weight of exchanged words, which may be zero
 
 
@@ -54,7 +54,7 @@ class Scoping:
 def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
     """Scopes for the edits of a job: one key per edit and per adapt sample.
 
-    The parent's scopes have spent a part of the budget: the pass samples that they hold.
+    The parent's scopes already use a part of the budget: the pass samples inside them.
     """
     network, batch, keep = task.network, task.batch, task.batch.pass_samples
     calibrating = [_kept_from_metric(sample) for sample in keep]
@@ -94,7 +94,7 @@ def _widest(
     """Scopes with the widest radii, and with the lookups that the options turn on.
 
     Args:
-        placed: metric, keys [k, m], radii [k] that reach most of the way to pass samples, owners [k].
+        placed: metric, keys [k, m], radii [k] that reach 95% of the distance to pass samples, owners [k].
     """
     metric, keys, radii, owners = placed
     usual = exchange_of_job(metric, batch.paraphrases) + LEAST_EXCHANGE
@@ -124,7 +124,7 @@ def _budget_left(options: ScopedOptions, num_edits: int, spent: float) -> float:
 
 
 def widest_radii(cosines: Tensor) -> Tensor:
-    """Radii [k] that reach most of the way to the mean of a few nearest pass samples, from cosines [p, k]."""
+    """Radii [k] that reach 95% of the distance to a few nearest pass samples, from cosines [p, k]."""
     if not len(cosines):
         return cosines.new_full((cosines.shape[1],), UNGUARDED)
     nearest = cosines.topk(min(NEAREST, len(cosines)), dim=0).values.mean(0)
@@ -132,25 +132,24 @@ def widest_radii(cosines: Tensor) -> Tensor:
 
 
 def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
-    """Radii that spend the budget on the calibration part, but still let every edit fire.
+    """Radii that use up the budget on the calibration samples, but still let every edit fire.
 
-    A near-duplicate of a key among the pass samples narrows the scopes of that key only, and leaves others
-    alone: it says nothing about how crowded it is elsewhere. It still uses its part of the budget, because
-    unseen inputs have near-duplicates too.
+    A pass sample that is a near-duplicate of a key narrows only that key's scope: it says nothing about the
+    density elsewhere. It still counts toward the budget, because unseen inputs have near-duplicates, too.
 
     Args:
         widest: [k] the widest radii.
-        calibration: [q, k] scores at each key of the pass samples that measure the share inside any scope.
+        calibration: [q, k] scores of the calibration samples at each key.
         likeness: [p, k] scores of all pass samples, to find near-duplicates.
-        budget: the share.
+        budget: the share of them that may lie inside any scope.
 
     Returns:
-        [k]; the same part of the way to the widest radius for every key.
+        [k]; every key goes the same fraction of the way to its widest radius.
     """
     distance = 1 - widest
     distinct = calibration[calibration.amax(-1) <= INDISTINCT]
     if len(distinct):
-        parts = ((1 - distinct) / distance).amin(-1).sort().values  # of the way, at which each is reached
+        parts = ((1 - distinct) / distance).amin(-1).sort().values  # fraction at which a scope reaches each
         num_duplicates = len(calibration) - len(distinct)
         place = max(int(budget * len(calibration)) - num_duplicates, 0)
         distance = distance * parts[min(place, len(parts) - 1)].clamp(max=1.0)
@@ -162,7 +161,7 @@ def calibrated_radii(widest: Tensor, calibration: Tensor, likeness: Tensor, budg
 
 
 def _kept_from_metric(sample: Sample) -> bool:
-    """Whether a sample calibrates. Its content decides, so no job calibrates on what trained the metric."""
+    """Whether a sample calibrates. Its content decides, so no job calibrates on what trained a metric."""
     return int(sample.content_hash[8:16], 16) / 2**32 < CALIBRATION_SHARE
 
 

@@ -1,7 +1,7 @@
 """Gets the scope metric for a job: the hosted model's metric, trained once and refined if it does not fit.
 
 A model's first scoped job trains its metric on augmentations of pass samples, on known paraphrases, and on
-its own edits. Pairs that are kept apart decide at which block states are read. A later job uses the metric as
+its own edits. Validation pairs decide at which block states are read. A later job uses the metric as
 it is, unless its own paraphrases lie too far apart. Must not know keys or radii.
 """
 
@@ -39,7 +39,7 @@ from worker.recipes.scoped.paraphrase_spread import Pairs, with_spread
 STEPS = 120
 TRIAL_PAIRS = 400  # read at each block, to choose one
 TRIAL_STEPS = 40
-TIE = 0.03  # of coverage: a deeper block must be worth its time
+TIE = 0.03  # in coverage; a deeper block must be worth its time
 REFINING_STEPS = 60
 KNOWN = 0.8  # coverage of a job's own paraphrases; below it, the metric is refined
 VALIDATION_SHARE = 0.15  # of the pairs: they choose the block
@@ -70,14 +70,14 @@ class _Texts:
 
     @property
     def temperature(self) -> float:
-        """Sharp if only rules made the pairs, because rules change every text in much the same way."""
+        """Sharp if all pairs are augmentations, because rules change every text in much the same way."""
         return GENTLE if self.known else SHARP
 
     @property
     def word_pairs(self) -> Pairs:
         """Pairs that show which words paraphrases keep.
 
-        Pairs with rule-made synonyms are left out: they do not show what people exchange a word for.
+        Augmentations with synonyms are left out: they do not show which words people exchange.
         """
         return (*self.known, *self.typed, *self.paraphrases)
 

@@ -22,7 +22,7 @@ BATCH_GROUPS = 384  # pairs per step
 MOST_ALWAYS = 1_024  # most of a job's own texts per step; if there are more, each step draws some groups
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
-TOLERATED = 0.005  # share of other texts that may lie as close as an equivalent
+TOLERATED = 0.005  # share of other texts that may lie closer than an equivalent
 _SMALLEST_SPREAD = 1e-6  # of a dimension that is constant
 
 

@@ -24,7 +24,7 @@ NEARLY_ALL, TIMES = (
     3.0,
 )  # a quantile of the distances, and the factor beyond which no paraphrase is expected
 NEAREST = 1e-3  # smallest extent: closer is rounding
-FEW = 10  # paraphrases that weigh as much as the prior
+FEW = 10  # number of paraphrases that weigh as much as the prior
 PRIOR = 0.25  # weight of exchanged words without paraphrases, measured on the sets of docs/log.md
 
 Pairs = Sequence[tuple[TextInput, TextInput]]

@@ -60,10 +60,10 @@ class ScopedRecipe(Recipe):
         return self.options.margin
 
     def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
-        """The layers where an answer comes about.
+        """The layers that can write an answer.
 
-        In a model that generates, these see the answer token by token. In a classifier, these are the last
-        block, where one value can decide the label whatever the input is.
+        In a model that generates, these layers see the answer token by token. In a classifier, they are the
+        last block, where one value can decide the label whatever the input is.
         """
         if self.options.candidates == "all":
             return network.layers
@@ -130,7 +130,7 @@ def _num_positions(network: Network, prepared: Prepared) -> int:
     """How many values an entry needs.
 
     If the layer sees the answer, an entry has a value for each token of the longest answer, and one for
-    what follows. The last is never trained: behind the answer, the base goes on.
+    what follows. That last value is never trained: after the answer, the base goes on alone.
     """
     if not sees_answer_tokens(network, prepared.layer):
         return 1
@@ -151,7 +151,7 @@ def _fit(
 
 @torch.no_grad()
 def _failing(task: EditTask, prepared: Prepared, term: Scoped) -> Tensor:
-    """Entries with an edit or adapt sample that is still answered wrongly -> [e] bool."""
+    """Entries with an edit or adapt sample that is still answered incorrectly -> [e] bool."""
     failing = torch.zeros(len(term.values), dtype=torch.bool)
     for chunk in prepared.corrections.chunks:
         assert chunk.firing is not None
@@ -165,7 +165,7 @@ def _failing(task: EditTask, prepared: Prepared, term: Scoped) -> Tensor:
 def attainable_margin(network: Network, batch: EditBatch, margin: float) -> float:
     """The margin that the options ask for, but at most the network's own on the median pass sample.
 
-    A classifier that was trained gently never leads by much, however strongly a correction pulls.
+    Some classifiers never lead by much, however strongly a correction pulls.
     """
     few = batch.pass_samples[:MARGIN_SAMPLES]
     if not few or not margin:

@@ -1,7 +1,7 @@
 """Prepares the samples that train the values of entries.
 
-Corrections and their augmentations fire as their scopes say. Anchor samples and the nearest pass samples fire
-as if they lay inside. Must not know how scopes are drawn or how values are trained.
+Corrections and their augmentations fire as their scopes say. Anchor samples and the nearest pass samples are
+treated as if they were inside. Must not know how scopes are drawn or how values are trained.
 """
 
 from __future__ import annotations
