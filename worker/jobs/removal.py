@@ -216,10 +216,11 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     requests = attempt.registry.entries.edit_requests(
         model.name, [delta.version for delta in parent.deltas if delta.version is not None]
     )
-    gone: dict[int, set[int]] = {}
+    to_remove: dict[int, set[int]] = {}
     for edit in map(EditId.parse, request.edits):
-        gone.setdefault(edit.version, set()).add(edit.place)
-    steps = plan(parent.deltas, gone, {number: len(asked.edits) for number, asked in requests.items()})
+        to_remove.setdefault(edit.version, set()).add(edit.place)
+    num_edits = {number: len(each.edits) for number, each in requests.items()}
+    steps = plan(parent.deltas, to_remove, num_edits)
     reporter.phase("loading", 0.02)
     with attempt.loaded(model) as network:
         chain = NewChain(attempt, model, parent, network, requests, EditHistory.of(attempt, model))

@@ -41,20 +41,20 @@ class Step:
 
 
 def plan(
-    deltas: Sequence[Delta], gone: Mapping[int, Collection[int]], num_edits: Mapping[int, int]
+    deltas: Sequence[Delta], to_remove: Mapping[int, Collection[int]], num_edits: Mapping[int, int]
 ) -> tuple[Step, ...]:
     """The steps to the new chain. A delta without remaining edits is left out.
 
     Args:
         deltas: the old chain, oldest first.
-        gone: the indexes of the edits to remove, by the version that introduced them.
+        to_remove: the indexes of the edits to remove, by the version that introduced them.
         num_edits: how many edits each version introduced.
     """
     steps: list[Step] = []
     replaying = False
     for delta in deltas:
         assert delta.version is not None, "a published delta has a version"
-        lost = gone.get(delta.version, ())
+        lost = to_remove.get(delta.version, ())
         removed = tuple(sorted({*delta.removed, *lost}))
         replaying = replaying or (bool(lost) and delta.kind != "scoped")
         if len(removed) < num_edits[delta.version]:
