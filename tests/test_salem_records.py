@@ -499,7 +499,7 @@ def test_hashes_of_random_texts_do_not_meet() -> None:
 def test_the_id_of_an_edit() -> None:
     assert EditId.parse("3.10") == EditId(3, 10) and str(EditId(3, 10)) == "3.10"
     for bad in ("", "3", "3.", ".0", "3.01", "-3.0", "3.0.1", "3.0\n", "a.b", "9" * 12 + ".0"):
-        with pytest.raises(ValueError, match=r"write .3\.0"):
+        with pytest.raises(ValueError, match=r"write it like .3\.0"):
             EditId.parse(bad)
 
 
