@@ -132,7 +132,7 @@ def test_a_job_with_an_editor_takes_one_pass(
     assert result["layer"] == version.layer == LAYER and editor.id in result["layer_reason"]
     assert version.options == RecipeOptions(recipe="mend", editor=editor.id)
     assert job.saliency == ()
-    assert any("learned to apply 1 edits at once, this job has 8" in note for note in result["notes"])
+    assert any("learned to apply 1 edits at once, but this job has 8" in note for note in result["notes"])
     data = stage.blobs.get(version.deltas[0].blob)
     assert read_header(data)["editor"] == f'"{editor.blob}"'
     stored = unpack(data, base_sha256=str(model.sha256), layers=model.layers)

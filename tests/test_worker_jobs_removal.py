@@ -296,7 +296,7 @@ def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, mode
     assert any(seen) and again.metrics is not None
     count = again.metrics.generalization.count if again.metrics.generalization else 0
     assert count == seen.count(False)
-    unmeasured = any("earlier jobs have trained on all 2" in note for note in again.metrics.notes)
+    unmeasured = any("earlier jobs were trained on all 2" in note for note in again.metrics.notes)
     assert unmeasured is (count == 0)
     left, _ = remove(stage, again, f"{again.number}.{1 - seen.index(True)}")
     assert left.metrics is not None and left.metrics.generalization is None, "nor does it after a removal"
