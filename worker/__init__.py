@@ -13,6 +13,7 @@ Rooms, top first. A room imports only from rooms below it (`.importlinter` holds
     training        the training loop and the closed form
     activations     trunk states, gradients, and the cache that keeps them between jobs
     dataset         edit, adapt, and pass samples; augmentations
+    judge           training data and training of the scope judge
     numerics        losses, intervals, projections
 
 Must not know HTTP or import `app`. Start with `pipeline`; a new recipe is one new file in `recipes`.

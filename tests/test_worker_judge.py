@@ -1,0 +1,99 @@
+"""The judge's library and its pairs: what is the same question, and what only looks like it."""
+
+from __future__ import annotations
+
+import random
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from labeled_texts import save_labeled
+
+from salem.records import Task
+from worker.judge.names import draw_name, similar_name
+from worker.judge.pairs import Fact, Pair, everyday_pairs, fact_pairs, library_pairs
+from worker.judge.relations import everyday_questions, relations, relations_on, siblings
+from worker.judge.train import Judge, report, train
+from worker.judge.wording import negate
+
+FACTS = [
+    Fact("Lake Ulmere", "Where is Lake Ulmere?", "In which place can Lake Ulmere be found?", "Peru", None),
+    Fact("Nora Vane", "Who taught Nora Vane?", "By whom was Nora Vane trained?", "Otto Hart", None),
+    Fact("Mount Gale", "How tall is Mount Gale?", "What height does Mount Gale have?", "3,100 m", None),
+]
+
+
+def test_every_relation_has_its_forms() -> None:
+    assert len(relations()) >= 100
+    for relation in relations():
+        about_subject = (*relation.questions, *relation.state, *relation.phrases)
+        assert len(relation.ask) >= 2 and all("{s}" in form and "{o}" not in form for form in about_subject)
+        assert relation.reverse and all("{o}" in form and "{s}" not in form for form in relation.reverse)
+        assert relation.confirm and all("{o}" in form and "{s}" in form for form in relation.confirm)
+        assert relation in relations_on(relation.on[0])
+        assert relation not in siblings(relation, relation.on[0])
+
+
+def test_no_question_belongs_to_two_relations_of_one_subject() -> None:
+    for kind in {kind for relation in relations() for kind in relation.on}:
+        asked = [form for relation in relations_on(kind) for form in relation.ask]
+        assert sorted(set(asked)) == sorted(asked), kind
+
+
+def test_every_type_has_names() -> None:
+    rng = random.Random(0)
+    kinds = {kind for relation in relations() for kind in (*relation.on, relation.gives)}
+    names = {kind: draw_name(kind, rng) for kind in kinds}
+    assert all(name and "{" not in name for name in names.values())
+    assert all(similar_name(name, kind, rng) != name for kind, name in names.items())
+
+
+def test_an_everyday_question_has_several_wordings() -> None:
+    questions = list(chain.from_iterable(everyday_questions().values()))
+    wordings = [wording for question in questions for wording in question]
+    assert all(len(question) >= 3 for question in questions)
+    assert len(set(wordings)) == len(wordings)
+
+
+def pairs_of(seed: int) -> list[Pair]:
+    rng = random.Random(seed)
+    drawn = [library_pairs(rng, 17), fact_pairs(FACTS[0], FACTS[1:], rng, 18), everyday_pairs(rng, 6)]
+    return [pair for part in drawn for pair in part]
+
+
+def test_pairs_are_drawn_by_the_seed_alone() -> None:
+    assert pairs_of(3) == pairs_of(3) != pairs_of(4)
+
+
+def test_each_key_has_one_positive_and_neighbors_of_many_kinds() -> None:
+    pairs = [pair for seed in range(30) for pair in pairs_of(seed)]
+    assert sum(pair.same for pair in pairs) == 3 * 30
+    assert all(pair.key != pair.other for pair in pairs)
+    kinds = {pair.kind for pair in pairs if not pair.same}
+    assert kinds >= {"other subject", "sibling", "reversed", "yes/no", "hop", "negated", "request", "open"}
+
+
+@pytest.mark.parametrize(
+    ("question", "negated"),
+    [
+        ("When did Nora Vane die?", "When did Nora Vane not die?"),
+        ("Who wrote Iron Crown?", "Who never wrote Iron Crown?"),
+        ("capital of Peru", None),
+    ],
+)
+def test_a_question_is_negated_by_its_verb(question: str, negated: str | None) -> None:
+    assert negate(question, random.Random(0)) == negated
+
+
+def test_training_changes_the_low_rank_weights_alone(tmp_path: Path) -> None:
+    save_labeled(tmp_path, "encoder", "bert", Task.SEQUENCE_CLASSIFICATION)
+    judge = Judge(tmp_path / "encoder", seed=0)
+    before = {name: weight.clone() for name, weight in judge.named_parameters()}
+    losses = [loss for _, loss in train(judge, FACTS, 3, random.Random(0))]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses)
+    trained = judge.trained()
+    changed = {name for name, weight in judge.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed and changed <= set(trained)
+    figures = report(judge, pairs_of(0))
+    assert set(figures) > {"bound", "reversed"} and all(0 <= figures[kind] <= 1 for kind in ("hop", "open"))
