@@ -23,12 +23,13 @@ def test_a_slow_model_refuses_what_it_cannot_queue_and_delays_no_other(
     stage.host("slow", "bert")
     stage.host("fast", "bert")
     go_on, started = threading.Event(), threading.Semaphore(0)
+    released: list[bool] = []
     predict = Engine.predict
 
     def waiting(self: Engine, model: HostedModel, *given: Any, **options: Any) -> Any:
         if model.name == "slow":
             started.release()
-            assert go_on.wait(60)
+            released.append(go_on.wait(60))
         return predict(self, model, *given, **options)
 
     monkeypatch.setattr(Engine, "predict", waiting)
@@ -44,6 +45,7 @@ def test_a_slow_model_refuses_what_it_cannot_queue_and_delays_no_other(
             refused, answered = ask("slow"), ask("fast")
             go_on.set()
             assert [future.result().status_code for future in asked] == [200] * THREADS_PER_MODEL
+    assert released == [True] * THREADS_PER_MODEL
     assert refused.status_code == 429 and refused.json()["code"] == "too_many_requests"
     assert refused.headers["Retry-After"] == "1"
     assert answered.status_code == 200
