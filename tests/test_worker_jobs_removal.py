@@ -300,7 +300,7 @@ def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, mode
     assert unmeasured is (count == 0)
     left, _ = remove(stage, again, f"{again.number}.{1 - seen.index(True)}")
     assert left.metrics is not None and left.metrics.generalization is None, "nor does it after a removal"
-    assert any("earlier jobs have trained on all 1" in note for note in left.metrics.notes)
+    assert any("earlier jobs were trained on all 1" in note for note in left.metrics.notes)
 
 
 @pytest.fixture
