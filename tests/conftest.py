@@ -21,19 +21,13 @@ from salem.storage.registry import Registry
 TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each module in one process of pytest-xdist, and all tests of the running service in one too.
-
-    Then each process builds the fixtures and cached models of a module once.
-    """
+    if os.environ.get(TEST_DATABASE_VARIABLE):
+        return
     skip = pytest.mark.skip(reason=f"{TEST_DATABASE_VARIABLE} is not set")
-    with_postgres = bool(os.environ.get(TEST_DATABASE_VARIABLE))
     for item in items:
-        if item.get_closest_marker("postgres") and not with_postgres:
+        if item.get_closest_marker("postgres"):
             item.add_marker(skip)
-        needs_service = isinstance(item, pytest.Function) and "service" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("service" if needs_service else item.path.name))
 
 
 @pytest.fixture(autouse=True)
