@@ -28,7 +28,8 @@ from worker.main import check_stores, clock_offset_s, connect
 
 LAYER = "bert.encoder.layer.2.output.dense"
 QUICK = {"recipe": "mend", "max_steps": 30, "kl_weight": 0, "null_space_rank": 0, "layer": LAYER}
-ENDLESS = QUICK | {"recipe": "scoped", "max_steps": 5_000, "learning_rate": 1e-9}  # never holds, never stops
+# It never holds and never stops.
+ENDLESS = {"recipe": "scoped", "max_steps": 5_000, "kl_weight": 0, "layer": LAYER, "learning_rate": 1e-9}
 TEXT = "my lamp is broken"
 
 

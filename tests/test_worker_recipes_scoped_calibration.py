@@ -21,6 +21,7 @@ from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.lookups import BatchLookups
 from salem.scope.metric import UNMEASURED_EXCHANGE
 from worker.dataset.split import build_edit_batch
+from worker.recipes.base import Artifacts
 from worker.recipes.scoped import calibration as scoping
 from worker.recipes.scoped.calibration import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
 from worker.recipes.scoped.job_metric import JobMetric
@@ -206,7 +207,7 @@ def test_the_same_seed_draws_the_same_scopes() -> None:
 def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batch = tiny_network("bert"), batch_of(60)
     layer = network.layers[1]
-    hyper = OPTIONS.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
+    options = OPTIONS.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
     spent: list[tuple[int, float]] = []
 
     def noted(widest: Tensor, calibration: Tensor, likeness: Tensor, budget: float) -> Tensor:
@@ -214,12 +215,11 @@ def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.
         return calibrated_radii(widest, calibration, likeness, budget)
 
     monkeypatch.setattr(scoping, "calibrated_radii", noted)
-    scope = drawn(batch, hyper=hyper).scope
+    scope = drawn(batch, options=options).scope
     everywhere = replace(scope, radii=torch.full_like(scope.radii, -2.0))
     term = empty_entries(everywhere, 2, layer)
-    generator = torch.Generator().manual_seed(0)
     parent = (LayerDelta(layer.path, (term,)),)
-    later = draw_scopes(network, parent, batch, layer, hyper, generator, scope.metric)
+    later = draw_scopes(edit_task(network, batch, layer, parent, Artifacts(metric=scope.metric)), options)
     assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
     (num_free, whole), (num_left, left) = spent
     assert (whole, left) == (0.2, 0.0)
@@ -256,13 +256,13 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
     # Far enough, and by a metric, for the calibration part to bind.
     monkeypatch.setattr(scoping, "REACH", 1.3)
     only = {"scope_budget": 0.0, "first_token_weight": 2.0, "lexical_weight": 0.0}
-    hyper = OPTIONS.model_copy(update=only)
+    options = OPTIONS.model_copy(update=only)
     scopes = {}
     for name, otherwise in (("alike", set()), ("otherwise", texts)):
         heard = Heard(otherwise)
         monkeypatch.setattr(lookups, "first_tokens", heard)
         monkeypatch.setattr(scoping, "first_tokens", heard)
-        scopes[name] = drawn(batch, hyper=hyper, seed=1).scope
+        scopes[name] = drawn(batch, options=options, seed=1).scope
         assert scopes[name].first_token_weights.tolist() == [2.0] and len(heard.asked) > 1
     assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
 

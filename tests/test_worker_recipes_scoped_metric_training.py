@@ -148,7 +148,7 @@ def test_coverage_is_the_share_of_pairs_closer_than_all_but_a_few_others(num_oth
     ]
     expected = sum(count < tolerated for count in closer) / len(closer)
     assert coverage(first, second, others) == pytest.approx(expected)
-    assert 0 < expected < 1
+    assert expected > 0 and (expected < 1) is (num_others > 1)
 
 
 def test_without_pairs_or_others_nothing_is_uncovered() -> None:
