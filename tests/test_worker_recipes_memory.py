@@ -14,6 +14,7 @@ from recipe_cases import bare_recipe
 
 from salem.errors import OverBudget
 from worker.recipes.memory import (
+    ALLOCATOR,
     Estimate,
     ModelShape,
     TokenCounts,
@@ -102,8 +103,8 @@ def test_the_recipe_decides_what_preparation_takes() -> None:
 
 def test_the_peak_is_what_lasts_and_the_largest_of_what_does_not() -> None:
     parts = Estimate(weights=100, samples=900, step=5_000, inference=60, preparation=70, trials=5_900)
-    assert parts.num_bytes == round(1.15 * 6_000)
-    assert replace(parts, trials=10_000).num_bytes == round(1.15 * 10_100)
+    assert parts.num_bytes == round(ALLOCATOR * 6_000)
+    assert replace(parts, trials=10_000).num_bytes == round(ALLOCATOR * 10_100)
     assert parts.largest == "trials" and replace(parts, trials=0).largest == "step"
 
 
@@ -114,7 +115,7 @@ def test_a_job_that_does_not_fit_is_refused_with_numbers_and_advice() -> None:
     with pytest.raises(OverBudget) as refused:
         check_estimate(needed, 300 * MIB)
     assert refused.value.code == "over_budget" and refused.value.status == 422
-    for words in ("586 MiB", "500 MiB of it for the samples", "limit is 300 MiB"):
+    for words in ("663 MiB", "500 MiB of it for the samples", "limit is 300 MiB"):
         assert words in refused.value.message
     assert "options.max_pass_samples" in str(refused.value.remedy)
 
