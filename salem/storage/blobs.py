@@ -167,13 +167,11 @@ class BlobStore:
                 self._remove(paths[digest], lambda _: True)
 
     def _remove(self, path: str, is_unneeded: Callable[[str], bool]) -> bool:
-        with self._reaching(path.rpartition("/")[2]):
-            try:
-                if is_unneeded(path):
-                    self._files.rm_file(path)
-                    return True
-            except FileNotFoundError:  # another process may remove it too
-                pass
+        # Another process may remove the file too.
+        with self._reaching(path.rpartition("/")[2]), suppress(FileNotFoundError):
+            if is_unneeded(path):
+                self._files.rm_file(path)
+                return True
         return False
 
     @contextmanager
