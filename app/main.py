@@ -27,7 +27,10 @@ from salem.settings import Settings
 GRACEFUL_SHUTDOWN_S = 3
 
 ROUTES = (
+    "reference_sets",
     "models",
+    "versions",
+    "aliases",
     "entries",
     "removals",
     "edits",

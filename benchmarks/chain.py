@@ -228,7 +228,7 @@ def _stored(bench: Bench, term: Scoped, metric: str) -> Delta:
 
 
 def _claim(services: Services, job_id: str) -> str:
-    claimed = services.registry.claim_job(job_id, LEASE_S)
+    claimed = services.registry.jobs.claim(job_id, LEASE_S)
     assert claimed is not None, "no other process claims jobs"
     return claimed[1]
 
@@ -236,7 +236,7 @@ def _claim(services: Services, job_id: str) -> str:
 def _publish(bench: Bench, deltas: tuple[Delta, ...], parent: int, num_outcomes: int = 1) -> Version:
     """Publish a version as an edit job does, with this many outcomes."""
     registry = bench.services.registry
-    job, _ = registry.create_job(JobKind.EDIT, "m", _request(bench, 1))
+    job, _ = registry.jobs.create(JobKind.EDIT, "m", _request(bench, 1))
     share = Proportion(value=1.0, low=0.9, high=1.0, count=num_outcomes)
     outcome = EditOutcome(
         input=bench.texts[0].input, target=LABELS[0], edit=0, kind="edit", before=LABELS[1], after=LABELS[0],
@@ -301,7 +301,7 @@ def _resident_bytes() -> int:
 
 
 def _poll_bytes(client: TestClient, bench: Bench) -> int:
-    job, _ = bench.services.registry.create_job(JobKind.EDIT, "m", _request(bench, len(bench.texts)))
+    job, _ = bench.services.registry.jobs.create(JobKind.EDIT, "m", _request(bench, len(bench.texts)))
     return len(client.get(f"/jobs/{job.id}").raise_for_status().content)
 
 

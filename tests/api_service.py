@@ -158,8 +158,8 @@ class Stage:
         delta = Delta(
             layer=layer.path, blob=self.blobs.put(data), num_bytes=len(data), kind="low_rank", rank=2
         )
-        job = job or self.registry.create_job(JobKind.EDIT, model.name, {"edits": []})[0]
-        asked = self.registry.get_request(job.id)
+        job = job or self.registry.jobs.create(JobKind.EDIT, model.name, {"edits": []})[0]
+        asked = self.registry.jobs.get_request(job.id)
         version = Version(
             model=model.name,
             number=0,
@@ -177,6 +177,6 @@ class Stage:
         return self.registry.finish_edit(job.id, self._claim(job.id), version, result, made)
 
     def _claim(self, job_id: str) -> str:
-        claimed = self.registry.claim_job(job_id, LEASE_S)
+        claimed = self.registry.jobs.claim(job_id, LEASE_S)
         assert claimed is not None
         return claimed[1]

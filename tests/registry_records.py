@@ -75,7 +75,7 @@ def new_version(model: str = "intents", parent: int = 0, blob: str = BLOB) -> Ve
 
 
 def claim(registry: Registry, job: Job, lease_s: float = 30) -> str:
-    claimed = registry.claim_job(job.id, lease_s)
+    claimed = registry.jobs.claim(job.id, lease_s)
     assert claimed is not None
     return claimed[1]
 
@@ -92,7 +92,7 @@ def ready_model(
 
 
 def new_job(registry: Registry, model: str = "intents", **request: Any) -> Job:
-    return registry.create_job(JobKind.EDIT, model, request)[0]
+    return registry.jobs.create(JobKind.EDIT, model, request)[0]
 
 
 def publish(

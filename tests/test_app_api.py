@@ -211,7 +211,7 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     for job in jobs:
         asked = request_of(client, job)
         assert (asked["parent"], asked["alias_was"]) == (0, 0)
-        stage.publish(intents, job=stage.registry.get_job(job["id"]))
+        stage.publish(intents, job=stage.registry.jobs.get(job["id"]))
     path = "/models/intents/aliases/production"
     assert [alias["version"] for alias in client.get(f"{path}/history").json()["data"]] == [1, 0]
     first, second = (client.get(f"/jobs/{job['id']}").json()["result"] for job in jobs)
@@ -233,7 +233,7 @@ def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
     body = {"model": "intents", "alias": "production", "edits": [EDIT]}
     headers = {"Idempotency-Key": "monday"}
     made = client.post("/edits", json=body, headers=headers).json()
-    stage.publish(intents, job=stage.registry.get_job(made["id"]))
+    stage.publish(intents, job=stage.registry.jobs.get(made["id"]))
     refusal = problem(client.post("/edits", json=body), 422, "invalid_request")
     assert pointers(refusal) == {"/model"}
     assert "write intents@production to keep them, or intents:0 to leave them out" in refusal["detail"]
@@ -378,7 +378,7 @@ def test_jobs_are_listed_in_pages_and_cancelled(
     problem(client.post(f"/jobs/{ids[0]}/cancel"), 409, "conflict")
     problem(client.get("/jobs/unknown"), 404, "not_found")
     problem(client.get("/jobs/unknown/request"), 404, "not_found")
-    assert registry.get_job(ids[1]).state is JobState.QUEUED
+    assert registry.jobs.get(ids[1]).state is JobState.QUEUED
 
 
 def test_a_job_of_a_thousand_edits_is_polled_in_few_bytes(settings: Settings, registry: Registry) -> None:

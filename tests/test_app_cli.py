@@ -204,7 +204,7 @@ def test_waiting_for_a_job_does_not_download_its_request(
     with Client(url) as client:
         job = client.post("/edits", {"model": "intents", "edits": edits})
         client._http.event_hooks["response"].append(lambda response: sizes.append(len(response.read())))
-        polled_twice = threading.Timer(2.5 * POLL_S, lambda: stage.registry.cancel_job(job["id"]))
+        polled_twice = threading.Timer(2.5 * POLL_S, lambda: stage.registry.jobs.cancel(job["id"]))
         polled_twice.start()
         with pytest.raises(typer.Exit):
             report_job(client, job, wait=True)

@@ -30,7 +30,7 @@ def client(settings: Settings, registry: Registry) -> Iterator[httpx.Client]:
 def test_a_version_and_its_job_are_deleted_with_their_files(client: httpx.Client, stage: Stage) -> None:
     model = stage.host("intents", "bert")
     request = {"parent": 0, "edits": [{"input": SECRET, "target": "a"}]}
-    job, _ = stage.registry.create_job(JobKind.EDIT, "intents", request)
+    job, _ = stage.registry.jobs.create(JobKind.EDIT, "intents", request)
     version = stage.publish(model, job=job)
     client.put("/models/intents/aliases/live", json={"version": 1})
     refused = problem(client.delete("/models/intents/versions/1"), 409, "conflict")
@@ -65,11 +65,11 @@ def test_files_stay_while_a_job_runs(client: httpx.Client, stage: Stage) -> None
     """The job may have stored a file with the same content, which no row names yet."""
     model = stage.host("intents", "bert")
     version = stage.publish(model)
-    running, _ = stage.registry.create_job(JobKind.EDIT, "intents", {"parent": 0})
-    assert stage.registry.claim_job(running.id, 60) is not None
+    running, _ = stage.registry.jobs.create(JobKind.EDIT, "intents", {"parent": 0})
+    assert stage.registry.jobs.claim(running.id, 60) is not None
     assert client.delete("/models/intents/versions/1").status_code == 204
     assert stage.blobs.exists(version.deltas[0].blob)
-    stage.registry.cancel_job(running.id)
+    stage.registry.jobs.cancel(running.id)
 
 
 def test_lists_come_in_pages(client: httpx.Client, stage: Stage) -> None:

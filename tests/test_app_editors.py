@@ -62,8 +62,8 @@ def client(settings: Settings, intents: HostedModel) -> Iterator[httpx.Client]:
 
 
 def publish(stage: Stage, model: HostedModel) -> Editor:
-    job, _ = stage.registry.create_job(JobKind.TRAIN_EDITOR, model.name, {})
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(JobKind.TRAIN_EDITOR, model.name, {})
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     editor = new_editor(job, layer=model.layers[1].path)
     stage.registry.editors.finish(job.id, claimed[1], editor, {})
@@ -218,8 +218,8 @@ def test_the_command_line(
     options = ("--model", "intents", "--name", "late", "--together", "3", "--seed", "5")
     status, job, _ = salem("editors", "train", str(file), *options)
     assert status == 0 and printed_json(job)["kind"] == "train_editor"
-    (queued,) = [each for each in stage.registry.list_jobs()[0] if each.state == "queued"]
-    request = EditorRequest.model_validate(stage.registry.get_request(queued.id))
+    (queued,) = [each for each in stage.registry.jobs.list_page()[0] if each.state == "queued"]
+    request = EditorRequest.model_validate(stage.registry.jobs.get_request(queued.id))
     assert (request.name, request.options.num_together, request.options.seed) == ("late", 3, 5)
     _, shown, _ = salem("editors", "list", "--model", "intents")
     assert all(word in shown for word in (editor.id, "refunds", editor.layer, "0.50"))

@@ -119,8 +119,8 @@ def publish(
     request = EditRequest(
         model=model.name, parent=number, edits=edits, options=RecipeOptions(recipe="scoped")
     )
-    job, _ = stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, request.model_dump(mode="json"))
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     version = Version(
         model=model.name,
@@ -276,8 +276,8 @@ def test_edits_are_removed_by_a_job(
 def test_bad_ids_are_all_named(client: httpx.Client, stage: Stage, intents: HostedModel) -> None:
     first = publish(stage, intents, EDITS)
     cut = first.deltas[0].model_copy(update={"removed": (1,)})
-    job, _ = stage.registry.create_job(JobKind.REMOVE, "intents", {})
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(JobKind.REMOVE, "intents", {})
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     without = first.model_copy(update={"deltas": (cut,), "parent": 1})
     assert stage.registry.finish_edit(job.id, claimed[1], without, {}).number == 2

@@ -14,6 +14,7 @@ from salem.errors import Unavailable
 from salem.queue.job_queue import JobQueue
 from salem.records import JobKind, JobState
 from salem.settings import Settings
+from salem.storage.jobs import Jobs
 from salem.storage.registry import Registry
 
 
@@ -33,7 +34,7 @@ def reconciler_of(stage: Stage, queue: JobQueue, settings: Settings | None = Non
 
 def test_a_job_that_never_reached_redis_is_queued_once(stage: Stage, queue: JobQueue) -> None:
     model = stage.host("m", "bert")
-    job, _ = stage.registry.create_job(JobKind.EDIT, model.name, {})
+    job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, {})
     reconciler = reconciler_of(stage, queue)
     assert reconciler.requeue_lost() == 1
     assert queue.holds(job.id)
@@ -45,13 +46,13 @@ def test_an_attempt_that_fell_silent_is_given_to_another_until_there_are_no_more
     stage: Stage, queue: JobQueue
 ) -> None:
     model = stage.host("m", "bert")
-    job, _ = stage.registry.create_job(JobKind.EDIT, model.name, {})
+    job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, {})
     reconciler = reconciler_of(stage, queue)
     for _ in range(stage.settings.max_attempts):
-        assert stage.registry.claim_job(job.id, 0.01) is not None
+        assert stage.registry.jobs.claim(job.id, 0.01) is not None
         time.sleep(0.05)
         reconciler.requeue_lost()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is JobState.FAILED
     assert ended.error is not None and ended.error.code == "attempts_exhausted"
 
@@ -60,7 +61,7 @@ def test_after_an_outage_workers_may_renew_their_leases_first(
     stage: Stage, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = stage.host("m", "bert")
-    stage.registry.create_job(JobKind.EDIT, model.name, {})
+    stage.registry.jobs.create(JobKind.EDIT, model.name, {})
     brief = stage.settings.model_copy(update={"lease_s": 0.2})
     reconciler = reconciler_of(stage, queue, brief)
 
@@ -68,7 +69,7 @@ def test_after_an_outage_workers_may_renew_their_leases_first(
         raise Unavailable("the database did not answer in time")
 
     with monkeypatch.context() as outage:
-        outage.setattr(Registry, "lost_jobs", away)
+        outage.setattr(Jobs, "lost", away)
         with pytest.raises(Unavailable):
             reconciler.requeue_lost()
     assert reconciler.requeue_lost() == 0
@@ -107,7 +108,7 @@ def test_another_installations_blobs_are_not_swept(stage: Stage, queue: JobQueue
 def test_the_thread_goes_on_when_redis_is_away_and_stops_at_once(stage: Stage, queue: JobQueue) -> None:
     quick = stage.settings.model_copy(update={"reconcile_s": 0.02})
     model = stage.host("m", "bert")
-    job, _ = stage.registry.create_job(JobKind.EDIT, model.name, {})
+    job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, {})
     away = reconciler_of(stage, JobQueue.connect("unix:///nowhere.sock", "q"), quick)
     away.start()
     reconciler = reconciler_of(stage, queue, quick)

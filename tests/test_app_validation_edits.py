@@ -419,8 +419,6 @@ def test_a_corpus_is_held_to_the_answers_of_its_own_options(max_new_tokens: int)
     corpus = [edit(f"text {number}", words(35)) for number in range(FEWEST_EDITS)]
     found = check_corpus(
         hosted(Task.TEXT_GENERATION).model_copy(update={"max_input_tokens": None}),
-        "intents",
-        None,
         corpus,
         None,
         options=EditorOptions(max_new_tokens=max_new_tokens),

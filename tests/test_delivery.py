@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from source_modules import PACKAGES, ROOT, modules, modules_of_tests
 
-from app.api.problems import HTTP_CODES
+from app.api.problems import HTTP_PROBLEMS, MALFORMED_JSON
 from salem import errors
 from salem.errors import SalemError
 from salem.settings import Settings
@@ -132,7 +132,7 @@ def test_every_error_has_its_line_in_the_api_page() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
         raised[kind.code] = kind.status
-    beside = {code: status for status, (code, _) in HTTP_CODES.items()} | {"malformed_json": 400}
+    beside = {kind.code: kind.status for kind in (*HTTP_PROBLEMS.values(), MALFORMED_JSON)}
     assert listed == beside | raised
     drawing = " ".join(str(errors.__doc__).split())
     assert all(f"{kind.status} {kind.code}" in drawing for kind in kinds)

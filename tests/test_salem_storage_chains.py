@@ -92,7 +92,7 @@ def test_a_thousand_chained_versions_are_listed_swept_and_resolved_fast(
     registry: Registry, database_url: str
 ) -> None:
     ready_model(registry)
-    job = registry.get_job(new_job(registry).id)
+    job = registry.jobs.get(new_job(registry).id)
     numbers = range(1, 1_001)
     header = {"model": "intents", "dropped": [], "metrics": None, "created_at": NOW}
     own = scoped(0, metric="c" * 64).model_dump(mode="json")
@@ -194,7 +194,7 @@ def test_a_metric_that_another_job_trained_meanwhile_is_not_overwritten(
         f'another job updated the scope metric of model "intents" while this one ran: the next job starts '
         f"from the other metric, and {version.reference} keeps its own"
     )
-    result = registry.get_job(mine.id).result or {}
+    result = registry.jobs.get(mine.id).result or {}
     assert result.get("notes", []) == ([note] if trained not in (None, kept) else [])
 
 

@@ -189,6 +189,6 @@ def test_a_forked_child_uses_connections_of_its_own(registry: Registry) -> None:
     job = new_job(registry)
     child = os.fork()
     if child == 0:
-        os._exit(0 if registry.claim_job(job.id, 30) else 1)
+        os._exit(0 if registry.jobs.claim(job.id, 30) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert registry.get_job(job.id).state is JobState.RUNNING
+    assert registry.jobs.get(job.id).state is JobState.RUNNING

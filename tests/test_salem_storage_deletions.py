@@ -45,7 +45,7 @@ def everything_stored(database_url: str) -> str:
 def with_entry(registry: Registry, text: str = SECRET) -> str:
     """A version with an entry and a request of this text; the job that made it."""
     request = {"parent": 0, "edits": [{"input": text, "target": "refund"}]}
-    job, _ = registry.create_job(JobKind.EDIT, "intents", request)
+    job, _ = registry.jobs.create(JobKind.EDIT, "intents", request)
     entry = Entry(input=text, target="refund", keys=(EntryKey(text=text, radius=0.5),))
     registry.finish_edit(
         job.id, claim(registry, job), new_version(blob="c" * 64), {}, Publication(entries={0: [(0, entry)]})
@@ -64,7 +64,7 @@ def test_the_texts_of_a_deleted_version_and_job_are_gone(registry: Registry, dat
     assert SECRET not in everything_stored(database_url)
     assert registry.blobs_in_use() == {BLOB}
     with pytest.raises(NotFound):
-        registry.get_job(job)
+        registry.jobs.get(job)
     with pytest.raises(NotFound):
         registry.deletions.delete_job(job)
 
@@ -90,7 +90,7 @@ def test_a_version_that_something_needs_stays(registry: Registry) -> None:
         f"version intents:1 is still needed by version intents:2, alias intents@live, job {job.id}"
     )
     registry.deletions.delete_alias("intents", "live")
-    registry.cancel_job(job.id)
+    registry.jobs.cancel(job.id)
     registry.deletions.delete_version("intents", 2)
     registry.deletions.delete_version("intents", 1)
     assert versions_of(registry, "intents") == []
@@ -142,7 +142,7 @@ def test_an_editor_is_deleted_unless_a_version_or_a_job_used_it(registry: Regist
     job = new_job(registry, options={"editor": other.id})
     with pytest.raises(Conflict, match=f"is still needed by job {job.id}"):
         registry.deletions.delete_editor(other.id)
-    registry.cancel_job(job.id)
+    registry.jobs.cancel(job.id)
     assert registry.deletions.delete_editor(other.id) == {other.blob}
     assert registry.editors.find(other.id) is None
     registry.deletions.delete_job(other.job_id)
@@ -166,7 +166,7 @@ def test_a_model_is_deleted_with_everything_that_belongs_to_it(registry: Registr
     assert [model.name for model in registry.list_models()[0]] == ["other"]
     assert registry.deletions.needed(set(blobs)) == {BLOB}, "the other model has the same reference set"
     registry.deletions.delete_model("other", cascade=False)
-    assert registry.list_jobs()[0] == []
+    assert registry.jobs.list_page()[0] == []
     assert publish_anew(registry) == 1
 
 

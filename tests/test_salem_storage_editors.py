@@ -37,7 +37,7 @@ def registry(any_registry: Registry) -> Registry:
 
 
 def training_job(registry: Registry, model: str = "intents") -> Job:
-    return registry.create_job(JobKind.TRAIN_EDITOR, model, {})[0]
+    return registry.jobs.create(JobKind.TRAIN_EDITOR, model, {})[0]
 
 
 def new_editor(job: Job, **more: Any) -> Editor:
@@ -69,7 +69,7 @@ def test_an_editor_is_published_with_the_end_of_its_job(registry: Registry) -> N
     ready_model(registry)
     editor = finished(registry)
     assert registry.editors.get(editor.id) == registry.editors.find(editor.id) == editor
-    job = registry.get_job(editor.job_id)
+    job = registry.jobs.get(editor.job_id)
     assert (job.state, job.result) == (JobState.SUCCEEDED, {"editor": editor.id})
     assert editor.blob in registry.blobs_in_use()
 
@@ -80,7 +80,7 @@ def test_an_attempt_without_the_lease_publishes_nothing(registry: Registry) -> N
     claim(registry, job)
     with pytest.raises(LeaseLost):
         registry.editors.finish(job.id, "another", new_editor(job), {})
-    assert registry.editors.list_page()[0] == [] and registry.get_job(job.id).state is JobState.RUNNING
+    assert registry.editors.list_page()[0] == [] and registry.jobs.get(job.id).state is JobState.RUNNING
 
 
 def test_editors_are_listed_newest_first_by_model(registry: Registry) -> None:

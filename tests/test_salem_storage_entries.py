@@ -155,7 +155,7 @@ def test_the_requests_behind_versions(registry: Registry) -> None:
         edits=(Edit(input="a", target="refund"),),
         options=RecipeOptions(recipe="scoped"),
     )
-    job, _ = registry.create_job(JobKind.EDIT, "intents", request.model_dump(mode="json"))
+    job, _ = registry.jobs.create(JobKind.EDIT, "intents", request.model_dump(mode="json"))
     registry.finish_edit(job.id, claim(registry, job), new_version(), {})
     assert registry.entries.edit_requests("intents", [1, 1, 2]) == {1: request}
 

@@ -45,13 +45,13 @@ def registry(any_registry: Registry) -> Registry:
 def test_a_model_is_registered_by_its_job(registry: Registry) -> None:
     job = registry.create_model(new_model(), BLOB)
     assert (job.kind, job.state, job.phase) == (JobKind.REGISTER, JobState.QUEUED, "waiting")
-    assert registry.get_request(job.id) == {"kind": "register", "model": "intents", "reference": BLOB}
+    assert registry.jobs.get_request(job.id) == {"kind": "register", "model": "intents", "reference": BLOB}
     assert registry.get_model("intents") == new_model()
     lease = claim(registry, job)
     ready = new_model().model_copy(update={"labels": ("a", "b"), "num_pass_samples": 3})
     registry.finish_registration(job.id, lease, ready, [], {"model": "intents"})
     assert registry.get_model("intents") == ready.model_copy(update={"state": ModelState.READY})
-    ended = registry.get_job(job.id)
+    ended = registry.jobs.get(job.id)
     assert (ended.state, ended.phase, ended.progress) == (JobState.SUCCEEDED, "done", 1)
     assert ended.result == {"model": "intents"}
     assert ended.finished_at is not None and ended.finished_at.tzinfo is UTC
@@ -61,7 +61,7 @@ def test_a_taken_name_is_a_conflict(registry: Registry) -> None:
     registry.create_model(new_model(), BLOB)
     with pytest.raises(Conflict, match='"intents" already'):
         registry.create_model(new_model(), BLOB)
-    jobs, _ = registry.list_jobs()
+    jobs, _ = registry.jobs.list_page()
     assert len(jobs) == 1
 
 
@@ -75,18 +75,18 @@ def test_a_name_is_free_again_after_a_registration_without_success(registry: Reg
     job = registry.create_model(new_model(), BLOB)
     lease = claim(registry, job, lease_s=0)
     if how == "fail":
-        registry.fail_job(job.id, lease, JobError(code="unsupported_model", message="no"))
+        registry.jobs.fail(job.id, lease, JobError(code="unsupported_model", message="no"))
     elif how == "cancel":
-        registry.cancel_job(job.id)
+        registry.jobs.cancel(job.id)
     else:
-        registry.lost_jobs(max_attempts=1)
+        registry.jobs.lost(max_attempts=1)
     assert registry.get_model("intents").state is ModelState.FAILED
     again = registry.create_model(new_model().model_copy(update={"task": Task.TEXT_GENERATION}), BLOB)
     assert registry.get_model("intents").task is Task.TEXT_GENERATION
     assert registry.get_model("intents").state is ModelState.REGISTERING
     with pytest.raises(LeaseLost):
         registry.finish_registration(job.id, lease, new_model(), [], {})
-    assert registry.get_job(again.id).state is JobState.QUEUED
+    assert registry.jobs.get(again.id).state is JobState.QUEUED
 
 
 def test_an_unknown_model_is_answered_with_what_there_is(registry: Registry) -> None:
@@ -121,7 +121,7 @@ def test_the_base_is_version_0_of_a_ready_model_alone(registry: Registry) -> Non
     job = registry.create_model(new_model(), BLOB)
     with pytest.raises(ModelNotReady, match="still being registered"):
         registry.resolve(ModelReference(model="intents"))
-    registry.cancel_job(job.id)
+    registry.jobs.cancel(job.id)
     with pytest.raises(ModelNotReady, match="failed"):
         registry.resolve(ModelReference(model="intents"))
     model = ready_model(registry)
@@ -140,7 +140,7 @@ def test_a_finished_edit_is_a_version_an_alias_and_an_ended_job(registry: Regist
     assert published == new_version().model_copy(update={"number": 1, "job_id": job.id, "deltas": (own,)})
     assert registry.resolve(ModelReference(model="intents", number=1)) == published
     assert registry.resolve(ModelReference(model="intents", alias="production")) == published
-    ended = registry.get_job(job.id)
+    ended = registry.jobs.get(job.id)
     assert ended.state is JobState.SUCCEEDED
     assert ended.result == {"seconds": 3, "version": "intents:1"}
 
@@ -181,7 +181,7 @@ def test_a_failing_commit_changes_nothing(registry: Registry) -> None:
         registry.finish_edit(job.id, "not the lease", new_version(), {}, to_production())
     assert versions_of(registry, "intents") == []
     assert registry.list_aliases("intents")[0] == []
-    assert registry.get_job(job.id).state is JobState.RUNNING
+    assert registry.jobs.get(job.id).state is JobState.RUNNING
 
 
 def test_a_job_makes_one_version_at_most(registry: Registry) -> None:
@@ -207,7 +207,7 @@ def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) 
     assert sorted(version.number for version in published) == [1, 2, 3, 4, 5, 6]
     history = registry.alias_history("intents", "production")[0]
     assert [alias.version for alias in history] == [1], "five corrections would be gone without a word"
-    results = [registry.get_job(job.id).result or {} for job in jobs]
+    results = [registry.jobs.get(job.id).result or {} for job in jobs]
     assert sorted(result["version"] for result in results if "notes" in result) == [
         f"intents:{number}" for number in range(2, 7)
     ]
@@ -245,7 +245,7 @@ def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
     made = registry.finish_edit(job.id, lease, version, asked, to_production(was))
     (alias,) = registry.list_aliases("intents")[0]
     assert (made.number, alias.version) == (4, 4 if moves else now)
-    result = registry.get_job(job.id).result
+    result = registry.jobs.get(job.id).result
     assert result is not None and result["notes"][0] == "seen before"
     left = (
         f'alias "production" still names intents:{now}, because it was moved while the job ran. To make it '
@@ -276,7 +276,7 @@ def test_a_rollback_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry
         assert alias.version == stands
         if job is first:
             registry.set_alias("intents", "production", at)
-    (note,) = (registry.get_job(second.id).result or {})["notes"]
+    (note,) = (registry.jobs.get(second.id).result or {})["notes"]
     assert f"still names intents:{at}, because it was moved while the job ran" in note
     later = new_job(registry)
     version = new_version(parent=at)
@@ -317,7 +317,7 @@ def test_an_alias_needs_something_to_point_at(registry: Registry) -> None:
 def test_blobs_in_use_are_those_of_models_and_versions(registry: Registry) -> None:
     ready_model(registry)
     failed = registry.create_model(new_model("failed"), "f" * 64)
-    registry.cancel_job(failed.id)
+    registry.jobs.cancel(failed.id)
     publish(registry, new_version(blob="c" * 64))
     publish(registry, new_version(blob="d" * 64))
     assert registry.blobs_in_use() == {BLOB, "c" * 64, "d" * 64}

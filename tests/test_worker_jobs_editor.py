@@ -66,11 +66,11 @@ def editor(stage: Stage, model: HostedModel) -> Editor:
 
 
 def run(stage: Stage, kind: JobKind, request: Record) -> Job:
-    job, _ = stage.registry.create_job(kind, "m", request.model_dump(mode="json"))
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(kind, "m", request.model_dump(mode="json"))
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     JobRun(stage.settings, stage.registry, *claimed).run()
-    return stage.registry.get_job(job.id)
+    return stage.registry.jobs.get(job.id)
 
 
 def result_of(job: Job) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def made_by(stage: Stage, job: Job) -> Version:
 def test_a_job_trains_an_editor_and_says_how_good_it_is(
     stage: Stage, model: HostedModel, editor: Editor
 ) -> None:
-    job = stage.registry.get_job(editor.job_id)
+    job = stage.registry.jobs.get(editor.job_id)
     result = result_of(job)
     assert (editor.model, editor.name, editor.layer) == (
         "m",
@@ -137,7 +137,7 @@ def test_a_job_with_an_editor_takes_one_pass(
     assert read_header(data)["editor"] == f'"{editor.blob}"'
     stored = unpack(data, base_sha256=str(model.sha256), layers=model.layers)
     check_one_pass(
-        stage, model, editor, EditRequest.model_validate(stage.registry.get_request(job.id)), stored
+        stage, model, editor, EditRequest.model_validate(stage.registry.jobs.get_request(job.id)), stored
     )
 
 
@@ -187,8 +187,8 @@ def test_a_job_of_which_no_edit_holds_fails_with_the_way_out(
     with torch.no_grad():
         kept_one.editor.log_step.fill_(-50)
     blob = stage.blobs.put(pack_editor(kept_one, base_sha256=str(model.sha256), seed=0, corpus_size=48))
-    job, _ = stage.registry.create_job(JobKind.TRAIN_EDITOR, "m", {})
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(JobKind.TRAIN_EDITOR, "m", {})
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     idle = editor.model_copy(update={"id": editor_id(job.id), "blob": blob, "job_id": job.id})
     stage.registry.editors.finish(job.id, claimed[1], idle, {})

@@ -63,11 +63,11 @@ def model(stage: Stage) -> HostedModel:
 
 
 def run(stage: Stage, kind: JobKind, request: EditRequest | RemoveRequest) -> Job:
-    job, _ = stage.registry.create_job(kind, request.model, request.model_dump(mode="json"))
-    claimed = stage.registry.claim_job(job.id, 60)
+    job, _ = stage.registry.jobs.create(kind, request.model, request.model_dump(mode="json"))
+    claimed = stage.registry.jobs.claim(job.id, 60)
     assert claimed is not None
     JobRun(stage.settings, stage.registry, *claimed).run()
-    return stage.registry.get_job(job.id)
+    return stage.registry.jobs.get(job.id)
 
 
 def made_by(stage: Stage, job: Job) -> Version:
@@ -117,7 +117,7 @@ def content(stage: Stage, version: Version) -> list[str]:
 
 
 def applied(stage: Stage, model: HostedModel, version: Version) -> list[LayerDelta]:
-    job, _ = stage.registry.list_jobs(limit=1)
+    job, _ = stage.registry.jobs.list_page(limit=1)
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job[0], "no lease")
     return [attempt.stored(delta, model) for delta in version.deltas]
 
@@ -367,7 +367,7 @@ def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: Hos
 
 def test_an_attempt_reads_a_metric_once(stage: Stage, model: HostedModel) -> None:
     version = chain(stage, (A, "scoped"))
-    (job,), _ = stage.registry.list_jobs(limit=1)
+    (job,), _ = stage.registry.jobs.list_page(limit=1)
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
     first, second = (attempt.stored(version.deltas[0], model).scoped for _ in range(2))
     assert first and second and first.scope.metric is second.scope.metric

@@ -70,9 +70,9 @@ def test_a_job_that_redis_lost_is_queued_again_and_a_burst_runs_all_waiting_jobs
         shorten(settings, endless, timeout_s=2)
         finished = burst(settings)
     assert finished.returncode == 0, finished.stderr
-    assert registry.get_job(lost).state is JobState.SUCCEEDED
+    assert registry.jobs.get(lost).state is JobState.SUCCEEDED
     assert [version.job_id for version in versions_of(registry, "m")] == [lost]
-    ended = registry.get_job(endless)
+    ended = registry.jobs.get(endless)
     assert ended.state is JobState.FAILED and ended.error is not None and ended.error.code == "timed_out"
     check_log(finished.stderr, lost)
     assert finished.stdout == ""

@@ -44,6 +44,7 @@ from salem.records import (
 from salem.scope.metric_files import unpack_metric
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
+from salem.storage.jobs import Jobs
 from salem.storage.registry import Registry
 from salem.storage.rows import leases as job_leases
 from worker.attempts import machine_memory
@@ -108,7 +109,7 @@ def ask(
         options=options,
         **more,
     )
-    return stage.registry.create_job(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
+    return stage.registry.jobs.create(JobKind.EDIT, model.name, request.model_dump(mode="json"))[0]
 
 
 def answers(texts: Sequence[str]) -> list[str]:
@@ -118,7 +119,7 @@ def answers(texts: Sequence[str]) -> list[str]:
 
 def attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun:
     """Claim the job for an attempt that has not begun."""
-    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    claimed = stage.registry.jobs.claim(job.id, LEASE_S)
     assert claimed is not None
     return run(stage.settings, stage.registry, *claimed)
 
@@ -128,7 +129,7 @@ def take_over(stage: Stage, job: Job) -> str:
     with stage.registry._database.write() as connection:
         lease = connection.exec_driver_sql("SELECT lease FROM jobs WHERE id = ?", (job.id,)).scalar_one()
         job_leases.renew(connection, job.id, lease, -1, job_leases.Progress())
-    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    claimed = stage.registry.jobs.claim(job.id, LEASE_S)
     assert claimed is not None
     return claimed[1]
 
@@ -136,7 +137,7 @@ def take_over(stage: Stage, job: Job) -> str:
 def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None:
     job = new_edit_job(stage)
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert (ended.state, ended.phase, ended.progress) == (JobState.SUCCEEDED, "done", 1), ended.error
     (version,) = versions_of(stage.registry, "m")
     assert version.job_id == job.id and ended.result is not None
@@ -152,7 +153,7 @@ def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage:
     for each in (job, late):
         attempt(stage, each).run()
     assert [alias.version for alias in stage.registry.list_aliases("m")[0]] == [2]
-    first, second = (stage.registry.get_job(each.id).result or {} for each in (job, late))
+    first, second = (stage.registry.jobs.get(each.id).result or {} for each in (job, late))
     assert 'alias "production" moved from m:1 to m:2, which is not built on it' in first["notes"][-1]
     assert 'alias "production" still names m:2' in second["notes"][-1]
 
@@ -162,7 +163,7 @@ def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: S
     late = attempt(stage, job)
     take_over(stage, job)
     late.run()
-    now = stage.registry.get_job(job.id)
+    now = stage.registry.jobs.get(job.id)
     assert (now.state, now.attempt, now.phase, now.progress) == (JobState.RUNNING, 2, "loading", 0)
     assert versions_of(stage.registry, "m") == []
 
@@ -180,7 +181,7 @@ def test_an_attempt_that_was_taken_over_at_its_very_end_publishes_nothing(
 
     monkeypatch.setattr(edit_job, "publish", late)
     attempt(stage, job).run()
-    now = stage.registry.get_job(job.id)
+    now = stage.registry.jobs.get(job.id)
     assert (now.state, now.attempt, now.error) == (JobState.RUNNING, 2, None)
     assert versions_of(stage.registry, "m") == []
 
@@ -194,7 +195,7 @@ def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(sta
             raise ValueError(SECRET)
 
     attempt(stage, job, Late).run()
-    assert stage.registry.get_job(job.id).state is JobState.RUNNING
+    assert stage.registry.jobs.get(job.id).state is JobState.RUNNING
 
 
 def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +237,7 @@ def test_a_failure_has_a_safe_message_and_its_traceback_is_only_in_the_log(
     job = new_edit_job(stage)
     with structlog.testing.capture_logs() as lines:
         attempt(stage, job, Failing).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is JobState.FAILED and ended.error is not None
     assert ended.error.code == code and ended.error.remedy
     assert SECRET not in ended.model_dump_json() and "Traceback" not in ended.model_dump_json()
@@ -254,7 +255,7 @@ def unavailable(*arguments: Any, **more: Any) -> Any:
 def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun | None:
     """Wait for the lease to run out and do what the reconciler does; None: there is no attempt left."""
     time.sleep(1.5 * BRIEF_S)
-    left = [each.id for each in stage.registry.lost_jobs(stage.settings.max_attempts)]
+    left = [each.id for each in stage.registry.jobs.lost(stage.settings.max_attempts)]
     return attempt(stage, job, run) if job.id in left else None
 
 
@@ -272,7 +273,7 @@ def test_a_briefly_unreachable_store_at_the_end_costs_nothing(
     job = new_edit_job(stage)
     monkeypatch.setattr(store, call, answer)
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert (ended.state, ended.attempt, away) == (JobState.SUCCEEDED, 1, [])
     assert len(versions_of(stage.registry, job.model)) == 1
 
@@ -297,12 +298,12 @@ def test_a_short_outage_of_the_blob_store_costs_an_attempt_and_not_the_job(
     with monkeypatch.context() as outage:
         outage.setattr(BlobStore, "put", unavailable)
         attempt(brief, job).run()
-    given_back = stage.registry.get_job(job.id)
+    given_back = stage.registry.jobs.get(job.id)
     assert (given_back.state, given_back.error) == (JobState.RUNNING, None)
     again = next_attempt(brief, job)
     assert again is not None
     again.run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error
 
 
@@ -316,13 +317,13 @@ def test_a_permanent_outage_fails_the_job_after_its_last_attempt(
             unavailable()
 
     if not recorded:
-        monkeypatch.setattr(Registry, "fail_job", unavailable)
+        monkeypatch.setattr(Jobs, "fail", unavailable)
     job, brief = new_edit_job(stage), with_settings(stage, lease_s=BRIEF_S, max_attempts=2)
     run: JobRun | None = attempt(brief, job, CutOff)
     while run is not None:
         run.run()
         run = next_attempt(brief, job, CutOff)
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert (ended.state, ended.attempt) == (JobState.FAILED, 2)
     assert ended.error is not None and ended.error.remedy
     assert (ended.error.code, ended.error.message) == (
@@ -334,10 +335,10 @@ def test_a_permanent_outage_fails_the_job_after_its_last_attempt(
 
 def test_lost_progress_reports_do_not_end_the_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_edit_job(stage)
-    monkeypatch.setattr(Registry, "report", unavailable)
+    monkeypatch.setattr(Jobs, "report", unavailable)
     with structlog.testing.capture_logs() as lines:
         attempt(stage, job).run()
-    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED
+    assert stage.registry.jobs.get(job.id).state is JobState.SUCCEEDED
     assert "lease not renewed" in [line["event"] for line in lines]
 
 
@@ -346,9 +347,9 @@ def test_a_timeout_during_a_report_ends_the_work(stage: Stage, monkeypatch: pyte
         raise in_the_middle_of_a_call(JobTimeoutException())
 
     job = new_edit_job(stage)
-    monkeypatch.setattr(Registry, "report", cut_off)
+    monkeypatch.setattr(Jobs, "report", cut_off)
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.error is not None and ended.error.code == "timed_out"
 
 
@@ -364,7 +365,7 @@ def test_a_folder_that_became_unusable_after_the_request_fails_the_registration(
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     job = stage.registry.create_model(new_model("bad"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is JobState.FAILED and ended.error is not None
     assert ended.error.code == "unsupported_model" and ended.error.remedy
     assert stage.registry.get_model("bad").state is ModelState.FAILED
@@ -386,7 +387,7 @@ def test_files_that_changed_since_they_were_registered_are_not_edited(stage: Sta
     changed = stage.settings.effective_models_root / "m" / file
     changed.write_bytes(changed.read_bytes()[:-1] + b"\1")
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
 
 
@@ -414,7 +415,7 @@ def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
 
     monkeypatch.setattr(edit_job, "STEPS", (*edit_job.STEPS, edited_late))
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
     assert "changed while they were read" in ended.error.message
     assert not versions_of(stage.registry, "m")
@@ -433,7 +434,7 @@ def test_a_folder_that_changes_during_registration_is_refused(
     monkeypatch.setattr(register_job, "answer_reference", answer_late)
     job = stage.registry.create_model(new_model("m"), stage.blobs.put(b'{"input":"a","target":"login"}\n'))
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.error is not None and ended.error.code == "model_not_ready"
     assert "nothing writes to the model's folder" in str(ended.error.remedy)
     assert stage.registry.get_model("m").state is ModelState.FAILED
@@ -441,24 +442,24 @@ def test_a_folder_that_changes_during_registration_is_refused(
 
 def test_a_lease_is_renewed_as_long_as_its_reporter_runs(stage: Stage) -> None:
     job = new_edit_job(stage)
-    claimed = stage.registry.claim_job(job.id, 0.3)
+    claimed = stage.registry.jobs.claim(job.id, 0.3)
     assert claimed is not None
     with JobReporter(stage.registry, job.id, claimed[1], 0.3):
         time.sleep(0.7)  # deep in a long call
-        assert stage.registry.claim_job(job.id, LEASE_S) is None
+        assert stage.registry.jobs.claim(job.id, LEASE_S) is None
     time.sleep(0.4)
-    assert stage.registry.claim_job(job.id, LEASE_S) is not None
+    assert stage.registry.jobs.claim(job.id, LEASE_S) is not None
 
 
 def test_a_cancelled_attempt_stops_at_its_next_report(stage: Stage) -> None:
     job = new_edit_job(stage)
-    claimed = stage.registry.claim_job(job.id, LEASE_S)
+    claimed = stage.registry.jobs.claim(job.id, LEASE_S)
     assert claimed is not None
     with JobReporter(stage.registry, job.id, claimed[1], LEASE_S) as reporter:
         reporter.phase("training", 0.5)
-        running = stage.registry.get_job(job.id)
+        running = stage.registry.jobs.get(job.id)
         assert (running.phase, running.progress) == ("training", 0.5) and running.time_left_s is not None
-        stage.registry.cancel_job(job.id)
+        stage.registry.jobs.cancel(job.id)
         with pytest.raises(Conflict):
             reporter.figures(0.6, {"held": 1.0})
 
@@ -472,7 +473,7 @@ def edited(stage: Stage, model: HostedModel, text: str) -> str:
     kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
     job = ask(stage, model, KEEPING, text, kept)
     attempt(stage, job).run()
-    assert stage.registry.get_job(job.id).state is JobState.SUCCEEDED, stage.registry.get_job(job.id).error
+    assert stage.registry.jobs.get(job.id).state is JobState.SUCCEEDED, stage.registry.jobs.get(job.id).error
     return next(each for each in versions_of(stage.registry, "m") if each.job_id == job.id).deltas[0].blob
 
 
@@ -504,7 +505,7 @@ def test_a_streamed_model_is_edited_to_the_same_delta_in_less_memory(stage: Stag
     with attempt(streamed, ask(stage, model, KEEPING)).attempt.loaded(model) as network:
         assert network.streamed is not None
     assert edited(streamed, model, "my lamp is broken") == whole
-    results = [job.result or {} for job in stage.registry.list_jobs()[0]]
+    results = [job.result or {} for job in stage.registry.jobs.list_page()[0]]
     needs = [each["estimated_peak_bytes"] for each in results if "estimated_peak_bytes" in each]
     assert len(needs) == 2 and min(needs) < max(needs)
 
@@ -565,7 +566,7 @@ def test_a_job_over_the_memory_budget_is_refused_and_leaves_nothing(stage: Stage
     blobs = Path(stage.settings.effective_blob_url)
     before = sorted(blobs.rglob("*"))
     attempt(with_settings(stage, memory_budget_bytes=1_000), job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is JobState.FAILED and ended.error is not None and ended.error.remedy
     assert ended.error.code == "over_budget"
     assert re.fullmatch(
@@ -577,7 +578,7 @@ def test_a_job_over_the_memory_budget_is_refused_and_leaves_nothing(stage: Stage
 def test_a_job_that_fits_reports_its_memory_estimate(stage: Stage) -> None:
     job = new_edit_job(stage)
     attempt(with_settings(stage, memory_budget_bytes=2**30), job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is JobState.SUCCEEDED and ended.result is not None, ended.error
     weights = sum(weight.nbytes for weight in tiny_network("bert").model.parameters())
     assert weights < ended.result["estimated_peak_bytes"] < 2**30
@@ -593,7 +594,7 @@ def test_without_a_budget_a_job_may_take_the_available_memory_if_it_is_known(
     monkeypatch.setattr(machine_memory, "resident_bytes", lambda: 1_000)
     job = new_edit_job(stage)
     attempt(stage, job).run()
-    ended = stage.registry.get_job(job.id)
+    ended = stage.registry.jobs.get(job.id)
     assert ended.state is state, ended.error
     assert (ended.error and ended.error.code) == code
 

@@ -20,7 +20,7 @@ from app.api.schemas import (
     page_of,
 )
 from app.api.services import ServicesDep
-from app.validation.editors import check_corpus
+from app.validation.editors import check_corpus, check_editor_names
 from salem.records import EDITOR_ID_PATTERN, NAME_PATTERN, Editor, EditorRequest, Job, JobKind
 
 router = APIRouter(prefix="/editors", tags=["editors"])
@@ -32,13 +32,12 @@ def post_editors(
 ) -> Job:
     """Train an editor on a corpus of edits. Similar edits then take a single pass (`options.editor`)."""
     body = body_sha256(request)
-    if made := services.registry.find_job(JobKind.TRAIN_EDITOR, idempotency_key, body):
+    if made := services.registry.jobs.find(JobKind.TRAIN_EDITOR, idempotency_key, body):
         return accept_job(made, services, response)
     model, _ = resolve(services, request.model)
-    errors = check_corpus(
+    errors = [*check_editor_names(model, request.model, request.name)]
+    errors += check_corpus(
         model,
-        request.model,
-        request.name,
         request.edits,
         request.pass_samples,
         options=request.options,
@@ -55,7 +54,7 @@ def post_editors(
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         options=request.options,
     )
-    job, _ = services.registry.create_job(
+    job, _ = services.registry.jobs.create(
         JobKind.TRAIN_EDITOR,
         model.name,
         work.model_dump(mode="json"),

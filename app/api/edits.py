@@ -23,7 +23,7 @@ def post_edits(
 ) -> Job:
     """Correct a model's answers. A job makes a new version on top of the named one and measures it."""
     body = body_sha256(request)
-    if made := services.registry.find_job(JobKind.EDIT, idempotency_key, body):
+    if made := services.registry.jobs.find(JobKind.EDIT, idempotency_key, body):
         return accept_job(made, services, response)
     reference = parse(request.model)
     alias_was = alias_target(services, reference.model, request.alias)
@@ -58,7 +58,7 @@ def post_edits(
         options=options.stored(),
         notes=tuple(first_few(notes, "texts that override an entry")),
     )
-    job, _ = services.registry.create_job(
+    job, _ = services.registry.jobs.create(
         JobKind.EDIT,
         model.name,
         work.model_dump(mode="json"),

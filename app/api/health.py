@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, Response
 
-from app.api.problems import problem
+from app.api.problems import ProblemKind, problem
 from app.api.schemas import HealthOut, ReadyOut
 from app.api.services import Services, ServicesDep
 from salem import __version__
 from salem.errors import SalemError, Unavailable
 
 router = APIRouter(tags=["health"])
+
+NOT_READY = ProblemKind(Unavailable.status, Unavailable.code, "The service is not ready")
 
 
 @router.get("/healthz")
@@ -31,10 +33,8 @@ def readyz(services: ServicesDep) -> ReadyOut | Response:
     if not missing:
         return ReadyOut(status="ready", checks=checks)
     return problem(
-        status=Unavailable.status,
-        code=Unavailable.code,
-        title="The service is not ready",
-        detail="; ".join(entry["detail"] for entry in missing),
+        NOT_READY,
+        "; ".join(entry["detail"] for entry in missing),
         remedy="Run `salem doctor` on the server; it says how to fix this",
         errors=missing,
         headers={"Retry-After": "5"},

@@ -56,7 +56,7 @@ def list_jobs(
 ) -> Page[Job]:
     """Jobs, newest first."""
     return page_of(
-        services.registry.list_jobs(
+        services.registry.jobs.list_page(
             model=model, state=state.value if state else None, limit=limit, after=after
         )
     )
@@ -65,7 +65,7 @@ def list_jobs(
 @router.get("/jobs/{job_id}", response_model=JobOut)
 def show_job(job_id: JobId, services: ServicesDep, response: Response) -> Job:
     """One job: phase, progress, time left, saliency of each layer, metrics so far, result or error."""
-    job = services.registry.get_job(job_id)
+    job = services.registry.jobs.get(job_id)
     if not job.state.ended:
         response.headers["Retry-After"] = str(POLL_S)
     return job
@@ -74,13 +74,13 @@ def show_job(job_id: JobId, services: ServicesDep, response: Response) -> Job:
 @router.get("/jobs/{job_id}/request", response_model=JobRequest)
 def show_request(job_id: JobId, services: ServicesDep) -> dict[str, Any]:
     """What a job was asked to do: its edits, samples, and options. This can be large."""
-    return services.registry.get_request(job_id)
+    return services.registry.jobs.get_request(job_id)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=JobOut)
 def cancel_job(job_id: JobId, services: ServicesDep) -> Job:
     """Cancel a queued or running job. It will not make a version, editor, or model."""
-    job = services.registry.cancel_job(job_id)
+    job = services.registry.jobs.cancel(job_id)
     try:
         services.queue.stop(job_id)
     except Unavailable as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -24,21 +25,33 @@ from salem.errors import MAX_PLACES, InvalidRequest, Pointer, SalemError, Unauth
 
 MEDIA_TYPE = "application/problem+json"
 
-HTTP_CODES = {
-    400: ("malformed_body", "The request body cannot be read"),
-    404: ("not_found", "Path not found"),
-    405: ("method_not_allowed", "This path does not support that method"),
-    413: ("body_too_large", "The request body is too large"),
-    415: ("unsupported_media_type", "This path does not read that content type"),
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """What all problems of one kind share. A class of `salem.errors` has the same three attributes."""
+
+    status: int
+    code: str
+    title: str
+
+
+HTTP_PROBLEMS = {
+    kind.status: kind
+    for kind in (
+        ProblemKind(400, "malformed_body", "The request body cannot be read"),
+        ProblemKind(404, "not_found", "Path not found"),
+        ProblemKind(405, "method_not_allowed", "This path does not support that method"),
+        ProblemKind(413, "body_too_large", "The request body is too large"),
+        ProblemKind(415, "unsupported_media_type", "This path does not read that content type"),
+    )
 }
+MALFORMED_JSON = ProblemKind(400, "malformed_json", "The request body is not JSON")
 
 
 def problem(
-    *,
-    status: int,
-    code: str,
-    title: str,
+    kind: ProblemKind | type[SalemError],
     detail: str,
+    *,
     remedy: str | None = None,
     errors: Sequence[Mapping[str, Any]] = (),
     headers: Mapping[str, str] | None = None,
@@ -46,54 +59,43 @@ def problem(
     """One problem as a response. The request id comes from the log context."""
     body = {
         "type": "about:blank",
-        "title": title,
-        "status": status,
+        "title": kind.title,
+        "status": kind.status,
         "detail": detail,
-        "code": code,
+        "code": kind.code,
         "errors": [dict(error) for error in errors],
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),
         "remedy": remedy,
     }
     # ASCII: quoted texts may contain half of a surrogate pair, which UTF-8 cannot encode
     content = json.dumps(body).encode("ascii")
-    return Response(content, status_code=status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    return Response(content, status_code=kind.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def from_salem_error(error: SalemError) -> Response:
-    """The problem of one of Salem's errors: status, code, and title come from its class."""
+    """The problem of one of Salem's errors."""
     errors = [{"pointer": place.pointer, "detail": place.detail} for place in error.errors]
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
-    return problem(
-        status=error.status,
-        code=error.code,
-        title=error.title,
-        detail=error.message,
-        remedy=error.remedy,
-        errors=errors,
-        headers=headers,
-    )
+    return problem(type(error), error.message, remedy=error.remedy, errors=errors, headers=headers)
 
 
 def from_http_exception(error: HTTPException) -> Response:
     """The problem of a Starlette error: unknown path, wrong method, or a body that cannot be read."""
     phrase = HTTPStatus(error.status_code).phrase
-    code, title = HTTP_CODES.get(error.status_code, (phrase.lower().replace(" ", "_"), phrase))
-    return problem(
-        status=error.status_code, code=code, title=title, detail=str(error.detail), headers=error.headers
-    )
+    unnamed = ProblemKind(error.status_code, phrase.lower().replace(" ", "_"), phrase)
+    kind = HTTP_PROBLEMS.get(error.status_code, unnamed)
+    return problem(kind, str(error.detail), headers=error.headers)
 
 
 def internal_error() -> Response:
     """The problem of an unexpected exception. It reveals nothing to the client."""
     return problem(
-        status=SalemError.status,
-        code=SalemError.code,
-        title=SalemError.title,
-        detail="unexpected error; the server's log has the traceback",
+        SalemError,
+        "unexpected error; the server's log has the traceback",
         remedy="Include the request_id when you report this",
     )
 
@@ -106,20 +108,12 @@ def from_validation_error(error: RequestValidationError, content_type: str) -> R
         return _malformed_json(str(error.body), int(first["loc"][-1]), str(first["ctx"]["error"]))
     if isinstance(error.body, bytes):
         return problem(
-            status=415,
-            code=HTTP_CODES[415][0],
-            title=HTTP_CODES[415][1],
-            detail=f'the body is "{content_type[:80] or "unlabeled"}"; this path reads application/json',
+            HTTP_PROBLEMS[415],
+            f'the body is "{content_type[:80] or "unlabeled"}"; this path reads application/json',
             remedy="Send the header Content-Type: application/json",
         )
     errors = [_place(entry, error.body) for entry in found[:MAX_PLACES]]
-    return problem(
-        status=InvalidRequest.status,
-        code=InvalidRequest.code,
-        title=InvalidRequest.title,
-        detail=_summary(errors, len(found)),
-        errors=errors,
-    )
+    return problem(InvalidRequest, _summary(errors, len(found)), errors=errors)
 
 
 def pointer_of(location: Sequence[str | int], body: Any) -> str:
@@ -174,12 +168,7 @@ def install(app: FastAPI) -> None:
 def _malformed_json(text: str, position: int, reason: str) -> Response:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
-    return problem(
-        status=400,
-        code="malformed_json",
-        title="The request body is not JSON",
-        detail=f"line {line}, column {column}: {reason}",
-    )
+    return problem(MALFORMED_JSON, f"line {line}, column {column}: {reason}")
 
 
 def _place(entry: Mapping[str, Any], body: Any) -> dict[str, str]:

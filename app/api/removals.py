@@ -35,7 +35,7 @@ def post_removals(
     """Remove edits: a job makes a version without their entries, and trains plain deltas again."""
     work = RemoveRequest(model=name, parent=number, edits=request.edits, alias=request.alias)
     body = body_sha256(work)  # includes the version: the same body for another version is another request
-    if made := services.registry.find_job(JobKind.REMOVE, idempotency_key, body):
+    if made := services.registry.jobs.find(JobKind.REMOVE, idempotency_key, body):
         return accept_job(made, services, response)
     alias_was = alias_target(services, name, request.alias)
     version = services.registry.resolve(ModelReference(model=name, number=number))
@@ -49,7 +49,7 @@ def post_removals(
     num_edits = {made: len(edits) for made, edits in services.registry.entries.edits(name, named).items()}
     if errors := check_removal(version, request.edits, num_edits, max_edits=MAX_REMOVED):
         raise invalid_request(errors)
-    job, _ = services.registry.create_job(
+    job, _ = services.registry.jobs.create(
         JobKind.REMOVE,
         name,
         work.model_copy(update={"alias_was": alias_was}).model_dump(mode="json"),

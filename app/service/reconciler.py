@@ -51,7 +51,7 @@ class Reconciler:
         if time.monotonic() < self._next_round:
             return 0
         try:
-            lost = self._registry.lost_jobs(self._settings.max_attempts)
+            lost = self._registry.jobs.lost(self._settings.max_attempts)
         except Unavailable:
             # workers cannot renew their leases either: give them time to do so
             self._next_round = time.monotonic() + self._settings.lease_s

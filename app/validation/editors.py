@@ -18,10 +18,17 @@ from salem.records import Editor, EditorOptions, HostedModel, Name
 FEWEST_EDITS = 32  # in a corpus: a quarter of them is held out to measure the editor
 
 
+def check_editor_names(model: HostedModel, reference: str, name: str | None) -> Iterator[Pointer]:
+    """Problems of how a request names the model (`reference`) and the editor (`name`)."""
+    if reference != model.name:
+        detail = f'an editor is trained on the base and works for all versions; write "{model.name}"'
+        yield Pointer("/model", detail)
+    if name is not None:
+        yield from check_text("/name", name, "name")
+
+
 def check_corpus(
     model: HostedModel,
-    reference: str,
-    name: str | None,
     edits: Sequence[DraftEdit],
     pass_samples: Sequence[DraftSample] | None,
     *,
@@ -29,12 +36,8 @@ def check_corpus(
     max_edits: int,
     count_tokens: CountTokens,
 ) -> list[Pointer]:
-    """Every problem of a request to train an editor. `reference` is how the request names the model."""
+    """Every problem of the samples and options to train an editor with."""
     found: list[Pointer] = []
-    if reference != model.name:
-        detail = f'an editor is trained on the base and works for all versions; write "{model.name}"'
-        found.append(Pointer("/model", detail))
-    found += check_text("/name", name, "name") if name is not None else ()
     if 0 < len(edits) < FEWEST_EDITS:
         detail = (
             f"{len(edits)} edits are too few to train an editor, which needs {FEWEST_EDITS}; send more, or "

@@ -56,7 +56,7 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
             except (ValueError, RecursionError) as error:
                 bad.add(Pointer(f"/{len(samples) + bad.count}", f"line {number}: {_reason(error)}"))
     if bad:
-        raise invalid_reference(bad)
+        raise _invalid_reference(bad)
     return samples
 
 
@@ -87,17 +87,19 @@ def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Itera
             )
 
 
-def as_jsonl(drafts: Sequence[DraftReference]) -> bytes:
-    """The set as it is stored: one sample per line, without exact duplicates, in the order given."""
+def as_jsonl(drafts: Sequence[DraftReference], prefix: str = "") -> bytes:
+    """The set as it is stored: one sample per line, without exact duplicates, in the order given.
+
+    Raises:
+        InvalidRequest: a sample is bad (`check_reference`).
+    """
+    if bad := BadSamples(check_reference(drafts, prefix)):
+        raise _invalid_reference(bad)
     lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def count_samples(data: bytes) -> int:
-    return data.count(b"\n")
-
-
-def invalid_reference(bad: BadSamples) -> InvalidRequest:
+def _invalid_reference(bad: BadSamples) -> InvalidRequest:
     """The error of a set with these bad samples. Its message is about the first."""
     first = bad.first[0]
     more = f" (and {bad.count - 1} more)" if bad.count > 1 else ""

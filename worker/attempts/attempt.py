@@ -64,7 +64,7 @@ class Attempt:
 
     def request(self) -> dict[str, Any]:
         """The job's request: a `JobRequest` as JSON."""
-        return self.registry.get_request(self.job.id)
+        return self.registry.jobs.get_request(self.job.id)
 
     def check_memory(self, needed: Estimate, network: Network) -> None:
         """Refuse work that needs more memory than the job may use.

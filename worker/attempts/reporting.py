@@ -61,7 +61,7 @@ class JobReporter:
         if self._lost is not None:
             raise self._lost
         try:
-            self._registry.report(self._job_id, self._lease, self._lease_s, progress)
+            self._registry.jobs.report(self._job_id, self._lease, self._lease_s, progress)
         except Unavailable as error:
             if timed_out(error):
                 raise
@@ -76,7 +76,7 @@ class JobReporter:
     def _renew(self) -> None:
         while not self._stopping.wait(self._lease_s / 3):
             try:
-                self._registry.report(self._job_id, self._lease, self._lease_s)
+                self._registry.jobs.report(self._job_id, self._lease, self._lease_s)
             except LeaseLost as lost:
                 self._lost = lost
                 return

@@ -55,7 +55,7 @@ def run_job(job_id: str) -> None:
         torch.set_num_threads(settings.num_threads)
     registry = Registry.connect(settings.effective_database_url)
     try:
-        claimed = registry.claim_job(job_id, settings.lease_s)
+        claimed = registry.jobs.claim(job_id, settings.lease_s)
         if claimed is None:
             # The job was cancelled, another attempt has it, or the queue belongs to another database.
             structlog.get_logger().info("nothing to do", job_id=job_id)
@@ -117,7 +117,7 @@ class JobRun:
 
     def _fail(self, error: SalemError) -> None:
         try:
-            self.attempt.registry.fail_job(self.attempt.job.id, self.attempt.lease, error.as_job_error())
+            self.attempt.registry.jobs.fail(self.attempt.job.id, self.attempt.lease, error.as_job_error())
         except LeaseLost:
             self.log.info("failure not recorded: the job was cancelled or taken over")
         except SalemError as unreachable:
