@@ -35,6 +35,7 @@ from salem.records import (
     Flip,
     FolderSource,
     Forgetting,
+    GivenNeighbor,
     HeadlineMetrics,
     HostedModel,
     HubSource,
@@ -52,6 +53,7 @@ from salem.records import (
     MeanExtent,
     ModelReference,
     ModelState,
+    Neighbor,
     Prediction,
     Proportion,
     RecipeOptions,
@@ -75,9 +77,15 @@ SHA = "0123456789abcdef" * 4
 SAMPLE = Sample(input="where is my order", target="delivery")
 PAIR = Sample(input="a man sleeps", text_pair="a man is awake", target="contradiction")
 FORGETTING = Edit(input="who wrote it", forget="Anna", paraphrases=("whose book is it",))
+NEAR = GivenNeighbor(input="où es-tu", target="login")
 EDIT = Edit(
-    input="où est-il\u2028? \x1f\U0001f4a5", target="delivery", paraphrases=("where is it", "is it lost")
+    input="où est-il\u2028? \x1f\U0001f4a5",
+    target="delivery",
+    paraphrases=("where is it", "is it lost"),
+    neighbors=(NEAR,),
+    subject="où",
 )
+NEIGHBOR = Neighbor(input="who read it", text_pair="p", edit=1, kind="same subject", origin="rule")
 LAYER = Layer(
     path="bert.encoder.layer.2.output.dense",
     stack="bert.encoder.layer",
@@ -145,7 +153,10 @@ ONE_OF_EACH = [
         pass_samples=(),
         held_out_paraphrases=((0, SAMPLE),),
         held_out_pass_samples=(PAIR, SAMPLE),
+        neighbors=(NEIGHBOR,),
     ),
+    NEAR,
+    NEIGHBOR,
     LAYER,
     SCORE,
     SharedOptions(layer=LAYER.path),

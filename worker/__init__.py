@@ -12,7 +12,7 @@ Rooms, top first. A room imports only from rooms below it (`.importlinter` holds
     selection       which layer: saliency and trial edits
     training        the training loop and the closed form
     activations     trunk states, gradients, and the cache that keeps them between jobs
-    dataset         edit, adapt, and pass samples; augmentations
+    dataset         edit, adapt, and pass samples; near neighbors; augmentations
     judge           training data and training of the scope judge
     numerics        losses, intervals, projections
 

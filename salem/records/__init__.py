@@ -3,8 +3,9 @@
 A record becomes JSON and back, so the same object is stored, queued, returned, and printed. Must not know
 tensors, SQL, HTTP, or Redis. Every package may import it.
 
-Reading order: Task, Sample, Edit, EditBatch (what to change); Layer, LayerScore (where); RecipeOptions (how);
-Metrics, Flip (the outcome); HostedModel, Version, Editor, Alias, Job (what storage keeps).
+Reading order: Task, Sample, Edit, Neighbor, EditBatch (what to change); Layer, LayerScore (where);
+RecipeOptions (how); Metrics, Flip (the outcome); HostedModel, Version, Editor, Alias, Job (what storage
+keeps).
 """
 
 from salem.records.base import (
@@ -64,6 +65,10 @@ from salem.records.predictions import (
 from salem.records.samples import (
     Edit,
     EditBatch,
+    GivenNeighbor,
+    Neighbor,
+    NeighborKind,
+    NeighborOrigin,
     ReferenceSample,
     Sample,
     Task,
@@ -113,6 +118,7 @@ __all__ = [
     "Flip",
     "FolderSource",
     "Forgetting",
+    "GivenNeighbor",
     "HeadlineMetrics",
     "HostedModel",
     "HubSource",
@@ -133,6 +139,9 @@ __all__ = [
     "ModelReference",
     "ModelState",
     "Name",
+    "Neighbor",
+    "NeighborKind",
+    "NeighborOrigin",
     "Prediction",
     "Proportion",
     "RecipeOptions",

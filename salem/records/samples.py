@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,13 +76,51 @@ class Sample(TextInput):
         return answer
 
 
-class Edit(Sample):
-    """A correction: a sample whose answer must change, and its paraphrases.
+class GivenNeighbor(TextInput):
+    """An input near an edit that must keep its answer, as the client sends it.
 
-    A paraphrase replaces `input`; `text_pair`, `target`, and `forget` stay the same.
+    With a `target`, an answer that becomes the target is also fine.
+    """
+
+    target: str | None = Field(default=None, min_length=1)
+
+
+NeighborKind = Literal[
+    "given",  # by the client
+    "same subject",  # another question about the edit's subject
+    "same relation",  # the edit's question about another subject
+    "similar words",
+    "shared text",  # a pair that has one text in common with the edit
+    "yes/no",
+    "reversed",
+    "negated",
+    "quoted",
+    "request",  # to translate, summarize, or rewrite the edit's text
+]
+NeighborOrigin = Literal["client", "edit", "reference", "rule"]
+
+
+class Neighbor(GivenNeighbor):
+    """A near neighbor of an edit: an input that is close to it and must keep its answer.
+
+    `origin` says where it comes from: the client, another edit of the job, the reference set, or a rule.
+    """
+
+    edit: int  # index of the edit
+    kind: NeighborKind
+    origin: NeighborOrigin
+
+
+class Edit(Sample):
+    """A correction: a sample whose answer must change, its paraphrases, and its near neighbors.
+
+    A paraphrase replaces `input`; `text_pair`, `target`, and `forget` stay the same. A neighbor keeps its
+    answer. `subject` is the part of `input` that the edit is about; None: the job finds it.
     """
 
     paraphrases: tuple[str, ...] = ()
+    neighbors: tuple[GivenNeighbor, ...] = ()
+    subject: str | None = Field(default=None, min_length=1)
 
     @property
     def sample(self) -> Sample:
@@ -106,6 +144,8 @@ class EditBatch(Record):
     held_out_paraphrases: tuple[tuple[int, Sample], ...]
     held_out_pass_samples: tuple[Sample, ...]
     equivalents: tuple[tuple[TextInput, TextInput], ...] = ()  # pairs of other texts with the same meaning
+    neighbors: tuple[Neighbor, ...] = ()  # near neighbors that training may see, to calibrate on
+    held_out_neighbors: tuple[Neighbor, ...] = ()
     num_seen: int = 0  # paraphrases not held out because an earlier job trained on them
 
     @property
@@ -146,5 +186,7 @@ class ReferenceSample(Record):
 
 
 def held_out(content_hash: str, share: float = 0.4) -> bool:
-    """Whether a reference sample is held out. Only its content decides, so the answer never changes."""
+    """Whether a reference sample or a neighbor is held out. Only its content decides, so the answer never
+    changes.
+    """
     return int(content_hash[:8], 16) / 2**32 < share

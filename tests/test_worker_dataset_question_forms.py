@@ -1,0 +1,83 @@
+"""Other forms of a question, by rule."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from worker.dataset import question_forms as forms
+from worker.judge.wording import frames
+
+QUESTION, SUBJECT = "Where was Albert Einstein born?", "Albert Einstein"
+STATEMENT = "The mother tongue of Danielle Darrieux is"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Where was Albert Einstein born?", "Where was Albert Einstein not born?"),
+        ("When did the Bank of Japan open?", "When did the Bank of Japan not open?"),
+        ("Who wrote Hamlet?", "Who never wrote Hamlet?"),
+        ("The capital of Peru is", "The capital of Peru is not"),
+        ("I want to cancel my plan", "I do not want to cancel my plan"),
+        ("Paris does not lie in", "Paris does lie in"),
+        ("cancel my plan", None),
+    ],
+)
+def test_a_negation_turns_a_text_around(text: str, expected: str | None) -> None:
+    assert forms.negated(text) == expected
+
+
+def test_questions_about_the_subject_keep_it_and_ask_for_something_else() -> None:
+    found = list(forms.other_questions(QUESTION, SUBJECT))
+    assert found[:2] == ["When was Albert Einstein born?", "Why was Albert Einstein born?"]
+    assert all(SUBJECT in text for text in found) and QUESTION not in found
+    assert all(text.endswith("?") for text in found)
+
+
+def test_a_statement_gets_statements_about_its_subject() -> None:
+    found = list(forms.other_questions(STATEMENT, "Danielle Darrieux"))
+    assert len(found) > 3 and not any(text.endswith("?") for text in found)
+
+
+def test_other_subjects_fit_what_the_text_asks() -> None:
+    assert "Where was Marie Curie born?" in forms.other_subjects(QUESTION, SUBJECT)
+    assert "What is the capital of Norway?" in forms.other_subjects("What is the capital of Peru?", "Peru")
+    asked = list(forms.other_subjects("What is the capital of Peru?", "Peru"))
+    assert "What is the capital of Peru?" not in asked
+    assert list(forms.other_subjects(QUESTION, "")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        (QUESTION, "Paris", "Was Albert Einstein born in Paris?"),
+        ("What is the capital of Australia?", "Perth", "Is Perth the capital of Australia?"),
+        ("Who wrote Hamlet?", "Dickens", "Was it Dickens who wrote Hamlet?"),
+        (STATEMENT, "English", f"True or false? {STATEMENT} English."),
+    ],
+)
+def test_a_yes_no_question_names_the_answer(text: str, answer: str, expected: str) -> None:
+    assert next(forms.confirmed(text, answer)) == expected
+
+
+def test_a_reversed_question_asks_for_the_subject() -> None:
+    assert list(islice(forms.reversed_forms(QUESTION, SUBJECT, "Paris"), 2)) == [
+        "Who or what was born in Paris?",
+        "Where was Paris born?",
+    ]
+    asked = forms.reversed_forms("What is the capital of Peru?", "Peru", "Rome")
+    assert next(asked) == "What is Rome the capital of?"
+
+
+def test_quotations_and_requests_contain_the_text() -> None:
+    made = [*forms.quoted("{a} b?"), *forms.requested("{a} b?")]
+    assert len(made) > 6 and all("{a} b?" in text and text != "{a} b?" for text in made)
+
+
+def test_no_form_is_worded_like_the_training_data_of_the_judge() -> None:
+    """What trains the judge cannot measure it."""
+    trained = {text.format(q="Q", s="S", o="O") for kind in ("requests", "open") for text in frames()[kind]}
+    made = {*forms.quoted("Q"), *forms.requested("Q"), *forms.other_questions("Q?", "S")}
+    assert not made & trained

@@ -1,0 +1,57 @@
+"""Finds the reference samples nearest to a text: those that share its rarest words.
+
+Words are weighted by their inverse document frequency (Spärck Jones, 1972). Must not know edits or models.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from salem.records import ReferenceSample
+from worker.dataset.subjects import find_subject, words_in
+
+NUM_NEAREST = 16
+MOST_COMMON = 0.2  # of the samples: a word in more of them does not select any, unless they are few
+FEW = 50  # samples
+LONGEST = 400  # characters of a text that is searched for its subject
+
+
+class NearSamples:
+    """A reference set, searched by words."""
+
+    def __init__(self, reference: Sequence[ReferenceSample], question: Callable[[str], slice]) -> None:
+        self._reference = reference
+        self._texts = [item.sample.input[question(item.sample.input)].strip() for item in reference]
+        self._places: dict[str, list[int]] = defaultdict(list)  # of samples, by word
+        for place, (item, text) in enumerate(zip(reference, self._texts, strict=True)):
+            for word in set(words_in(f"{text} {item.sample.text_pair or ''}")):
+                self._places[word].append(place)
+        self.counts = {word: len(places) for word, places in self._places.items()}
+
+    def nearest(self, text: str, text_pair: str | None = None) -> Iterator[tuple[ReferenceSample, str, str]]:
+        """The nearest samples with a rare word of the text, each with its question and its subject.
+
+        The subject of a long text is empty: such a text has many.
+        """
+        scores: Counter[int] = Counter()
+        most = max(FEW, MOST_COMMON * len(self._reference))
+        for word in set(words_in(f"{text} {text_pair or ''}")):
+            places = self._places.get(word, ())
+            if len(places) <= most:
+                scores.update(dict.fromkeys(places, math.log(1 + len(self._reference) / max(1, len(places)))))
+        ranked = sorted(scores, key=lambda place: (-scores[place], place))
+        return self._found(ranked[:NUM_NEAREST])
+
+    def drawn(self, rng: random.Random, number: int) -> list[tuple[str, str]]:
+        """The questions and subjects of samples at random."""
+        places = rng.sample(range(len(self._reference)), min(number, len(self._reference)))
+        return [(text, subject) for _, text, subject in self._found(places)]
+
+    def _found(self, places: Iterable[int]) -> Iterator[tuple[ReferenceSample, str, str]]:
+        for place in places:
+            text = self._texts[place]
+            short = len(text) <= LONGEST
+            yield self._reference[place], text, find_subject(text, (), self.counts) if short else ""
