@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from salem.records import Edit, EditBatch, GivenNeighbor, Neighbor, ReferenceSample, Sample, held_out
+from worker.dataset.near_samples import NearSamples
 from worker.dataset.neighbors import IN_ALL, PER_EDIT, add_neighbors, generate_neighbors
 from worker.dataset.split import build_edit_batch
 
@@ -43,7 +44,7 @@ def made(*, kind: str, origin: str, found: Sequence[Neighbor]) -> set[str]:
 
 
 def test_facts_get_neighbors_of_every_kind() -> None:
-    found = generate_neighbors(FACTS, reference(*KNOWN), generates=True)
+    found = generate_neighbors(FACTS, NearSamples(reference(*KNOWN)), generates=True)
     kinds = {"same subject", "same relation", "yes/no", "reversed", "negated", "quoted", "request"}
     for index in range(len(FACTS)):
         assert kinds <= {each.kind for each in of_edit(index, found)}
@@ -53,13 +54,13 @@ def test_facts_get_neighbors_of_every_kind() -> None:
 
 
 def test_other_edits_lend_their_frames_and_subjects() -> None:
-    one = of_edit(0, generate_neighbors(FACTS[:2], [], generates=True))
+    one = of_edit(0, generate_neighbors(FACTS[:2], NearSamples([]), generates=True))
     assert made(kind="same subject", origin="edit", found=one) == {"What is the capital of Albert Einstein?"}
     assert made(kind="same relation", origin="edit", found=one) == {"Where was Australia born?"}
 
 
 def test_the_reference_set_lends_its_questions_frames_and_subjects() -> None:
-    one = generate_neighbors(FACTS[:1], reference(*KNOWN), generates=True)
+    one = generate_neighbors(FACTS[:1], NearSamples(reference(*KNOWN)), generates=True)
     about_others = made(kind="same relation", origin="reference", found=one)
     assert {"Where was Mozart born?", "Where was Mount Everest born?"} <= about_others
     about_subject = made(kind="same subject", origin="reference", found=one)
@@ -69,14 +70,14 @@ def test_the_reference_set_lends_its_questions_frames_and_subjects() -> None:
 def test_questions_of_one_relation_lend_nothing_that_would_be_a_paraphrase() -> None:
     """ "In which city was Einstein born?" is no neighbor of "Where was Einstein born?"."""
     edits = (FACTS[0], Edit(input="In which city was Johann Bach born?", target="Rome"))
-    found = generate_neighbors(edits, [], generates=True)
+    found = generate_neighbors(edits, NearSamples([]), generates=True)
     texts = {each.input for each in found}
     assert not texts & {"In which city was Albert Einstein born?", "Where was Johann Bach born?"}
 
 
 def test_the_client_may_name_the_subject() -> None:
     edit = Edit(input="Did Tom Hanks win an Oscar for Philadelphia?", target="yes", subject="Tom Hanks")
-    found = generate_neighbors([edit], [], generates=True)
+    found = generate_neighbors([edit], NearSamples([]), generates=True)
     about_others = made(kind="same relation", origin="rule", found=found)
     assert about_others and all("Philadelphia" in text and "Tom Hanks" not in text for text in about_others)
 
@@ -89,7 +90,7 @@ def test_labels_get_near_samples_and_no_questions_about_facts() -> None:
         ("please cancel everything", "cancel"),
     )
     edit = Edit(input="I want to cancel because I was charged twice", target="cancel")
-    found = generate_neighbors([edit], reference(*rows), generates=False)
+    found = generate_neighbors([edit], NearSamples(reference(*rows)), generates=False)
     assert {each.kind for each in found} <= {"same subject", "similar words", "negated", "quoted"}
     near = {each.input for each in found if each.origin == "reference"}
     assert near == {"my card was charged twice", "I want to cancel my order"}  # not those with the target
@@ -101,7 +102,7 @@ def test_pairs_share_a_text_with_their_edit() -> None:
         Edit(input="A girl is singing.", text_pair="She is quiet.", target="no"),
     )
     rows = (("A man is sleeping on a bench.", "no", "A man is awake."),)
-    found = of_edit(0, generate_neighbors(edits, reference(*rows), generates=False))
+    found = of_edit(0, generate_neighbors(edits, NearSamples(reference(*rows)), generates=False))
     pairs = {(each.origin, each.input, each.text_pair) for each in found if each.kind == "shared text"}
     assert pairs == {
         ("edit", "A man is riding a horse.", "She is quiet."),
@@ -122,7 +123,7 @@ def test_what_stands_around_the_question_stays() -> None:
         for edit in FACTS
     ]
     rows = [(f"<user>{text}<end><answer>", target) for text, target in KNOWN]
-    found = generate_neighbors(edits, reference(*rows), generates=True, question=question)
+    found = generate_neighbors(edits, NearSamples(reference(*rows), question), generates=True)
     generated = [each for each in found if each.input not in dict(rows)]
     assert all(each.input.startswith("<system>Be kind.<end><user>") for each in generated)
     assert all(each.input.endswith("<end><answer>") for each in generated)
@@ -136,7 +137,7 @@ def test_no_neighbor_is_an_edit_a_paraphrase_or_another_neighbor() -> None:
         paraphrases=("Was Johann Bach born in Rome?",),
         neighbors=(GivenNeighbor(input="When  was Johann Bach born?"),),
     )
-    found = generate_neighbors([own], [], generates=True)
+    found = generate_neighbors([own], NearSamples([]), generates=True)
     taken = {"Where was Johann Bach born?", "Was Johann Bach born in Rome?", "When was Johann Bach born?"}
     assert not taken & {each.input for each in found}
     assert len({each.words_hash for each in found}) == len(found)
@@ -144,14 +145,14 @@ def test_no_neighbor_is_an_edit_a_paraphrase_or_another_neighbor() -> None:
 
 def test_many_edits_get_fewer_neighbors_each() -> None:
     many = [Edit(input=f"Where was Person Number{i} born?", target=f"Town{i}") for i in range(900)]
-    assert len(generate_neighbors(many, [], generates=True)) == IN_ALL
-    per_edit = Counter(each.edit for each in generate_neighbors(many[:100], [], generates=True))
+    assert len(generate_neighbors(many, NearSamples([]), generates=True)) == IN_ALL
+    per_edit = Counter(each.edit for each in generate_neighbors(many[:100], NearSamples([]), generates=True))
     assert set(per_edit.values()) == {IN_ALL // 100} and len(per_edit) == 100
 
 
 def batch_of(edits: Sequence[Edit], known: Sequence[ReferenceSample]) -> EditBatch:
     built = build_edit_batch(edits, known, None, max_pass_samples=100, max_held_out=100, seed=0)
-    return add_neighbors(built, edits, known, generates=True)
+    return add_neighbors(built, edits, NearSamples(known), generates=True)
 
 
 def test_the_content_of_a_neighbor_decides_its_half() -> None:

@@ -147,7 +147,7 @@ def check_one_pass(
     """The stored delta is what the stored editor makes of the job's own edit and adapt samples."""
     layer = model.layers[1]
     found = unpack_editor(stage.blobs.get(editor.blob), base_sha256=str(model.sha256), layer=layer)
-    batch = requested_batch(request, EditHistory(edits={}, reference=()))
+    batch = requested_batch(request, EditHistory(edits={}, reference=()), tiny_network("bert"))
     assert batch.adapt_samples and batch.held_out_paraphrases
     expected = one_pass_term(tiny_network("bert"), layer, found.editor, batch)
     torch.testing.assert_close(stored.terms[0].dense(), expected.dense())  # type: ignore[union-attr]

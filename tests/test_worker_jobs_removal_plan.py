@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from salem.deltas.terms import LayerDelta, LowRank, Scoped
-from salem.records import Delta, Edit, EditBatch, EditRequest, RecipeOptions, Sample
+from salem.records import Delta, Edit, EditBatch, EditRequest, Neighbor, RecipeOptions, Sample
 from salem.scope.features import FeatureSpec
 from salem.scope.first_token import FirstTokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
@@ -194,3 +194,28 @@ def test_white_space_makes_no_other_question_where_what_is_left_is_measured() ->
     batch = remaining_batch([(first, (0,)), (second, (0,))])
     assert batch.edit_samples == (sample("to whom", "z"),), "the later one prevails"
     assert batch.held_out_pass_samples == (sample("p"),)
+
+
+def neighbor(edit: int, text: str) -> Neighbor:
+    return Neighbor(input=text, edit=edit, kind="negated", origin="rule")
+
+
+def test_neighbors_of_the_remaining_edits_are_measured_unless_a_delta_knows_them() -> None:
+    first = EditBatch(
+        edit_samples=(sample("a"), sample("b")),
+        adapt_samples=(),
+        pass_samples=(sample("p"),),
+        held_out_paraphrases=(),
+        held_out_pass_samples=(),
+        neighbors=(neighbor(0, "known"),),
+        held_out_neighbors=(neighbor(0, "of a"), neighbor(1, "of b"), neighbor(1, "c"), neighbor(1, "p")),
+    )
+    second = first.model_copy(
+        update={
+            "edit_samples": (sample("c"),),
+            "held_out_neighbors": (neighbor(0, "known"), neighbor(0, "of  b"), neighbor(0, "of c")),
+        }
+    )
+    batch = remaining_batch([(first, (1,)), (second, (0,))])
+    assert {(each.edit, each.input) for each in batch.held_out_neighbors} == {(0, "of b"), (1, "of c")}
+    assert batch.neighbors == ()

@@ -19,10 +19,20 @@ FEW = 50  # samples
 LONGEST = 400  # characters of a text that is searched for its subject
 
 
+Question = Callable[[str], slice]
+"""Where the question itself stands in an input, such as the last user turn of a chat."""
+
+
+def whole_text(text: str) -> slice:
+    """All of an input is the question."""
+    return slice(0, len(text))
+
+
 class NearSamples:
     """A reference set, searched by words."""
 
-    def __init__(self, reference: Sequence[ReferenceSample], question: Callable[[str], slice]) -> None:
+    def __init__(self, reference: Sequence[ReferenceSample], question: Question = whole_text) -> None:
+        self.question = question
         self._reference = reference
         self._texts = [item.sample.input[question(item.sample.input)].strip() for item in reference]
         self._places: dict[str, list[int]] = defaultdict(list)  # of samples, by word
@@ -30,6 +40,7 @@ class NearSamples:
             for word in set(words_in(f"{text} {item.sample.text_pair or ''}")):
                 self._places[word].append(place)
         self.counts = {word: len(places) for word, places in self._places.items()}
+        self.held_out = {item.sample.words_hash: item.held_out for item in reference}
 
     def nearest(self, text: str, text_pair: str | None = None) -> Iterator[tuple[ReferenceSample, str, str]]:
         """The nearest samples with a rare word of the text, each with its question and its subject.

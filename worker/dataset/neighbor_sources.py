@@ -6,7 +6,7 @@ Must not know how many neighbors are wanted, or what they are for. Start with `c
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 
@@ -33,11 +33,11 @@ class Topic:
     subject: str
 
     @classmethod
-    def of(cls, index: int, edit: Edit, near: NearSamples, question: Callable[[str], slice]) -> Topic:
-        place = question(edit.input)
+    def of(cls, index: int, edit: Edit, near: NearSamples) -> Topic:
+        place = near.question(edit.input)
         text = edit.input[place]
-        paraphrases = [other[question(other)] for other in edit.paraphrases]
-        subject = edit.subject if edit.subject and contains(text, edit.subject) else None
+        paraphrases = [other[near.question(other)] for other in edit.paraphrases]
+        subject = edit.subject if edit.subject and edit.subject in text else None
         return cls(
             index,
             edit,

@@ -8,9 +8,9 @@ every job. Pure functions of texts. Must not know models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from salem.records import Edit, EditBatch, Neighbor, ReferenceSample, held_out
+from salem.records import Edit, EditBatch, Neighbor, held_out
 from worker.dataset.near_samples import NearSamples
 from worker.dataset.neighbor_sources import Topic, candidates
 
@@ -18,33 +18,16 @@ PER_EDIT = 12  # generated neighbors of one edit
 IN_ALL = 600  # generated neighbors of a job
 HELD_OUT_SHARE = 0.5
 
-Question = Callable[[str], slice]
-"""Where the question itself stands in an input, such as the last user turn of a chat."""
-
-
-def whole_text(text: str) -> slice:
-    """All of an input is the question."""
-    return slice(0, len(text))
-
 
 def add_neighbors(
-    batch: EditBatch,
-    edits: Sequence[Edit],
-    reference: Sequence[ReferenceSample],
-    *,
-    generates: bool,
-    question: Question = whole_text,
+    batch: EditBatch, edits: Sequence[Edit], near: NearSamples, *, generates: bool
 ) -> EditBatch:
     """The batch with the neighbors of its edits: those for calibration, and those that only measure.
 
     A reference sample is held out as a neighbor if it is held out as a pass sample.
     """
-    known = {item.sample.words_hash: item.held_out for item in reference}
-    made = [
-        *given_neighbors(edits),
-        *generate_neighbors(edits, reference, generates=generates, question=question),
-    ]
-    apart = [known.get(each.words_hash, held_out(each.content_hash, HELD_OUT_SHARE)) for each in made]
+    made = [*given_neighbors(edits), *generate_neighbors(edits, near, generates=generates)]
+    apart = [near.held_out.get(each.words_hash, held_out(each.content_hash, HELD_OUT_SHARE)) for each in made]
     halves = {
         half: tuple(each for each, is_apart in zip(made, apart, strict=True) if is_apart is half)
         for half in (False, True)
@@ -53,31 +36,26 @@ def add_neighbors(
 
 
 def given_neighbors(edits: Sequence[Edit]) -> list[Neighbor]:
-    """The neighbors that the client sent, in order."""
-    return [
-        Neighbor(**dict(neighbor), edit=index, kind="given", origin="client")
-        for index, edit in enumerate(edits)
-        for neighbor in edit.neighbors
-    ]
+    """The neighbors that the client sent, in order; one that several edits name belongs to the first."""
+    found: dict[str, Neighbor] = {}
+    for index, edit in enumerate(edits):
+        for neighbor in edit.neighbors:
+            named = Neighbor(**dict(neighbor), edit=index, kind="given", origin="client")
+            found.setdefault(named.words_hash, named)
+    return list(found.values())
 
 
-def generate_neighbors(
-    edits: Sequence[Edit],
-    reference: Sequence[ReferenceSample],
-    *,
-    generates: bool,
-    question: Question = whole_text,
-) -> list[Neighbor]:
+def generate_neighbors(edits: Sequence[Edit], near: NearSamples, *, generates: bool) -> list[Neighbor]:
     """Neighbors from other edits, the reference set, and rules, ordered by edit.
 
     None of them is the text of an edit, a paraphrase, or another neighbor. Each edit gets at most `PER_EDIT`;
     a job gets at most `IN_ALL`, so with many edits each gets fewer.
 
     Args:
+        near: the reference set.
         generates: whether the model writes texts. Questions and facts make no sense for labels.
     """
-    near = NearSamples(reference, question)
-    topics = [Topic.of(index, edit, near, question) for index, edit in enumerate(edits)]
+    topics = [Topic.of(index, edit, near) for index, edit in enumerate(edits)]
     taken = {sample.words_hash for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)}
     taken |= {neighbor.words_hash for edit in edits for neighbor in edit.neighbors}
     per_edit = min(PER_EDIT, max(1, IN_ALL // max(1, len(edits))))

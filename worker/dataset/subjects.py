@@ -61,8 +61,9 @@ def contains(text: str, span: str) -> bool:
 
 
 def exchange(text: str, span: str, other: str) -> str:
-    """The text with another span in place of each occurrence of this one, as whole words."""
-    return re.sub(rf"(?<!\w){re.escape(span)}(?!\w)", lambda _: other, text)
+    """The text with another span in place of each occurrence of this one, as whole words if it has any."""
+    whole, found = re.subn(rf"(?<!\w){re.escape(span)}(?!\w)", lambda _: other, text)
+    return whole if found or not span else text.replace(span, other)  # some scripts have no spaces
 
 
 def _in_all(span: str, texts: Sequence[str]) -> bool:

@@ -193,7 +193,7 @@ class NewChain:
         return reduced(self.requests[delta.version], removed)
 
     def _batch(self, request: EditRequest) -> EditBatch:
-        return requested_batch(request, self.history)
+        return requested_batch(request, self.history, self.network)
 
     def _trained_without(self, delta: Delta) -> tuple[int, ...]:
         """Indexes of edits that were removed before the delta was trained, so its batch lacks them."""

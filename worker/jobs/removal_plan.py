@@ -17,8 +17,9 @@ from enum import Enum
 import torch
 
 from salem.deltas.terms import LayerDelta, Scoped
-from salem.records import Delta, EditBatch, EditRequest, Sample
+from salem.records import Delta, EditBatch, EditRequest, Neighbor, Sample
 from salem.scope.scope import Scope
+from worker.dataset.neighbors import IN_ALL
 
 OF_A_KEY = tuple(field.name for field in fields(Scope) if field.name not in ("metric", "owners"))
 
@@ -102,6 +103,7 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
     edits: list[Sample] = []
     adapt: list[tuple[int, Sample]] = []
     held_out_pairs: list[tuple[int, Sample]] = []
+    neighbors: list[Neighbor] = []
     for batch, left in parts:
         places: dict[int, int] = {}
         for index in sorted(left):
@@ -111,6 +113,11 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
                 edits.append(sample)
         for source, target in ((batch.adapt_samples, adapt), (batch.held_out_paraphrases, held_out_pairs)):
             target += [(places[i], s) for i, s in source if i in places and final[s.words_hash] == s.goal]
+        neighbors += [
+            each.model_copy(update={"edit": places[each.edit]})
+            for each in batch.held_out_neighbors
+            if each.edit in places
+        ]
     trained = {s.words_hash for batch, _ in parts for s in batch.corrections}
     held_out = {s.content_hash: s for batch, _ in parts for s in batch.held_out_pass_samples}
     held_out_paraphrases = tuple((i, s) for i, s in held_out_pairs if s.words_hash not in trained)
@@ -121,7 +128,20 @@ def remaining_batch(parts: Sequence[tuple[EditBatch, Collection[int]]]) -> EditB
         held_out_paraphrases=held_out_paraphrases,
         num_seen=len(held_out_pairs) - len(held_out_paraphrases) + sum(batch.num_seen for batch, _ in parts),
         held_out_pass_samples=tuple(s for s in held_out.values() if s.words_hash not in final),
+        held_out_neighbors=_measured_neighbors(parts, neighbors, final),
     )
+
+
+def _measured_neighbors(
+    parts: Sequence[tuple[EditBatch, Collection[int]]], neighbors: Sequence[Neighbor], edited: Collection[str]
+) -> tuple[Neighbor, ...]:
+    """Neighbors that no delta was calibrated on and that no edit changes, each once; at most `IN_ALL`."""
+    seen = {each.words_hash for batch, _ in parts for each in (*batch.neighbors, *batch.pass_samples)}
+    first: dict[str, Neighbor] = {}
+    for each in neighbors:
+        if each.words_hash not in seen and each.words_hash not in edited:
+            first.setdefault(each.words_hash, each)
+    return tuple(sorted(first.values(), key=lambda each: each.content_hash)[:IN_ALL])
 
 
 def _samples(batch: EditBatch, left: Collection[int]) -> list[Sample]:

@@ -5,14 +5,14 @@ It runs no model. Must not know how bytes add up; `worker.recipes.memory` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import ceil
 
 from salem.models.batching import LENGTH_BUCKET, supports_logits_to_keep
 from salem.models.layers import layer_at
 from salem.models.network import Network
-from salem.models.tokens import count_tokens
+from salem.models.tokens import count_tokens, prompt_lengths
 from salem.records import EditBatch, EditorOptions, Layer, Sample, TextInput
 from worker.dataset.forgetting_targets import MAX_CONTINUATION_TOKENS
 from worker.hypernetworks.corpus import Corpus
@@ -112,8 +112,12 @@ def token_counts(network: Network, samples: Sequence[Sample]) -> TokenCounts:
         min(prompt + answer, network.max_input_tokens)
         for prompt, answer in zip(prompts, answers, strict=True)
     )
-    padded = (-(-total // LENGTH_BUCKET) * LENGTH_BUCKET for total in totals)
-    return TokenCounts(tuple(padded), tuple(max(1, answer) for answer in answers))
+    return TokenCounts(_padded(totals), tuple(max(1, answer) for answer in answers))
+
+
+def _padded(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Lengths as batches pad them."""
+    return tuple(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET for length in lengths)
 
 
 def blocks_above(network: Network, layer: Layer) -> int:
@@ -143,8 +147,9 @@ def _saliency_bytes(shape: ModelShape, own: TokenCounts) -> int:
 def _longest_measured(network: Network, batch: EditBatch, recipe: Recipe) -> int:
     held_out = [*(sample for _, sample in batch.held_out_paraphrases), *batch.held_out_pass_samples]
     counted = token_counts(network, [*batch.corrections, *held_out]).tokens
+    neighbors = _padded(prompt_lengths(network, [*batch.neighbors, *batch.held_out_neighbors]))
     written = recipe.options.max_new_tokens if network.task.generates else 0
-    return min(max(counted) + written, network.max_input_tokens + LENGTH_BUCKET)
+    return min(max(*counted, *neighbors) + written, network.max_input_tokens + LENGTH_BUCKET)
 
 
 def _trial_bytes(shape: ModelShape, num_layers: int, own: TokenCounts, kept: TokenCounts) -> int:

@@ -6,10 +6,12 @@ Must not know how a delta is made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from salem.models.chat import TurnFinder
 from salem.records import Edit, EditId, HostedModel, ReferenceSample, Sample, Sha256, Version
 from worker.attempts.attempt import Attempt
+from worker.dataset.near_samples import NearSamples
 from worker.recipes.base import Exposure
 
 
@@ -19,11 +21,18 @@ class EditHistory:
 
     edits: Mapping[int, Sequence[Edit]]  # by the number of the version that introduced them
     reference: Sequence[ReferenceSample]
+    _near: dict[TurnFinder, NearSamples] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, attempt: Attempt, model: HostedModel) -> EditHistory:
         """Read both from storage."""
         return cls(attempt.registry.entries.edits(model.name), attempt.reference(model))
+
+    def near_samples(self, finder: TurnFinder) -> NearSamples:
+        """The reference set, searched by the words of its questions. All requests of a chain share it."""
+        if finder not in self._near:
+            self._near[finder] = NearSamples(self.reference, finder.last_user_turn)
+        return self._near[finder]
 
     def chain(self, version: Version) -> tuple[Edit, ...]:
         """The edits of a version's deltas, including removed ones."""
