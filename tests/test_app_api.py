@@ -118,7 +118,7 @@ def test_a_reference_set_is_uploaded_first(client: httpx.Client, small: Settings
         (b"", "empty"),
     ],
 )
-def test_what_is_stored_but_is_no_reference_set(
+def test_a_stored_file_that_is_not_a_reference_set_is_refused(
     client: httpx.Client, stage: Stage, small: Settings, stored: bytes, words: str
 ) -> None:
     save_tiny(small.effective_models_root / "intents", "bert")
@@ -130,7 +130,7 @@ def test_what_is_stored_but_is_no_reference_set(
     assert client.get("/models").json()["data"] == []
 
 
-def test_bad_reference_sets(client: httpx.Client) -> None:
+def test_bad_reference_sets_are_refused(client: httpx.Client) -> None:
     lines = b'{"input": "a", "target": "b"}\n{"input": 3}\nnot json\n{"input": "x", "target": "y", "id": 1}\n'
     body = problem(client.post("/references", content=lines), 422, "invalid_request")
     assert pointers(body) == {"/1", "/2", "/3"}
@@ -151,7 +151,7 @@ def test_a_file_of_the_wrong_kind_is_refused_by_its_first_lines(client: httpx.Cl
         assert len(body["errors"]) == MAX_PLACES and body["detail"].endswith("(and 499 more)")
 
 
-def test_a_missing_folder_and_a_path_that_leaves_the_root(client: httpx.Client) -> None:
+def test_a_missing_folder_and_a_path_outside_the_root_are_refused(client: httpx.Client) -> None:
     for path in ("nowhere", "../secrets", "/etc"):
         source = {"kind": "folder", "path": path}
         body = {"name": "m", "task": "text-generation", "source": source, "reference": REFERENCE}
@@ -227,7 +227,7 @@ def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     assert request_of(client, response.json())["alias_was"] == 2
 
 
-def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
+def test_a_bare_model_name_is_refused_if_the_alias_would_lose_corrections(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:
     body = {"model": "intents", "alias": "production", "edits": [EDIT]}
@@ -249,7 +249,7 @@ def test_a_bare_name_does_not_take_an_alias_away_from_its_corrections(
     ("shape", "field"),
     [(PredictIn, "inputs"), (EditsIn, "edits"), (EditsIn, "pass_samples"), (EditorIn, "edits")],
 )
-def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) -> None:
+def test_a_list_over_the_limit_is_not_read(shape: type[Record], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         shape.model_validate({"model": "intents", field: [1] * (MAX_ITEMS + 1)})
     (found,) = (error for error in caught.value.errors() if error["loc"] == (field,))
@@ -261,7 +261,7 @@ def test_a_list_beyond_any_limit_is_not_read(shape: type[Record], field: str) ->
     )
 
 
-def test_an_answer_names_so_many_places_and_counts_the_rest(client: httpx.Client) -> None:
+def test_a_refusal_names_a_limited_number_of_places_and_counts_the_rest(client: httpx.Client) -> None:
     sent = {"model": "intents", "inputs": [1] * 150}
     body = problem(client.post("/predict", json=sent), 422, "invalid_request")
     assert len(body["errors"]) == MAX_PLACES and body["detail"].endswith("(and 149 more)")
@@ -310,7 +310,7 @@ def test_the_shape_of_edits_is_checked_first(client: httpx.Client, intents: Host
         ("intents:" + "9" * 30, 422, "invalid_request"),
     ],
 )
-def test_unknown_references(
+def test_model_references_that_do_not_resolve_are_refused(
     client: httpx.Client, intents: HostedModel, model: str, status: int, code: str
 ) -> None:
     problem(client.post("/edits", json={"model": model, "edits": [EDIT]}), status, code)
@@ -332,7 +332,9 @@ def test_the_same_key_gives_the_same_job(client: httpx.Client, intents: HostedMo
     assert len(client.get("/jobs", params={"model": "intents", "state": "queued"}).json()["data"]) == 1
 
 
-def test_a_key_gives_its_job_whatever_became_of_the_folder(client: httpx.Client, small: Settings) -> None:
+def test_an_idempotency_key_returns_its_job_even_if_the_folder_is_gone(
+    client: httpx.Client, small: Settings
+) -> None:
     folder = save_tiny(small.effective_models_root / "new", "bert")
     body = {
         "name": "new",
@@ -346,7 +348,7 @@ def test_a_key_gives_its_job_whatever_became_of_the_folder(client: httpx.Client,
     assert again.status_code == 202 and again.json()["id"] == made["id"]
 
 
-def test_a_long_reference_is_not_repeated_whole(client: httpx.Client) -> None:
+def test_a_long_reference_is_shortened_in_the_message(client: httpx.Client) -> None:
     body = problem(
         client.post("/predict", json={"model": "é" * 5_000, "inputs": ["a"]}), 422, "invalid_request"
     )
@@ -519,7 +521,7 @@ def test_changed_weights_are_noticed(client: httpx.Client, intents: HostedModel,
         ("POST", "/predict", {"content": iter([b"x" * 15_000] * 2)}, 413, "body_too_large"),
     ],
 )
-def test_nothing_a_client_sends_is_a_crash(
+def test_no_request_causes_an_internal_error(
     client: httpx.Client, method: str, path: str, send: dict[str, Any], status: int, code: str | None
 ) -> None:
     response = client.request(method, path, **send)
@@ -527,7 +529,7 @@ def test_nothing_a_client_sends_is_a_crash(
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\u0000"])
-def test_text_that_cannot_be_stored(client: httpx.Client, intents: HostedModel, text: str) -> None:
+def test_text_that_cannot_be_stored_is_refused(client: httpx.Client, intents: HostedModel, text: str) -> None:
     headers = JSON
     body = f'{{"model": "intents", "edits": [{{"input": "{text}", "target": "refund"}}]}}'
     found = problem(client.post("/edits", content=body, headers=headers), 422, "invalid_request")
@@ -539,7 +541,9 @@ def test_text_that_cannot_be_stored(client: httpx.Client, intents: HostedModel, 
 
 
 @pytest.mark.parametrize("field", ["text_pair", "target", "forget"])
-def test_half_a_surrogate_pair_anywhere_in_a_sample(client: httpx.Client, stage: Stage, field: str) -> None:
+def test_half_a_surrogate_pair_anywhere_in_a_sample_is_refused(
+    client: httpx.Client, stage: Stage, field: str
+) -> None:
     stage.host("writer", "gpt2", Task.TEXT_GENERATION)
     bad = EDIT | {"target": None if field == "forget" else "refund", field: "\ud83d"}
     kept = {"input": "the lamp", "target": "refund", "text_pair": None} | {field: "\ud83d"}
@@ -559,7 +563,7 @@ def test_half_a_surrogate_pair_anywhere_in_a_sample(client: httpx.Client, stage:
         assert pointer in pointers(found)
 
 
-def test_numbers_that_are_not_finite(client: httpx.Client, intents: HostedModel) -> None:
+def test_numbers_that_are_not_finite_are_refused(client: httpx.Client, intents: HostedModel) -> None:
     body = (
         '{"model": "intents", "edits": [{"input": "a", "target": "refund"}], "options": {"kl_weight": 1e999}}'
     )
@@ -590,7 +594,9 @@ def test_readiness_names_what_is_missing(client: httpx.Client) -> None:
     assert [error["detail"].split(":")[0] for error in body["errors"]] == ["worker"]
 
 
-def test_jobs_are_taken_while_redis_is_away(settings: Settings, registry: Registry, tmp_path: Path) -> None:
+def test_jobs_are_accepted_while_redis_is_down(
+    settings: Settings, registry: Registry, tmp_path: Path
+) -> None:
     away = settings.model_copy(update={"redis_url": f"unix://{tmp_path}/none.sock"})
     Stage.of(away, registry).host("intents", "bert")
     with serving(away) as client:
@@ -599,7 +605,7 @@ def test_jobs_are_taken_while_redis_is_away(settings: Settings, registry: Regist
         assert {error["detail"].split(":")[0] for error in body["errors"]} == {"redis", "worker"}
 
 
-def test_the_key_is_asked_everywhere_but_healthz(settings: Settings, registry: Registry) -> None:
+def test_the_api_key_is_required_everywhere_except_healthz(settings: Settings, registry: Registry) -> None:
     locked = settings.model_copy(update={"api_key": SecretStr("s3cret"), "host": "0.0.0.0"})
     with serving(locked) as client:
         assert client.get("/healthz").status_code == 200

@@ -16,7 +16,7 @@ from salem.settings import Settings
 from salem.storage.registry import Registry
 
 
-def test_a_slow_model_refuses_what_it_cannot_queue_and_delays_no_other(
+def test_a_slow_model_refuses_what_it_cannot_queue_and_does_not_delay_others(
     settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage.of(settings, registry)

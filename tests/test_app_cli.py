@@ -140,7 +140,7 @@ def test_files_of_edits(tmp_path: Path, text: str, inputs: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["not json", '"text"', "{}\nnope"])
-def test_files_that_are_no_edits(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_edits_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "edits"
     file.write_text(text)
     with pytest.raises(ServiceError, match="neither JSON nor JSON Lines"):
@@ -174,7 +174,7 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     assert state(check_address(Settings(host="0.0.0.0"))) == "missing"
 
 
-def test_the_worker_is_ours_whatever_lies_in_the_folder(tmp_path: Path) -> None:
+def test_a_package_named_worker_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "worker").mkdir()
     (tmp_path / "worker" / "main.py").write_text("print('a stranger')")
     entry = Path(sys.executable).with_name("salem")

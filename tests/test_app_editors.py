@@ -113,13 +113,15 @@ REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
 )
 
 
-def test_a_corpus_that_is_refused(client: httpx.Client) -> None:
+def test_bad_corpora_are_refused(client: httpx.Client) -> None:
     for changes, pointer, words in REFUSED:
         found = details(client.post("/editors", json={"model": "intents", "edits": EDITS} | changes))
         assert set(found) == {pointer} and words in found[pointer], found
 
 
-def test_a_model_that_is_not_there_or_not_ready(client: httpx.Client, stage: Stage) -> None:
+def test_a_missing_model_and_a_model_that_is_not_ready_are_refused(
+    client: httpx.Client, stage: Stage
+) -> None:
     body = {"model": "nobody", "edits": EDITS}
     problem(client.post("/editors", json=body), 404, "not_found")
     problem(client.get("/editors?model=nobody"), 404, "not_found")
@@ -142,7 +144,7 @@ def test_editors_are_listed_and_shown(client: httpx.Client, stage: Stage, intent
     problem(client.get("/editors/refunds"), 422, "invalid_request")
 
 
-def test_an_edit_takes_the_recipe_and_the_layer_of_its_editor(
+def test_an_edit_gets_the_recipe_and_the_layer_of_its_editor(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:
     editor = publish(stage, intents)
@@ -154,7 +156,7 @@ def test_an_edit_takes_the_recipe_and_the_layer_of_its_editor(
         assert (stored["editor"], stored["recipe"], stored["layer"]) == (editor.id, "mend", editor.layer)
 
 
-def test_options_that_conflict_with_the_editor(
+def test_options_that_conflict_with_the_editor_are_refused(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:
     editor = publish(stage, intents)
@@ -175,7 +177,9 @@ def test_options_that_conflict_with_the_editor(
         assert "is not the id of an editor; GET /editors?model=intents lists the editors" in detail
 
 
-def test_an_editor_does_not_forget(client: httpx.Client, stage: Stage, intents: HostedModel) -> None:
+def test_an_edit_that_forgets_is_refused_with_an_editor(
+    client: httpx.Client, stage: Stage, intents: HostedModel
+) -> None:
     options = {"editor": publish(stage, intents).id, "recipe": "mend"}
     response = client.post(
         "/edits", json={"model": "intents", "edits": [EDIT, FORGETTING], "options": options}

@@ -239,7 +239,7 @@ def test_an_edit_that_overrides_an_entry_says_so(
     assert client.post("/edits", json=plain).status_code == 202, "the base has no entries"
 
 
-def test_of_many_overridden_texts_a_few_are_named(
+def test_only_a_few_of_many_overridden_texts_are_named(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:
     texts = [f"where is order {number}" for number in range(30)]
@@ -343,7 +343,7 @@ def printed_json(text: str) -> Any:
     return json.JSONDecoder().raw_decode(text, begins.start())[0]
 
 
-def test_a_metric_is_shared_by_the_deltas_that_name_it_and_goes_with_the_last(
+def test_a_metric_is_shared_by_its_deltas_and_deleted_with_the_last_one(
     stage: Stage, intents: HostedModel
 ) -> None:
     versions = [publish(stage, intents, EDITS), publish(stage, intents, EDITS[:2])]

@@ -42,9 +42,7 @@ def test_a_job_that_never_reached_redis_is_queued_once(stage: Stage, queue: JobQ
     assert queue.depth() == 1
 
 
-def test_an_attempt_that_fell_silent_is_given_to_another_until_there_are_no_more(
-    stage: Stage, queue: JobQueue
-) -> None:
+def test_a_silent_attempt_is_replaced_until_all_attempts_are_used_up(stage: Stage, queue: JobQueue) -> None:
     model = stage.host("m", "bert")
     job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, {})
     reconciler = reconciler_of(stage, queue)
@@ -57,7 +55,7 @@ def test_an_attempt_that_fell_silent_is_given_to_another_until_there_are_no_more
     assert ended.error is not None and ended.error.code == "attempts_exhausted"
 
 
-def test_after_an_outage_workers_may_renew_their_leases_first(
+def test_after_an_outage_workers_get_time_to_renew_their_leases(
     stage: Stage, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = stage.host("m", "bert")
@@ -77,7 +75,7 @@ def test_after_an_outage_workers_may_renew_their_leases_first(
     assert reconciler.requeue_lost() == 1
 
 
-def test_old_orphans_are_swept_and_named_blobs_stay(stage: Stage, queue: JobQueue) -> None:
+def test_old_orphans_are_removed_and_named_blobs_stay(stage: Stage, queue: JobQueue) -> None:
     version = stage.publish(stage.host("m", "bert"))
     orphan, fresh = stage.blobs.put(b"orphan"), stage.blobs.put(b"fresh")
     long_ago = time.time() - 2 * ORPHAN_AGE_S
@@ -89,7 +87,7 @@ def test_old_orphans_are_swept_and_named_blobs_stay(stage: Stage, queue: JobQueu
     assert stage.blobs.exists(fresh) and stage.blobs.exists(version.deltas[0].blob)
 
 
-def test_another_installations_blobs_are_not_swept(stage: Stage, queue: JobQueue, tmp_path: Path) -> None:
+def test_blobs_of_another_installation_are_not_removed(stage: Stage, queue: JobQueue, tmp_path: Path) -> None:
     """An API with the right store and a fresh, that is a wrong, database: it knows none of the blobs."""
     blob = stage.publish(stage.host("m", "bert")).deltas[0].blob
     for path in (stage.settings.home / "blobs").rglob("*"):
@@ -105,7 +103,7 @@ def test_another_installations_blobs_are_not_swept(stage: Stage, queue: JobQueue
     wrong.close()
 
 
-def test_the_thread_goes_on_when_redis_is_away_and_stops_at_once(stage: Stage, queue: JobQueue) -> None:
+def test_the_thread_survives_a_redis_outage_and_stops_immediately(stage: Stage, queue: JobQueue) -> None:
     quick = stage.settings.model_copy(update={"reconcile_s": 0.02})
     model = stage.host("m", "bert")
     job, _ = stage.registry.jobs.create(JobKind.EDIT, model.name, {})

@@ -130,7 +130,7 @@ def test_kill_9_of_the_parent_leaves_no_orphan(serve: Callable[..., Serve]) -> N
 
 
 @linux
-def test_children_that_die_are_started_again(serve: Callable[..., Serve]) -> None:
+def test_children_that_die_are_restarted(serve: Callable[..., Serve]) -> None:
     port = free_port()
     service = serve("--port", str(port), "--workers", "0")
     assert wait_until(lambda: "Salem serves at" in service.output, START_TIMEOUT_S), service.output
@@ -153,7 +153,7 @@ class Redis:
         self.running = running
 
 
-def test_a_private_redis_that_does_not_come_back_ends_nothing_else(
+def test_a_private_redis_that_stays_down_stops_nothing_else(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []

@@ -67,7 +67,9 @@ def base(stage: Stage, model: HostedModel) -> Version:
         ("t5", Task.TEXT2TEXT_GENERATION),
     ],
 )
-def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str, task: Task) -> None:
+def test_a_version_answers_like_a_model_with_changed_weights(
+    stage: Stage, architecture: str, task: Task
+) -> None:
     model = stage.host("m", architecture, task)
     version = stage.publish(model)
     engine = engine_of(stage)
@@ -89,7 +91,7 @@ def test_a_version_answers_as_its_weights_would(stage: Stage, architecture: str,
     assert given != unedited
 
 
-def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
+def test_the_number_of_models_in_memory_is_limited(stage: Stage) -> None:
     models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
     engine = engine_of(stage, max_resident_models=2)
     first = [engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1) for model in models]
@@ -97,7 +99,7 @@ def test_only_so_many_models_stay_in_memory(stage: Stage) -> None:
     assert [engine.predict(m, base(stage, m), INPUTS, max_new_tokens=1) for m in models] == first
 
 
-def test_a_model_that_many_ask_for_at_once_is_loaded_once_and_none_beyond_the_limit(
+def test_many_requests_at_once_load_a_model_once_and_stay_within_the_limit(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = [stage.host("m0", "bert"), stage.host("m1", "roberta")]
@@ -143,7 +145,7 @@ def test_a_model_is_served_at_the_layers_that_were_registered(
     assert layers == [model.layers]
 
 
-def test_a_model_whose_folder_went_or_cannot_be_read_is_not_ready(stage: Stage) -> None:
+def test_a_model_with_a_missing_or_unreadable_folder_is_not_ready(stage: Stage) -> None:
     model = stage.host("m", "bert")
     folder = stage.settings.effective_models_root / "m"
     (folder / "notes.txt").mkdir()  # named as a file that is read
@@ -173,7 +175,7 @@ def described_otherwise(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("noted", [True, False])
-def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: Stage, noted: bool) -> None:
+def test_names_that_share_weights_keep_their_own_labels_and_tokens(stage: Stage, noted: bool) -> None:
     one, two = stage.host("one", "bert"), stage.host("two", "bert", prepare=described_otherwise)
     assert one.descriptions_sha256 != two.descriptions_sha256
     if not noted:
@@ -188,7 +190,7 @@ def test_names_that_share_weights_alone_keep_their_own_labels_and_tokens(stage: 
     assert engine.count_tokens(one, INPUTS) != engine.count_tokens(two, INPUTS)
 
 
-def test_what_becomes_of_the_file_does_not_change_answers(stage: Stage) -> None:
+def test_changing_or_deleting_the_file_does_not_change_answers(stage: Stage) -> None:
     model = stage.host("m", "bert")
     engine, ours = engine_of(stage), base(stage, model)
     answered = engine.predict(model, ours, INPUTS, max_new_tokens=1)
@@ -235,7 +237,7 @@ def test_files_that_change_while_they_load_are_noticed(
         engine.predict(model, base(stage, model), INPUTS, max_new_tokens=1)
 
 
-def test_a_slow_store_holds_up_no_other_version(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_store_does_not_delay_other_versions(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     model = stage.host("m", "bert")
     version, engine = stage.publish(model), engine_of(stage)
     asked, go_on, get = threading.Event(), threading.Event(), stage.blobs.get
@@ -282,7 +284,7 @@ def test_a_model_that_is_not_ready_is_refused(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("fault", [BlobMissing, BlobCorrupted])
-def test_a_version_whose_file_is_gone_or_damaged_is_named(stage: Stage, fault: type[SalemError]) -> None:
+def test_a_version_with_a_missing_or_damaged_file_is_named(stage: Stage, fault: type[SalemError]) -> None:
     model = stage.host("m", "bert")
     version = stage.publish(model)
     digest = version.deltas[0].blob
@@ -294,7 +296,7 @@ def test_a_version_whose_file_is_gone_or_damaged_is_named(stage: Stage, fault: t
     assert len(engine.predict(model, base(stage, model), INPUTS, max_new_tokens=2)) == len(INPUTS)
 
 
-def test_the_version_cache_keeps_to_its_budget() -> None:
+def test_the_version_cache_stays_within_its_budget() -> None:
     def chain(rank: int) -> Chain:
         return Chain.of([LayerDelta("layer", (LowRank(torch.zeros(rank, 1), torch.zeros(1, rank)),))])
 
@@ -356,7 +358,7 @@ def test_each_blob_of_a_version_is_read_once_and_its_metric_is_one_object(
     assert one.scopes[0].metric is other.scopes[0].metric
 
 
-def test_a_longer_version_reads_its_new_deltas_only(stage: Stage, reads: list[str]) -> None:
+def test_a_longer_version_reads_only_its_new_deltas(stage: Stage, reads: list[str]) -> None:
     model = stage.host("m", "bert")
     version = scoped_chain(stage, model, 6)
     expected = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1, explain=True)
@@ -379,7 +381,7 @@ def test_the_match_comes_from_the_pass_that_answers(stage: Stage, monkeypatch: p
     assert [match and match.edit_id for match in matched] == ["1.0", "2.0", None, None]
 
 
-def test_only_so_many_tokenizers_stay_in_memory(stage: Stage) -> None:
+def test_the_number_of_tokenizers_in_memory_is_limited(stage: Stage) -> None:
     models = [stage.host(f"m{index}", name) for index, name in enumerate(("bert", "distilbert", "roberta"))]
     engine = engine_of(stage, max_resident_models=2)
     counts = [engine.count_tokens(model, INPUTS) for model in models]

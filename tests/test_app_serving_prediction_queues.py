@@ -12,7 +12,7 @@ from app.serving.prediction_queues import THREADS_PER_MODEL, PredictionQueues
 from salem.errors import TooManyRequests
 
 
-def test_a_slow_model_delays_no_other_and_refuses_what_it_cannot_queue() -> None:
+def test_a_slow_model_refuses_what_it_cannot_queue_and_does_not_delay_others() -> None:
     go_on, answered, refused = threading.Event(), [], []
 
     async def ask(queues: PredictionQueues) -> None:
@@ -39,7 +39,7 @@ def test_a_slow_model_delays_no_other_and_refuses_what_it_cannot_queue() -> None
     assert len(refused) == 2 and refused[0].status == 429 and refused[0].retry_after_s == 1
 
 
-def test_a_queue_is_free_again_after_a_failure() -> None:
+def test_a_queue_is_usable_again_after_a_failure() -> None:
     def fail() -> None:
         raise RuntimeError("broken")
 

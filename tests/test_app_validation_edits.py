@@ -84,7 +84,7 @@ def edit(text: str, target: str = "refund", *paraphrases: str, pair: str | None 
     return DraftEdit(input=text, target=target, paraphrases=paraphrases, text_pair=pair)
 
 
-def test_a_sound_request_has_no_problems() -> None:
+def test_a_valid_request_has_no_problems() -> None:
     kept = [DraftSample(input="hello", target="login"), DraftSample(input="hello", target="login")]
     assert check(edit("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
     assert check(edit("money back"), pass_samples=kept, layer=LAYER.path) == {}
@@ -97,12 +97,12 @@ def test_an_unknown_label_gets_a_suggestion() -> None:
     }
 
 
-def test_case_is_a_near_miss_and_a_far_label_lists_all() -> None:
+def test_a_label_in_another_case_gets_a_suggestion_and_a_distant_one_lists_all() -> None:
     assert 'did you mean "refund"?' in check(edit("a", "REFUND"))["/edits/0/target"]
     assert "refund, delivery, login" in check(edit("a", "zzz"))["/edits/0/target"]
 
 
-def test_a_text_beyond_any_number_of_tokens_is_refused_uncounted() -> None:
+def test_a_text_that_is_far_too_long_is_refused_without_counting_its_tokens() -> None:
     counted: list[TextInput] = []
 
     def count(inputs: Sequence[TextInput]) -> list[int]:
@@ -119,7 +119,7 @@ def test_a_text_beyond_any_number_of_tokens_is_refused_uncounted() -> None:
         assert list(check(edit("a", long), task=task)) == ["/edits/0/input"]
 
 
-def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
+def test_only_places_that_the_response_names_get_a_suggestion() -> None:
     limits = EditLimits(max_edits=200, max_pass_samples=200)
     asked = [edit(f"text {index}", "refnud") for index in range(60)]
     kept = [DraftSample(input=f"kept {index}", target="refnud") for index in range(60)]
@@ -130,13 +130,13 @@ def test_only_places_that_an_answer_names_get_a_suggestion() -> None:
     assert ["did you mean" in each.detail for each in found] == [True] * MAX_PLACES + [False] * 20
 
 
-def test_generated_targets_are_free_but_not_empty() -> None:
+def test_generated_targets_may_be_any_text_that_is_not_empty() -> None:
     found = check(edit("a", "anything"), edit("b", "  "), task=Task.TEXT2TEXT_GENERATION)
     assert list(found) == ["/edits/1/target"]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "a\x00b"])
-def test_blank_and_unstorable_texts(text: str) -> None:
+def test_blank_and_unstorable_texts_are_refused(text: str) -> None:
     kept = [DraftSample(input=text, target=text)]
     found = check(edit(text, "refund", text), edit("a", pair=text), pass_samples=kept)
     assert set(found) == {
@@ -198,7 +198,7 @@ def test_a_text_without_tokens_is_refused() -> None:
     assert [problem.pointer for problem in found] == ["/edits/0/input"]
 
 
-def test_contradicting_targets_across_edits_and_paraphrases() -> None:
+def test_contradicting_targets_across_edits_and_paraphrases_are_refused() -> None:
     found = check(
         edit("my  money", "refund"), edit("my money", "delivery"), edit("other", "login", "my money")
     )
@@ -211,7 +211,7 @@ def test_the_pair_is_part_of_the_input() -> None:
     assert set(check(edit("a", "refund", pair="x"), edit("a", "login", pair="x"))) == {"/edits/1/target"}
 
 
-def test_repeated_edits_and_paraphrases() -> None:
+def test_repeated_edits_and_paraphrases_are_refused() -> None:
     found = check(edit("a", "refund", "a", "b"), edit("a", "refund"), edit("c", "refund", "d", "d"))
     assert "the edit itself" in found["/edits/0/paraphrases/0"]
     assert "already at /edits/0" in found["/edits/1"]
@@ -219,26 +219,26 @@ def test_repeated_edits_and_paraphrases() -> None:
     assert len(found) == 3
 
 
-def test_a_pass_sample_that_is_also_an_edit() -> None:
+def test_a_pass_sample_that_is_also_an_edit_is_refused() -> None:
     kept = [DraftSample(input="a", target="login"), DraftSample(input="b", target="refund")]
     found = check(edit("a", "refund", "b"), pass_samples=kept)
     assert set(found) == {"/pass_samples/0", "/pass_samples/1"}
     assert "/edits/0/paraphrases/0" in found["/pass_samples/1"]
 
 
-def test_contradicting_pass_samples() -> None:
+def test_contradicting_pass_samples_are_refused() -> None:
     kept = [DraftSample(input="z", target="login"), DraftSample(input="z", target="refund")]
     assert set(check(edit("a"), pass_samples=kept)) == {"/pass_samples/1/target"}
 
 
-def test_limits() -> None:
+def test_limits_are_checked() -> None:
     kept = [DraftSample(input=f"k{index}", target="login") for index in range(3)]
     found = check(edit("a", "refund", "b", "c", "d"), edit("e"), edit("f"), edit("g"), pass_samples=kept)
     assert set(found) == {"/edits", "/edits/0/paraphrases", "/pass_samples"}
     assert set(check(pass_samples=[])) == {"/edits", "/pass_samples"}
 
 
-def test_what_is_beyond_a_limit_is_not_read() -> None:
+def test_items_over_a_limit_are_not_read() -> None:
     def counting(_: Sequence[TextInput]) -> list[int]:
         pytest.fail("counted")
 
@@ -273,12 +273,12 @@ def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> DraftEdi
     return DraftEdit(input=text, target=None, forget=forget, paraphrases=paraphrases)
 
 
-def test_an_answer_may_be_forgotten_beside_corrections() -> None:
+def test_one_request_may_correct_and_forget() -> None:
     assert check(forgetting("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
     assert check(forgetting("a", "any text"), task=Task.TEXT_GENERATION, recipe="mend") == {}
 
 
-def test_an_edit_gives_an_answer_or_takes_one() -> None:
+def test_an_edit_has_either_a_target_or_an_answer_to_forget() -> None:
     neither, both = DraftEdit(input="a"), DraftEdit(input="b", target="login", forget="refund")
     found = check(neither, both, forgetting("c", "refnud"))
     assert set(found) == {"/edits/0/target", "/edits/1/forget", "/edits/2/forget"}
@@ -289,14 +289,14 @@ def test_an_edit_gives_an_answer_or_takes_one() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["ridge", "paper"])
-def test_a_recipe_without_a_bound_is_refused(recipe: str) -> None:
+def test_a_recipe_that_cannot_forget_is_refused(recipe: str) -> None:
     assert check(edit("a"), recipe=recipe) == {}
     found = check(edit("a"), forgetting("b"), recipe=recipe)
     assert set(found) == {"/options/recipe"}
     assert all(word in found["/options/recipe"] for word in (recipe, '"b"', "use scoped or mend"))
 
 
-def test_one_text_cannot_be_given_two_fates() -> None:
+def test_one_text_cannot_be_both_corrected_and_forgotten() -> None:
     found = check(edit("a", "delivery"), forgetting("a"), forgetting("b", "login", "a"))
     assert 'to "a" should be anything but "refund" here but "delivery" at' in found["/edits/1/forget"]
     assert 'anything but "login" here' in found["/edits/2/paraphrases/0"]
@@ -305,7 +305,7 @@ def test_one_text_cannot_be_given_two_fates() -> None:
     assert set(check(forgetting("a"), pass_samples=kept)) == {"/pass_samples/0"}
 
 
-def test_a_decoder_reads_what_it_forgets_in_the_same_window() -> None:
+def test_a_decoder_reads_input_and_forgotten_answer_in_one_window() -> None:
     found = check(forgetting("a b c d", "e f g"), task=Task.TEXT_GENERATION)
     assert found["/edits/0/input"].startswith("the input, the answer, and its end have 8 tokens")
 
@@ -335,7 +335,7 @@ def words(num: int) -> str:
 
 
 @pytest.mark.parametrize(("gives", "field", "end"), [(edit, "target", 1), (forgetting, "forget", 0)])
-def test_an_answer_that_cannot_be_written_to_its_end_is_refused(
+def test_an_answer_longer_than_max_new_tokens_is_refused(
     gives: Callable[..., DraftEdit], field: str, end: int
 ) -> None:
     """Cut off, it would never count as the target, and always as forgotten."""
@@ -355,7 +355,7 @@ def test_an_answer_that_cannot_be_written_to_its_end_is_refused(
     assert check_answers(long, task=writes, window=None, max_new_tokens=512) == {}
 
 
-def test_an_encoder_decoder_writes_its_answer_into_a_window_of_its_own() -> None:
+def test_an_encoder_decoder_has_a_separate_window_for_its_answer() -> None:
     """The words that its tokenizer counts hold the end already."""
     reads = Task.TEXT2TEXT_GENERATION
     kept = [DraftSample(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
@@ -374,14 +374,14 @@ def test_an_encoder_decoder_writes_its_answer_into_a_window_of_its_own() -> None
         assert found[pointer].endswith("has 41 tokens, but intents takes 40; shorten it")
 
 
-def test_labels_and_what_a_writer_keeps_are_not_measured() -> None:
+def test_labels_and_pass_samples_are_not_limited_by_max_new_tokens() -> None:
     assert check(edit("a", "refund"), pass_samples=[DraftSample(input="b", target="login")]) == {}
     kept = [DraftSample(input="k", target=words(600))]
     assert check_answers(edit("a", "c"), task=Task.TEXT_GENERATION, kept=kept) == {}
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_an_edit_without_any_answer_is_told_so(task: Task) -> None:
+def test_an_edit_without_an_answer_is_refused(task: Task) -> None:
     found = check_answers(DraftEdit(input="who?"), edit("a"), task=task) if task.generates else None
     found = check(DraftEdit(input="who?"), edit("a")) if found is None else found
     assert set(found) == {"/edits/0/target"}
@@ -389,7 +389,7 @@ def test_an_edit_without_any_answer_is_told_so(task: Task) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x00", "half \ud83d"])
-def test_no_token_of_an_unreadable_answer_is_counted(text: str) -> None:
+def test_tokens_of_an_unreadable_answer_are_not_counted(text: str) -> None:
     def counting(inputs: Sequence[TextInput]) -> list[int]:
         return [len(item.input.strip("\x00 ").encode()) or pytest.fail("blank") for item in inputs]
 
@@ -398,7 +398,7 @@ def test_no_token_of_an_unreadable_answer_is_counted(text: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart", "gpt2", "opt", "llama", "gemma"])
-def test_an_answer_is_as_long_as_training_encodes_it(architecture: str) -> None:
+def test_an_answer_has_the_length_that_training_encodes(architecture: str) -> None:
     network = replace(tiny_network(architecture), max_input_tokens=10_000)
     lengths = []
     for size in (8, 12, 16, 20, 24, 28, 32):
@@ -415,7 +415,7 @@ def test_an_answer_is_as_long_as_training_encodes_it(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("max_new_tokens", [32, 40])
-def test_a_corpus_is_held_to_the_answers_of_its_own_options(max_new_tokens: int) -> None:
+def test_the_answers_of_a_corpus_are_limited_by_its_own_options(max_new_tokens: int) -> None:
     corpus = [edit(f"text {number}", words(35)) for number in range(FEWEST_EDITS)]
     found = check_corpus(
         hosted(Task.TEXT_GENERATION).model_copy(update={"max_input_tokens": None}),

@@ -44,7 +44,7 @@ def test_an_editor_names_its_recipe() -> None:
     assert READER.validate_python({"recipe": "ridge"}).editor_id is None
 
 
-def test_an_option_that_the_recipe_does_not_have_is_refused_with_those_that_it_has() -> None:
+def test_an_unknown_option_is_refused_with_a_list_of_options() -> None:
     found = refused({"recipe": "ridge", "max_steps": 500, "triel_edits": 2, "margin": -1})
     assert set(found) == {"ridge.max_steps", "ridge.triel_edits", "ridge.margin"}
     known = ", ".join(option.name for option in catalog()["ridge"].options)
@@ -55,13 +55,13 @@ def test_an_option_that_the_recipe_does_not_have_is_refused_with_those_that_it_h
 
 
 @pytest.mark.parametrize("name", ["magic", "scope", "", None, 7, ["mend"]])
-def test_an_unknown_recipe_is_refused_with_those_that_there_are(name: object) -> None:
+def test_an_unknown_recipe_is_refused_with_a_list_of_recipes(name: object) -> None:
     found = refused({"recipe": name, "max_steps": 5})
     assert set(found) == {"recipe"} and "scoped, mend, paper, ridge" in found["recipe"]
 
 
 @pytest.mark.parametrize("options", [7, "mend", ["mend"], None])
-def test_options_are_an_object(options: object) -> None:
+def test_options_must_be_an_object(options: object) -> None:
     assert set(refused(options)) == {""}
 
 
@@ -79,7 +79,7 @@ def test_options_are_an_object(options: object) -> None:
         ("paper", {"trial_edits": 2}),
     ],
 )
-def test_bounds_are_those_of_the_recipe(recipe: str, options: dict[str, Any]) -> None:
+def test_each_recipe_has_its_own_bounds(recipe: str, options: dict[str, Any]) -> None:
     (name,) = options
     assert set(refused({"recipe": recipe, **options})) == {f"{recipe}.{name}"}
 

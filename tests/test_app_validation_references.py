@@ -49,5 +49,7 @@ def test_rows_with_the_same_words_and_target_are_accepted(
 
 
 @pytest.mark.parametrize(("first", "second"), OTHER_WORDS)
-def test_rows_with_other_words_may_have_other_targets(first: dict[str, str], second: dict[str, str]) -> None:
+def test_rows_with_different_words_may_have_different_targets(
+    first: dict[str, str], second: dict[str, str]
+) -> None:
     assert not list(check_reference(rows(first, second, ("refund", "billing"))))

@@ -18,7 +18,7 @@ from salem.records import Edit, EditBatch
 from worker.recipes.scoped.recipe import ScopedRecipe
 
 
-def test_every_line_differs_from_the_default_in_options_or_in_what_it_learns_from() -> None:
+def test_every_line_differs_from_the_default_in_options_or_training_data() -> None:
     empty = EditBatch(
         edit_samples=(),
         adapt_samples=(),
@@ -33,7 +33,7 @@ def test_every_line_differs_from_the_default_in_options_or_in_what_it_learns_fro
         assert other == (name != "the default recipe"), name
 
 
-def test_a_row_takes_the_place_of_an_earlier_one_of_the_same_line(tmp_path: Path) -> None:
+def test_a_row_replaces_an_earlier_row_of_the_same_line(tmp_path: Path) -> None:
     path = tmp_path / "ablation.json"
     named = {"dataset": "nli", "num_edits": 10, "seed": 0}
     for line, drawdown in (("mend", 0.2), ("the default recipe", 0.1), ("mend", 0.3)):

@@ -37,7 +37,7 @@ def setting_of(name: str) -> float:
     return TINY.get(name, method(name).grid[1])
 
 
-def test_no_method_is_searched_less_than_the_product() -> None:
+def test_every_baseline_gets_at_least_as_much_search_as_the_product() -> None:
     assert len({one.name for one in METHODS}) == len(METHODS) == 14
     for one in METHODS:
         assert len(set(one.grid)) == len(one.grid) >= len(method("salem").grid) == 3
@@ -65,7 +65,7 @@ def test_a_method_edits_and_leaves_the_base_alone(name: str, architecture: str) 
 
 
 @pytest.mark.parametrize("name", ["lora", "mend-ahead"])
-def test_nothing_hangs_on_the_global_generator(name: str) -> None:
+def test_results_do_not_depend_on_the_global_generator(name: str) -> None:
     editing = editing_of("bert", setting_of(name))
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -76,13 +76,13 @@ def test_nothing_hangs_on_the_global_generator(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AHEAD)
-def test_without_a_corpus_pass_samples_make_episodes(name: str) -> None:
+def test_without_a_corpus_pass_samples_serve_as_episodes(name: str) -> None:
     editing = editing_of("bert", setting_of(name), corpus=False)
     assert loss_of(editing, method(name).edit(editing)) < loss_of(editing, None)
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_a_later_batch_is_added_to_the_earlier(name: str) -> None:
+def test_a_later_batch_is_added_to_the_earlier_one(name: str) -> None:
     early = editing_of("bert", setting_of(name), texts=EDIT_TEXTS)
     first = method(name).edit(early)
     late = editing_of("bert", setting_of(name), texts=LATER_TEXTS, before=first)
@@ -102,7 +102,7 @@ def test_other_methods_refuse_an_earlier_result(name: str) -> None:
         method(name).edit(editing_of("bert", method(name).grid[1], before=first))
 
 
-def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
+def test_later_batches_of_the_product_reuse_the_first_metric() -> None:
     first = method("salem").edit(editing_of("bert", setting_of("salem")))
     later = editing_of("bert", setting_of("salem"), texts=LATER_TEXTS, before=first)
     edited = method("salem").edit(later)
@@ -112,7 +112,7 @@ def test_later_batches_of_the_product_live_in_the_metric_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({one.name for one in METHODS} - {"grace", "ultraedit"}))
-def test_what_was_made_ahead_changes_no_bit(name: str, tmp_path: Path) -> None:
+def test_preparing_ahead_does_not_change_the_result(name: str, tmp_path: Path) -> None:
     """The second of two editings in a row finds what the first has left, and edits as if it were alone."""
     shared_work = SharedWork(SampleCache(tmp_path, 2**24, "tiny"))
     first, second = (editing_of("bert", setting_of(name), texts=texts) for texts in (EDIT_TEXTS, LATER_TEXTS))
@@ -122,7 +122,7 @@ def test_what_was_made_ahead_changes_no_bit(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", AHEAD)
-def test_what_a_method_trains_ahead_it_trains_once(name: str) -> None:
+def test_training_ahead_happens_once(name: str) -> None:
     shared_work, editing = SharedWork(), editing_of("bert", setting_of(name))
     method(name).edit(replace(editing, shared_work=shared_work))
     (kept,) = shared_work.results.values()
@@ -130,7 +130,7 @@ def test_what_a_method_trains_ahead_it_trains_once(name: str) -> None:
     assert list(shared_work.results.values()) == [kept]
 
 
-def test_what_is_known_of_the_base_is_not_used_on_top_of_edits(tmp_path: Path) -> None:
+def test_the_cache_of_the_base_is_not_used_on_top_of_edits(tmp_path: Path) -> None:
     first = method("ultraedit").edit(editing_of("bert", setting_of("ultraedit")))
     editing = editing_of("bert", 1.0, before=first)
     cache = SampleCache(tmp_path, 2**24, "tiny")

@@ -43,7 +43,7 @@ def logits(network: Network, samples: Sequence[Sample]) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
-def test_adapters_taken_out_answer_as_peft_does(architecture: str) -> None:
+def test_extracted_adapters_answer_like_peft(architecture: str) -> None:
     network, samples = build_network(architecture), kept(architecture)
     before, modules = contents(network), [id(module) for module in network.model.modules()]
     plain = logits(network, samples)
@@ -97,7 +97,7 @@ def test_one_edit_without_a_penalty_moves_the_output_by_its_shift() -> None:
     assert torch.allclose(learner.term()(u), gradient_step, atol=1e-4)
 
 
-def test_lifelong_statistics_are_those_of_all_rows() -> None:
+def test_lifelong_statistics_cover_all_rows() -> None:
     rows = drawn(30, 4) * 3 + 2
     known = None
     for part in rows.split([1, 9, 20]):
@@ -107,7 +107,7 @@ def test_lifelong_statistics_are_those_of_all_rows() -> None:
     assert torch.allclose(known.deviation, rows.std(0, correction=0), atol=1e-5)
 
 
-def test_alphaedit_is_its_equation_and_spares_what_is_kept() -> None:
+def test_alphaedit_follows_its_equation_and_leaves_kept_inputs_alone() -> None:
     kept_inputs = drawn(50, 3) @ drawn(3, 10, seed=1)  # they span three of ten directions
     projection = free_projection(kept_inputs.T @ kept_inputs / 50, 1e-6)
     found = KeyValues(keys=drawn(4, 10, seed=2), shifts=drawn(4, 6, seed=3))
@@ -136,7 +136,7 @@ def test_a_codebook_grows_and_splits_as_published() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "llama"])
-def test_grace_answers_outside_every_ball_as_the_base_bit_for_bit(architecture: str) -> None:
+def test_outside_every_ball_grace_answers_like_the_base_bit_for_bit(architecture: str) -> None:
     network, samples = tiny_network(architecture), kept(architecture)[:6]
     layer = network.layers[1]
     keys, _ = key_states(network, samples[:1], layer)
@@ -151,7 +151,7 @@ def test_grace_answers_outside_every_ball_as_the_base_bit_for_bit(architecture: 
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "llama"])
-def test_grace_generates_alike_alone_and_beside_longer_prompts(architecture: str) -> None:
+def test_grace_generates_the_same_alone_and_next_to_longer_prompts(architecture: str) -> None:
     network, layer = tiny_network(architecture), tiny_network(architecture).layers[1]
     inputs = [TextInput(input="who wrote the book in Rome or in Berlin now"), TextInput(input="my lamp")]
     keys, _ = key_states(network, inputs[1:], layer)
@@ -165,7 +165,7 @@ def test_grace_generates_alike_alone_and_beside_longer_prompts(architecture: str
     assert together == alone
 
 
-def test_grouped_updates_are_each_episode_s_own() -> None:
+def test_each_episode_gets_its_own_update() -> None:
     network = tiny_network("bert")
     corpus, layer = wrong_for(network, CORPUS_TEXTS), network.layers[1]
     batch = meta_batches(network, corpus, [layer], Random(0))[0]

@@ -29,7 +29,7 @@ def test_the_benchmarks_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_DATA)
-def test_missing_data_is_one_sentence_and_status_2(
+def test_missing_data_gives_one_sentence_and_exit_status_2(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SALEM_SHARED", str(tmp_path / "absent"))
@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shared_model("minilm-nli")
 
 
-def test_the_exit_status_of_a_benchmark_is_its_own() -> None:
+def test_the_exit_status_of_a_benchmark_is_passed_on() -> None:
     assert exit_status(lambda: 1) == 1
 
 
@@ -72,7 +72,7 @@ def test_quick_is_read_from_the_environment(
     assert quick() is expected
 
 
-def test_progress_tells_the_time_since_the_start(
+def test_progress_shows_the_time_since_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([100.0, 102.5])

@@ -64,7 +64,7 @@ def loss(task: EditTask, prepared: Prepared, term: Scoped) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_closed_form_is_minus_the_slope_of_the_loss(architecture: str) -> None:
+def test_the_closed_form_is_the_negative_gradient_of_the_loss(architecture: str) -> None:
     task, prepared, start = started(case(architecture))
     found = closed_form(task, OPTIONS, prepared, start)
     assert found.shape == start.values.shape
@@ -77,7 +77,7 @@ def test_the_closed_form_is_minus_the_slope_of_the_loss(architecture: str) -> No
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_editor_that_has_learned_nothing_moves_against_the_gradient(
+def test_an_untrained_editor_moves_against_the_gradient(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, _, start = started(case(architecture))
@@ -96,7 +96,7 @@ def test_an_editor_that_has_learned_nothing_moves_against_the_gradient(
     torch.testing.assert_close(found, step * expected, rtol=1e-3, atol=1e-4 * float(found.abs().max()))
 
 
-def test_the_editor_is_the_best_that_training_came_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_editor_is_the_best_one_seen_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is the term that the loop gives, not where its last step has left the editor."""
     task, _, start = started(case("bert"))
     found: list[torch.Tensor] = []
@@ -116,7 +116,7 @@ def test_the_editor_is_the_best_that_training_came_by(monkeypatch: pytest.Monkey
     assert torch.isfinite(direction).all()
 
 
-def test_each_entry_goes_as_far_as_it_must_and_no_farther() -> None:
+def test_each_entry_moves_just_far_enough() -> None:
     task, prepared, start = started(case("bert"))
     direction = closed_form(task, OPTIONS, prepared, start)
     near, far = (
@@ -139,7 +139,7 @@ def test_each_entry_goes_as_far_as_it_must_and_no_farther() -> None:
 
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_untrained_values_bring_edits_nearer_to_holding(
+def test_untrained_values_bring_edits_closer_to_holding(
     architecture: str, kind: type[UntrainedRecipe]
 ) -> None:
     task, prepared, start = started(case(architecture))
@@ -152,7 +152,7 @@ def test_untrained_values_bring_edits_nearer_to_holding(
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_a_job_may_ask_for_values_that_were_not_trained(kind: type[UntrainedRecipe]) -> None:
+def test_a_job_can_use_values_that_were_not_trained(kind: type[UntrainedRecipe]) -> None:
     of = case("bert")
     options = OPTIONS.model_copy(update={"max_steps": 20})
     found, again = (trained(of.network, of.batch, of.network.layers[1], kind(options)) for _ in range(2))
@@ -162,14 +162,14 @@ def test_a_job_may_ask_for_values_that_were_not_trained(kind: type[UntrainedReci
     assert num_right(of, of.batch.edit_samples, (as_delta(of, found),)) == len(of.batch.edit_samples)
 
 
-def test_margins_count_if_all_corrections_were_asked_for() -> None:
+def test_without_a_count_of_own_corrections_all_margins_count() -> None:
     task, prepared, start = started(case("bert"))
     margins = worst_margin(task, replace(prepared, num_own_corrections=None), start)
     assert margins.isfinite().all()
     assert (margins <= worst_margin(task, prepared, start)).all()
 
 
-def test_an_edit_that_fails_without_training_is_not_told_to_train_longer() -> None:
+def test_a_failed_edit_without_training_is_not_advised_to_train_longer() -> None:
     of = case("bert")
     failure = ClosedFormRecipe(OPTIONS).failure(of.network.layers[0], of.batch.edit_samples)
     assert "untrained values" in failure.message and failure.remedy is None

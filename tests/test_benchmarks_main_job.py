@@ -14,7 +14,9 @@ from benchmarks.shared_data import EditSet
 from salem.records import Edit, Task
 
 
-def test_a_classifier_is_edited_at_its_surest_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_classifier_is_corrected_at_its_most_confident_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Task.SEQUENCE_CLASSIFICATION
     folder = save_tiny(tmp_path, "bert")
     answers = own_answers(folder, task, TEXTS)

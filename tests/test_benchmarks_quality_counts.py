@@ -10,7 +10,7 @@ from benchmarks.quality.counts import counts, losses, paraphrases, rises, shares
 from benchmarks.quality.measures import Forced, Outcomes
 
 
-def test_what_goes_into_the_counts_comes_out() -> None:
+def test_counts_can_be_read_back() -> None:
     outcomes = Outcomes(
         edits=[True, False, True],
         paraphrases=[[True, False], [False, False], [], [True, False]],
@@ -30,13 +30,13 @@ def test_rows_are_pooled() -> None:
     assert len(paraphrases(rows)) == 0
 
 
-def test_what_was_not_asked_is_left_out() -> None:
+def test_what_was_not_measured_is_left_out() -> None:
     kept = counts(Outcomes(edits=[True], paraphrases=[[]]), perplexity=False)
     assert kept == {"edits": [1, 1]}
     assert len(shares([kept], "portability")) == 0 and len(losses([kept])) == 0
 
 
-def test_rises_of_passages_come_back_to_a_thousandth_of_a_nat() -> None:
+def test_rises_of_passages_are_kept_to_a_thousandth_of_a_nat() -> None:
     rng = np.random.default_rng(0)
     tokens, before = rng.integers(9, 14, size=40), rng.uniform(20, 40, size=40)
     after = before + rng.normal(size=40)

@@ -90,21 +90,21 @@ def test_held_out_samples_of_validation_are_not_measured_on() -> None:
         assert not validated & texts_of(job.held_out, job.pass_samples)
 
 
-def test_a_seed_gives_its_job_again_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_job_and_another_seed_another_job() -> None:
     first, again, other = (draw_job(facts(), 20, seed, SIZES) for seed in (1, 1, 2))
     assert first == again
     assert first.corrections != other.corrections
     assert first.held_out != other.held_out
 
 
-def test_edits_are_hard_where_there_are_enough_of_them() -> None:
+def test_edits_are_hard_if_there_are_enough_of_them() -> None:
     material = facts(num_hard=100)
     hard = {f"fact {place}" for place in range(100)}
     assert texts_of([c.edit for c in measured_pool(material, 50)]) <= hard
     assert len(measured_pool(material, 150)) > 150 * (1 - VALIDATION_SHARE)
 
 
-def test_slices_go_round_so_that_all_samples_count_alike() -> None:
+def test_slices_cover_all_samples_equally_often() -> None:
     samples = [Sample(input=f"text {place}", target="a") for place in range(50)]
     parts = slices(samples, 0.1, 20)
     seen = [sample.input for part in parts for sample in part]
@@ -135,7 +135,7 @@ def test_a_classifiers_most_confident_errors_come_first_with_whole_augmentations
         assert all(len(t.split()) >= WORDS_KEPT * len(correction.edit.input.split()) for t in texts)
 
 
-def test_facts_are_edited_where_the_base_knows_both_wordings() -> None:
+def test_facts_are_edited_only_if_the_base_knows_both_wordings() -> None:
     network = tiny_network("gpt2")
     asked = [TextInput(input=text) for text in ("The capital of Peru is", "Who wrote the book")]
     known = [answer.output for answer in predict(network, asked, max_new_tokens=24)]
@@ -167,7 +167,7 @@ def test_facts_are_edited_where_the_base_knows_both_wordings() -> None:
     assert asked[1].input not in texts_of(made.kept)
 
 
-def test_a_reference_sample_that_asks_for_an_edited_fact_is_not_kept() -> None:
+def test_a_reference_sample_about_an_edited_fact_is_not_a_pass_sample() -> None:
     """It has the answer that the edit takes back."""
     network = tiny_network("gpt2")
     asked = ["Peru has", "of PERU the capital is", "the capital of Chile is", "where is Peru"]
@@ -191,7 +191,7 @@ def test_a_reference_sample_that_asks_for_an_edited_fact_is_not_kept() -> None:
     assert corrections_of_facts(network, reference, [row]).corrections[0].restatements == ()
 
 
-def test_a_fact_is_corrected_once_where_the_rows_give_it_several_new_answers() -> None:
+def test_a_fact_with_several_new_answers_is_corrected_once() -> None:
     """No model can answer one question in two ways, so such rows say nothing about a method."""
     network = tiny_network("gpt2")
     row = {"paraphrases": ["Peru has"], "paraphrase_trained": True, "locality": [], "ground_truth": "Lima"}
@@ -207,7 +207,7 @@ def test_a_fact_is_corrected_once_where_the_rows_give_it_several_new_answers() -
     assert len(corrections_of_facts(network, asked, rows).corrections) == 4
 
 
-def test_what_an_edit_makes_wrong_is_neither_trained_on_nor_held_out() -> None:
+def test_samples_that_an_edit_makes_wrong_are_neither_trained_on_nor_held_out() -> None:
     material = facts()
     restated = material.kept[:40]
     corrections = tuple(item.model_copy(update={"restatements": restated}) for item in material.corrections)
@@ -232,7 +232,7 @@ def test_passages_leave_headings_out_and_fit_the_model() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_completions_are_ten_tokens_of_the_text_itself(architecture: str) -> None:
+def test_completions_are_ten_tokens_of_the_text(architecture: str) -> None:
     network = tiny_network(architecture)
     sample = Sample(input="the password", target="does not work and i cannot log in to my account")
     unknown = Sample(input="the password", target="does <unk> work and i cannot log in to my account")
@@ -244,7 +244,7 @@ def test_completions_are_ten_tokens_of_the_text_itself(architecture: str) -> Non
         assert abs(len(ids) - passages.COMPLETION_TOKENS) <= 1
 
 
-def test_a_beginning_is_cut_at_its_front_only() -> None:
+def test_a_long_beginning_is_cut_at_its_front() -> None:
     sample = Sample(input="one two three four five six", target="seven")
     short = passages.shortened(sample)
     assert sample.input.endswith(short.input)

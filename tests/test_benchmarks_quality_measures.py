@@ -119,7 +119,7 @@ def test_a_classifier_is_asked_everything_and_keeps_its_order() -> None:
     assert row["edit_accuracy_forced"] is None
 
 
-def test_a_method_is_told_its_inputs_in_the_order_of_the_padded_batch() -> None:
+def test_a_method_gets_its_inputs_in_the_order_of_the_padded_batch() -> None:
     network = build_network("bert")
     texts = [" ".join(["order"] * (1 + place % 7)) for place in range(CHUNK + 5)]
     told = Told(network, {texts[3]: "login"})
@@ -131,7 +131,7 @@ def test_a_method_is_told_its_inputs_in_the_order_of_the_padded_batch() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "t5"])
-def test_a_writer_is_judged_freely_and_with_its_target_given(architecture: str) -> None:
+def test_a_generating_model_is_measured_freely_and_with_teacher_forcing(architecture: str) -> None:
     network = build_network(architecture)
     token = network.tokenizer("a")["input_ids"][0]
     edited = Shouting(network, token)

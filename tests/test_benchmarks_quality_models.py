@@ -38,7 +38,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.set_num_threads(1)
 
 
-def test_a_writer_learns_its_text_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generating_model_learns_its_text_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = writer_folder("text", TEXT, WRITER)
     network = load(folder, Task.TEXT_GENERATION, device="cpu")
     sample = Sample(input="the parcel is", target="at the door")
@@ -76,7 +76,7 @@ def test_the_same_recipe_makes_the_same_weights(monkeypatch: pytest.MonkeyPatch,
     assert weights_sha256(writer_folder("text", TEXT, WRITER)) == first
 
 
-def test_training_takes_the_instructions_that_every_machine_has(
+def test_training_uses_only_portable_cpu_instructions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MKL_CBWR", raising=False)

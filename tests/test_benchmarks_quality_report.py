@@ -61,7 +61,7 @@ def test_an_interval_agrees_with_the_normal_one_on_many_samples() -> None:
     assert high == pytest.approx(0.1 + half, abs=0.001)
 
 
-def test_kinds_of_samples_are_drawn_as_the_samples_themselves() -> None:
+def test_drawing_kinds_of_samples_equals_drawing_the_samples() -> None:
     values = np.random.default_rng(1).integers(0, 3, size=(200, 1)).astype(float)
     drawn = np.random.default_rng(2).choice(values[:, 0], size=(4_000, 200)).mean(1)
     assert interval(values, first, np.random.default_rng(0)) == pytest.approx(
@@ -69,7 +69,7 @@ def test_kinds_of_samples_are_drawn_as_the_samples_themselves() -> None:
     )
 
 
-def test_nothing_lost_is_not_certainty() -> None:
+def test_without_losses_the_interval_still_has_a_width() -> None:
     drawdown = lines([row("salem", "1111", 0)])["nli", 10][0].figures["drawdown"]
     assert drawdown is not None
     assert drawdown.value == 0 and 0.005 < drawdown.high < 0.02
@@ -88,7 +88,7 @@ def test_failed_and_search_rows_are_in_no_table() -> None:
     assert lines([failed, searched]) == {}
 
 
-def test_the_rival_is_the_least_harmful_of_those_as_accurate() -> None:
+def test_the_rival_has_the_least_drawdown_among_those_as_accurate() -> None:
     found = lines(
         [
             row("salem", "1" * 100, 1),
@@ -109,9 +109,7 @@ def test_the_rival_is_the_least_harmful_of_those_as_accurate() -> None:
         ("1" * 97 + "000", 3, 40, [True, True, True, False]),
     ],
 )
-def test_what_must_be_reached_is_judged_part_by_part(
-    edits: str, lost: int, rival_lost: int, missed: list[bool]
-) -> None:
+def test_each_bound_is_judged_separately(edits: str, lost: int, rival_lost: int, missed: list[bool]) -> None:
     found = lines([row("salem", edits, lost), row("ft", "1" * 100, rival_lost)])
     cells = verdict(found["nli", 10])
     assert [cell.endswith(MISSED) for cell in cells] == missed
@@ -134,26 +132,26 @@ def test_without_a_rival_as_accurate_there_is_no_bound_to_miss() -> None:
 @pytest.mark.parametrize(
     ("edits", "lost", "missed"), [("1" * 95 + "0" * 5, 8, 0), ("1" * 50 + "0" * 50, 9, 2)]
 )
-def test_a_sequence_has_bounds_of_its_own(edits: str, lost: int, missed: int) -> None:
+def test_a_sequence_has_its_own_bounds(edits: str, lost: int, missed: int) -> None:
     rows = [row("salem", "1", 0), row("salem", edits, lost, size=1_000)]
     *_, sequence = must_reach(lines(rows)).split("\n\n")
     assert sequence.startswith("nli, 1,000 edits in sequence: edit accuracy 0.")
     assert sequence.count("**missed**") == missed
 
 
-def test_seeds_stand_beside_what_is_judged() -> None:
+def test_each_seed_is_shown_next_to_the_pooled_value() -> None:
     found = lines([row("salem", "1" * 100, 4), row("salem", "1" * 100, 0, seed=1)])
     assert verdict(found["nli", 10])[2] == "0.0050 (0.0100, 0.0000)"
 
 
-def test_what_cannot_be_judged_and_what_is_missing_is_said() -> None:
+def test_missing_rows_and_what_cannot_be_judged_are_listed() -> None:
     rows = [row("salem", "1" * 100, 1), row("ft", "1" * 90 + "0" * 10, 0), row("ft", "1", 0, size=1)]
     text = must_reach(lines(rows))
     assert text.startswith("2 of 3 bounds hold; 1 cannot be judged")
     assert "Measured for rivals but not for salem yet: nli (edits: 1)." in text
 
 
-def test_fresh_draws_are_judged_on_their_own() -> None:
+def test_fresh_draws_are_judged_separately() -> None:
     found = lines([row("salem", "1" * 100, 1), row("ft", "1" * 100, 40)])
     fresh = lines([row("salem", "1" * 50 + "0" * 50, 1, seed=3), row("ft", "1" * 100, 40)])
     written = pages([], found, fresh)
@@ -181,13 +179,13 @@ def test_the_first_page_names_every_missed_target() -> None:
     )
 
 
-def test_perplexity_that_did_not_change_has_no_share_as_its_interval() -> None:
+def test_unchanged_perplexity_does_not_get_the_interval_of_a_share() -> None:
     still = text_row("salem", 0.0)
     found = lines([still])["wikitext", 10][0].figures["drawdown"]
     assert found is not None and (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
-def test_paraphrases_of_one_edit_are_one_sample_where_all_are_alike() -> None:
+def test_paraphrases_of_one_edit_are_one_sample_if_all_agree() -> None:
     made = row("salem", "1111", 0)
     made["counts"]["paraphrases"] = [[2, 2, 4]]
     found = lines([made])["nli", 10][0].figures["generalization"]
@@ -207,12 +205,12 @@ def test_the_best_of_a_column_is_bold() -> None:
     assert "**2.0**" not in text and "**2**" not in text, "costs are not compared"
 
 
-def test_the_least_drawdown_is_among_those_that_edit() -> None:
+def test_the_least_drawdown_is_taken_among_methods_that_edit() -> None:
     found = lines([row("salem", "1111", 4), row("idle", "0000", 0), row("ft", "1111", 40)])["nli", 10]
     assert "**0.0100**" in table(found) and "**0.0000**" not in table(found)
 
 
-def test_what_is_written_by_hand_stays() -> None:
+def test_text_written_by_hand_is_kept() -> None:
     page = "# Results\n\nBy hand.\n"
     first_time = between_markers(page, "one")
     again = between_markers(first_time + "\nAfter.\n", "two")
@@ -222,7 +220,7 @@ def test_what_is_written_by_hand_stays() -> None:
     assert again.count("benchmark: begin") == again.count("benchmark: end") == 1
 
 
-def test_every_way_to_select_has_its_regret_in_the_table(tmp_path: Path) -> None:
+def test_the_table_shows_the_regret_of_every_way_to_select(tmp_path: Path) -> None:
     layers = [
         {"path": f"b.{i}", "block": i // 2, "score": 0.1 * i, "saliency": 1.0 / (1 + i)} for i in range(6)
     ]
@@ -280,7 +278,7 @@ def test_the_report_holds_every_part_and_its_plots(tmp_path: Path) -> None:
     assert all(f"plots/{name}" in text for name in made)
 
 
-def test_the_same_rows_draw_the_same_file(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_plot_file(tmp_path: Path) -> None:
     panels = {"nli": lines([row("salem", "1" * 10, 0), row("ft", "1" * 9 + "0", 30)])["nli", 10]}
     for name in ("a.svg", "b.svg"):
         draw_balance(panels, 10, tmp_path / name)

@@ -62,7 +62,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     return works
 
 
-def test_the_search_chooses_what_is_measured_with(taken: list[Work], tmp_path: Path) -> None:
+def test_the_search_chooses_the_setting_that_is_measured(taken: list[Work], tmp_path: Path) -> None:
     assert run_units(some_run(tmp_path)) == 2  # a hundred edits, on two seeds
     assert [(w.unit.kind, w.unit.num_edits, w.unit.setting) for w in taken[:5]] == [
         ("search", 10, 0.1),
@@ -74,19 +74,19 @@ def test_the_search_chooses_what_is_measured_with(taken: list[Work], tmp_path: P
     assert len(taken) == 7
 
 
-def test_a_second_run_makes_no_row_again(taken: list[Work], tmp_path: Path) -> None:
+def test_a_second_run_repeats_no_row(taken: list[Work], tmp_path: Path) -> None:
     run_units(some_run(tmp_path))
     run_units(some_run(tmp_path))
     assert len(taken) == 7
     assert len(units_of(ResultFile(tmp_path / "rows.json").rows())) == 7
 
 
-def test_no_unit_is_taken_after_the_time(taken: list[Work], tmp_path: Path) -> None:
+def test_no_unit_starts_after_the_time_limit(taken: list[Work], tmp_path: Path) -> None:
     run_units(some_run(tmp_path, seconds=-1))
     assert taken == []
 
 
-def test_a_unit_that_another_holds_is_passed_by(
+def test_a_unit_that_another_process_holds_is_skipped(
     taken: list[Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "WAIT_S", 0.1)

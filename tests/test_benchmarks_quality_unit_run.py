@@ -92,7 +92,7 @@ def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
     )
 
 
-def test_all_at_once_is_asked_on_all_held_out_samples(
+def test_edits_made_at_once_are_measured_on_all_held_out_samples(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, shove)
@@ -124,7 +124,7 @@ def test_single_edits_see_one_edit_each_and_share_the_held_out_samples(
     assert len(found.outcomes.kept) == SINGLE_EDITS * round(SLICE * 30)
 
 
-def test_a_sequence_goes_on_from_before_and_asks_all_edits_so_far(
+def test_each_batch_of_a_sequence_builds_on_the_last_and_measures_all_edits_so_far(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, shove)
@@ -166,7 +166,7 @@ def test_a_unit_that_fails_makes_a_row_with_the_error(
     assert "edit_accuracy" not in row and "counts" not in row
 
 
-def test_a_unit_leaves_the_threads_of_its_parent_alone(
+def test_a_unit_does_not_change_the_threads_of_its_parent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, fail)

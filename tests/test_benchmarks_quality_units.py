@@ -44,7 +44,7 @@ def searched(
     }  # fmt: skip
 
 
-def test_the_plan_searches_first_and_goes_seed_by_seed() -> None:
+def test_the_plan_starts_with_the_search_and_goes_seed_by_seed() -> None:
     units = plan(
         {"nli": ("a" * 64, 5_000), "fever": ("b" * 64, 60)}, [STEADY, SMALL], [1, 0], [1, 10, 100, 1_000]
     )
@@ -63,7 +63,7 @@ def test_the_plan_searches_first_and_goes_seed_by_seed() -> None:
     assert {u.method for u in units if u.seed == 1} == {"steady"}, "the other has one seed"
 
 
-def test_fresh_seeds_are_the_products_own() -> None:
+def test_fresh_seeds_are_only_for_the_product() -> None:
     assert method("salem").fresh and [one.name for one in METHODS if one.fresh] == ["salem"]
     units = plan(
         {"nli": ("a" * 64, 5_000)},
@@ -78,7 +78,7 @@ def test_fresh_seeds_are_the_products_own() -> None:
     }
 
 
-def test_a_thousand_edits_need_a_method_that_goes_on_from_before() -> None:
+def test_a_thousand_edits_need_a_method_that_continues_from_earlier_edits() -> None:
     assert takes(STEADY, 1_000)
     assert not takes(replace(STEADY, sequential=False), 1_000)
     assert not takes(SMALL, 1_000)
@@ -99,14 +99,14 @@ def test_the_search_prefers_edit_accuracy_then_drawdown(rows: list[Any], setting
     assert (found.setting if found else None) == setting
 
 
-def test_a_choice_stands_on_rows_of_its_own_model_and_protocol() -> None:
+def test_a_choice_uses_only_rows_of_its_own_model_and_protocol() -> None:
     rows = [searched(setting, 1.0, 0.0) for setting in STEADY.grid]
     assert resolved(UNIT, STEADY.grid, rows) is not None
     assert resolved(replace(UNIT, model_sha256="b" * 64), STEADY.grid, rows) is None
     assert resolved(UNIT, STEADY.grid, [*rows[:2], {**rows[2], "protocol": "0"}]) is None
 
 
-def test_a_quick_unit_takes_the_middle_without_search() -> None:
+def test_a_quick_unit_uses_the_middle_setting_without_a_search() -> None:
     found = resolved(replace(UNIT, kind="quick"), STEADY.grid, [])
     assert found is not None and found.setting == 0.2
 
@@ -140,7 +140,7 @@ def test_rows_of_many_processes_are_all_kept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
 
-def test_rows_of_a_changed_method_are_forgotten(tmp_path: Path) -> None:
+def test_rows_of_a_changed_method_are_dropped(tmp_path: Path) -> None:
     results = ResultFile(tmp_path / "rows.json")
     for number, name in enumerate(["steady", "small", "steady"]):
         results.add({"key": number, "method": name, "dataset": "here", "num_edits": 10 * (number + 1)})
@@ -152,7 +152,7 @@ def test_rows_of_a_changed_method_are_forgotten(tmp_path: Path) -> None:
     assert [row["key"] for row in results.rows()] == [1]
 
 
-def test_a_measurement_with_another_setting_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_a_measurement_with_another_setting_replaces_the_first(tmp_path: Path) -> None:
     results = ResultFile(tmp_path / "rows.json")
     units = [
         replace(UNIT, kind=kind, setting=setting, seed=seed)
@@ -169,7 +169,7 @@ def test_a_measurement_with_another_setting_takes_the_place_of_the_first(tmp_pat
     assert units_of(results.rows()) == {units[place] for place in (0, 1, 3, 4)}
 
 
-def test_a_finished_unit_is_recognized_unless_its_protocol_is_another() -> None:
+def test_a_finished_unit_is_recognized_unless_its_protocol_changed() -> None:
     unit = replace(UNIT, setting=0.1)
     row = {"protocol": PROTOCOL, **asdict(unit), "edit_accuracy": 1.0}
     assert units_of([row]) == {unit}
@@ -184,7 +184,7 @@ def test_the_committed_rows_are_small_and_every_one_is_recognized() -> None:
     assert len(units_of(rows)) == len(rows) > 700
 
 
-def test_a_row_that_is_no_json_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_row_that_is_not_json_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     results = ResultFile(tmp_path / "rows.json")
     results.add({"key": 1, "method": "steady"})
     with pytest.raises(ValueError):
@@ -215,7 +215,7 @@ def test_a_unit_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert claimed_elsewhere(tmp_path)
 
 
-def test_expected_seconds_are_those_of_like_units() -> None:
+def test_expected_seconds_come_from_similar_units() -> None:
     like = {"dataset": "nli", "method": "steady", "num_edits": 10, "kind": "measure"}
     rows = [
         {**like, "unit_seconds": 4.0},

@@ -50,7 +50,7 @@ def test_every_kind_of_pass_is_timed_against_the_plain_one() -> None:
     assert nll_per_sample(forward(network, batch)).shape == (3,)
 
 
-def test_memory_is_the_most_that_was_held_at_one_time() -> None:
+def test_memory_is_the_peak() -> None:
     def run() -> None:
         first = torch.zeros(1_000_000)
         del first
@@ -61,7 +61,7 @@ def test_memory_is_the_most_that_was_held_at_one_time() -> None:
     assert peak_bytes(run) == pytest.approx(5_000_000, rel=0.01)
 
 
-def test_a_pass_that_keeps_its_activations_takes_more_than_inference() -> None:
+def test_a_pass_that_keeps_its_activations_takes_more_memory_than_inference() -> None:
     network = tiny_network("bert")
     ratios = memory_ratios(network, encode(network, some_samples(network) * 3))
     assert ratios["inference"] == 1 < ratios["absolute"] < ratios["absolute_whole"]
@@ -73,7 +73,7 @@ def test_regret_and_hit_are_measured_against_the_best_layer() -> None:
     assert compared(scores, ["a", "c", "d", "b"]) == {"first": "a", "regret_at_1": 0.4, "hit_at_3": False}
 
 
-def test_the_bounds_are_those_that_are_claimed() -> None:
+def test_the_bounds_are_the_documented_ones() -> None:
     good = {
         "cost_over_forward_backward": 1.3,
         "causal_tracing_over_selection": 20,
@@ -88,7 +88,7 @@ def test_the_bounds_are_those_that_are_claimed() -> None:
     assert not any(within(bad).values())
 
 
-def test_every_way_ranks_layers_that_can_be_edited() -> None:
+def test_every_way_to_select_ranks_layers_that_can_be_edited() -> None:
     network = tiny_network("bert")
     wrong, kept = wrong_samples(network), pass_samples(network)
     batch = EditBatch(

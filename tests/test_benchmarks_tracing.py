@@ -46,7 +46,7 @@ def slow_effect(network: Network, index: int, restored: str) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
-def test_an_effect_is_what_a_clean_matrix_output_brings_back(architecture: str) -> None:
+def test_an_effect_is_what_restoring_a_matrix_output_recovers(architecture: str) -> None:
     network = in_double(architecture)
     batch = encode(network, some_samples(network)[:1])
     found = trace_batch(network, batch, network.layers, drawn(), num_draws=1)
@@ -58,7 +58,7 @@ def test_an_effect_is_what_a_clean_matrix_output_brings_back(architecture: str) 
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "gpt2", "deberta-v2", "modernbert"])
-def test_every_stack_is_traced_and_nothing_is_left_behind(architecture: str) -> None:
+def test_every_stack_is_traced_and_no_hook_stays(architecture: str) -> None:
     network = tiny_network(architecture)
     samples = some_samples(network)
     before = forward(network, encode(network, samples)).logits
@@ -70,7 +70,7 @@ def test_every_stack_is_traced_and_nothing_is_left_behind(architecture: str) -> 
     torch.testing.assert_close(forward(network, encode(network, samples)).logits, before)
 
 
-def test_the_state_that_the_answer_is_read_from_brings_all_of_it_back() -> None:
+def test_restoring_the_state_that_the_answer_is_read_from_recovers_everything() -> None:
     network = in_double("bert")
     batch = encode(network, some_samples(network)[2:])
     length = int(batch.inputs["attention_mask"].sum())
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     assert one == two
 
 
-def test_what_is_traced_is_the_networks_own_answer() -> None:
+def test_the_traced_answer_is_the_networks_own() -> None:
     network = tiny_network("bert")
     samples = some_samples(network)
     known = own_answers(network, samples)

@@ -54,7 +54,7 @@ def test_a_step_of_the_whole_model_has_the_loss_of_a_step_from_the_block_up(bloc
     assert own != pytest.approx(float(both.suffix(still)), rel=1e-2)
 
 
-def test_losses_of_a_row_agree_and_the_model_is_left_frozen() -> None:
+def test_losses_of_a_row_agree_and_the_model_stays_frozen() -> None:
     of = case("bert")
     wrong, right = split(of.network, samples())
     row = layer_row(of.network, of.network.layers[1], wrong, right * 3, OPTIONS)
@@ -72,7 +72,7 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_samples_are_told_apart_and_the_surest_error_comes_first() -> None:
+def test_samples_are_classified_and_the_most_confident_error_comes_first() -> None:
     of = case("bert")
     wrong, right = split(of.network, samples())
     assert set(wrong) == set(of.batch.edit_samples) and set(right) == set(of.batch.pass_samples)
@@ -97,7 +97,7 @@ def test_the_headline_leaves_out_the_last_block() -> None:
     assert figures["max_loss_difference"] == 3e-6
 
 
-def test_bounds_are_judged_where_they_were_measured() -> None:
+def test_bounds_are_judged_only_if_they_were_measured() -> None:
     good = {"suffix_speedup": 3.0, "max_loss_difference": 1e-4, "job_s": 20, "second_job_over_first": 0.34}
     assert all(holds(good).values()) and len(holds(good)) == 4
     bad = {"suffix_speedup": 2.9, "max_loss_difference": 2e-4, "job_s": 21, "second_job_over_first": 0.35}
@@ -105,13 +105,13 @@ def test_bounds_are_judged_where_they_were_measured() -> None:
     assert holds({"suffix_speedup": 3.1}) == {"suffix_speedup": True}
 
 
-def test_a_job_asks_for_ten_edits_on_the_base() -> None:
+def test_a_job_makes_ten_edits_on_the_base() -> None:
     body = edit_body(samples()[:10])
     assert body["model"] == "nli:0" and body["options"]["max_pass_samples"] == 1_800
     assert {"input", "text_pair", "target"} <= set(body["edits"][0])
 
 
-def test_the_bodies_are_what_the_service_takes() -> None:
+def test_the_request_bodies_are_valid() -> None:
     samples = [Edit(input="where is my order", text_pair="late", target="refund")] * 2
     hosted = ModelIn.model_validate(model_body("minilm", samples))
     assert hosted.reference is not None and len(hosted.reference) == 1

@@ -107,7 +107,7 @@ def documented() -> dict[str, str]:
     return dict(rows)
 
 
-def test_every_setting_is_documented_and_no_other() -> None:
+def test_exactly_the_settings_are_documented() -> None:
     expected = {
         ", ".join(f"`{variable}`" for variable in variables(name, field))
         for name, field in Settings.model_fields.items()
@@ -184,7 +184,7 @@ def test_make_runs_modules_that_exist(target: str) -> None:
 # Packages
 
 
-def test_everything_asked_for_is_pinned() -> None:
+def test_every_requirement_is_pinned() -> None:
     missing = {canonicalize_name(r.name) for r in requirements(*all_extras())} - set(pins())
     assert not missing
     assert requirements(*all_extras())
@@ -231,7 +231,7 @@ def test_the_product_declares_what_it_imports() -> None:
     assert imported_distributions(PRODUCT) - declared == set()
 
 
-def test_nothing_is_installed_for_nothing() -> None:
+def test_every_declared_package_is_used() -> None:
     declared = {canonicalize_name(requirement.name) for requirement in requirements(*all_extras())}
     used = imported_distributions((*PACKAGES, "tests"))
     assert declared - used - set(INDIRECT) == set()
@@ -250,7 +250,7 @@ def delivered_files() -> list[Path]:
     return [path for name in listed.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_no_file_speaks_of_where_it_was_built() -> None:
+def test_no_file_mentions_where_it_was_built() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}: {match[0]}"
         for path in delivered_files()
@@ -260,7 +260,7 @@ def test_no_file_speaks_of_where_it_was_built() -> None:
     assert found == []
 
 
-def test_the_licence_is_the_one_declared() -> None:
+def test_the_license_file_is_the_declared_license() -> None:
     assert project()["license"] == "Apache-2.0"
     opening = (ROOT / "LICENSE").read_text().split()[:4]
     assert opening == ["Apache", "License", "Version", "2.0,"]

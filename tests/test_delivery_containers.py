@@ -92,12 +92,12 @@ def test_structure_of_the_compose_files(names: tuple[str, ...]) -> None:
     assert {each["restart"] for condition, each in waited_for if condition == COMPLETED} == {"no"}
 
 
-def test_every_variable_is_in_the_example_and_no_other() -> None:
+def test_the_example_lists_exactly_the_variables() -> None:
     used = {match["name"] for name in FILES for match in VARIABLE.finditer((ROOT / name).read_text())}
     assert used == set(example_environment())
 
 
-def test_secrets_have_no_default() -> None:
+def test_secrets_have_no_defaults() -> None:
     secrets = {name for name in example_environment() if name.endswith(("PASSWORD", "KEY"))}
     assert len(secrets) == 3
     assert not any(example_environment()[name] for name in secrets)
@@ -187,7 +187,7 @@ def redis_of_compose(folder: Path) -> Iterator[Redis]:
         server.wait(timeout=10)
 
 
-def test_redis_of_compose_keeps_what_it_is_given(tmp_path: Path) -> None:
+def test_redis_of_compose_keeps_its_data_and_needs_a_password(tmp_path: Path) -> None:
     with redis_of_compose(tmp_path) as client:
         assert client.config_get("appendonly")["appendonly"] == "yes"
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
@@ -235,7 +235,7 @@ def test_builder_leaves_no_cache_and_takes_the_pinned_torch() -> None:
     assert ("ARG", f"TORCH_VERSION={pinned[1]}") in stages()["build"]
 
 
-def test_builder_copies_what_is_there_and_let_through() -> None:
+def test_builder_copies_exactly_the_paths_that_dockerignore_allows() -> None:
     copied = {
         word
         for name, arguments in stages()["build"]

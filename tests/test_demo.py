@@ -53,7 +53,7 @@ def test_no_edit_of_the_desk_was_in_its_training() -> None:
     assert not {text for edit in desk.tickets for text in (edit.input, *edit.paraphrases)} & trained
 
 
-def test_the_classifier_is_known_by_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier_is_identified_by_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SALEM_DEMO_BASE", "some-base")
     desk = load_desk()
     fewer = type(desk)(desk.training[1:], desk.reference, desk.policy_edits, desk.tickets)
@@ -67,7 +67,7 @@ def test_neighbors_are_held_out_and_not_edited() -> None:
     assert {sample.target for sample in neighbors(load_desk())} == {"payment_problem"}
 
 
-def test_the_demo_serves_with_settings_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_demo_serves_with_its_own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("DATABASE_URL", "REDIS_URL", "BLOB_URL", "SALEM_API_KEY", "SALEM_QUEUE"):
         monkeypatch.setenv(name, "the user's")
     variables = environment(tmp_path / "home", tmp_path / "models")
@@ -107,14 +107,14 @@ def test_edits_are_shown_with_their_paraphrases() -> None:
     assert re.search(r"a ticket +x +cancel_membership +yes +1/2", written.getvalue())
 
 
-def test_a_changed_paraphrase_is_asked_of_both() -> None:
+def test_a_changed_paraphrase_is_sent_to_base_and_version() -> None:
     unseen = {**OUTCOME, "kind": "held_out_paraphrase"}
     same, changed = {**unseen, "after": "x"}, {**unseen, "input": "another", "after": "cancel_membership"}
     assert unseen_paraphrase([same, changed, same]) == "another"
     assert unseen_paraphrase([same]) == "a ticket"
 
 
-def test_the_last_line_holds_the_figures() -> None:
+def test_the_last_line_has_the_figures() -> None:
     last = summary(RESULT, 12.347)
     expected = {"edit_accuracy", "generalization", "drawdown", "job_seconds", "delta_bytes", "layer"}
     assert set(last) == expected | {"held_out", "version", "intervals"}
@@ -126,7 +126,7 @@ def test_the_last_line_holds_the_figures() -> None:
     ("outcome", "expected"),
     [({"edit_accuracy": 0.95}, True), ({"edit_accuracy": 0.94}, False), ({"state": "failed"}, False)],
 )
-def test_the_demo_succeeds_only_where_the_edits_hold(outcome: dict[str, float], expected: bool) -> None:
+def test_the_demo_succeeds_only_if_the_edits_hold(outcome: dict[str, float], expected: bool) -> None:
     assert holds(outcome) is expected
 
 

@@ -21,7 +21,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_work(page: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         target, _, anchor = link.partition("#")
@@ -49,7 +49,7 @@ def test_the_architecture_page_lists_every_room() -> None:
     assert all((ROOT / room).is_dir() or (ROOT / f"{room}.py").is_file() for room in listed)
 
 
-def test_the_api_page_lists_every_route_and_no_other(tmp_path: Path) -> None:
+def test_the_api_page_lists_exactly_the_routes(tmp_path: Path) -> None:
     app = create_app(Settings(home=tmp_path))
     served = {
         f"{method.upper()} {re.sub(r'{[^}]+}', '{}', path)}"

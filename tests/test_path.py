@@ -153,7 +153,7 @@ def check_version(service: Service, model: str, job: Document, edit: Document) -
         ("llama", Task.TEXT_GENERATION, "model.layers.2.mlp.down_proj"),
     ],
 )
-def test_a_model_that_writes_is_corrected_and_its_base_stays(
+def test_a_generating_model_is_corrected_and_its_base_stays(
     service: Service, architecture: str, task: Task, layer: str
 ) -> None:
     host(service, architecture, architecture, task)
@@ -169,7 +169,7 @@ def test_a_model_that_writes_is_corrected_and_its_base_stays(
     assert weights_sha256(service, architecture) == sha256
 
 
-def test_the_recipes_stack_on_one_another_and_the_base_is_never_written(service: Service) -> None:
+def test_recipes_build_on_one_another_and_the_base_is_never_written(service: Service) -> None:
     host(service, "stacked", "bert", Task.SEQUENCE_CLASSIFICATION)
     sha256, parent = weights_sha256(service, "stacked"), "stacked"
     texts = {"paper": "please send the lamp back", "mend": TEXT, "scoped": "the book is in Rome"}
@@ -201,7 +201,7 @@ def test_the_same_request_and_seed_give_the_same_delta(service: Service, classif
 
 
 @pytest.mark.parametrize("num_paraphrases", [0, 1])
-def test_without_a_paraphrase_to_spare_generalization_is_not_measured(
+def test_without_a_held_out_paraphrase_generalization_is_not_measured(
     service: Service, classifier: str, num_paraphrases: int
 ) -> None:
     edit = correction(service, classifier, paraphrases=REWORDED[:num_paraphrases])

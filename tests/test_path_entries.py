@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Red
 CHOSEN = (TEXTS[20], TEXTS[21])
 
 
-def test_an_entry_comes_fires_and_goes(service: Service) -> None:
+def test_an_entry_is_added_fires_and_is_removed(service: Service) -> None:
     orphans = service.orphaned_blobs()
     root = service.settings.effective_models_root
     reference = save_labeled(root, "entries", "bert", Task.SEQUENCE_CLASSIFICATION)

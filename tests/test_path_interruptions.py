@@ -76,16 +76,14 @@ def test_after_a_cancelled_job_the_worker_takes_the_next(service: Service, model
     assert service.wait(job_id)["state"] == "succeeded"
 
 
-def test_a_killed_work_horse_is_replaced_and_one_version_comes_of_it(service: Service, model: str) -> None:
+def test_a_killed_work_horse_is_replaced_and_one_version_is_made(service: Service, model: str) -> None:
     before = len(service.versions(model))
     job_id = request_edit(service, model, QUICK)
     os.kill(begun(service, job_id), signal.SIGKILL)
     check_second_attempt(service, model, job_id, before)
 
 
-def test_a_killed_worker_takes_its_work_horse_along_and_the_job_is_done_again(
-    service: Service, model: str
-) -> None:
+def test_a_killed_worker_ends_its_work_horse_and_the_job_runs_again(service: Service, model: str) -> None:
     before = len(service.versions(model))
     job_id = request_edit(service, model, QUICK)
     work_horse = begun(service, job_id)
@@ -113,7 +111,7 @@ def test_a_label_that_the_model_lacks_is_named(service: Service) -> None:
 
 
 @pytest.mark.parametrize("fault", ["auto_map", "pickled"])
-def test_a_folder_that_must_not_be_loaded_is_refused_at_once(service: Service, fault: str) -> None:
+def test_a_folder_that_must_not_be_loaded_is_refused_immediately(service: Service, fault: str) -> None:
     folder = save_tiny(service.settings.effective_models_root / f"refused-{fault}".replace("_", "-"), "bert")
     if fault == "auto_map":
         config = json.loads((folder / "config.json").read_text())

@@ -74,7 +74,7 @@ def one_after_the_other(network: Network, text: TextInput, deltas: Sequence[Laye
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_chain_answers_as_its_deltas_one_after_the_other(architecture: str) -> None:
+def test_a_chain_answers_like_its_deltas_one_after_the_other(architecture: str) -> None:
     network = tiny_network(architecture)
     deltas = some_deltas(network)
     found = predict(network, TEXTS, deltas, max_new_tokens=WORDS)
@@ -115,7 +115,7 @@ def test_joining_adds_no_more_than_padding() -> None:
     assert chain.scopes[0].metric is deltas[0].scoped.scope.metric  # type: ignore[union-attr]
 
 
-def test_a_chain_without_an_edit_is_one_that_never_had_it() -> None:
+def test_a_chain_without_an_edit_equals_one_that_never_had_it() -> None:
     network = tiny_network("gpt2")
     layer = network.layers[-1]
     below = scoped_delta(network, layer, TEXTS[2:3], size=5.0, seed=3)
@@ -137,7 +137,7 @@ def test_a_chain_without_an_edit_is_one_that_never_had_it() -> None:
     assert found[0].match is None and whole[0].match == EntryMatch(1, 0, pytest.approx(0.1, abs=1e-3))
 
 
-def test_a_chain_of_plain_deltas_has_nothing_to_fire() -> None:
+def test_a_chain_of_plain_deltas_has_no_entries_that_fire() -> None:
     network = tiny_network("bert")
     layer = network.layers[0]
     plain = LayerDelta(layer.path, (Dense(drawn(layer.d_out, layer.d_in)),))

@@ -135,7 +135,7 @@ def test_base_weights_are_not_written(architecture: str) -> None:
 
 
 @torch.no_grad()
-def test_deltas_are_gone_after_a_failure() -> None:
+def test_deltas_are_removed_after_a_failure() -> None:
     network = tiny_network("bert")
     layer = network.layers[0]
     module = network.module(layer.path)
@@ -165,11 +165,11 @@ def test_deltas_are_gone_after_a_failure() -> None:
     ],
     ids=["low_rank", "dense", "mixed", "twelve"],
 )
-def test_a_file_gives_back_every_bit(terms: tuple[Term, ...]) -> None:
+def test_a_file_is_read_back_bit_for_bit(terms: tuple[Term, ...]) -> None:
     assert_identical(read(packed(*terms)), LayerDelta(LAYER.path, terms))
 
 
-def test_strange_but_finite_values_come_back() -> None:
+def test_extreme_but_finite_values_are_read_back() -> None:
     strange = torch.tensor([[-0.0, 1e-45, 3.4e38, -3.4e38, 1e-38, 0.1]]).repeat(4, 1)
     assert_identical(read(packed(Dense(strange))), LayerDelta(LAYER.path, (Dense(strange),)))
 
@@ -207,7 +207,7 @@ def some_scoped(metric: Metric) -> Scoped:
     return Scoped(scope, values=zeros(1, 1, 4), down=zeros(1, 0, 6), up=zeros(1, 0, 4))
 
 
-def test_a_scoped_term_names_its_metric_and_does_not_hold_it() -> None:
+def test_a_scoped_term_names_its_metric_and_does_not_contain_it() -> None:
     metric = some_metric()
     scoped = some_scoped(metric)
     data = packed(scoped, dense())
@@ -260,7 +260,7 @@ def test_the_header_ties_the_file_to_its_base_and_layer() -> None:
     assert {key: json.loads(value) for key, value in header.items()} == HEADER
 
 
-def test_a_header_value_cannot_take_the_place_of_a_fixed_one() -> None:
+def test_a_header_value_cannot_replace_a_fixed_one() -> None:
     data = packed(low_rank(), layer="elsewhere", format_version="9", content_sha256="none")
     assert read(data).layer == LAYER.path
 
@@ -317,9 +317,7 @@ def a_b(a: Tensor, b: Tensor) -> dict[str, Tensor]:
         (a_b(torch.full((2, 6), -float("inf")), torch.zeros(4, 2)), "0.a holds values that are not finite"),
     ],
 )  # fmt: skip
-def test_tensors_that_are_no_delta_for_this_layer_are_refused(
-    tensors: dict[str, Tensor], message: str
-) -> None:
+def test_tensors_that_do_not_fit_this_layer_are_refused(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(DeltaRejected, match=message):
         read(forged(tensors))
 
@@ -361,14 +359,14 @@ def test_a_file_cut_off_anywhere_is_refused() -> None:
             read(data[:length])
 
 
-def test_a_file_with_more_at_its_end_is_refused() -> None:
+def test_a_file_with_extra_bytes_is_refused() -> None:
     data = packed(low_rank())
     for more in (b"\0", b" " * 8, data):
         with pytest.raises(DeltaRejected):
             read(data + more)
 
 
-def test_no_flipped_byte_goes_unseen() -> None:
+def test_every_flipped_byte_is_noticed() -> None:
     """Every byte of the length, the header and the tensors, each with a few random values."""
     data = packed(low_rank(), dense())
     expected, header = read(data), read_header(data)
@@ -398,7 +396,7 @@ def refusals(data: bytes) -> list[str]:
     return messages
 
 
-def test_no_torn_up_file_raises_anything_else() -> None:
+def test_a_corrupted_file_raises_only_delta_rejected() -> None:
     data = packed(low_rank(), dense())
     draw = random.Random(1)
     messages: list[str] = []
@@ -445,7 +443,7 @@ def with_header(content: str | bytes) -> bytes:
     ],
     ids=range(17),
 )
-def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(data: bytes) -> None:
     with pytest.raises(DeltaRejected) as caught:
         read(data)
     assert len(caught.value.message) < 200
@@ -455,12 +453,12 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data", [b"", with_header("[]"), with_header('{"__metadata__": 5}'), with_header("[" * 10**5)]
 )
-def test_both_readers_refuse_alike(reader: Callable[[bytes], object], data: bytes) -> None:
+def test_both_readers_refuse_with_the_same_message(reader: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(DeltaRejected, match="not a readable safetensors file"):
         reader(data)
 
 
-def test_tensor_descriptions_that_lie_are_refused() -> None:
+def test_wrong_tensor_descriptions_are_refused() -> None:
     data = packed(dense())
     size = struct.unpack("<Q", data[:8])[0]
     for lie in (

@@ -65,7 +65,7 @@ def slow_answer(network: Network, item: Any) -> tuple[str, list[float]]:
 
 @pytest.mark.parametrize("place", [0, 1, -1], ids=["before", "at", "last"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_gate_in_the_forward_is_the_gate_of_the_base(
+def test_the_gate_in_the_answering_forward_equals_the_gate_of_the_base(
     architecture: str, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_network(architecture)
@@ -88,7 +88,7 @@ def test_the_gate_in_the_forward_is_the_gate_of_the_base(
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_plain_delta_below_what_is_read_does_not_move_the_gate(
+def test_a_plain_delta_below_the_features_does_not_change_the_gate(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_network(architecture)

@@ -75,7 +75,7 @@ def greedy_without_cache(network: Network, text: TextInput, max_new_tokens: int)
 
 
 @pytest.mark.parametrize("architecture", GENERATORS)
-def test_cached_batched_writing_equals_token_by_token(architecture: str) -> None:
+def test_cached_batched_generation_equals_token_by_token(architecture: str) -> None:
     network = tiny_network(architecture)
     found = outputs(network, max_new_tokens=8)
     assert found == [greedy_without_cache(network, text, 8) for text in INPUTS]
@@ -84,7 +84,9 @@ def test_cached_batched_writing_equals_token_by_token(architecture: str) -> None
 
 @pytest.mark.parametrize("kind", [LowRank, Dense])
 @pytest.mark.parametrize("architecture", GENERATORS)
-def test_writing_with_a_delta_equals_the_really_changed_model(architecture: str, kind: type[Term]) -> None:
+def test_generating_with_a_delta_equals_a_model_with_changed_weights(
+    architecture: str, kind: type[Term]
+) -> None:
     network = tiny_network(architecture)
     base = outputs(network)
     changed = 0
@@ -100,7 +102,7 @@ def test_writing_with_a_delta_equals_the_really_changed_model(architecture: str,
 
 
 @pytest.mark.parametrize("architecture", CLASSIFIERS)
-def test_scores_with_a_delta_equal_the_really_changed_model(architecture: str) -> None:
+def test_scores_with_a_delta_equal_those_of_a_model_with_changed_weights(architecture: str) -> None:
     network = tiny_network(architecture)
     base = predict(network, INPUTS)
     for layer in network.layers:
@@ -115,7 +117,7 @@ def test_scores_with_a_delta_equal_the_really_changed_model(architecture: str) -
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_company_in_a_batch_changes_no_answer(architecture: str) -> None:
+def test_other_inputs_in_the_batch_do_not_change_an_answer(architecture: str) -> None:
     network = tiny_network(architecture)
     alone = [predict(network, [text], max_new_tokens=6)[0] for text in INPUTS]
     for batch_size in (2, 64):
@@ -126,7 +128,7 @@ def test_company_in_a_batch_changes_no_answer(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_a_long_neighbor_takes_no_room_from_an_answer(architecture: str) -> None:
+def test_a_long_input_in_the_batch_does_not_shorten_another_answer(architecture: str) -> None:
     """Each may write until the window is full, whoever is asked beside it."""
     network = tiny_network(architecture)
     beside = [TextInput(input=" ".join(["order"] * size)) for size in (39, 40, 44, 46, 46)]
@@ -136,7 +138,7 @@ def test_a_long_neighbor_takes_no_room_from_an_answer(architecture: str) -> None
     assert len(greedy_ids(network, INPUTS[0], 20)) > 2, "there is something to be cut short"
 
 
-def test_only_prompts_that_lack_room_are_asked_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_prompts_near_the_limit_run_in_their_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("gpt2")
     asked: list[int] = []
     generate = network.model.generate
@@ -165,12 +167,12 @@ def test_a_label_has_the_highest_score_and_scores_sum_to_one(architecture: str) 
         assert answer.scores[answer.output] == max(answer.scores.values())
 
 
-def test_no_inputs_no_answers() -> None:
+def test_no_inputs_give_no_answers() -> None:
     assert predict(tiny_network("bert"), []) == []
 
 
 @pytest.mark.parametrize("architecture", GENERATORS)
-def test_a_checkpoints_own_wishes_for_writing_are_not_followed(architecture: str) -> None:
+def test_the_generation_config_of_a_checkpoint_is_ignored(architecture: str) -> None:
     model = tiny_model(architecture)
     model.generation_config = GenerationConfig(
         num_beams=3, do_sample=True, temperature=2.0, no_repeat_ngram_size=1, repetition_penalty=5.0,
@@ -209,7 +211,7 @@ def test_a_prompt_near_the_position_limit_is_answered(architecture: str, spare_t
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "bart"])
-def test_an_input_over_the_limit_is_pointed_at(architecture: str) -> None:
+def test_an_input_over_the_limit_is_named(architecture: str) -> None:
     network = tiny_network(architecture)
     with pytest.raises(InvalidRequest, match=f"longer than {MAX_TOKENS} tokens") as caught:
         predict(network, [*INPUTS, TextInput(input="order " * (MAX_TOKENS + 1))])
@@ -217,7 +219,7 @@ def test_an_input_over_the_limit_is_pointed_at(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-def test_a_prompt_of_nothing_but_space_is_answered(architecture: str) -> None:
+def test_a_blank_prompt_is_answered(architecture: str) -> None:
     assert len(outputs(tiny_network(architecture), [TextInput(input=" "), *INPUTS])) == 5
 
 
@@ -233,5 +235,5 @@ def test_a_prompt_of_nothing_but_space_is_answered(architecture: str) -> None:
         ("NewYork", "New York", False),
     ],
 )
-def test_answers_are_compared_exactly_but_for_white_space(output: str, target: str, same: bool) -> None:
+def test_answers_are_compared_exactly_except_for_white_space(output: str, target: str, same: bool) -> None:
     assert same_answer(output, target) is same

@@ -121,7 +121,7 @@ def test_an_unknown_label_is_named() -> None:
 
 @pytest.mark.parametrize("habits", HABITS)
 @pytest.mark.parametrize("target", ["Paris", "Rome, Berlin or Madrid!", "the  door", "it\nwas"])
-def test_prompt_and_answer_are_the_text_written_in_one_go(habits: str, target: str) -> None:
+def test_prompt_and_answer_encode_like_one_text(habits: str, target: str) -> None:
     network = build_network("llama", habits=habits)
     sample = Sample(input="The capital of France is", target=target)
     prompt, answer = continuation_ids(network, sample)
@@ -193,7 +193,7 @@ def test_an_empty_prompt_gets_a_start_token(architecture: str) -> None:
     assert encode_inputs(emptied, [sample], padding="left")["input_ids"].shape == (1, 1)
 
 
-def test_an_encoder_decoder_with_and_without_automatic_end_is_the_same() -> None:
+def test_an_encoder_decoder_encodes_the_same_with_and_without_an_automatic_end() -> None:
     with_end, without = build_network("t5"), build_network("t5", habits="metaspace")
     assert with_end.tokenizer("lamp")["input_ids"][-1] == with_end.eos_id
     assert without.tokenizer("lamp")["input_ids"][-1] != without.eos_id
@@ -227,7 +227,7 @@ def test_lengths_fall_into_buckets(architecture: str) -> None:
         assert length - LENGTH_BUCKET < num_words + 4
 
 
-def test_a_bucket_never_passes_the_models_limit() -> None:
+def test_a_bucket_never_exceeds_the_models_limit() -> None:
     network = tiny_network("roberta")
     assert network.max_input_tokens == MAX_TOKENS - 1, "not a multiple of the bucket"
     text = " ".join(["order"] * (network.max_input_tokens - 2))

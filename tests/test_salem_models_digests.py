@@ -68,7 +68,7 @@ def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path, hashed: 
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("damage", [b"", b"not JSON", b"[]", b'{"weights": 3}'])
-def test_a_damaged_digest_file_costs_time_only(tmp_path: Path, damage: bytes, hashed: list[None]) -> None:
+def test_a_damaged_digest_file_only_costs_time(tmp_path: Path, damage: bytes, hashed: list[None]) -> None:
     file, known = tmp_path / "weights", FileDigests(tmp_path / "digests.json")
     file.write_bytes(b"one")
     (tmp_path / "digests.json").write_bytes(damage)

@@ -175,7 +175,7 @@ def test_checking_a_folder_loads_nothing(copied: Path) -> None:
 # The identity of the weights.
 
 
-def test_the_sha256_of_one_file_is_the_files(copied: Path) -> None:
+def test_the_sha256_of_a_single_file_is_that_of_its_bytes(copied: Path) -> None:
     expected = hashlib.sha256((copied / WEIGHTS).read_bytes()).hexdigest()
     assert weights_sha256(copied) == expected == weights_sha256(copied)
 

@@ -124,7 +124,7 @@ def test_a_layer_is_found_by_its_path() -> None:
     assert layer_at(layers, layers[1].path) is layers[1]
 
 
-def test_an_unknown_layer_names_real_ones() -> None:
+def test_the_message_about_an_unknown_layer_names_real_ones() -> None:
     with pytest.raises(UnsupportedModel, match=r"bert\.encoder\.layer\.9") as caught:
         layer_at(tiny_network("bert").layers, "bert.encoder.layer.9.output.dense")
     assert "bert.encoder.layer.0.output.dense" in str(caught.value.remedy)

@@ -135,7 +135,7 @@ def test_the_position_limit(architecture: str, limit: int) -> None:
         network.model(input_ids=torch.full((1, limit + 1), 5))
 
 
-def test_a_real_roberta_has_two_positions_less_than_its_table() -> None:
+def test_a_real_roberta_has_two_positions_fewer_than_its_table() -> None:
     model = tiny_model("roberta")
     config = model.config
     config.pad_token_id, config.max_position_embeddings = 1, 34
@@ -147,7 +147,7 @@ def test_a_real_roberta_has_two_positions_less_than_its_table() -> None:
     )
 
 
-def test_a_tokenizers_own_limit_counts(copied: Path) -> None:
+def test_the_limit_of_a_tokenizer_counts(copied: Path) -> None:
     change_json(copied / "tokenizer_config.json", model_max_length=20)
     assert load(copied, Task.SEQUENCE_CLASSIFICATION, device="cpu").max_input_tokens == 20
 
@@ -161,13 +161,13 @@ def test_pairs_and_single_texts_are_counted_with_their_special_tokens() -> None:
     assert lengths[1] > lengths[0]
 
 
-def test_an_empty_pair_is_none() -> None:
+def test_an_empty_pair_counts_as_no_pair() -> None:
     tokenizer = tiny_tokenizer("pairs")
     single, empty = TextInput(input="lamp"), TextInput(input="lamp", text_pair="")
     assert tokenize(tokenizer, [empty, empty]) == tokenize(tokenizer, [single, single])
 
 
-def test_a_tokenizer_saved_with_truncation_truncates_nothing(copied: Path) -> None:
+def test_a_tokenizer_saved_with_truncation_does_not_truncate(copied: Path) -> None:
     truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     change_json(copied / "tokenizer.json", truncation=truncation)
     assert count_tokens(load_tokenizer(copied), [TextInput(input=" ".join(["order"] * 30))]) == [32]
@@ -192,7 +192,7 @@ def test_pickled_weights_are_refused(copied: Path) -> None:
     assert "safetensors" in str(refused(copied, "pickled weights are never loaded").remedy)
 
 
-def test_weights_of_another_name_do_not_bring_pickles_in(copied: Path) -> None:
+def test_pickled_weights_next_to_safetensors_are_not_loaded(copied: Path) -> None:
     weights = load_file(copied / WEIGHTS)
     (copied / WEIGHTS).rename(copied / "other.safetensors")
     torch.save(weights, copied / "pytorch_model.bin")

@@ -215,7 +215,7 @@ def test_a_copy_is_independent(pair: Callable[[str], Pair]) -> None:
 # How the folder may be stored.
 
 
-def test_several_files_are_one_model(tmp_path: Path, pair: Callable[[str], Pair]) -> None:
+def test_weights_in_several_files_are_one_model(tmp_path: Path, pair: Callable[[str], Pair]) -> None:
     folder = save_tiny(tmp_path, "llama", max_shard_size="8KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     whole, _ = pair("llama")
@@ -241,7 +241,7 @@ def test_weights_have_the_types_that_they_have_in_memory(
     assert torch.equal(found, expected)
 
 
-def test_tied_weights_are_one(tmp_path: Path, pair: Callable[[str], Pair]) -> None:
+def test_tied_weights_stay_tied(tmp_path: Path, pair: Callable[[str], Pair]) -> None:
     for architecture in ("gpt2", "t5"):
         model = pair(architecture)[1].model
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -328,7 +328,7 @@ def test_a_part_of_a_stored_tensor_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_deep_model_is_edited_in_a_third_of_its_weights(tmp_path: Path) -> None:
+def test_a_deep_model_is_edited_in_a_third_of_the_memory_of_its_weights(tmp_path: Path) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("counts memory as Linux tells it")
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}

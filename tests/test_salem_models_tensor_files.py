@@ -12,7 +12,7 @@ from salem.models.tensor_files import FORMAT_VERSION, read, read_header, write
 TENSORS = {"one": torch.tensor([0.1, -0.0, 1e-45]), "two": torch.ones(2, 3).T}
 
 
-def test_tensors_and_header_come_back_and_the_order_does_not_matter() -> None:
+def test_tensors_and_header_are_read_back_and_the_order_does_not_matter() -> None:
     data = write(TENSORS, {"color": "red", "age": "3"})
     assert data == write(dict(reversed(TENSORS.items())), {"age": "3", "color": "red"})
     header, tensors = read(data, noun="file")

@@ -105,7 +105,7 @@ def test_rows_of_a_trunk_of_one_sample(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_a_delta_at_the_edited_layer_acts_when_resumed(architecture: str) -> None:
+def test_a_delta_at_the_edited_layer_acts_after_resuming(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     base = forward(network, batch).logits
@@ -153,7 +153,7 @@ def test_gradients_of_a_delta_are_those_of_the_plain_forward(architecture: str) 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_each_block_runs_in_one_half_only(architecture: str) -> None:
+def test_each_block_runs_only_once(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     for layer in network.layers:
@@ -173,7 +173,7 @@ def test_each_block_runs_in_one_half_only(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "bart", "gpt2"])
 @torch.no_grad()
-def test_a_trunk_counts_its_bytes_and_has_no_graph(architecture: str) -> None:
+def test_a_trunk_knows_its_size_in_bytes_and_has_no_graph(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     first, last = (capture(network, batch, layer) for layer in (network.layers[0], network.layers[-1]))
@@ -203,7 +203,7 @@ def break_down(*_: Any) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_the_module_tree_is_as_before_even_when_a_forward_fails(architecture: str) -> None:
+def test_the_module_tree_is_restored_even_if_a_forward_fails(architecture: str) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     expected = forward(network, batch)

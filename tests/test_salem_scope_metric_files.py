@@ -25,7 +25,7 @@ def some_metric(*, seed: int = 0, block: int = 2, paired: bool = True) -> Metric
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
+def test_a_metric_is_read_back_bit_for_bit(paired: bool) -> None:
     metric = some_metric(paired=paired)
     data = pack_metric(metric)
     found = unpack_metric(data)
@@ -39,7 +39,7 @@ def test_a_metric_survives_its_file_bit_by_bit(paired: bool) -> None:
     assert pack_metric(found) == data, "a name is no part of the content"
 
 
-def test_the_same_metric_is_the_same_bytes_and_another_is_not() -> None:
+def test_the_same_metric_gives_the_same_bytes_and_another_does_not() -> None:
     assert len({pack_metric(some_metric()) for _ in range(10)}) == 1
     others = [some_metric(), some_metric(seed=1), some_metric(block=3), some_metric(paired=False)]
     assert len({named(metric).sha256 for metric in others}) == 4
@@ -89,7 +89,7 @@ HELD = {
         ({}, {"extent": "-1"}, "extent is -1.0"),
     ],
 )
-def test_fields_that_make_no_metric_are_refused(
+def test_fields_that_do_not_make_a_metric_are_refused(
     shapes: dict[str, tuple[int, ...] | None], said: dict[str, str | None], message: str
 ) -> None:
     tensors: dict[str, Tensor] = {

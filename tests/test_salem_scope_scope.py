@@ -149,7 +149,7 @@ def some_term(rank: int) -> Scoped:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
-def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
+def test_every_row_gets_its_own_entry_at_each_token(rank: int) -> None:
     term, x = some_term(rank), drawn(3, 5, 6, seed=3)
     firing = Firing(torch.tensor([1, 0, 1]), torch.zeros(3), torch.tensor([1.0, 0.5, 0.0]))
     found = term.act(x, firing)
@@ -165,7 +165,7 @@ def test_every_row_gets_its_own_entry_at_every_token(rank: int) -> None:
     assert term.act(x.bfloat16(), firing).dtype == torch.bfloat16
 
 
-def test_of_the_keys_that_hold_an_input_the_newest_count() -> None:
+def test_the_newest_entry_wins_if_several_scopes_contain_an_input() -> None:
     scope, point = (
         small_scope(),
         torch.tensor([[0.98007, 0.19867]]),
@@ -180,7 +180,7 @@ def test_of_the_keys_that_hold_an_input_the_newest_count() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "opt", "t5"])
-def test_inputs_outside_all_scopes_are_answered_exactly_as_by_the_base(architecture: str) -> None:
+def test_outside_all_scopes_answers_are_exactly_those_of_the_base(architecture: str) -> None:
     network = tiny_network(architecture)
     for layer in (network.layers[0], network.layers[-1]):
         deltas = [scoped_delta(network, layer, [TEXTS[0]])]
@@ -194,7 +194,7 @@ def test_inputs_outside_all_scopes_are_answered_exactly_as_by_the_base(architect
         assert base[0] != edited[0]
 
 
-def test_a_scoped_delta_adds_what_its_entry_says() -> None:
+def test_a_scoped_delta_adds_the_values_of_its_entry() -> None:
     network = tiny_network("bert")
     layer = network.layers[1]
     delta = scoped_delta(network, layer, [TEXTS[0]], size=1.0, rank=0)
@@ -214,7 +214,7 @@ def test_a_scoped_delta_adds_what_its_entry_says() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_two_scoped_deltas_act_each_on_its_own_inputs() -> None:
+def test_each_of_two_scoped_deltas_acts_on_its_own_inputs() -> None:
     network = tiny_network("bert")
     one = scoped_delta(network, network.layers[1], [TEXTS[0]], seed=1)
     two = scoped_delta(network, network.layers[0], [TEXTS[1]], seed=5)
@@ -225,7 +225,7 @@ def test_two_scoped_deltas_act_each_on_its_own_inputs() -> None:
     assert predict(network, TEXTS, [one, again])[0].scores == predict(network, TEXTS, [again])[0].scores
 
 
-def test_a_batch_answers_as_each_input_alone() -> None:
+def test_a_batch_gives_the_same_answers_as_each_input_alone() -> None:
     network = tiny_network("bert")
     deltas = [scoped_delta(network, network.layers[1], TEXTS[:2])]
     together = predict(network, TEXTS, deltas)
@@ -249,7 +249,7 @@ def test_each_token_of_an_answer_gets_the_value_of_its_position() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "t5", "bart"])
-def test_given_answers_are_read_as_generated_ones_are_written(architecture: str) -> None:
+def test_teacher_forcing_matches_generation(architecture: str) -> None:
     network = tiny_network(architecture)
     deltas = [scoped_delta(network, network.layers[-1], TEXTS[:1], size=5.0, num_positions=3)]
     firing = fire(network, TEXTS[:1], deltas)
@@ -274,7 +274,7 @@ def test_given_answers_are_read_as_generated_ones_are_written(architecture: str)
 
 @pytest.mark.parametrize("num_positions", [1, 3])
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama", "t5", "bart"])
-def test_cached_writing_equals_writing_without_a_cache(architecture: str, num_positions: int) -> None:
+def test_generation_is_the_same_with_and_without_a_cache(architecture: str, num_positions: int) -> None:
     network = tiny_network(architecture)
     layer = network.layers[-1]
     deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0, num_positions=num_positions)]
@@ -287,7 +287,7 @@ def test_cached_writing_equals_writing_without_a_cache(architecture: str, num_po
     assert found != outputs(predict(network, TEXTS, max_new_tokens=6))
 
 
-def test_a_scoped_delta_and_its_metric_survive_their_files_bit_by_bit() -> None:
+def test_a_scoped_delta_and_its_metric_are_read_back_bit_for_bit() -> None:
     network = tiny_network("bert")
     delta = scoped_delta(network, network.layers[1], TEXTS[:2])
     assert delta.scoped is not None
@@ -355,7 +355,7 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
     assert good.scoped is not None, "refused for its change alone"
 
 
-def test_the_gradient_of_values_is_the_same_bits_whatever_threads_do() -> None:
+def test_the_gradient_of_values_does_not_depend_on_threads() -> None:
     before = torch.get_num_threads()
     values = drawn(6, 4, 256).requires_grad_()
     term = replace(some_term(0), values=values, down=drawn(6, 0, 8), up=drawn(6, 0, 256))

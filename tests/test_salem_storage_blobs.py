@@ -52,17 +52,17 @@ def in_folder(folder: Path) -> BlobStore:
     return BlobStore.connect(str(folder))
 
 
-def test_a_blob_comes_back_under_its_sha256(store: BlobStore) -> None:
+def test_a_blob_is_read_back_by_its_sha256(store: BlobStore) -> None:
     assert store.put(DATA) == DIGEST
     assert store.get(DIGEST) == DATA
     assert store.exists(DIGEST)
 
 
-def test_the_empty_blob_is_a_blob(store: BlobStore) -> None:
+def test_an_empty_blob_can_be_stored(store: BlobStore) -> None:
     assert store.get(store.put(b"")) == b""
 
 
-def test_putting_twice_keeps_one(store: BlobStore) -> None:
+def test_storing_a_blob_twice_keeps_one(store: BlobStore) -> None:
     store.put(DATA)
     store.put(DATA)
     assert [digest for digest, _ in store.digests()] == [DIGEST]
@@ -73,7 +73,7 @@ def test_an_empty_store_lists_nothing(store: BlobStore) -> None:
     assert store.sweep(set(), older_than_s=0) == 0
 
 
-def test_listing_says_when(store: BlobStore) -> None:
+def test_the_list_has_the_time_of_each_blob(store: BlobStore) -> None:
     store.put(DATA)
     store.put(b"other")
     listed = dict(store.digests())
@@ -81,7 +81,7 @@ def test_listing_says_when(store: BlobStore) -> None:
     assert all(abs(datetime.now(UTC) - moment) < timedelta(seconds=60) for moment in listed.values())
 
 
-def test_delete_removes_and_may_be_repeated(store: BlobStore) -> None:
+def test_delete_can_be_repeated(store: BlobStore) -> None:
     store.put(DATA)
     store.delete(DIGEST)
     store.delete(DIGEST)
@@ -91,13 +91,13 @@ def test_delete_removes_and_may_be_repeated(store: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", DIGEST.upper(), DIGEST + "\n", "a" * 63])
-def test_only_a_digest_is_a_name(store: BlobStore, name: str) -> None:
+def test_only_a_digest_is_a_valid_name(store: BlobStore, name: str) -> None:
     for operation in (store.get, store.exists, store.delete):
         with pytest.raises(NotFound):
             operation(name)
 
 
-def test_sweep_spares_what_is_used_or_young(store: BlobStore) -> None:
+def test_a_sweep_keeps_blobs_that_are_used_or_new(store: BlobStore) -> None:
     used, unused = store.put(DATA), store.put(b"unused")
     assert store.sweep({used}, older_than_s=60) == 0
     time.sleep(0.05)
@@ -106,7 +106,7 @@ def test_sweep_spares_what_is_used_or_young(store: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", DATA[:-1], DATA[:-1] + b"X", DATA + b"X"])
-def test_a_damaged_blob_is_refused_and_can_be_healed(
+def test_a_damaged_blob_is_refused_and_can_be_stored_again(
     in_folder: BlobStore, folder: Path, damage: bytes
 ) -> None:
     in_folder.put(DATA)
@@ -119,7 +119,7 @@ def test_a_damaged_blob_is_refused_and_can_be_healed(
     assert in_folder.get(DIGEST) == DATA
 
 
-def test_sweep_takes_away_writes_cut_short_and_nothing_else(in_folder: BlobStore, folder: Path) -> None:
+def test_a_sweep_removes_interrupted_writes_and_nothing_else(in_folder: BlobStore, folder: Path) -> None:
     in_folder.put(DATA)
     part = folder / DIGEST[:2] / f"{DIGEST}.{'0' * 16}.part"
     foreign = folder / "README"
@@ -131,7 +131,7 @@ def test_sweep_takes_away_writes_cut_short_and_nothing_else(in_folder: BlobStore
     assert foreign.exists() and not part.exists()
 
 
-def test_files_that_do_not_lie_where_blobs_do_are_none_of_ours(in_folder: BlobStore, folder: Path) -> None:
+def test_files_outside_the_places_of_blobs_are_ignored(in_folder: BlobStore, folder: Path) -> None:
     in_folder.put(DATA)
     foreign = [folder / "lfs" / DIGEST[:2] / DIGEST, folder / DIGEST, folder / "00" / DIGEST]
     for path in foreign:
@@ -205,7 +205,7 @@ def test_a_blob_that_is_stored_again_just_before_it_is_removed_is_there_afterwar
     assert store.get(DIGEST) == DATA
 
 
-def test_removal_asks_what_is_needed_once_the_blobs_are_marked(store: BlobStore) -> None:
+def test_removal_asks_which_blobs_are_needed_after_marking_them(store: BlobStore) -> None:
     kept, gone = store.put(DATA), store.put(b"other")
     seen = []
 
@@ -219,7 +219,7 @@ def test_removal_asks_what_is_needed_once_the_blobs_are_marked(store: BlobStore)
     assert not store._is_marked(store._path(kept))
 
 
-def test_a_mark_that_a_dead_process_left_holds_nobody_up(in_folder: BlobStore, folder: Path) -> None:
+def test_a_mark_left_by_a_dead_process_blocks_nobody(in_folder: BlobStore, folder: Path) -> None:
     in_folder.put(DATA)
     mark = folder / DIGEST[:2] / f"{DIGEST}.removing"
     mark.touch()
@@ -230,21 +230,21 @@ def test_a_mark_that_a_dead_process_left_holds_nobody_up(in_folder: BlobStore, f
     assert in_folder.sweep({DIGEST}, older_than_s=60) == 1 and not mark.exists()
 
 
-def test_a_store_is_its_first_owners(store: BlobStore) -> None:
+def test_a_store_belongs_to_its_first_owner(store: BlobStore) -> None:
     assert store.claim("ours", set())
     store.put(DATA)
     assert store.claim("ours", set()) and not store.claim("theirs", {DIGEST})
     assert [digest for digest, _ in store.digests()] == [DIGEST]
 
 
-def test_a_store_without_a_name_is_taken_by_who_knows_its_blobs(store: BlobStore) -> None:
+def test_an_unmarked_store_can_be_claimed_by_whoever_knows_its_blobs(store: BlobStore) -> None:
     store.put(DATA)
     assert not store.claim("stranger", {"0" * 64})
     assert store.claim("ours", {"0" * 64, DIGEST})
     assert not store.claim("stranger", {DIGEST})
 
 
-def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> None:
+def test_a_partly_written_blob_is_never_visible(in_folder: BlobStore, folder: Path) -> None:
     data = os.urandom(1) * 2_000_000
     digest = hashlib.sha256(data).hexdigest()
     enough = threading.Event()
@@ -265,7 +265,7 @@ def test_nobody_sees_a_part_of_a_blob(in_folder: BlobStore, folder: Path) -> Non
     assert [path.name for path in (folder / digest[:2]).iterdir()] == [digest]
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("a file where the folder should be")
     with pytest.raises(Unavailable):
         BlobStore.connect(str(tmp_path / "blobs")).put(DATA)
@@ -286,7 +286,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         (RuntimeError("of a driver"), Unavailable, "does not answer"),
     ],
 )
-def test_what_keeps_a_store_from_answering_is_told_apart(
+def test_each_cause_of_a_failing_store_has_its_own_error(
     in_folder: BlobStore,
     monkeypatch: pytest.MonkeyPatch,
     trouble: Exception,

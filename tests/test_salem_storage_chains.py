@@ -59,7 +59,7 @@ def test_a_chain_is_read_back_in_the_order_of_application(registry: Registry) ->
     assert [delta.version for delta in third.deltas] == [1, 2, 4]
 
 
-def test_a_version_without_an_edit_has_the_chain_of_one_that_never_had_it(registry: Registry) -> None:
+def test_a_version_without_an_edit_has_the_same_chain_as_one_that_never_had_it(registry: Registry) -> None:
     """A delta is dropped, another one loses an edit, and children inherit both changes."""
     ready_model(registry)
     first = on_top(registry, None, scoped(1))
@@ -140,7 +140,7 @@ def measured(registry: Registry, num_outcomes: int) -> Version:
     return registry.finish_edit(job.id, claim(registry, job), version, {}, made)
 
 
-def test_the_results_of_samples_are_kept_apart_from_the_version(registry: Registry) -> None:
+def test_the_results_of_samples_are_stored_separately_from_the_version(registry: Registry) -> None:
     ready_model(registry)
     version = measured(registry, 5)
     (listed,), _ = registry.list_versions("intents")
@@ -198,7 +198,7 @@ def test_a_metric_that_another_job_trained_meanwhile_is_not_overwritten(
     assert result.get("notes", []) == ([note] if trained not in (None, kept) else [])
 
 
-def test_numbers_and_pages(registry: Registry) -> None:
+def test_versions_come_in_pages(registry: Registry) -> None:
     ready_model(registry)
     for number in range(5):
         publish(registry, new_version(parent=number))

@@ -71,7 +71,7 @@ def test_a_newer_database_is_refused(database_url: str, registry: Registry) -> N
         registry.migrate()
 
 
-def test_tables_of_another_version_are_told(database_url: str) -> None:
+def test_tables_of_another_version_are_refused(database_url: str) -> None:
     registry = Registry.connect(database_url)
     with pytest.raises(Misconfigured, match="not those of this version") as caught:
         registry.check_tables()
@@ -88,7 +88,7 @@ def test_tables_of_another_version_are_told(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("statement", ["SELECT id FROM absent", "SELECT absent FROM jobs"])
-def test_a_table_or_column_that_is_not_there_is_no_outage(
+def test_a_missing_table_or_column_does_not_count_as_an_outage(
     database_url: str, registry: Registry, statement: str
 ) -> None:
     database = Database.connect(database_url)
@@ -99,7 +99,7 @@ def test_a_table_or_column_that_is_not_there_is_no_outage(
     database.close()
 
 
-def test_a_database_without_room_says_so(tmp_path: Path) -> None:
+def test_a_full_database_is_reported(tmp_path: Path) -> None:
     database = Database.connect(f"sqlite:///{tmp_path}/small.db")
     with database.write() as connection:
         connection.execute(text("CREATE TABLE kept (text TEXT)"))
@@ -109,7 +109,9 @@ def test_a_database_without_room_says_so(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_database_that_may_not_be_written_is_for_a_person(database_url: str, registry: Registry) -> None:
+def test_a_database_without_write_permission_is_a_configuration_error(
+    database_url: str, registry: Registry
+) -> None:
     database = Database.connect(database_url)
     if "sqlite" in database_url:
         with pytest.raises(Misconfigured, match="may not use"), database.write() as connection:
@@ -122,7 +124,7 @@ def test_a_database_that_may_not_be_written_is_for_a_person(database_url: str, r
     database.close()
 
 
-def test_what_a_database_refuses_is_no_outage(database_url: str) -> None:
+def test_an_invalid_statement_does_not_count_as_an_outage(database_url: str) -> None:
     database = Database.connect(database_url)
     with pytest.raises(SalemError) as caught, database.read() as connection:
         place = "?" if connection.dialect.name == "sqlite" else "%s"
@@ -137,13 +139,13 @@ def test_a_database_of_another_kind_is_refused(bad: str) -> None:
         Registry.connect(bad)
 
 
-def test_an_unreachable_database_is_unavailable_and_tells_no_secret() -> None:
+def test_an_unreachable_database_is_unavailable_and_its_message_has_no_secret() -> None:
     with pytest.raises(Unavailable) as caught:
         Registry.connect("postgresql://salem:secret@127.0.0.1:1/salem")
     assert "secret" not in caught.value.message
 
 
-def test_sqlite_is_prepared_for_many_processes(tmp_path: Path) -> None:
+def test_sqlite_is_configured_for_many_processes(tmp_path: Path) -> None:
     database = Database.connect(f"sqlite:///{tmp_path}/salem.db")
     with database.read() as connection:
         settings = {
@@ -166,7 +168,7 @@ def test_readers_do_not_wait_for_a_writer(database_url: str, registry: Registry)
     database.close()
 
 
-def test_who_waits_too_long_for_a_lock_is_told(
+def test_waiting_too_long_for_a_lock_is_an_error(
     database_url: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "_LOCK_TIMEOUT_MS", 100)
@@ -184,7 +186,7 @@ def test_who_waits_too_long_for_a_lock_is_told(
     second.close()
 
 
-def test_a_forked_child_uses_connections_of_its_own(registry: Registry) -> None:
+def test_a_forked_child_opens_its_own_connections(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     child = os.fork()

@@ -78,7 +78,7 @@ def test_the_number_of_a_deleted_version_is_not_used_again(registry: Registry) -
         registry.resolve(ModelReference(model="intents", number=1))
 
 
-def test_a_version_that_something_needs_stays(registry: Registry) -> None:
+def test_a_version_that_is_still_needed_stays(registry: Registry) -> None:
     ready_model(registry)
     publish(registry)
     publish(registry, new_version(parent=1))
@@ -101,7 +101,7 @@ def test_a_version_that_something_needs_stays(registry: Registry) -> None:
         registry.deletions.delete_alias("intents", "live")
 
 
-def test_many_that_need_a_version_are_not_all_named(registry: Registry) -> None:
+def test_the_message_names_only_some_of_many_dependents(registry: Registry) -> None:
     ready_model(registry)
     publish(registry)
     for _ in range(6):
@@ -120,7 +120,7 @@ def test_other_versions_keep_their_entries(registry: Registry) -> None:
     assert [entry.id for entry in found] == ["2.0"]
 
 
-def test_a_job_that_has_not_ended_stays(registry: Registry) -> None:
+def test_an_unfinished_job_stays(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     with pytest.raises(Conflict, match="is queued"):

@@ -97,7 +97,7 @@ def test_editors_are_listed_newest_first_by_model(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", [f"editor-{'0' * 20}", "refunds", "\x00", ""])
-def test_an_editor_that_is_not_there(registry: Registry, name: str) -> None:
+def test_a_missing_editor_is_not_found(registry: Registry, name: str) -> None:
     assert registry.editors.find(name) is None
     with pytest.raises(NotFound) as caught:
         registry.editors.get(name)

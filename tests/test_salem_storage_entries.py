@@ -70,7 +70,7 @@ def test_a_version_lists_its_own_entries_and_those_of_its_chain_oldest_first(reg
     assert (newest.target, newest.version, newest.job_id) == ("login", 3, third.job_id)
 
 
-def test_pages_follow_one_another_over_the_ends_of_deltas(registry: Registry) -> None:
+def test_pages_continue_from_one_delta_to_the_next(registry: Registry) -> None:
     ready_model(registry)
     version = publish(registry, [scoped("a")], {0: [(place, entry(f"a {place}")) for place in range(3)]})
     version = publish(registry, [*version.deltas, scoped("b")], {1: [(0, entry("b 0")), (1, entry("b 1"))]})
@@ -89,7 +89,7 @@ def test_pages_follow_one_another_over_the_ends_of_deltas(registry: Registry) ->
             registry.entries.list_page(version, after=EditId.parse(unknown))
 
 
-def test_removed_entries_are_gone_and_the_others_keep_their_ids(registry: Registry) -> None:
+def test_removed_entries_are_not_listed_and_the_others_keep_their_ids(registry: Registry) -> None:
     ready_model(registry)
     version = publish(registry, [scoped("a")], {0: [(place, entry(f"a {place}")) for place in range(4)]})
     cut = scoped("b", version=1, made_in=1, removed=(0, 2))
@@ -101,7 +101,7 @@ def test_removed_entries_are_gone_and_the_others_keep_their_ids(registry: Regist
     assert [cut.entry_of(place) for place in (1, 3)] == [0, 1]
 
 
-def test_a_replayed_delta_has_entries_of_its_own_under_the_old_ids(registry: Registry) -> None:
+def test_a_replayed_delta_has_new_entries_under_the_old_ids(registry: Registry) -> None:
     ready_model(registry)
     publish(registry, [scoped("a")], {0: [(0, entry("a")), (1, entry("b"))]})
     replayed = publish(registry, [scoped("b", version=1, removed=(0,))], {0: [(1, entry("b", "login"))]})
@@ -147,7 +147,7 @@ def test_ten_thousand_entries_are_written_and_paged_fast(registry: Registry) -> 
     assert written - began < 20
 
 
-def test_the_requests_behind_versions(registry: Registry) -> None:
+def test_requests_are_found_by_the_versions_that_they_made(registry: Registry) -> None:
     ready_model(registry)
     request = EditRequest(
         model="intents",
@@ -160,7 +160,7 @@ def test_the_requests_behind_versions(registry: Registry) -> None:
     assert registry.entries.edit_requests("intents", [1, 1, 2]) == {1: request}
 
 
-def test_the_metric_that_a_job_made_is_the_models_and_is_in_use(registry: Registry) -> None:
+def test_a_metric_that_a_job_trained_becomes_the_models_metric_and_is_in_use(registry: Registry) -> None:
     ready_model(registry)
     delta = scoped("a").model_copy(update={"metric": "b" * 64})
     for made in (Publication(metric="b" * 64), Publication()):

@@ -65,7 +65,7 @@ def test_a_taken_name_is_a_conflict(registry: Registry) -> None:
     assert len(jobs) == 1
 
 
-def test_one_of_two_takes_the_name(registry: Registry) -> None:
+def test_only_one_of_two_registrations_gets_the_name(registry: Registry) -> None:
     results = at_once(*[lambda: registry.create_model(new_model(), BLOB)] * 2)
     assert sorted(type(result).__name__ for result in results) == ["Conflict", "Job"]
 
@@ -89,7 +89,7 @@ def test_a_name_is_free_again_after_a_registration_without_success(registry: Reg
     assert registry.jobs.get(again.id).state is JobState.QUEUED
 
 
-def test_an_unknown_model_is_answered_with_what_there_is(registry: Registry) -> None:
+def test_the_message_about_an_unknown_model_lists_the_models(registry: Registry) -> None:
     with pytest.raises(NotFound, match="no other model yet"):
         registry.get_model("nope")
     for name in "abcdefg":
@@ -99,7 +99,7 @@ def test_an_unknown_model_is_answered_with_what_there_is(registry: Registry) -> 
     assert [model.name for model in registry.list_models()[0]] == list("abcdefg")
 
 
-def test_reference_samples_come_in_parts_and_in_the_order_of_their_content(registry: Registry) -> None:
+def test_reference_samples_come_in_slices_and_in_the_order_of_their_content(registry: Registry) -> None:
     odd = reference_sample("nul \x00 and \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"))
     samples = (
         reference_sample("a"),
@@ -117,7 +117,7 @@ def test_reference_samples_come_in_parts_and_in_the_order_of_their_content(regis
         registry.reference_samples("nope")
 
 
-def test_the_base_is_version_0_of_a_ready_model_alone(registry: Registry) -> None:
+def test_only_a_ready_model_has_the_base_as_version_0(registry: Registry) -> None:
     job = registry.create_model(new_model(), BLOB)
     with pytest.raises(ModelNotReady, match="still being registered"):
         registry.resolve(ModelReference(model="intents"))
@@ -130,7 +130,7 @@ def test_the_base_is_version_0_of_a_ready_model_alone(registry: Registry) -> Non
     assert versions_of(registry, "intents") == []
 
 
-def test_a_finished_edit_is_a_version_an_alias_and_an_ended_job(registry: Registry) -> None:
+def test_a_finished_edit_makes_a_version_moves_an_alias_and_ends_the_job(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     lease = claim(registry, job)
@@ -145,7 +145,7 @@ def test_a_finished_edit_is_a_version_an_alias_and_an_ended_job(registry: Regist
     assert ended.result == {"seconds": 3, "version": "intents:1"}
 
 
-def test_numbers_belong_to_a_model_and_lists_are_newest_first(registry: Registry) -> None:
+def test_each_model_numbers_its_versions_and_lists_are_newest_first(registry: Registry) -> None:
     ready_model(registry)
     ready_model(registry, "other")
     assert publish(registry).number == 1
@@ -154,7 +154,7 @@ def test_numbers_belong_to_a_model_and_lists_are_newest_first(registry: Registry
     assert [version.number for version in versions_of(registry, "intents")] == [2, 1]
 
 
-def test_what_does_not_exist_is_answered_with_what_does(registry: Registry) -> None:
+def test_the_message_about_a_missing_version_or_alias_lists_what_exists(registry: Registry) -> None:
     ready_model(registry)
     with pytest.raises(NotFound, match='"intents" has no version 9; it has only version 0'):
         registry.resolve(ModelReference(model="intents", number=9))
@@ -184,7 +184,7 @@ def test_a_failing_commit_changes_nothing(registry: Registry) -> None:
     assert registry.jobs.get(job.id).state is JobState.RUNNING
 
 
-def test_a_job_makes_one_version_at_most(registry: Registry) -> None:
+def test_a_job_makes_at_most_one_version(registry: Registry) -> None:
     ready_model(registry)
     job = new_job(registry)
     lease = claim(registry, job)
@@ -231,7 +231,7 @@ def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) 
         (3, 0, 2, False),
     ],
 )
-def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
+def test_an_alias_that_someone_else_moved_stays_and_a_note_says_so(
     registry: Registry, was: int | None, now: int | None, parent: int, moves: bool
 ) -> None:
     ready_model(registry)
@@ -263,7 +263,7 @@ def test_an_alias_that_somebody_else_has_set_meanwhile_is_left_with_a_note(
 
 
 @pytest.mark.parametrize("at", [2, 1, 0])
-def test_a_rollback_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry, at: int) -> None:
+def test_a_rollback_is_not_undone_by_a_job_that_was_running(registry: Registry, at: int) -> None:
     """Two jobs start from version 2; the alias goes back from the first one's version to 2 or further."""
     ready_model(registry)
     for parent in (0, 1):
@@ -284,7 +284,7 @@ def test_a_rollback_is_not_undone_by_a_job_that_ran_meanwhile(registry: Registry
     assert [each.version for each in registry.list_aliases("intents")[0]] == [5]
 
 
-def test_an_alias_moves_and_remembers(registry: Registry) -> None:
+def test_an_alias_moves_and_keeps_its_history(registry: Registry) -> None:
     ready_model(registry)
     publish(registry)
     publish(registry)
@@ -301,7 +301,7 @@ def test_an_alias_moves_and_remembers(registry: Registry) -> None:
     assert registry.resolve(ModelReference(model="intents", alias="production")).number == 0
 
 
-def test_an_alias_needs_something_to_point_at(registry: Registry) -> None:
+def test_an_alias_must_point_to_an_existing_version(registry: Registry) -> None:
     with pytest.raises(NotFound):
         registry.set_alias("intents", "production", 0)
     registry.create_model(new_model(), BLOB)

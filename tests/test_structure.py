@@ -62,7 +62,7 @@ def test_storage_never_imports_torch(name: str) -> None:
                 waiting.append(target)
 
 
-def test_records_stand_on_pydantic_alone() -> None:
+def test_records_import_only_pydantic() -> None:
     records = [module for module in modules() if f"{module.name}.".startswith("salem.records.")]
     assert len(records) > 1
     allowed = sys.stdlib_module_names | {"pydantic"}
@@ -76,7 +76,7 @@ def test_records_stand_on_pydantic_alone() -> None:
     )
 
 
-def test_no_import_hides_in_a_function() -> None:
+def test_no_import_is_hidden_in_a_function() -> None:
     fail_with(
         [
             f"{module.path.relative_to(ROOT)}:{node.lineno}: import inside {function.name}()"
@@ -89,7 +89,7 @@ def test_no_import_hides_in_a_function() -> None:
     )
 
 
-def test_no_assertion_hangs_on_a_condition() -> None:
+def test_no_assertion_depends_on_a_condition() -> None:
     """An assertion inside an `if` or an `except` passes without a word when it is never reached."""
     fail_with(
         [
@@ -137,7 +137,7 @@ def test_no_file_has_more_than_300_lines() -> None:
     )
 
 
-def test_every_module_opens_with_its_job() -> None:
+def test_every_module_starts_with_a_docstring() -> None:
     fail_with(
         [
             f"{module.path.relative_to(ROOT)} has no docstring: say its job and what it does not know"

@@ -55,7 +55,7 @@ def test_answers_and_gradients_are_the_same_bits(architecture: str) -> None:
             assert remembered[1].any()
 
 
-def test_a_parents_addition_to_the_same_matrix_is_made_once() -> None:
+def test_the_addition_of_a_parent_to_the_same_matrix_is_computed_once() -> None:
     network = tiny_network("bert")
     layer, batch = network.layers[1], encode(network, some_samples(network))
     trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))
@@ -108,7 +108,7 @@ def test_the_budget_is_shared_and_what_does_not_fit_is_computed() -> None:
         assert one.num_bytes == 0
 
 
-def test_a_failed_pass_leaves_no_replacement_behind() -> None:
+def test_a_failed_pass_restores_the_block() -> None:
     network = tiny_network("bert")
     layer, memory = network.layers[1], BlockMemory(MemoryBudget(PLENTY))
     with pytest.raises(MemoryError), memory.passing(network, layer):
@@ -117,7 +117,7 @@ def test_a_failed_pass_leaves_no_replacement_behind() -> None:
     assert all("forward" not in vars(module) for module in network.model.modules())
 
 
-def test_a_block_that_writes_in_place_remembers_nothing() -> None:
+def test_a_block_that_writes_in_place_is_not_remembered() -> None:
     """Falcon adds attention to the feed-forward part in place."""
     network = tiny_network("falcon")
     batch = encode(network, some_samples(network))

@@ -65,7 +65,7 @@ def test_answers_before_are_the_models_own(architecture: str) -> None:
         torch.testing.assert_close(resume(network, chunk.trunk).logits, expected.logits, rtol=1e-3, atol=1e-4)
 
 
-def test_firings_follow_their_samples_into_the_chunks() -> None:
+def test_each_chunk_has_the_firings_of_its_samples() -> None:
     network = tiny_network("bert")
     samples = some_samples(network)
     firing = Firing(torch.tensor([7, 8, 9]), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 0.5, 1.0]))

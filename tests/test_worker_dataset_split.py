@@ -51,7 +51,7 @@ def test_one_paraphrase_is_held_out_of_every_edit_with_two_or_more() -> None:
         assert all(s.target == item.target for s in found)
 
 
-def test_the_seed_draws_pass_samples() -> None:
+def test_the_seed_chooses_the_pass_samples() -> None:
     assert build(seed=3) == build(seed=3)
     assert len({build(seed=seed, most_pass=5).pass_samples for seed in range(5)}) > 1
 
@@ -131,7 +131,7 @@ def test_pass_samples_that_touch_an_edit_are_left_out_on_both_sides(as_reference
 
 
 @pytest.mark.parametrize("as_reference", [True, False])
-def test_white_space_does_not_make_another_sample(as_reference: bool) -> None:
+def test_samples_that_differ_only_in_white_space_are_the_same(as_reference: bool) -> None:
     spaced = [f" question\t{number}\n" for number in range(20)]
     edits = (
         *(Edit(input=text, target="refund") for text in spaced[:10]),
@@ -143,7 +143,7 @@ def test_white_space_does_not_make_another_sample(as_reference: bool) -> None:
     assert {*batch.pass_samples, *batch.held_out_pass_samples} == set(PASS[21:])
 
 
-def test_a_pair_is_another_input_than_its_first_text() -> None:
+def test_a_pair_is_a_different_input_from_its_first_text() -> None:
     pair = Sample(input="none", text_pair="with a second text", target="login")
     batch = build(known=reference(pair))
     assert [*batch.pass_samples, *batch.held_out_pass_samples] == [pair]
@@ -169,7 +169,7 @@ def test_a_pass_sample_that_is_repeated_counts_once(as_reference: bool) -> None:
     assert len(kept) == len(PASS) and set(kept) == set(PASS)
 
 
-def test_no_more_are_taken_than_asked_for() -> None:
+def test_the_limits_on_pass_samples_are_kept() -> None:
     batch = build(most_pass=3, most_held_out=2)
     assert (len(batch.pass_samples), len(batch.held_out_pass_samples)) == (3, 2)
     nothing = build(known=[])

@@ -48,7 +48,7 @@ def encodable(network: Network, sample: Sample) -> bool:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_fits_is_what_can_be_encoded(architecture: str) -> None:
+def test_samples_fit_exactly_if_they_can_be_encoded(architecture: str) -> None:
     network = tiny_network(architecture)
     target = "Rome now" if network.task.generates else LABELS[0]
     samples = [Sample(input="a" + " a" * size, target=target) for size in range(30, 60)]
@@ -81,7 +81,7 @@ def test_only_augmentations_that_do_not_fit_are_replaced(architecture: str) -> N
     assert rng.random() == same.random(), "what is drawn next is what it would have been"
 
 
-def test_held_out_texts_are_never_produced_by_rules() -> None:
+def test_held_out_texts_are_never_augmentations() -> None:
     network = tiny_network("bert")
     samples = [Sample(input="where is my order", target=LABELS[0])] * 300
     freely = augmented(network, samples, random.Random(0))
@@ -120,7 +120,7 @@ def full(architecture: str) -> EditBatch:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_a_job_whose_samples_fill_the_window_is_done(architecture: str) -> None:
+def test_a_job_with_samples_that_fill_the_window_succeeds(architecture: str) -> None:
     batch = full(architecture)
     network = tiny_network(architecture)
     assert max(sample_lengths(network, batch.pass_samples)) == MAX_TOKENS
@@ -129,7 +129,7 @@ def test_a_job_whose_samples_fill_the_window_is_done(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_trials_of_edits_that_fill_the_window_are_made(architecture: str) -> None:
+def test_edits_that_fill_the_window_can_have_trials(architecture: str) -> None:
     network = tiny_network(architecture)
     for seed in range(3):
         drawn = torch.Generator().manual_seed(seed)
@@ -145,7 +145,7 @@ def test_an_editor_is_not_trained_on_texts_with_other_negations() -> None:
     assert not any(WordCounts.of(sample).negation_difference(own) for sample in found)
 
 
-def test_an_editors_corpus_may_fill_the_window() -> None:
+def test_edits_of_a_corpus_may_fill_the_window() -> None:
     network = tiny_network("bert")
     edits = [Edit(**sample.model_dump()) for sample in full("bert").edit_samples]
     for seed in range(8):

@@ -36,7 +36,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
-def test_entries_on_top_answer_as_the_whole_version_does(architecture: str) -> None:
+def test_entries_on_top_answer_like_the_whole_version(architecture: str) -> None:
     network = tiny_network(architecture)
     lower = scoped_delta(network, network.layers[-1], TEXTS[1:2], seed=4, size=5.0)
     upper = scoped_delta(network, network.layers[-1], TEXTS[:2], size=5.0)

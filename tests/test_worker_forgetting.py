@@ -67,7 +67,7 @@ def made(architecture: str, name: str, layer: str) -> EditContext:
 
 @pytest.mark.parametrize("name", PAIR)
 @pytest.mark.parametrize(("architecture", "layer"), CASES)
-def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: str, name: str) -> None:
+def test_one_job_corrects_and_forgets(architecture: str, layer: str, name: str) -> None:
     network, batch = tiny_network(architecture), dataset(architecture)
     found = made(architecture, name, layer)
     delta = found.delta
@@ -94,7 +94,7 @@ def test_an_answer_is_forgotten_beside_a_correction(architecture: str, layer: st
 
 
 @pytest.mark.parametrize("name", PAIR)
-def test_the_base_next_choice_replaces_a_forgotten_answer(name: str) -> None:
+def test_the_next_choice_of_the_base_replaces_a_forgotten_answer(name: str) -> None:
     network, batch = tiny_network("bert"), dataset("bert")
     delta = made("bert", name, CASES[0][1]).delta
     lost = [sample for sample in batch.edit_samples if sample.forgets]

@@ -78,7 +78,7 @@ def test_making_an_editor_is_reported_from_phase_to_phase() -> None:
     assert measured.saliency == seen.scores and measured.reason == f"{LAYER} was named in the request."
 
 
-def test_notes_name_what_the_metrics_cannot_show() -> None:
+def test_notes_state_what_the_metrics_do_not_show() -> None:
     (note,) = made()[0].metrics.notes
     assert note.startswith("the model already gives the target of 3 edits of the corpus")
     bare = [edit.model_copy(update={"paraphrases": ()}) for edit in corpus()]

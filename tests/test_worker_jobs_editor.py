@@ -178,7 +178,7 @@ def test_edits_that_do_not_hold_are_named_and_nothing_is_trained(stage: Stage, e
     assert any(f'"{each.input}"' in note for each in new_edits(8))
 
 
-def test_a_job_of_which_no_edit_holds_fails_with_the_way_out(
+def test_a_job_in_which_no_edit_holds_fails_with_a_remedy(
     stage: Stage, model: HostedModel, editor: Editor
 ) -> None:
     kept_one = unpack_editor(
@@ -218,7 +218,7 @@ def test_a_removal_replays_one_pass_deltas_bit_for_bit(stage: Stage, editor: Edi
     assert without.deltas[1].blob != whole.deltas[2].blob
 
 
-def test_an_editor_that_is_not_there_fails_the_job_with_its_reason(stage: Stage, model: HostedModel) -> None:
+def test_a_missing_editor_fails_the_job(stage: Stage, model: HostedModel) -> None:
     job = edit(stage, new_edits(), editor=f"editor-{'0' * 20}")
     assert job.state is JobState.FAILED and job.error is not None and job.error.code == "not_found"
     assert job.error.remedy == "GET /editors lists the editors"

@@ -126,7 +126,7 @@ def ids(stage: Stage, version: Version) -> list[str]:
     return [entry.id for entry in stage.registry.entries.list_page(version)[0]]
 
 
-def test_what_is_left_is_made_again_though_nothing_of_it_holds(
+def test_remaining_edits_are_replayed_even_if_none_holds(
     stage: Stage, model: HostedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = chain(stage, (A, "mend"))
@@ -160,7 +160,7 @@ def test_a_plain_chain_is_replayed_bit_for_bit(stage: Stage, model: HostedModel)
     assert ids(stage, without) == []
 
 
-def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_is_too_much(
+def test_a_removal_that_trains_estimates_its_memory_and_is_refused_over_budget(
     stage: Stage, model: HostedModel
 ) -> None:
     whole = chain(stage, (A, "mend"), (B, "mend"))
@@ -176,7 +176,9 @@ def test_a_removal_that_must_train_says_what_that_takes_and_is_refused_where_it_
     assert job.result is not None and job.result["estimated_peak_bytes"] is None, "it trains nothing"
 
 
-def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, model: HostedModel) -> None:
+def test_a_plain_job_without_one_of_its_edits_is_trained_on_the_rest(
+    stage: Stage, model: HostedModel
+) -> None:
     whole = chain(stage, (A, "mend"), (B, "mend"))
     without, _ = remove(stage, whole, "1.1")
     direct = chain(stage, (A[:1], "mend"), (B, "mend"))
@@ -187,7 +189,7 @@ def test_a_plain_job_that_loses_one_edit_is_trained_with_the_rest(stage: Stage, 
     assert content(stage, again) == content(stage, chain(stage, (B, "mend")))
 
 
-def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: HostedModel) -> None:
+def test_a_replay_reads_the_cache_of_earlier_jobs(stage: Stage, model: HostedModel) -> None:
     direct = chain(stage, (A[:1], "mend"))
     folder = stage.settings.trunk_cache_folder
     entries = sorted(folder.iterdir())
@@ -201,9 +203,7 @@ def test_a_replay_reads_what_jobs_kept_of_the_same_samples(stage: Stage, model: 
     assert content(stage, without) == content(stage, direct)
 
 
-def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
-    stage: Stage, model: HostedModel
-) -> None:
+def test_a_scoped_delta_without_edits_is_dropped_from_the_chain(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, "scoped"), (B, "scoped"), (C, "scoped"))
     without, job = remove(stage, whole, "2.1", "2.0")
     assert without.deltas == (whole.deltas[0], whole.deltas[2])
@@ -213,7 +213,7 @@ def test_a_scoped_delta_without_its_edits_leaves_the_chain_that_never_had_it(
     assert without.metrics.edit_accuracy.count == 4 and without.metrics.drawdown.count > 10
 
 
-def test_one_entry_goes_and_the_others_answer_as_before(stage: Stage, model: HostedModel) -> None:
+def test_one_entry_is_removed_and_the_others_answer_as_before(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, "scoped"), (B, "scoped"))
     listed = stage.registry.entries.list_page(whole)[0]
     assert [entry.id for entry in listed] == ["1.0", "1.1", "2.0", "2.1"]
@@ -256,7 +256,7 @@ def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Ver
     assert any(each is not None and each.edit_id.startswith("1.") for each in fires)
 
 
-def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it(
+def test_a_replayed_job_leaves_out_paraphrases_that_jobs_below_trained_on(
     stage: Stage, model: HostedModel
 ) -> None:
     """Else its figures, and with them its file, were others than those of the direct chain."""
@@ -279,7 +279,9 @@ def test_what_is_made_again_leaves_out_paraphrases_that_were_trained_on_below_it
     assert [delta.blob for delta in without.deltas] == [delta.blob for delta in onto(0).deltas]
 
 
-def test_what_the_scope_metric_may_know_measures_no_other_job(stage: Stage, model: HostedModel) -> None:
+def test_paraphrases_that_the_metric_may_know_are_not_measured_in_other_jobs(
+    stage: Stage, model: HostedModel
+) -> None:
     """The jobs stand side by side: neither is in the other's chain."""
     first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, "scoped", 0)))
     assert first.metrics is not None and first.metrics.generalization is not None
@@ -315,7 +317,7 @@ def fresh(settings: Settings, tmp_path: Path) -> Iterator[Stage]:
     registry.close()
 
 
-def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
+def test_deltas_above_a_changed_plain_delta_are_trained_again(
     stage: Stage, model: HostedModel, fresh: Stage
 ) -> None:
     whole = chain(stage, (A, "mend"), (B, "scoped"))
@@ -330,9 +332,7 @@ def test_what_stands_above_a_plain_delta_is_made_again_when_it_changes(
     assert stage.registry.get_model("m").scope_metric == without.deltas[0].metric
 
 
-def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
-    stage: Stage, model: HostedModel, fresh: Stage
-) -> None:
+def test_a_retrained_metric_is_used_by_the_jobs_above(stage: Stage, model: HostedModel, fresh: Stage) -> None:
     """The jobs above were given the metric of the first: it had learned from an edit that is gone."""
     whole = chain(stage, (A, "mend"), (B, "scoped"), (C, "scoped"))
     without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
@@ -343,7 +343,7 @@ def test_a_metric_that_is_made_again_serves_the_jobs_above_it(
     assert stage.registry.get_model("m").scope_metric == direct.deltas[1].metric not in old
 
 
-def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedModel) -> None:
+def test_active_edits_are_listed_by_id(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, "mend"), (B, "scoped"))
     without, job = remove(stage, whole, "2.0")
     attempt = Attempt(stage.settings, stage.registry, stage.blobs, job, "no lease")
@@ -356,7 +356,7 @@ def test_what_a_version_holds_is_known_by_its_ids(stage: Stage, model: HostedMod
     }
 
 
-def test_a_version_without_any_edit_answers_as_the_base(stage: Stage, model: HostedModel) -> None:
+def test_a_version_without_edits_answers_like_the_base(stage: Stage, model: HostedModel) -> None:
     whole = chain(stage, (A, "scoped"))
     stage.registry.set_alias("m", "production", 0)
     without, job = remove(stage, whole, "1.0", "1.1", alias="production", alias_was=1)

@@ -51,7 +51,7 @@ def delta(version: int, kind: str, removed: tuple[int, ...] = ()) -> Delta:
         ("s", {1: {0, 1}}, []),
     ],
 )
-def test_the_new_chain(
+def test_the_chain_after_a_removal(
     kinds: str, gone: dict[int, Collection[int]], expected: list[tuple[int, Change, tuple[int, ...]]]
 ) -> None:
     chain = [delta(number, {"s": "scoped", "p": "low_rank"}[kind]) for number, kind in enumerate(kinds, 1)]
@@ -59,13 +59,13 @@ def test_the_new_chain(
     assert [(step.delta.version, step.change, step.removed) for step in steps] == expected
 
 
-def test_what_was_removed_before_stays_removed() -> None:
+def test_edits_removed_before_stay_removed() -> None:
     steps = plan([delta(1, "scoped", (0, 3)), delta(2, "dense", (1,))], {1: [2]}, {1: 5, 2: 2})
     assert [(step.change, step.removed) for step in steps] == [(DROP, (0, 2, 3)), (KEEP, (1,))]
     assert plan([delta(1, "scoped", (0, 1))], {1: [2]}, {1: 3}) == ()
 
 
-def test_a_request_without_some_edits() -> None:
+def test_edits_are_taken_out_of_a_request() -> None:
     edits = tuple(Edit(input=text, target="y") for text in "abc")
     request = EditRequest(model="m", parent=0, edits=edits, options=RecipeOptions(recipe="mend"))
     assert [edit.input for edit in reduced(request, (1,)).edits] == ["a", "c"]
@@ -116,7 +116,7 @@ def test_dropping_entries_leaves_the_others_bit_for_bit() -> None:
     assert left.scope.metric is METRIC
 
 
-def test_what_fired_on_an_entry_that_is_left_still_does_and_adds_the_same() -> None:
+def test_remaining_entries_fire_on_the_same_inputs_and_add_the_same() -> None:
     whole = term(4, [0, 1, 2, 3, 1])
     draw = torch.Generator().manual_seed(4)
     points, x = torch.randn(50, 4, generator=draw), torch.randn(50, 7, 6, generator=draw)
@@ -138,7 +138,7 @@ def sample(text: str, target: str = "y") -> Sample:
     return Sample(input=text, target=target)
 
 
-def test_what_is_measured_is_what_is_left_and_what_no_training_saw() -> None:
+def test_remaining_samples_are_measured_unless_training_saw_them() -> None:
     first = EditBatch(
         edit_samples=(sample("a"), sample("b"), sample("c")),
         adapt_samples=((0, sample("a1")), (2, sample("c1"))),
@@ -167,7 +167,7 @@ def test_what_is_measured_is_what_is_left_and_what_no_training_saw() -> None:
     assert remaining_batch([]).edit_samples == ()
 
 
-def test_what_another_delta_was_trained_on_measures_nothing() -> None:
+def test_samples_that_another_delta_was_trained_on_are_not_measured() -> None:
     nothing = EditBatch(
         edit_samples=(sample("a"),),
         adapt_samples=(),
@@ -182,7 +182,7 @@ def test_what_another_delta_was_trained_on_measures_nothing() -> None:
     assert batch.held_out_paraphrases == ((0, sample("a2")),), "though its edit is gone, a1 has been seen"
 
 
-def test_white_space_makes_no_other_question_where_what_is_left_is_measured() -> None:
+def test_white_space_does_not_make_a_different_question_in_a_removal() -> None:
     first = EditBatch(
         edit_samples=(sample("to  whom"),),
         adapt_samples=(),

@@ -62,7 +62,7 @@ def pairs_of(seed: int) -> list[Pair]:
     return [pair for part in drawn for pair in part]
 
 
-def test_pairs_are_drawn_by_the_seed_alone() -> None:
+def test_pairs_depend_only_on_the_seed() -> None:
     assert pairs_of(3) == pairs_of(3) != pairs_of(4)
 
 
@@ -86,7 +86,7 @@ def test_a_question_is_negated_by_its_verb(question: str, negated: str | None) -
     assert negate(question, random.Random(0)) == negated
 
 
-def test_training_changes_the_low_rank_weights_alone(tmp_path: Path) -> None:
+def test_training_changes_only_the_low_rank_weights(tmp_path: Path) -> None:
     save_labeled(tmp_path, "encoder", "bert", Task.SEQUENCE_CLASSIFICATION)
     judge = Judge(tmp_path / "encoder", seed=0)
     before = {name: weight.clone() for name, weight in judge.named_parameters()}

@@ -59,7 +59,7 @@ def test_swaps_in_both_directions_cancel_but_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize("of", [1, 5, 1000])
-def test_nothing_changed_is_not_certainty(of: int) -> None:
+def test_if_nothing_changed_the_interval_still_has_a_width(of: int) -> None:
     found = paired_drop(hits(of, of), hits(of, of))
     assert found is not None and found.value == 0
     assert found.low < 0 < found.high and found.high == pytest.approx(-found.low)

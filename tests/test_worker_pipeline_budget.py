@@ -110,7 +110,7 @@ def test_trial_edits_are_counted_where_they_choose_the_layer() -> None:
     assert trials("mend", editor="editor-" + "0" * 20) == 0
 
 
-def test_behind_an_encoder_the_decoder_runs() -> None:
+def test_the_decoder_of_an_encoder_layer_is_counted() -> None:
     network = tiny_network("t5")  # three blocks, and two of the decoder's
     assert [blocks_above(network, layer) for layer in network.layers] == [4, 3, 2, 1, 0]
 
@@ -130,7 +130,7 @@ def test_a_job_without_pass_samples_has_an_estimate() -> None:
     assert job_estimate(network, batch(network, 0), SCOPED).samples > 0
 
 
-def test_values_count_by_the_longest_answer() -> None:
+def test_values_are_counted_by_the_longest_answer() -> None:
     network = tiny_network("gpt2")
     few = batch(network)
     longer = tuple(

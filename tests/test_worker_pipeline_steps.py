@@ -39,7 +39,7 @@ def forgetting(of: Case) -> Case:
         (True, "None of the 2 answers is forgotten", "give a target to answer instead"),
     ],
 )
-def test_where_nothing_holds_the_remedy_is_one_that_helps(forgets: bool, message: str, remedy: str) -> None:
+def test_if_nothing_holds_the_remedy_helps(forgets: bool, message: str, remedy: str) -> None:
     of = forgetting(case("bert")) if forgets else case("bert")
     idle = edit_context(of.network, of.batch, recipe("scoped", **IDLE, learning_rate=1e-12))
     with pytest.raises(EditFailed) as failed:
@@ -51,7 +51,7 @@ def test_where_nothing_holds_the_remedy_is_one_that_helps(forgets: bool, message
     assert again.metrics.edit_accuracy.value == 0, "what is left of an older delta need not hold"
 
 
-def test_a_job_without_pass_samples_says_that_nothing_held_other_answers() -> None:
+def test_a_job_without_pass_samples_notes_that_other_answers_were_not_protected() -> None:
     of = case("bert")
     bare = of.batch.model_copy(update={"pass_samples": ()})
     quick = recipe("scoped", trial_edits=0)
@@ -92,7 +92,7 @@ def test_the_layer_is_chosen_on_top_of_the_parents_plain_deltas(architecture: st
     assert found.layer == expected.layer and found.reason == expected.reason
 
 
-def test_the_margin_is_what_the_parents_plain_deltas_attain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_margin_is_the_one_that_the_parents_plain_deltas_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     of, attained = case("bert"), []
     own = scoped_recipe.attainable_margin
 
@@ -108,7 +108,7 @@ def test_the_margin_is_what_the_parents_plain_deltas_attain(monkeypatch: pytest.
     assert attained[0] == pytest.approx(attained[1], rel=1e-3) and attained[0] != attained[2]
 
 
-def test_a_note_tells_what_became_of_the_edits_that_a_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_says_whether_earlier_edits_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     of, given = case("bert"), {}
     earlier = {"1.0": Sample(input="a", target="new")}
 

@@ -16,7 +16,7 @@ from worker.recipes.describe import as_json, as_page
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_recipe_is_found_the_default_first() -> None:
+def test_every_recipe_is_listed_with_the_default_first() -> None:
     assert set(recipe_classes()) == set(RECIPES) and next(iter(recipe_classes())) == DEFAULT
 
 
@@ -51,7 +51,9 @@ def test_stored_options_give_the_recipe_with_its_defaults() -> None:
         (RecipeOptions(recipe="mend", editor_rank=0), "mend does not take these options: editor_rank"),
     ],
 )
-def test_a_worker_of_another_release_says_what_it_lacks(chosen: RecipeOptions, words: str) -> None:
+def test_a_worker_of_another_release_names_the_recipe_or_option_that_it_lacks(
+    chosen: RecipeOptions, words: str
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         recipe_of(chosen)
     assert words in refused.value.message and "same release" in str(refused.value.remedy)

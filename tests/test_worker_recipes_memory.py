@@ -76,7 +76,7 @@ def test_more_samples_and_lower_layers_take_more() -> None:
     assert inference_bytes(SHAPE, 300) == 10 * inference_bytes(SHAPE, 30)
 
 
-def test_a_step_that_can_be_cut_holds_one_chunk() -> None:
+def test_a_step_that_can_be_split_holds_one_chunk() -> None:
     many = replace(TRAINING, corrections=TokenCounts((16,) * 1_000, (1,) * 1_000), in_one_pass=1_000)
     assert step_bytes(SHAPE, replace(many, in_one_pass=CHUNK)) < step_bytes(SHAPE, many) / 10
 
@@ -91,7 +91,7 @@ def test_a_generating_model_is_charged_for_its_vocabulary_and_its_cache() -> Non
     assert inference_bytes(verbose, 30) > 5 * inference_bytes(WRITER, 30)
 
 
-def test_the_recipe_decides_what_preparation_takes() -> None:
+def test_the_memory_of_preparation_depends_on_the_recipe() -> None:
     wide = replace(SHAPE, width=768, inner_width=3_072)
     mend = bare_recipe("mend").preparation_bytes(wide, 4, 100)
     assert mend > 3_072**2 * 8, "eigenvectors in float64"
@@ -101,7 +101,7 @@ def test_the_recipe_decides_what_preparation_takes() -> None:
     assert scoped.preparation_bytes(wide, 4, 100) < scoped.preparation_bytes(wide, 4, 200)
 
 
-def test_the_peak_is_what_lasts_and_the_largest_of_what_does_not() -> None:
+def test_the_peak_is_the_lasting_memory_plus_the_largest_temporary_part() -> None:
     parts = Estimate(weights=100, samples=900, step=5_000, inference=60, preparation=70, trials=5_900)
     assert parts.num_bytes == round(ALLOCATOR * 6_000)
     assert replace(parts, trials=10_000).num_bytes == round(ALLOCATOR * 10_100)

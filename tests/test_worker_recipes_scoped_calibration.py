@@ -111,7 +111,7 @@ def test_radii_move_together_until_the_budget_is_spent(budget: float, num_calibr
     assert radii.shape == (6,) and (radii > 0).all() and (radii < 1).all()
 
 
-def test_more_budget_never_narrows_a_scope() -> None:
+def test_a_larger_budget_never_narrows_a_scope() -> None:
     likeness = some_likeness(100, 6, top=0.85)
     widths = [radii_of(likeness[40:], likeness[:40], budget) for budget in (0.0, 0.1, 0.5)]
     assert (widths[0] >= widths[1]).all() and (widths[1] >= widths[2]).all()
@@ -124,14 +124,14 @@ def test_a_key_among_many_pass_samples_gets_a_narrower_scope() -> None:
     assert crowded > lonely
 
 
-def test_an_edit_fires_even_where_the_budget_cannot_be_kept() -> None:
+def test_an_edit_fires_even_if_the_budget_cannot_be_kept() -> None:
     likeness = some_likeness(100, 6, top=1.0)
     likeness[:, 3] = 1.0
     radii = radii_of(likeness[40:], likeness[:40], 0.0)
     assert (radii < 0.999).all(), "a key's own cosine is 1 and must lie inside"
 
 
-def test_a_twin_narrows_its_own_key_and_takes_its_part_of_the_budget() -> None:
+def test_a_twin_narrows_its_own_key_and_uses_its_part_of_the_budget() -> None:
     likeness = some_likeness(100, 4, top=0.8)
     calibration, others = likeness[:40], likeness[40:]
     calibration[0, 2] = 0.99
@@ -143,7 +143,7 @@ def test_a_twin_narrows_its_own_key_and_takes_its_part_of_the_budget() -> None:
     assert (radii_of(others, calibration, 0.05) < 1.0).all(), "more twins than the budget holds"
 
 
-def test_a_twin_that_no_budget_is_counted_on_narrows_no_other_key() -> None:
+def test_a_twin_outside_the_calibration_part_narrows_no_other_key() -> None:
     likeness = some_likeness(100, 4, top=0.8)
     before = radii_of(likeness[40:], likeness[:40], 0.05)
     likeness[50, 2] = 0.99
@@ -152,7 +152,7 @@ def test_a_twin_that_no_budget_is_counted_on_narrows_no_other_key() -> None:
     assert after[2] >= 0.99 and (after[rest] <= before[rest] + 1e-6).all(), "the others may only widen"
 
 
-def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
+def test_a_radius_is_the_same_share_of_the_distance_for_every_key() -> None:
     likeness = some_likeness(60, 3, top=0.5)
     likeness[:, 1] = 0.5 + likeness[:, 1] / 2
     radii = radii_of(likeness[20:], likeness[:20], 0.1)
@@ -161,7 +161,7 @@ def test_a_radius_is_the_same_part_of_the_way_for_every_key() -> None:
     assert ((1 - radii) / way).max() < REACH
 
 
-def test_no_scope_reaches_as_far_as_the_pass_samples_around_it() -> None:
+def test_no_scope_reaches_its_nearest_pass_samples() -> None:
     likeness = some_likeness(60, 3, top=0.5)
     radii = radii_of(likeness[20:], likeness[:0], 1.0)
     way = 1 - likeness[20:].topk(5, dim=0).values.mean(0)
@@ -175,7 +175,7 @@ def test_few_pass_samples_still_give_radii(num_pass: int) -> None:
     assert radii.shape == (3,) and (radii > 0).all() and (radii < 0.95).all()
 
 
-def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
+def test_a_pass_sample_that_is_too_close_to_an_edit_is_named() -> None:
     edit = Edit(input="when will ☃ arrive in Rome", target=LABELS[0])  # the tokenizer knows neither sign
     twin = Sample(input="when will ☂ arrive in Rome", target="other")
     kept = pass_samples(30)
@@ -187,7 +187,7 @@ def test_a_pass_sample_that_cannot_be_told_from_an_edit_is_named() -> None:
     assert (scoping.corrections.gate > 0.5).all()
 
 
-def test_the_same_seed_draws_the_same_scopes() -> None:
+def test_the_same_seed_gives_the_same_scopes() -> None:
     one, two, other = (drawn(batch_of(20), seed=seed).scope for seed in (1, 1, 2))
     assert one.metric.sha256 == two.metric.sha256 != other.metric.sha256
     for name in (
@@ -204,7 +204,7 @@ def test_the_same_seed_draws_the_same_scopes() -> None:
     assert not torch.equal(one.metric.projection, other.metric.projection)
 
 
-def test_what_the_parent_holds_has_been_spent_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_samples_in_scopes_of_the_parent_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batch = tiny_network("bert"), batch_of(60)
     layer = network.layers[1]
     options = OPTIONS.model_copy(update={"scope_budget": 0.2, "scope_budget_per_edit": 1.0})
@@ -249,7 +249,7 @@ def near() -> tuple[EditBatch, set[str]]:
     return batch.model_copy(update={"pass_samples": kept}), set(texts)
 
 
-def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
+def test_pass_samples_with_other_first_tokens_do_not_narrow_a_scope(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch, texts = near()
@@ -267,7 +267,7 @@ def test_pass_samples_that_the_base_begins_otherwise_leave_a_scope_its_room(
     assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
 
 
-def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_first_token_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard(set())
     monkeypatch.setattr(lookups, "first_tokens", heard)
     monkeypatch.setattr(scoping, "first_tokens", heard)
@@ -279,7 +279,7 @@ def test_without_a_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None:
+def test_the_cost_of_an_exchanged_word_depends_on_what_paraphrases_exchange() -> None:
     batch, _ = near()
     minding = drawn(batch, options=OPTIONS.model_copy(update={"lexical_weight": 0.05})).scope
     silent = drawn(batch, options=OPTIONS.model_copy(update={"lexical_weight": 0.0})).scope
@@ -294,7 +294,7 @@ def test_a_word_in_place_of_another_costs_by_what_equivalents_exchange() -> None
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
 
 
-def test_a_metric_that_measured_nothing_makes_words_cost_what_they_did() -> None:
+def test_a_metric_without_paraphrases_keeps_the_old_cost_of_words() -> None:
     """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
     unit = UNMEASURED_EXCHANGE + scoping.LEAST_EXCHANGE
     assert ScopedOptions().lexical_weight / unit == pytest.approx(0.2)
@@ -317,7 +317,7 @@ def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
     assert parts[1] < parts[0] / 2
 
 
-def test_no_scope_reaches_farther_than_equivalents_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scope_reaches_farther_than_augmentations_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """However far away the nearest pass samples are."""
     batch = batch_of(60)
     wide = drawn(batch).scope

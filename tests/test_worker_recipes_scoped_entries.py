@@ -63,7 +63,7 @@ def share_answered_as_edited(network: Network, batch: EditBatch, term: Scoped, l
     return sum(hits) / len(hits)
 
 
-def test_an_entry_that_learned_from_stand_ins_answers_for_any_input() -> None:
+def test_an_entry_trained_on_anchor_samples_answers_for_any_input() -> None:
     network = tiny_network("bert")
     batch, last = batch_of(network), network.layers[-1]
     gently = {"margin": 0.01, "learning_rate": 0.02}  # so that a value does no more than it is taught
@@ -75,7 +75,7 @@ def test_an_entry_that_learned_from_stand_ins_answers_for_any_input() -> None:
     assert shares[1] > 0.97 and shares[0] < shares[1] - 0.05
 
 
-def test_stand_ins_are_for_a_classifiers_last_block_alone() -> None:
+def test_anchor_samples_are_only_for_the_last_block_of_a_classifier() -> None:
     network = tiny_network("bert")
     *others, last = network.layers
     assert num_anchors(network, last, OPTIONS) == OPTIONS.anchor_samples > 0
@@ -85,7 +85,7 @@ def test_stand_ins_are_for_a_classifiers_last_block_alone() -> None:
         assert not any(num_anchors(writer, layer, OPTIONS) for layer in writer.layers)
 
 
-def test_what_is_to_be_forgotten_has_no_stand_ins() -> None:
+def test_edits_that_forget_have_no_anchor_samples() -> None:
     network = tiny_network("bert")
     batch, last = batch_of(network, forgets=True), network.layers[-1]
     with_them, without = (
@@ -96,7 +96,7 @@ def test_what_is_to_be_forgotten_has_no_stand_ins() -> None:
 
 
 @pytest.mark.parametrize("num_pass", [0, 2])
-def test_fewer_pass_samples_than_stand_ins_are_enough(num_pass: int) -> None:
+def test_fewer_pass_samples_than_anchor_samples_are_enough(num_pass: int) -> None:
     network = tiny_network("bert")
     batch = batch_of(network)
     batch = batch.model_copy(update={"pass_samples": batch.pass_samples[:num_pass]})
@@ -104,7 +104,7 @@ def test_fewer_pass_samples_than_stand_ins_are_enough(num_pass: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None:
+def test_entries_of_an_encoder_decoder_are_in_the_decoder(architecture: str) -> None:
     network = tiny_network(architecture)
     encoder, decoder = (layer.stack for layer in (network.layers[0], network.layers[-1]))
     scoped = bare_recipe("scoped").candidate_layers(network)
@@ -115,7 +115,7 @@ def test_entries_are_made_where_the_answer_is_written(architecture: str) -> None
     assert {layer.stack for layer in mend} == {encoder, decoder} and mend == middle_layers(network.layers)
 
 
-def test_entries_of_a_classifier_are_made_where_the_label_is_read_off() -> None:
+def test_entries_of_a_classifier_are_in_the_last_block() -> None:
     classifier = tiny_network("bert")
     last, middle = classifier.layers[-1:], middle_layers(classifier.layers)
     assert bare_recipe("scoped").candidate_layers(classifier) == last != middle

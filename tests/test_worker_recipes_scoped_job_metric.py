@@ -40,14 +40,14 @@ def test_the_first_job_trains_a_metric_and_names_it() -> None:
     assert again.metric.sha256 == found.metric.sha256, "the same samples and seed give the same metric"
 
 
-def test_a_metric_that_knows_the_jobs_paraphrases_is_taken_as_it_is() -> None:
+def test_a_metric_that_knows_the_jobs_paraphrases_is_reused() -> None:
     first = got(case("bert").batch)
     second = got(case("bert").batch, first, seed=1)
     assert not second.is_new
     assert second.metric is first.metric
 
 
-def test_a_job_without_paraphrases_cannot_call_a_metric_into_question() -> None:
+def test_a_job_without_paraphrases_reuses_the_metric() -> None:
     batch = case("bert").batch.model_copy(update={"adapt_samples": ()})
     spoiled = got(batch).metric
     found = got(batch, JobMetric(named(spoiled), is_new=False))
@@ -82,7 +82,7 @@ def test_a_metric_that_does_not_know_them_is_refined() -> None:
     assert 0 < KNOWN <= 1
 
 
-def test_known_paraphrases_of_other_texts_teach_it() -> None:
+def test_known_paraphrases_of_other_texts_train_the_metric() -> None:
     of = case("bert")
     pairs = tuple(
         (TextInput(input=f"who wrote the {word}"), TextInput(input=f"{word} author name"))
@@ -99,7 +99,7 @@ def test_known_paraphrases_of_other_texts_teach_it() -> None:
     assert told[1] > told[0] + 0.1
 
 
-def test_refining_does_not_forget_how_much_equivalents_differ() -> None:
+def test_refining_keeps_the_measured_spread_of_paraphrases() -> None:
     of = case("bert")
     known = tuple(
         (TextInput(input=f"who wrote the {word}"), TextInput(input=f"{word} author name"))

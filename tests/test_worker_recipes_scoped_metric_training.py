@@ -81,7 +81,7 @@ def separation(points: Tensor, others: Tensor) -> float:
     return float(((points @ others.T).argmax(-1) == torch.arange(len(points))).float().mean())
 
 
-def test_planted_groups_are_told_apart_on_copies_never_seen() -> None:
+def test_planted_groups_are_separated_on_unseen_copies() -> None:
     metric, unseen = trained(num_pass=300)
     seen = planted(310, 3, seed=1)[0]
     plain = separation(F.normalize(unseen, dim=-1), F.normalize(seen, dim=-1))
@@ -106,14 +106,14 @@ def test_few_pass_samples_are_enough(num_pass: int) -> None:
     assert torch.isfinite(metric.project(unseen)).all()
 
 
-def test_a_feature_that_never_moves_does_no_harm() -> None:
+def test_a_constant_feature_does_no_harm() -> None:
     always = torch.ones(4, FEATURES)
     same = torch.ones(3, FEATURES)
     metric = fresh(Equivalents(always, torch.tensor([0, 0, 1, 1]), same, same), width=4)
     assert torch.isfinite(metric.project(always + 1e-3)).all()
 
 
-def test_refining_starts_from_the_projection_that_is_there() -> None:
+def test_refining_starts_from_the_stored_projection() -> None:
     copies = planted(60, 2, seed=1)
     empty = copies[0, :0]
     known = Equivalents(empty, torch.zeros(0, dtype=torch.int64), copies[0], copies[1])
@@ -127,7 +127,7 @@ def test_refining_starts_from_the_projection_that_is_there() -> None:
     assert torch.equal(refined.center, metric.center) and torch.equal(refined.spread, metric.spread)
 
 
-def test_a_refined_metric_has_lost_the_name_of_the_file_it_came_from() -> None:
+def test_a_refined_metric_does_not_keep_the_name_of_its_old_file() -> None:
     metric, _ = trained(num_pass=3)
     one = planted(4, 1, seed=2)[0]
     more = Equivalents(one, torch.tensor([0, 0, 1, 1]), one[:0], one[:0])
@@ -156,7 +156,7 @@ def test_without_pairs_or_others_nothing_is_uncovered() -> None:
     assert coverage(some[:0], some[:0], some) == coverage(some, some, some[:0]) == 1.0
 
 
-def test_of_more_texts_than_a_step_takes_whole_groups_are_drawn() -> None:
+def test_with_more_texts_than_a_step_takes_whole_groups_are_drawn() -> None:
     generator, seen = draw(3), torch.zeros(900, dtype=torch.bool)
     groups = torch.arange(2_700) % 900
     for _ in range(12):

@@ -58,24 +58,24 @@ def rewordings(apart: Sequence[Sample]) -> Pairs:
     return list(zip(apart, augment_all(apart, random.Random(0)), strict=True))
 
 
-def test_where_nothing_was_seen_something_is_presumed() -> None:
+def test_without_paraphrases_the_prior_is_used() -> None:
     found = measured([], [])
     assert (found.exchange, found.extent) == (PRIOR, MAX_EXTENT)
 
 
-def test_rules_say_nothing_of_the_words_that_people_exchange() -> None:
+def test_augmentations_do_not_measure_the_words_that_people_exchange() -> None:
     """Who has sent no paraphrase means people's all the same."""
     assert measured([], APART).exchange == PRIOR
 
 
 @pytest.mark.parametrize("num", [1, 8])
-def test_paraphrases_tell_it_beside_what_is_presumed(num: int) -> None:
+def test_paraphrases_are_averaged_with_the_prior(num: int) -> None:
     """Each of them exchanges one word of weight 1."""
     found = measured(EXCHANGING[:num], APART).exchange
     assert found == pytest.approx((num + FEW * PRIOR) / (num + FEW))
 
 
-def test_a_jobs_own_paraphrases_tell_it_for_that_job() -> None:
+def test_a_jobs_own_paraphrases_count_for_that_job() -> None:
     known = metric()
     assert exchange_of_job(known, []) == pytest.approx(known.exchange)
     found = exchange_of_job(known, EXCHANGING)
@@ -83,7 +83,7 @@ def test_a_jobs_own_paraphrases_tell_it_for_that_job() -> None:
     assert exchange_of_job(known, [(EXCHANGING[0][0],) * 2] * 30) == pytest.approx(known.exchange / 4)
 
 
-def test_no_equivalent_lies_much_farther_than_nearly_all_rewordings_do() -> None:
+def test_the_extent_is_a_multiple_of_a_high_quantile_of_augmentation_distances() -> None:
     found = measured([], APART)
     memo = FeatureMemo(case("bert").network)
     changed = [pair for pair in rewordings(APART) if pair[0].input != pair[1].input]
@@ -95,7 +95,7 @@ def test_no_equivalent_lies_much_farther_than_nearly_all_rewordings_do() -> None
     assert found.extent == pytest.approx(TIMES * far)
 
 
-def test_few_rewordings_or_such_that_change_nothing_say_nothing_of_distances(
+def test_too_few_or_unchanged_augmentations_do_not_measure_the_extent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert measured([], APART[: FEWEST - 1]).extent == MAX_EXTENT

@@ -28,7 +28,9 @@ def warnings(meeting: Overlaps, owners: list[float], batch: EditBatch) -> list[s
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1_000])
-def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_overlaps_equal_those_of_all_keys_compared_at_once(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
     monkeypatch.setattr(warned, "_ROWS", rows)
     batch = batch_of(20, SIX)
     scope = replace(drawn(batch).scope, radii=torch.full((12,), 0.2))
@@ -44,7 +46,7 @@ def test_corrections_meet_as_all_keys_compared_at_once(monkeypatch: pytest.Monke
     assert torch.equal(found.shared, expected) and 6 < expected.sum() < 36
 
 
-def test_an_edit_that_lies_deeper_in_the_scope_of_another_is_named() -> None:
+def test_an_edit_that_is_deeper_in_the_scope_of_another_is_named() -> None:
     batch = batch_of(0, (EDITS[1], Edit(input="x", text_pair="y", target=LABELS[0])))
     both = torch.ones(2, 2, dtype=torch.bool)
     one, deeper = warnings(Overlaps(torch.zeros(2), torch.tensor([1, 1]), both), [0.0, 1.0], batch)

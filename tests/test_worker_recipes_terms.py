@@ -162,7 +162,7 @@ def test_another_seed_gives_another_term(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_plain_parent_is_trained_on_top_of(name: str) -> None:
+def test_recipes_train_on_top_of_a_plain_parent(name: str) -> None:
     of = case("bert")
     layer, draw = of.network.layers[1], torch.Generator().manual_seed(5)
     a, b = torch.randn(2, layer.d_in, generator=draw), torch.randn(layer.d_out, 2, generator=draw)
@@ -184,7 +184,7 @@ def test_a_scoped_parent_keeps_its_edits(name: str) -> None:
     assert num_right(of, first.edit_samples, both) >= (1 if name == "scoped" else 0)
 
 
-def test_scopes_read_the_base_whatever_the_parent_adds() -> None:
+def test_scopes_read_the_base_even_below_a_parents_delta() -> None:
     of = case("bert")
     below = of.network.layers[0]
     draw = torch.Generator().manual_seed(5)
@@ -220,7 +220,7 @@ def test_an_entry_has_a_value_for_each_token_of_the_longest_answer(architecture:
 
 
 @pytest.mark.parametrize(("architecture", "block"), [("gpt2", 1), ("llama", 1), ("t5", -1)])
-def test_values_alone_hold_an_answer_of_several_tokens(architecture: str, block: int) -> None:
+def test_values_without_a_term_can_hold_an_answer_of_several_tokens(architecture: str, block: int) -> None:
     of = case(architecture)
     edit = of.batch.edit_samples[0].model_copy(update={"target": "Anna wrote the book"})
     few = Case(of.network, of.batch.model_copy(update={"edit_samples": (edit,), "adapt_samples": ()}))
@@ -229,7 +229,7 @@ def test_values_alone_hold_an_answer_of_several_tokens(architecture: str, block:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_an_entry_is_a_value_and_a_term_of_the_rank_asked_for(rank: int) -> None:
+def test_an_entry_has_a_value_and_a_term_of_the_requested_rank(rank: int) -> None:
     of = case("bert")
     found = train(of, "scoped", entry_rank=rank)
     assert isinstance(found.term, Scoped) and found.term.down.shape[1] == rank
@@ -259,7 +259,7 @@ def test_compression_never_loses_a_correction(tolerance: float) -> None:
     assert held[1] >= held[0] > 0
 
 
-def test_no_more_margin_is_asked_for_than_the_base_has() -> None:
+def test_the_margin_is_at_most_what_the_base_reaches() -> None:
     of = case("bert")
     own = attainable_margin(of.network, of.batch, 1e9)
     assert 0 < own < 1e3

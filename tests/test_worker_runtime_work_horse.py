@@ -145,7 +145,7 @@ def test_an_attempt_publishes_one_version_and_ends_the_job(stage: Stage) -> None
     assert stage.blobs.exists(version.deltas[0].blob)
 
 
-def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage: Stage) -> None:
+def test_an_alias_moves_only_from_where_it_was_at_the_request(stage: Stage) -> None:
     model = stage.host("m", "bert")
     stage.registry.set_alias("m", "production", stage.publish(model).number)
     job = ask(stage, model, QUICK, alias="production", alias_was=1)
@@ -158,7 +158,7 @@ def test_an_alias_is_moved_from_where_it_stood_when_the_job_was_asked_for(stage:
     assert 'alias "production" still names m:2' in second["notes"][-1]
 
 
-def test_an_attempt_that_was_taken_over_before_it_began_changes_nothing(stage: Stage) -> None:
+def test_an_attempt_that_was_taken_over_before_it_started_changes_nothing(stage: Stage) -> None:
     job = new_edit_job(stage)
     late = attempt(stage, job)
     take_over(stage, job)
@@ -198,7 +198,9 @@ def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(sta
     assert stage.registry.jobs.get(job.id).state is JobState.RUNNING
 
 
-def test_of_two_attempts_at_once_one_publishes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_simultaneous_attempts_publishes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second claim comes while the first attempt is about to commit; both go on to the end."""
     job = new_edit_job(stage)
     results: list[type] = []
@@ -278,7 +280,7 @@ def test_a_briefly_unreachable_store_at_the_end_costs_nothing(
     assert len(versions_of(stage.registry, job.model)) == 1
 
 
-def test_a_timeout_inside_a_call_does_not_retry_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_timed_out_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def cut_off() -> None:
@@ -401,7 +403,7 @@ def test_a_model_is_edited_at_the_layers_that_were_registered(stage: Stage) -> N
 
 
 @pytest.mark.parametrize("what", ["written to", "removed"])
-def test_an_edit_of_a_folder_that_changes_meanwhile_makes_no_version(
+def test_an_edit_makes_no_version_if_the_folder_changes_during_the_job(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     folder, job = stage.settings.effective_models_root / "m", new_edit_job(stage)
