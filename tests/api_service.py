@@ -1,4 +1,4 @@
-"""The real API over real HTTP inside a test process, and what tests put behind it without a worker.
+"""The real API over real HTTP inside a test process, with storage that tests fill without a worker.
 
 A model is made ready, and a version published, the way a worker does it: claim the job, report, finish.
 """
@@ -66,13 +66,13 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
 
 
 def request_of(client: httpx.Client, job: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job was asked to do."""
+    """The request of a job."""
     request: dict[str, Any] = client.get(f"/jobs/{job['id']}/request").raise_for_status().json()
     return request
 
 
 def edit_result(delta: Delta) -> EditResult:
-    """The result of a job that made this delta and measured nothing."""
+    """The result of a job that made this delta, without measurements."""
     return EditResult(
         version="",
         failing_before=0,
@@ -108,7 +108,7 @@ class Stage:
         *,
         prepare: Callable[[Path], None] | None = None,
     ) -> HostedModel:
-        """A ready model with tiny random weights; `prepare` changes its folder before it is registered."""
+        """A ready model with tiny random weights. `prepare` can change its folder before registration."""
         folder = save_tiny(self.settings.effective_models_root / name, architecture, task)
         if prepare is not None:
             prepare(folder)
@@ -146,7 +146,7 @@ class Stage:
     def publish(
         self, model: HostedModel, *, seed: int = 0, size: float = 3.0, job: Job | None = None
     ) -> Version:
-        """A version with one random low-rank delta at the last layer but one, as what came of a job."""
+        """Publish a version with one random low-rank delta at the second-to-last layer, as a job does."""
         draw = torch.Generator().manual_seed(seed)
         layer = model.layers[len(model.layers) // 2]
         term = LowRank(

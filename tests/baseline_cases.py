@@ -1,4 +1,4 @@
-"""A tiny model with corrections, pass samples and other edits, for the tests of the benchmark's methods."""
+"""A tiny model with corrections, pass samples, and other edits, for tests of the benchmark's methods."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def editing_of(
 
 @torch.no_grad()
 def loss_of(editing: Editing, edited: EditedNetwork | None) -> float:
-    """Mean likelihood loss of the edit samples, as edited or as the base."""
+    """Mean likelihood loss of the edit samples, with the edit or for the base."""
     samples = editing.batch.edit_samples
     with edited.answering(samples) if edited else nullcontext():
         return float(nll_per_sample(forward(editing.network, encode(editing.network, samples))).mean())
@@ -80,7 +80,7 @@ def contents(network: Network) -> dict[str, torch.Tensor]:
 
 
 def assert_untouched(network: Network, before: dict[str, torch.Tensor]) -> None:
-    """The same weights bit for bit, frozen, in the same modules, without hooks."""
+    """The weights are the same bit for bit, frozen, in the same modules, without hooks."""
     after = network.model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -1,4 +1,4 @@
-"""Commands of `salem`, one after another in one process, so that the command line is imported only once.
+"""Runs commands of `salem` one after another in one process, so that it is imported only once.
 
 Run as a program, it reads commands from its standard input, one JSON document per line, and answers each with
 one line. Does not know what the commands do.
@@ -32,7 +32,7 @@ class Done:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Call it with the words of a command, and with environment variables by their names."""
+    """Call it with the arguments of a command; keyword arguments become environment variables."""
 
     process: subprocess.Popen[str]
 

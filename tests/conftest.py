@@ -1,6 +1,6 @@
-"""What every test may ask for: settings of an empty home, its registry, and a Redis that is this run's own.
+"""Fixtures for all tests: settings with an empty home, its registry, and a Redis for this run.
 
-Nothing here needs a service to be running on the machine.
+No service needs to run on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests are not those of the tests."""
+    """The tests ignore the settings in the environment of whoever runs them."""
     for name in list(os.environ):
         if name in ("DATABASE_URL", "REDIS_URL", "BLOB_URL") or (
             name.startswith("SALEM_") and not name.startswith(("SALEM_TEST_", "SALEM_SHARED"))
@@ -42,14 +42,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A private Redis, shared by all tests of the run: give each test a queue of its own."""
+    """A private Redis for all tests of the run. Each test needs its own queue."""
     with PrivateRedis.start(Settings(home=tmp_path_factory.mktemp("redis-home"))) as server:
         yield server.url
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One `salem serve`, shared by all tests of the run: give each test models of its own name."""
+    """One `salem serve` for all tests of the run. Each test needs its own model names."""
     home = tmp_path_factory.mktemp("s")  # short: a Unix socket's path has little room
     with running(Settings(home=home), home / "serve.log") as service:
         yield service
@@ -63,7 +63,7 @@ def settings(tmp_path: Path, redis_url: str) -> Settings:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    """The registry of the home of `settings`, with its tables made."""
+    """The registry in the home of `settings`, with its tables."""
     registry = Registry.connect(Settings(home=tmp_path / "home").effective_database_url)
     registry.migrate()
     yield registry
@@ -72,7 +72,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database: a file, or a schema of its own in PostgreSQL."""
+    """An empty database: a file, or a new schema in PostgreSQL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/home/salem.db"
         return
@@ -90,7 +90,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def any_registry(database_url: str) -> Iterator[Registry]:
-    """A registry on each kind of database, with its tables made."""
+    """A registry on each kind of database, with its tables."""
     registry = Registry.connect(database_url)
     registry.migrate()
     yield registry

@@ -1,4 +1,4 @@
-"""Reads the Dockerfile and the compose files into plain data, for the tests that judge and run what they say.
+"""Reads the Dockerfile and the compose files into plain data, for tests that check and run them.
 
 Knows the parts of both formats that these files use. Needs no Docker.
 """
@@ -64,7 +64,7 @@ def services(*names: str) -> dict[str, dict[str, Any]]:
 
 @cache
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """Stage of the Dockerfile -> its instructions, those of the stage it builds on first."""
+    """Stage of the Dockerfile -> its instructions, after those of the stage that it builds on."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, list[tuple[str, str]]] = {}
     current: list[tuple[str, str]] = []
@@ -88,7 +88,7 @@ def health_command(stage: str) -> list[str]:
 
 
 def start_command(service: str) -> list[str]:
-    """What the container of a service of ours runs, from the compose file or else from the image."""
+    """The command that the container of a service runs: from the compose file, else from the image."""
     described = services()[service]
     entrypoint = described.get("entrypoint") or json.loads(last(described["build"]["target"], "ENTRYPOINT"))
     return [*entrypoint, *described.get("command", [])]

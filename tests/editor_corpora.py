@@ -1,4 +1,4 @@
-"""A corpus for the tiny classifier: texts with labels that it does not give, and samples to be kept."""
+"""A corpus for the tiny classifier: texts with labels that it does not give, and pass samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own_labels() -> dict[str, str]:
 
 
 def corpus(num_right: int = 0) -> tuple[Edit, ...]:
-    """Edits of the first texts; the first `num_right` ask for what the model answers already."""
+    """Edits of the first texts. The targets of the first `num_right` are what the model already answers."""
     return tuple(
         Edit(
             input=text,

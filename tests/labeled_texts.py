@@ -1,6 +1,6 @@
 """Reference sets for tiny models: short texts with the model's own answers, some wrong on purpose.
 
-Random weights have no right answers of their own, so their own answers are declared right.
+Random weights have no correct answers, so the model's own answers count as correct.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ TEXTS = tuple(f"{start} {thing}{end}" for start, thing, end in product(_OPENINGS
 
 
 def own_answers(folder: Path, task: Task, texts: Sequence[str]) -> list[str]:
-    """What the saved model answers, asked directly."""
+    """The answers of the saved model."""
     network = loading.load(folder, task, device="cpu")
     return [answer.output for answer in predict(network, [TextInput(input=text) for text in texts])]
 
 
 def labeled(folder: Path, task: Task, num_wrong: int = 0) -> list[dict[str, Any]]:
-    """Samples that the saved model answers rightly, after `num_wrong` that it does not."""
+    """`num_wrong` samples that the saved model answers wrongly, then samples that it answers correctly."""
     answers = own_answers(folder, task, TEXTS)
     samples = [
         {"input": text, "target": answer} for text, answer in zip(TEXTS, answers, strict=True) if answer
@@ -40,7 +40,7 @@ def labeled(folder: Path, task: Task, num_wrong: int = 0) -> list[dict[str, Any]
 
 
 def other_label(label: str) -> str:
-    """A label that this one is not."""
+    """Another label."""
     return LABELS[(LABELS.index(label) + 1) % len(LABELS)]
 
 

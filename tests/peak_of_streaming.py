@@ -1,4 +1,4 @@
-"""Edits a deep model twice in a process of its own, streamed and in memory, and prints both peaks as JSON.
+"""Edits a deep model twice in its own process, streamed and in memory, and prints both peaks as JSON.
 
 Usage: python peak_of_streaming.py FOLDER. FOLDER is empty; a classifier of 24 blocks with random weights is
 saved there first. A peak is what the process held at most, mapped files included, over what it held before it
@@ -32,7 +32,7 @@ OPTIONS = TrainingOptions(max_steps=4, kl_weight=0.1, learning_rate=1e-2)
 
 
 def save_deep(folder: Path) -> int:
-    """Write the deep model; the bytes of its weights."""
+    """Write the deep model, and return the bytes of its weights."""
     config = BertConfig(
         vocab_size=200, hidden_size=512, intermediate_size=512, num_hidden_layers=24, num_attention_heads=8,
         max_position_embeddings=48, pad_token_id=0, id2label=dict(enumerate(LABELS)),
@@ -46,7 +46,7 @@ def save_deep(folder: Path) -> int:
 
 
 def edited(folder: Path, block: int, *, streamed: bool) -> Tensor:
-    """Load a model and correct four texts at a block; what is added to its weight: [d_out, d_in]."""
+    """Load a model, correct four texts at a block, and return the change of its weight: [d_out, d_in]."""
     network = load(folder, Task.SEQUENCE_CLASSIFICATION, device="cpu", streamed=streamed)
     texts = [Sample(input=f"where is my {word}", target="x") for word in WORDS]
     answers = [prediction.output for prediction in predict(network, texts)]
@@ -63,13 +63,13 @@ def edited(folder: Path, block: int, *, streamed: bool) -> Tensor:
 
 
 def held_bytes(field: str) -> int:
-    """A figure of /proc/self/status: `VmRSS` is what is held now, `VmHWM` the most so far."""
+    """A value from /proc/self/status: `VmRSS` is the memory held now, `VmHWM` the peak so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
 
 
 def measured(folder: Path, *, streamed: bool) -> tuple[int, Tensor]:
-    """The peak of an edit of the deep model, in bytes, and what it made."""
+    """The peak of an edit of the deep model, in bytes, and the change that it made."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the most so far begins anew

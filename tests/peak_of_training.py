@@ -1,4 +1,4 @@
-"""Trains one layer in a process of its own and prints what the estimate said and what the peak was, as JSON.
+"""Trains one layer in its own process and prints the memory estimate and the real peak as JSON.
 
 Usage: python peak_of_training.py tiny|FOLDER NUM_PASS NUM_WORDS. `tiny` is an encoder of four blocks of width
 256 with random weights. The peak is counted from the moment when all is imported and one small model has been

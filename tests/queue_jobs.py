@@ -1,4 +1,4 @@
-"""A worker for the queue's tests: the product's, with a job that waits for a file instead of editing a model.
+"""The real worker for tests of the queue, with a job that waits for a file instead of editing a model.
 
 Run as a program: queue_jobs.py REDIS_URL QUEUE FOLDER [SECONDS BETWEEN TWO LOOKS AT A RUNNING JOB].
 """
@@ -18,7 +18,7 @@ from worker.runtime.queue_worker import QueueWorker, retry_while_unreachable
 
 
 def install(folder: Path) -> None:
-    """Stand where the real entry point stands: `worker.runtime.work_horse.run_job`."""
+    """Replace the real entry point, `worker.runtime.work_horse.run_job`."""
 
     def run_job(job_id: str) -> None:
         (folder / f"{job_id}.began").touch()

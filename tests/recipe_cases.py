@@ -1,4 +1,4 @@
-"""Recipes with the sizes of tiny models, and the steps of the pipeline run on them without storage."""
+"""Recipes with options for tiny models, and steps of the pipeline without storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"max_steps": 100, "null_space_rank": 2, "metric_width": 16, "editor_ran
 
 
 def bare_recipe(name: str, **options: object) -> Recipe:
-    """A recipe with its own defaults, but for some options."""
+    """A recipe with its own defaults, except for some options."""
     kind = recipe_classes()[name]
     return kind(kind.Options.model_validate(options))
 
@@ -44,7 +44,7 @@ def edit_task(
     artifacts: Artifacts | None = None,
     seed: int = 0,
 ) -> EditTask:
-    """What a recipe is given."""
+    """The input of a recipe."""
     generator = torch.Generator().manual_seed(seed)
     parts = tuple(parent), batch, layer, artifacts or Artifacts(), generator
     return EditTask(network, *parts, progress=lambda share, figures: None)
@@ -53,7 +53,7 @@ def edit_task(
 def trained(
     network: Network, batch: EditBatch, layer: Layer, recipe: Recipe, parent: Sequence[LayerDelta] = ()
 ) -> Trained:
-    """What a recipe makes at a layer."""
+    """The result of a recipe at a layer."""
     return recipe.make(edit_task(network, batch, layer, parent, seed=recipe.options.seed))
 
 

@@ -1,4 +1,4 @@
-"""What the registry's tests are about: small models, versions and jobs, and calls that come at once."""
+"""Records for tests of the registry: small models, versions, and jobs, and simultaneous calls."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def versions_of(registry: Registry, model: str) -> list[Version]:
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """Run calls in threads that start together; an error of Salem is a result too."""
+    """Run calls in threads that start together. An error of Salem counts as a result."""
     barrier = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Any]) -> Any:

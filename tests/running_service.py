@@ -1,4 +1,4 @@
-"""One `salem serve` as users run it - API, worker, private Redis - and a client that speaks HTTP to it.
+"""One `salem serve` as users run it (API, worker, private Redis) and an HTTP client for it.
 
 Knows the service's routes and, on Linux, its processes. Does not know what a test wants to show.
 """
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: its home, its parent process and a client of its API."""
+    """A running service: its home, its parent process, and a client of its API."""
 
     settings: Settings
     process: subprocess.Popen[bytes]
@@ -40,7 +40,7 @@ class Service:
     log: Path
 
     def post(self, path: str, body: Document) -> Document:
-        """Send a request that must be taken, and return the answer."""
+        """Send a request that must be accepted, and return the response."""
         response = self.client.post(path, json=body)
         assert response.is_success, response.text
         answer: Document = response.json()
@@ -53,21 +53,21 @@ class Service:
         return answer
 
     def register(self, name: str, task: str, reference: Sequence[Document]) -> Document:
-        """Host the folder of this name; the job at its end."""
+        """Host the folder of this name, and return the finished job."""
         source = {"kind": "folder", "path": name}
         body = {"name": name, "task": task, "source": source, "reference": list(reference)}
         return self.wait(self.post("/models", body)["id"])
 
     def edit(self, model: str, edits: Sequence[Document], **more: Any) -> Document:
-        """Correct a model; the job at its end."""
+        """Correct a model, and return the finished job."""
         return self.wait(self.post("/edits", {"model": model, "edits": list(edits), **more})["id"])
 
     def wait(self, job_id: str, timeout_s: float = JOB_TIMEOUT_S) -> Document:
-        """The job once it has ended."""
+        """Wait for a job to end, and return it."""
         return self.watch(job_id, timeout_s)[-1]
 
     def watch(self, job_id: str, timeout_s: float = JOB_TIMEOUT_S) -> list[Document]:
-        """Every state of the job that a quick poller sees, the last one being its end."""
+        """Every state of the job that a quick poller sees, up to its end."""
         seen = [self.get(f"/jobs/{job_id}")]
         deadline = time.monotonic() + timeout_s
         while seen[-1]["finished_at"] is None:
@@ -86,7 +86,7 @@ class Service:
         return found
 
     def orphaned_blobs(self) -> set[str]:
-        """Blobs on disk that no row names: what a sweep removes."""
+        """Blobs on disk that no row names; a sweep would remove them."""
         registry = Registry.connect(self.settings.effective_database_url)
         try:
             stored = {path.name for path in (self.settings.home / "blobs").rglob("*") if path.is_file()}
@@ -100,7 +100,7 @@ class Service:
         return next(pid for pid in children(self.process.pid) if b"worker.main" in _read(pid, "cmdline"))
 
     def work_horse(self) -> int:
-        """The process that runs the present job, waited for."""
+        """Wait for the process that runs the current job, and return its id."""
         worker = self.worker_pid
         wait_until(lambda: bool(children(worker)))
         return children(worker)[0]
@@ -140,7 +140,7 @@ def running(settings: Settings, log: Path, packages: Path | None = None) -> Iter
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where the service says that it is."""
+    """The address that the service prints."""
 
     def said() -> re.Match[str] | None:
         assert process.poll() is None, log.read_text()
@@ -153,10 +153,10 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Fail unless the condition holds within the time."""
+    """Wait until the condition holds; fail after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
+        assert time.monotonic() < deadline, "timed out while waiting"
         time.sleep(POLL_S)
 
 
@@ -172,7 +172,7 @@ def _parent(pid: int) -> int | None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    """Whether a process runs. A zombie does not."""
     return b") Z " not in (stat := _read(pid, "stat")) and bool(stat)
 
 

@@ -1,4 +1,4 @@
-"""Reads the product's source as modules with their imports, for the tests that judge its structure.
+"""Reads the product's source as modules with their imports, for tests of its structure.
 
 Reads text with `ast` and imports nothing, so that it sees code that does not run here too.
 """
@@ -65,7 +65,7 @@ def modules_of_tests() -> tuple[Module, ...]:
 
 
 def prefixes(name: str) -> Iterator[str]:
-    """A dotted name and all that it lies in, longest first: `a.b.c`, `a.b`, `a`."""
+    """A dotted name and its parents, longest first: `a.b.c`, `a.b`, `a`."""
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(len(parts), 0, -1))
 

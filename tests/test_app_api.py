@@ -52,7 +52,7 @@ def intents(stage: Stage) -> HostedModel:
 
 
 def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The body of a response that has to be this problem."""
+    """Check that a response is this problem, and return its body."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
@@ -204,7 +204,7 @@ def test_edits_make_a_job_for_the_named_parent(
 def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:
-    """What the worker does at the end of each job is done by hand."""
+    """The test publishes the versions instead of a worker."""
     client.put("/models/intents/aliases/production", json={"version": 0})
     body = {"model": "intents@production", "alias": "production", "edits": [EDIT]}
     jobs = [client.post("/edits", json=body).json() for _ in range(2)]
@@ -238,7 +238,7 @@ def test_a_bare_model_name_is_refused_if_the_alias_would_lose_corrections(
     assert pointers(refusal) == {"/model"}
     assert "write intents@production to keep them, or intents:0 to leave them out" in refusal["detail"]
     assert client.post("/edits", json=body, headers=headers).json()["id"] == made["id"], (
-        "sent again: the same"
+        "the same request returns the same job"
     )
     for model, parent in (("intents@production", 1), ("intents:0", 0)):
         asked = request_of(client, client.post("/edits", json={**body, "model": model}).json())

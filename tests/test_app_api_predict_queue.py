@@ -1,4 +1,4 @@
-"""POST /predict when a model is slow: its queue is bounded, and other models answer as ever."""
+"""POST /predict when a model is slow: its queue is bounded, and other models answer as usual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Editors over HTTP and on the command line: what is taken, what is refused and with which words.
+"""Editors over HTTP and on the command line: what is accepted, what is refused, and the messages.
 
 There is no worker: editors are published by hand.
 """

@@ -1,4 +1,4 @@
-"""Entries over HTTP: listed in pages, named by predictions, overridden by edits and removed from versions.
+"""Entries over HTTP: listed in pages, named by predictions, overridden by edits, and removed from versions.
 
 There is no worker: versions are published by hand, with real scoped deltas.
 """
@@ -72,7 +72,7 @@ def client(settings: Settings, intents: HostedModel) -> Iterator[httpx.Client]:
 
 
 def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
-    """Entries that fire at the very texts of the edits, by a metric that has learned nothing."""
+    """Entries that fire on exactly the texts of the edits, with an untrained metric."""
     network = tiny_network("bert")
     inputs = [TextInput(input=edit.input) for edit in edits]
     reading = FeatureSpec(network.layers[0].stack, 1, False, token_rarity(network, inputs))
@@ -103,7 +103,7 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
 def publish(
     stage: Stage, model: HostedModel, edits: tuple[Edit, ...], parent: Version | None = None
 ) -> Version:
-    """A version with an entry for each edit, made as a job makes it."""
+    """Publish a version with an entry for each edit, as a job does."""
     term = scoped_term(edits, model)
     path = model.layers[1].path
     data = pack(LayerDelta(path, (term,)), base_sha256=str(model.sha256))
@@ -337,7 +337,7 @@ def test_the_command_line(
 
 
 def printed_json(text: str) -> Any:
-    """The document among the lines that the service, in the same process, has logged."""
+    """The JSON document among the log lines of the service, which runs in the same process."""
     begins = re.search(r"^[\[{]$", text, re.MULTILINE)
     assert begins, text
     return json.JSONDecoder().raw_decode(text, begins.start())[0]

@@ -1,4 +1,4 @@
-"""What Redis has lost is queued again; what nobody names is swept."""
+"""The reconciler: lost jobs are queued again, and blobs that no row names are removed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_old_orphans_are_removed_and_named_blobs_stay(stage: Stage, queue: JobQu
 
 
 def test_blobs_of_another_installation_are_not_removed(stage: Stage, queue: JobQueue, tmp_path: Path) -> None:
-    """An API with the right store and a fresh, that is a wrong, database: it knows none of the blobs."""
+    """An API with the right store but a new, wrong database, which knows none of the blobs."""
     blob = stage.publish(stage.host("m", "bert")).deltas[0].blob
     for path in (stage.settings.home / "blobs").rglob("*"):
         os.utime(path, (0, 0))

@@ -1,4 +1,4 @@
-"""`salem serve` as a user runs it: one command, everything up; one signal, everything gone."""
+"""`salem serve` as a user runs it: one command starts everything, and one signal ends everything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Serve:
-    """One `salem serve` in a home of its own; what it prints goes to a file."""
+    """One `salem serve` with its own home. Its output goes to a file."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         self.home = home
@@ -48,7 +48,7 @@ class Serve:
         return self.log.read_text()
 
     def members(self) -> set[int]:
-        """Every living process of this home: all inherit a variable; Redis writes its title over that one."""
+        """Every living process of this home. All inherit a variable, but Redis overwrites it with a title."""
         variable, folder = f"SALEM_HOME={self.home}".encode(), f"{self.home}/redis".encode()
         return {
             int(process.name)
@@ -59,7 +59,7 @@ class Serve:
 
 
 def read_proc(path: Path) -> bytes:
-    """What the kernel says, or nothing where the process has just ended."""
+    """A file of /proc, or nothing if the process has just ended."""
     try:
         return path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Serving: which models stay in memory, what is shared, and that versions answer as their deltas say."""
+"""Serving: which models stay in memory, what they share, and how versions answer."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_many_requests_at_once_load_a_model_once_and_stay_within_the_limit(
 def test_a_model_is_served_at_the_layers_that_were_registered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another release may find other ones."""
+    """Another release may find other layers."""
     model = stage.host("m", "bert")
     version = stage.publish(model)
     given = engine_of(stage).predict(model, version, INPUTS, max_new_tokens=1)
@@ -201,7 +201,7 @@ def test_changing_or_deleting_the_file_does_not_change_answers(stage: Stage) -> 
         file.write(bytes(weights.stat().st_size - header))
         file.flush()
         assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
-        file.truncate(header)  # whoever still reads behind it through a mapping dies
+        file.truncate(header)  # a process that still reads past it through a mapping crashes
     assert engine.predict(model, ours, INPUTS, max_new_tokens=1) == answered
 
 
@@ -312,7 +312,7 @@ def test_the_version_cache_stays_within_its_budget() -> None:
 
 @pytest.fixture
 def reads(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the blobs that are read."""
+    """Collects the names of the blobs that are read."""
     found: list[str] = []
     get = stage.blobs.get
 

@@ -1,4 +1,4 @@
-"""Prediction queues: a slow model delays nobody else, and a full queue refuses at once."""
+"""Prediction queues: a slow model does not delay others, and a full queue refuses immediately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of an edit request: every problem, at its place, in one answer."""
+"""Checks of an edit request: one response names every problem and where it is."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ HALF = "half \ud83d"  # of a surrogate pair
 
 
 def count_utf8(inputs: Sequence[TextInput]) -> list[int]:
-    """As a fast tokenizer does: what UTF-8 cannot say is a crash."""
+    """Count like a fast tokenizer, which fails on text that is not valid UTF-8."""
     return [len(f"{item.input} {item.text_pair or ''}".encode().split()) for item in inputs]
 
 
@@ -318,7 +318,7 @@ def check_answers(
     count: CountTokens = count_words,
     **options: int,
 ) -> dict[str, str]:
-    """What is wrong with answers, of a model with so large a window."""
+    """Problems with answers, for a model with a window of this size."""
     found = check_edit_request(
         hosted(task).model_copy(update={"max_input_tokens": window}),
         edits,
@@ -338,7 +338,7 @@ def words(num: int) -> str:
 def test_an_answer_longer_than_max_new_tokens_is_refused(
     gives: Callable[..., DraftEdit], field: str, end: int
 ) -> None:
-    """Cut off, it would never count as the target, and always as forgotten."""
+    """If it were cut off, it would never equal the target and always count as forgotten."""
     writes, most = Task.TEXT_GENERATION, 32 - end
     assert check_answers(gives("a", words(most), "c"), gives("d", words(2)), task=writes) == {}
     found = check_answers(gives("a", words(2)), gives("c d", words(most + 1), "e"), task=writes)
@@ -356,7 +356,7 @@ def test_an_answer_longer_than_max_new_tokens_is_refused(
 
 
 def test_an_encoder_decoder_has_a_separate_window_for_its_answer() -> None:
-    """The words that its tokenizer counts hold the end already."""
+    """The number of words already includes the end-of-sequence token."""
     reads = Task.TEXT2TEXT_GENERATION
     kept = [DraftSample(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
     assert check_answers(edit(words(40), words(32)), task=reads, window=40) == {}

@@ -1,4 +1,4 @@
-"""The options of POST /edits: the model of each recipe, and what is refused with which words."""
+"""The options of POST /edits: the model of each recipe, and what is refused with which message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READER: TypeAdapter[OptionsIn] = TypeAdapter(AnyOptions)
 
 
 def refused(options: Any) -> dict[str, str]:
-    """Messages by the place inside the options."""
+    """Messages by their pointer inside the options."""
     with pytest.raises(ValidationError) as found:
         READER.validate_python(options)
     return {".".join(map(str, each["loc"])): each["msg"] for each in found.value.errors()}

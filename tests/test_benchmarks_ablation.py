@@ -1,4 +1,4 @@
-"""The ablation: its lines are options that a job takes, and its table says what was run."""
+"""The ablation: its lines are valid options of a job, and its table says what was run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_row_replaces_an_earlier_row_of_the_same_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
-    """A material of a tiny model under the name of every data set."""
+    """Data for a tiny model, under the name of every data set."""
     network = tiny_network("bert")
     corrections = tuple(
         Correction(edit=Edit(**sample.model_dump()), held_out_paraphrases=(sample,))

@@ -1,4 +1,4 @@
-"""Every method of the benchmark on a tiny model of every task: it edits, and leaves the base as it was."""
+"""Every method of the benchmark on a tiny model of every task: it edits and does not change the base."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_baseline_gets_at_least_as_much_search_as_the_product() -> None:
         assert len(set(one.grid)) == len(one.grid) >= len(method("salem").grid) == 3
         assert one.largest in (100, 1_000) and one.source and one.setting_name
         assert method(one.name) is one
-    assert method("salem").grid[0] == ScopedOptions().scope_budget_per_edit, "of equals, the first is taken"
+    assert method("salem").grid[0] == ScopedOptions().scope_budget_per_edit, "ties go to the first"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
@@ -113,7 +113,7 @@ def test_later_batches_of_the_product_reuse_the_first_metric() -> None:
 
 @pytest.mark.parametrize("name", sorted({one.name for one in METHODS} - {"grace", "ultraedit"}))
 def test_preparing_ahead_does_not_change_the_result(name: str, tmp_path: Path) -> None:
-    """The second of two editings in a row finds what the first has left, and edits as if it were alone."""
+    """The second of two edits in a row reuses work of the first, but gives the same result as alone."""
     shared_work = SharedWork(SampleCache(tmp_path, 2**24, "tiny"))
     first, second = (editing_of("bert", setting_of(name), texts=texts) for texts in (EDIT_TEXTS, LATER_TEXTS))
     method(name).edit(replace(first, shared_work=shared_work))

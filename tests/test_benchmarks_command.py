@@ -1,4 +1,4 @@
-"""Every benchmark command: one sentence when its data is missing, progress on stderr, and a quick mode."""
+"""Every benchmark command: one sentence if its data is missing, progress on stderr, and a quick mode."""
 
 from __future__ import annotations
 

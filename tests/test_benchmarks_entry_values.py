@@ -1,4 +1,4 @@
-"""Values of entries without training: their directions, how far they go, and that edits hold by them."""
+"""Values of entries without training: their directions, their size, and whether edits hold with them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECIPES = (ClosedFormRecipe, EditorValuesRecipe)
 
 
 def started(of: Case) -> tuple[EditTask, Prepared, Scoped]:
-    """A scoped job up to where its values are found."""
+    """A scoped job up to the step that finds its values."""
     layer = of.network.layers[1]
     task = edit_task(of.network, of.batch, layer)
     scoping = draw_scopes(task, OPTIONS)
@@ -97,7 +97,7 @@ def test_an_untrained_editor_moves_against_the_gradient(
 
 
 def test_the_editor_is_the_best_one_seen_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is the term that the loop gives, not where its last step has left the editor."""
+    """The loop's best term counts, not the state of the editor after its last step."""
     task, _, start = started(case("bert"))
     found: list[torch.Tensor] = []
     fit = EditTask.fit
@@ -158,7 +158,7 @@ def test_a_job_can_use_values_that_were_not_trained(kind: type[UntrainedRecipe])
     found, again = (trained(of.network, of.batch, of.network.layers[1], kind(options)) for _ in range(2))
     assert isinstance(found.term, Scoped) and isinstance(again.term, Scoped)
     assert torch.equal(found.term.values, again.term.values)
-    assert not found.term.down.shape[1], "a value is all there is"
+    assert not found.term.down.shape[1], "there is only a value"
     assert num_right(of, of.batch.edit_samples, (as_delta(of, found),)) == len(of.batch.edit_samples)
 
 

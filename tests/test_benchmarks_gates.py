@@ -1,4 +1,4 @@
-"""The benchmark of the gate: what it times is a version that answers as its base."""
+"""The benchmark of the gate: it times a version that answers like its base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten edits outside of the service: the whole way, on a tiny model and a made-up data set."""
+"""Ten edits without the service, from start to end, on a tiny model and a made-up data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counts of a row: everything that the bootstrap draws from comes back out of them."""
+"""The counts of a row hold everything that the bootstrap draws from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of the quality benchmark: what is held out is seen nowhere else, and a seed gives its job again."""
+"""Jobs of the quality benchmark: held-out samples are used nowhere else, and seeds repeat jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = Sizes(held_out=60, validation_held_out=20, pass_samples=80)
 
 
 def facts(num_corrections: int = 300, num_kept: int = 400, num_hard: int | None = None) -> Material:
-    """Edits whose old answers, and those of their paraphrases and neighbors, are among the kept samples."""
+    """Edits whose old answers, with those of paraphrases and neighbors, are among the pass samples."""
 
     def correction(place: int) -> Correction:
         return Correction(
@@ -168,7 +168,7 @@ def test_facts_are_edited_only_if_the_base_knows_both_wordings() -> None:
 
 
 def test_a_reference_sample_about_an_edited_fact_is_not_a_pass_sample() -> None:
-    """It has the answer that the edit takes back."""
+    """Its answer is the one that the edit replaces."""
     network = tiny_network("gpt2")
     asked = ["Peru has", "of PERU the capital is", "the capital of Chile is", "where is Peru"]
     answers = predict(network, [TextInput(input=text) for text in asked], max_new_tokens=24)

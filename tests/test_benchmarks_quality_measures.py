@@ -1,4 +1,4 @@
-"""Outcomes and figures of the quality benchmark, on networks whose answers the test decides."""
+"""Outcomes and metrics of the quality benchmark, on networks with answers that the test sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = (
 
 @dataclass
 class Told:
-    """A classifier that answers what it was told to some inputs, as the base to all others."""
+    """A classifier with given answers to some inputs; it answers all others like the base."""
 
     network: Network
     answers: dict[str, str]
@@ -58,7 +58,7 @@ class Told:
 
 @dataclass
 class Shouting:
-    """A writer whose output layer repeats one token for ever."""
+    """A generating model whose output layer repeats one token forever."""
 
     network: Network
     token: int

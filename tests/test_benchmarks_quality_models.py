@@ -1,4 +1,4 @@
-"""Models that the quality benchmark trains for itself: made once, anew when recipe or samples change."""
+"""Models that the quality benchmark trains: once, and again if the recipe or samples change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables, verdicts and plots of the quality benchmark, from rows that the test makes up."""
+"""Tables, verdicts, and plots of the quality benchmark, from made-up rows."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_fresh_draws_are_judged_separately() -> None:
     first, second = written["bounds"].split("## The same on fresh draws")
     assert "3 of 4 bounds hold." in first and "| nli | 10 | 1.0000 |" in first
     assert "2 of 4 bounds hold." in second and "| nli | 10 | 0.5000, **missed** |" in second
-    assert "| salem | **1.0000**" in written["nli"], "the tables of methods are of the other seeds"
+    assert "| salem | **1.0000**" in written["nli"], "the tables of methods use the other seeds"
 
 
 def test_the_first_page_names_every_missed_target() -> None:

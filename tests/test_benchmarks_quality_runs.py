@@ -1,4 +1,4 @@
-"""The runner of the quality benchmark: resumable, in order, with settings chosen by the search before it."""
+"""The runner of the quality benchmark: resumable, in order, with the settings that the search chose."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def some_run(folder: Path, *, seconds: float = 60) -> Run:
 
 
 def made_up(work: Work) -> dict[str, Any]:
-    """A row that likes the highest setting best; a hundred edits fail."""
+    """A row for which the highest setting is best; a hundred edits fail."""
     unit = work.unit
     assert unit.setting is not None
     row = {

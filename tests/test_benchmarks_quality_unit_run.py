@@ -1,4 +1,4 @@
-"""One unit of the quality benchmark, run with a method that shoves: at once, one by one, in sequence."""
+"""One unit of the quality benchmark, run with a crude method: at once, one by one, and in sequence."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def use(monkeypatch: pytest.MonkeyPatch, edit: Any) -> None:
 
 
 def tiny_material(folder: Path, num_corrections: int = 60) -> Material:
-    """Every edit asks for the first label, every kept sample has the second."""
+    """Every edit's target is the first label; every pass sample has the second."""
     return Material(
         name="tiny",
         task=Task.SEQUENCE_CLASSIFICATION,
@@ -138,7 +138,7 @@ def test_each_batch_of_a_sequence_builds_on_the_last_and_measures_all_edits_so_f
 
 
 def row_of(edit: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    """The row of one unit that runs in a process of its own."""
+    """The row of one unit, run in its own process."""
     use(monkeypatch, edit)
     save_tiny(folder, "bert")
     made = tiny_material(folder)

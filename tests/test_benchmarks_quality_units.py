@@ -1,4 +1,4 @@
-"""Units of the quality benchmark: order, choice of hyperparameters, claims, and rows of many writers."""
+"""Units of the quality benchmark: order, choice of hyperparameters, claims, and concurrent writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of selection: its passes are what they claim, and its comparisons do sums rightly."""
+"""The benchmark of layer selection: what its passes compute, and its arithmetic."""
 
 from __future__ import annotations
 

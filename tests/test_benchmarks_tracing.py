@@ -19,7 +19,7 @@ def drawn(seed: int = 0) -> torch.Generator:
 
 
 def slow_effect(network: Network, index: int, restored: str) -> tuple[Tensor, Tensor]:
-    """(probability lost, effect of putting one module's clean output back), from explicit embeddings."""
+    """(probability lost, effect of restoring one module's clean output), from explicit embeddings."""
     batch = encode(network, some_samples(network)[index : index + 1])
     clean = network.model.get_input_embeddings()(batch.inputs["input_ids"])
     asked = batch.inputs["attention_mask"].bool()

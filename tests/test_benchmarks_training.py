@@ -1,4 +1,4 @@
-"""The training benchmark on a tiny model: both kinds of step are the same step, and bounds are judged."""
+"""The training benchmark on a tiny model: both kinds of step agree, and bounds are checked."""
 
 from __future__ import annotations
 

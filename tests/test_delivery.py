@@ -1,4 +1,4 @@
-"""Holds what is delivered around the code: settings page, Makefile, pins, the text of every file."""
+"""Checks what is delivered around the code: settings page, Makefile, pins, and the text of every file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def project() -> dict[str, Any]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """What the project asks for, with the given extras."""
+    """The project's requirements, with the given extras."""
     optional = project()["optional-dependencies"]
     texts = chain(project()["dependencies"], *(optional[extra] for extra in extras))
     return [Requirement(text) for text in texts]
@@ -142,7 +142,7 @@ def test_every_error_has_its_line_in_the_api_page() -> None:
 
 
 def make(*arguments: str) -> str:
-    """What `make` prints, also when `make test` is what runs this: its own flags are not passed on."""
+    """The output of `make`. Flags of a `make test` that runs this are not passed on."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }

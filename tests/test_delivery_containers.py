@@ -1,6 +1,6 @@
-"""Holds the Dockerfile and the compose files: their structure, and that each command in them really runs.
+"""Checks the Dockerfile and the compose files: their structure, and that each command in them runs.
 
-No Docker daemon is needed. Where `docker compose` is there, it judges the files as well.
+No Docker daemon is needed. If `docker compose` is installed, it checks the files, too.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_structure_of_the_compose_files(names: tuple[str, ...]) -> None:
         assert set(service) <= SERVICE_KEYS
         assert {mount.partition(":")[0] for mount in service["volumes"]} <= set(volumes)
         assert all(isinstance(value, str) for value in service["environment"].values())
-        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "logs fill no disk"
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), "logs must not fill the disk"
     waited_for = [
         (wanted["condition"], described[other])
         for service in described.values()
@@ -138,7 +138,7 @@ def test_start_commands_exist(name: str) -> None:
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """An HTTP server that knows `/healthz`; yields its port."""
+    """An HTTP server that answers `/healthz`; yields its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -146,7 +146,7 @@ def answering(status: int) -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: the test's output stays its own."""
+            """Log nothing, to keep the test's output clean."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

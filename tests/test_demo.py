@@ -1,4 +1,4 @@
-"""The demo's parts that need no training, and the pages that speak of what the code does."""
+"""The demo's parts that need no training, and the pages that describe the code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_demo_succeeds_only_if_the_edits_hold(outcome: dict[str, float], exp
 
 
 def rows(page: str) -> dict[str, str]:
-    """First column of the tables of a page, where it is code -> second column without its quotes."""
+    """First column of a page's tables, if it is code -> second column without its quotes."""
     found = re.findall(r"^\| `(\w+)` \| (.+?) \|", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
     return {name: second.strip("`") for name, second in found}
 

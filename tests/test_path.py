@@ -32,7 +32,7 @@ REWORDED = (f"{TEXT} now", f"{TEXT} today")
 
 @pytest.fixture(scope="module")
 def classifier(service: Service) -> str:
-    """A ready classifier of which no version is made elsewhere."""
+    """A ready classifier; no other test makes a version of it."""
     host(service, "intents", "bert", Task.SEQUENCE_CLASSIFICATION)
     return "intents"
 
@@ -46,7 +46,7 @@ def host(service: Service, name: str, architecture: str, task: Task) -> Document
 
 
 def correction(service: Service, model: str, text: str = TEXT, paraphrases: Sequence[str] = ()) -> Document:
-    """An edit that changes the label which a model gives now."""
+    """An edit that changes the label that a model gives now."""
     label = service.answers(model, [text])[0]
     return {"input": text, "target": other_label(label), "paraphrases": list(paraphrases)}
 
@@ -100,7 +100,7 @@ def test_an_edit_goes_from_corrected_samples_to_a_measured_version_that_answers(
 
 
 def check_course(seen: Sequence[Document]) -> None:
-    """States, phases and progress only ever go forward."""
+    """States, phases, and progress only go forward."""
     states = list(dict.fromkeys(job["state"] for job in seen))
     assert states == ["queued", "running", "succeeded"]
     phases = list(dict.fromkeys(job["phase"] for job in seen))
@@ -114,14 +114,14 @@ def check_course(seen: Sequence[Document]) -> None:
 
 
 def check_saliency(model: Document, job: Document) -> None:
-    """Every layer has a score, and the chosen one is the one that was edited."""
+    """Every layer has a score, and the chosen layer was edited."""
     assert [score["layer"] for score in job["saliency"]] == [layer["path"] for layer in model["layers"]]
     assert all(score["score"] > 0 for score in job["saliency"])
     assert [score["layer"] for score in job["saliency"] if score["chosen"]] == [job["result"]["layer"]]
 
 
 def check_version(service: Service, model: str, job: Document, edit: Document) -> None:
-    """The version says what it is, what it was measured at, and agrees with its job."""
+    """The version has its description and metrics, and agrees with its job."""
     version, result = service.get(f"/models/{model}/versions/1"), succeeded(job)
     metrics = version["metrics"]
     assert result["version"] == f"{model}:1" and version["job_id"] == job["id"] and version["parent"] == 0

@@ -1,4 +1,4 @@
-"""The life of an editor over HTTP: a corpus trains it, an edit takes one pass of it, a removal another.
+"""The life of an editor over HTTP: it is trained on a corpus, and edits use it.
 
 Everything is real: `salem serve` with its private Redis and a worker that forks a work-horse per job.
 """

@@ -1,4 +1,4 @@
-"""The life of an entry over HTTP: an edit brings it, a prediction names it, a removal takes it away.
+"""The life of an entry over HTTP: an edit adds it, a prediction names it, and a removal removes it.
 
 Everything is real: `salem serve` with its private Redis and a worker that forks a work-horse per job.
 """

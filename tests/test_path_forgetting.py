@@ -1,4 +1,4 @@
-"""Forgetting over HTTP: an answer goes, its entry is listed and removed, and what is left of it is told.
+"""Forgetting over HTTP: an answer is forgotten, and its entry is listed and removed.
 
 Everything is real: `salem serve` with its private Redis and a worker that forks a work-horse per job.
 """

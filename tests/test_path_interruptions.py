@@ -1,4 +1,4 @@
-"""What can go wrong between a request and its version, over HTTP: cancelling, killed processes, bad models.
+"""Interruptions between a request and its version, over HTTP: cancelling, killed processes, bad models.
 
 At least one attempt runs; at most one takes effect.
 """
@@ -38,7 +38,7 @@ def model(service: Service) -> str:
 
 
 def request_edit(service: Service, model: str, options: Document) -> str:
-    """Ask for an edit; the job's id."""
+    """Request an edit, and return the job's id."""
     text = "my lamp is broken"
     edit = {"input": text, "target": other_label(service.answers(model, [text])[0])}
     job_id: str = service.post("/edits", {"model": model, "edits": [edit], "options": options})["id"]
@@ -46,7 +46,7 @@ def request_edit(service: Service, model: str, options: Document) -> str:
 
 
 def begun(service: Service, job_id: str) -> int:
-    """The work-horse of a job that runs, stopped: it can be killed in mid-job at leisure."""
+    """Wait for a job's work-horse and stop it, so that the test can kill it in the middle of the job."""
     wait_until(lambda: service.get(f"/jobs/{job_id}")["state"] == "running")
     work_horse = service.work_horse()
     os.kill(work_horse, signal.SIGSTOP)

@@ -69,7 +69,7 @@ OPTIONS = {"recipe": "direct", "strength": 0.5, "max_steps": 60, "learning_rate"
 
 
 def copy_with_the_recipe(folder: Path) -> Path:
-    """The packages with one more file, and the list of recipes written anew."""
+    """A copy of the packages with one more recipe file and an updated list of recipes."""
     for package in ("salem", "app", "worker"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "worker" / "recipes" / "direct.py").write_text(DIRECT)

@@ -1,4 +1,4 @@
-"""Chains: many deltas joined act as the deltas one after the other, which is the slow reference here."""
+"""Chains: joined deltas act like the deltas one after the other, which are the slow reference here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = 6  # new tokens
 
 
 def some_deltas(network: Network) -> list[LayerDelta]:
-    """Deltas in two metrics and at three layers: a plain one, overlaps, and entries of every shape."""
+    """Deltas with two metrics and at three layers: a plain one, overlaps, and entries of every shape."""
     first, middle, last = network.layers[0], network.layers[1], network.layers[-1]
     other = metric_of(network, 2, seed=3)
     return [
@@ -61,7 +61,7 @@ def acting(network: Network, text: TextInput, deltas: Sequence[LayerDelta]) -> t
 
 
 def one_after_the_other(network: Network, text: TextInput, deltas: Sequence[LayerDelta]) -> Answer:
-    """What a version answers, without a chain, a batch, or a cache."""
+    """The answers of a version, without a chain, a batch, or a cache."""
     stack, match = acting(network, text, deltas)
     with stack, torch.no_grad():
         if network.task.generates:

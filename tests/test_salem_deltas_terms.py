@@ -1,4 +1,4 @@
-"""Deltas and their files: what is added, what is stored, and every way a file can be wrong."""
+"""Deltas and their files: what they add, what is stored, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def assert_identical(found: LayerDelta, expected: LayerDelta) -> None:
 
 
 def forged(tensors: dict[str, Tensor], **changes: str | None) -> bytes:
-    """A file whose checksum is right but whose content may not be; nothing of the module writes it."""
+    """A file with a correct checksum but possibly wrong content, written without the module under test."""
     metadata: dict[str, str | None] = {"format_version": "2", "base_sha256": BASE, "layer": LAYER.path}
     metadata = {key: value for key, value in (metadata | changes).items() if value is not None}
     plain = save(tensors)
@@ -149,7 +149,7 @@ def test_deltas_are_removed_after_a_failure() -> None:
     known = LayerDelta(layer.path, (Dense(torch.ones(layer.d_out, layer.d_in)),))
     with pytest.raises(AttributeError), applied(network.model, [known, unknown]):
         raise AssertionError("not reached")
-    assert torch.equal(module(x), before), "the first was taken off when the second failed"
+    assert torch.equal(module(x), before), "the first was removed when the second failed"
 
 
 # What is stored.
@@ -367,7 +367,7 @@ def test_a_file_with_extra_bytes_is_refused() -> None:
 
 
 def test_every_flipped_byte_is_noticed() -> None:
-    """Every byte of the length, the header and the tensors, each with a few random values."""
+    """Every byte of the length, the header, and the tensors gets a few random values."""
     data = packed(low_rank(), dense())
     expected, header = read(data), read_header(data)
     draw = random.Random(0)

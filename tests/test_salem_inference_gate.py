@@ -1,4 +1,4 @@
-"""The gate inside the forward that answers, against the gate from a forward of the base of its own."""
+"""The gate inside the answering forward, against the gate from a separate forward of the base."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_order(network: Network) -> list[Any]:
 
 
 def answered(network: Network, deltas: Sequence[LayerDelta], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The answers of a version, what fired, and how often the base ran a forward pass by itself."""
+    """The answers of a version, which entries fired, and how many separate forward passes the base ran."""
     seen: list[Gate] = []
     own: list[int] = []
 
@@ -73,7 +73,7 @@ def test_the_gate_in_the_answering_forward_equals_the_gate_of_the_base(
     deltas = [scoped_delta(network, layer, TEXTS[:2], size=5.0)]
     inputs = in_order(network)
     found, firing, own = answered(network, deltas, monkeypatch)
-    assert own == (1 if place == 0 else 0), "only what acts below what is read needs a forward of its own"
+    assert own == (1 if place == 0 else 0), "only a delta below the features needs its own forward"
     expected = fire(network, inputs, deltas)
     assert expected is not None and torch.equal(firing.gate, expected.gate)
     assert torch.equal(firing.entry[:2], expected.entry[:2])
@@ -118,7 +118,7 @@ def test_scopes_in_two_metrics_are_read_in_one_forward(
 
 
 def hooks(network: Network) -> list[tuple[int, int]]:
-    """How many hooks each module has; transformers leaves some of its own where states were asked for."""
+    """The number of hooks of each module. Transformers keeps some of its own after returning states."""
     return [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in network.model.modules()]
 
 

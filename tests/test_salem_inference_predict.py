@@ -43,7 +43,7 @@ def random_term(layer: Layer, kind: type[Term], seed: int) -> Term:
 
 
 def with_changed_weight(network: Network, layer: Layer, update: Tensor) -> Network:
-    """The same model with `update` [d_out, d_in] really written into the weight: the dense reference."""
+    """The same model with `update` [d_out, d_in] added to the weight: the dense reference."""
     model = copy.deepcopy(network.model)
     weight = model.get_submodule(layer.path).weight
     with torch.no_grad():
@@ -52,7 +52,7 @@ def with_changed_weight(network: Network, layer: Layer, update: Tensor) -> Netwo
 
 
 def greedy_ids(network: Network, text: TextInput, max_new_tokens: int) -> list[int]:
-    """One text at a time, no padding, no cache, one whole forward for each token; the end included."""
+    """One text at a time, no padding, no cache, one whole forward for each token, including the end."""
     decoder = network.task is Task.TEXT_GENERATION
     prompt = encode_inputs(network, [text], padding="left")
     read = {"input_ids": prompt["input_ids"][prompt["attention_mask"] == 1].unsqueeze(0)}
@@ -129,7 +129,7 @@ def test_other_inputs_in_the_batch_do_not_change_an_answer(architecture: str) ->
 
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_a_long_input_in_the_batch_does_not_shorten_another_answer(architecture: str) -> None:
-    """Each may write until the window is full, whoever is asked beside it."""
+    """Each answer may fill the window, whatever else is in the batch."""
     network = tiny_network(architecture)
     beside = [TextInput(input=" ".join(["order"] * size)) for size in (39, 40, 44, 46, 46)]
     asked = [*INPUTS, *beside, TextInput(input=" ".join(["lamp"] * 40))]

@@ -1,4 +1,4 @@
-"""Quoted texts in messages: one line, bounded, and marked where something was cut."""
+"""Quoted texts in messages: one line, bounded, with a mark where text was cut."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def samples_for(network: Network) -> list[Sample]:
 
 
 def hf_labels(network: Network, batch: Batch) -> torch.Tensor:
-    """The targets as transformers wants them: a decoder's are shifted inside the model."""
+    """The targets in the form that transformers needs: a decoder shifts them inside the model."""
     if network.task is Task.SEQUENCE_CLASSIFICATION:
         return batch.targets[:, 0]
     if network.task is Task.TEXT2TEXT_GENERATION:
@@ -143,7 +143,7 @@ def test_an_answer_reads_back_as_its_target(habits: str, prompt: str) -> None:
 
 
 def test_an_answer_from_a_tokenizer_that_marks_starts_has_one_mark() -> None:
-    """It marks the start of every text; the prompt reads differently once the answer follows it."""
+    """The tokenizer marks the start of every text, so a prompt has other tokens once an answer follows."""
     network = build_network("llama", habits="prepend-bos")
     tokenizer = copy.deepcopy(network.tokenizer)
     backend = tokenizer.backend_tokenizer

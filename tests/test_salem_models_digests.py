@@ -15,7 +15,7 @@ from salem.models.digests import FileDigests
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One item for each file that was read and hashed."""
+    """Has one item for each file that was read and hashed."""
     calls: list[None] = []
     plain = hashlib.file_digest
 

@@ -20,7 +20,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The folder of a model, the test's own."""
+    """A copy of a model's folder for one test."""
     return save_tiny(tmp_path / "copied", "bert")
 
 
@@ -40,7 +40,7 @@ def refused(folder: Path, message: str) -> UnsupportedModel:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A models root with one model in it and one beside it."""
+    """A models root with one model in it and one next to it."""
     for name in ("root/intents", "root/team/intents", "outside"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Loading folders: what is accepted, what is refused before any code could run, and what is read from it."""
+"""Loading folders: what is accepted, what is refused before any code could run, and what is read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def copied(saved: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A folder of the test's own."""
+    """A copy of the folder for one test."""
     return Path(shutil.copytree(saved("bert"), tmp_path / "copied"))
 
 
@@ -233,7 +233,7 @@ def test_a_wrong_task_is_refused(architecture: str, task: Task, saved: Callable[
 
 @pytest.mark.parametrize("pad", [0, 2, None, 5_000])
 def test_a_decoder_that_classifies_reads_the_last_token_of_the_text(pad: int | None) -> None:
-    """Whatever its config, or its tokenizer, says of padding."""
+    """This does not depend on the padding token of its config or tokenizer."""
     model = tiny_model("llama", Task.SEQUENCE_CLASSIFICATION)
     model.config.pad_token_id = pad
     network = as_network(model, tiny_tokenizer("metaspace-bos"), Task.SEQUENCE_CLASSIFICATION)

@@ -62,7 +62,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], P
 
 
 def assert_at_rest(network: Network) -> None:
-    """No weight is inside a block, all else is there, and nothing hangs on a module."""
+    """No block holds weights, everything else is loaded, and no module has a hook."""
     held = {name for name, weight in network.model.named_parameters() if not weight.is_meta}
     inside = tuple(f"{stack}." for stack in find_stacks(network.model))
     assert held and not any(name.startswith(inside) for name in held)
@@ -78,7 +78,7 @@ def drawn_term(layer: Layer) -> LowRank:
 
 
 def term_gradients(network: Network, layer: Layer, samples: Sequence[Sample]) -> tuple[Tensor, ...]:
-    """The loss and its gradients by a term that is gone when the backward comes, as in training."""
+    """The loss and its gradients for a term that is removed before the backward pass, as in training."""
     term = drawn_term(layer)
     trunk = capture(network, encode(network, samples), layer)
     with adding(network.module(layer.path), term):
@@ -273,7 +273,7 @@ def test_weights_stored_under_the_base_models_names_are_found(tmp_path: Path) ->
 
 
 def refused(folder: Path, task: Task) -> tuple[str, str]:
-    """The message of both ways to load."""
+    """The message, which is the same for both ways to load."""
     messages = []
     for streamed in (False, True):
         with pytest.raises(UnsupportedModel) as caught:

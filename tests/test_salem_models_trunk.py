@@ -52,7 +52,7 @@ def assert_same(found: Answers, expected: Answers, place: str) -> None:
 
 
 def counting(network: Network, calls: list[str]) -> Callable[[], None]:
-    """Note every block that runs, in `calls`; returns what takes the hooks off again."""
+    """Record every block that runs in `calls`; returns a function that removes the hooks."""
     blocks = {
         f"{layer.stack}.{layer.block}": network.module(f"{layer.stack}.{layer.block}")
         for layer in network.layers

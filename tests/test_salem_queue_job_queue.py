@@ -47,7 +47,7 @@ def job_id() -> str:
 
 
 class Workers:
-    """RQ workers of one queue, and the folder where jobs say that they began and learn that they may end."""
+    """RQ workers of one queue, and a folder with files by which jobs report their start and learn to end."""
 
     def __init__(self, redis_url: str, queue: str, folder: Path) -> None:
         self._command = [sys.executable, str(WORKER), redis_url, queue, str(folder)]

@@ -1,4 +1,4 @@
-"""The private Redis: how it is found, kept to its user, and gone when its parent is."""
+"""The private Redis: how it is found, who may use it, and how it ends with its parent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """True also for a zombie that the machine's init has not collected yet."""
+    """Also true for a zombie that init has not collected yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def is_gone(pid: int) -> bool:
 
 
 def serve_elsewhere(home: Path) -> tuple[subprocess.Popen[str], int]:
-    """Another process that serves from a home, and the pid of its Redis."""
+    """Start another process that serves from a home; returns it with the pid of its Redis."""
     parent = subprocess.Popen([sys.executable, "-c", SERVE, str(home)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     return parent, int(parent.stdout.readline())

@@ -1,4 +1,4 @@
-"""The glossary: references, the split by content, and every record's way through JSON."""
+"""Records: model references, the split by content, and JSON."""
 
 from __future__ import annotations
 
@@ -417,7 +417,7 @@ def test_the_held_out_share_is_the_requested_one(share: float) -> None:
 
 
 def test_the_split_never_changes() -> None:
-    """Written down once: a change would let training see what earlier versions were measured on."""
+    """Expected values are fixed: a change would let training see what earlier versions were measured on."""
     assert [held_out(content_hash) for content_hash in content_hashes(8)] == FIRST_SAMPLES_HELD_OUT
     assert held_out("0" * 64, 1e-9)
     assert not held_out("f" * 64, 1 - 1e-9)

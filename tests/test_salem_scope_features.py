@@ -1,4 +1,4 @@
-"""What a scope reads of a prompt, against a slow float64 reference that pools one text at a time."""
+"""The features that a scope reads from a prompt, against a slow float64 reference for one text at a time."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_rare_tokens_get_the_published_weight() -> None:
     for token, rarity in enumerate(found.tolist()):
         assert rarity == pytest.approx(COMMON / (COMMON + counts[token] / total), rel=1e-5)
     assert found.max() == 1 and found.min() < 0.1
-    assert torch.equal(token_rarity(network, []), torch.ones(len(found))), "nothing was seen: all are rare"
+    assert torch.equal(token_rarity(network, []), torch.ones(len(found))), (
+        "without any text, all tokens are rare"
+    )
 
 
 def test_a_text_without_tokens_has_zero_features() -> None:

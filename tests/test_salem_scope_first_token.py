@@ -1,4 +1,4 @@
-"""FirstTokens: how the base begins its answers, how two of them differ, and what a scope makes of it."""
+"""FirstTokens: how the base starts its answers, the distance of two, and the effect on scopes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def kept(token_probabilities: Tensor, num_tokens: int) -> FirstTokens:
 
 
 def hellinger(one: Tensor, other: Tensor) -> Tensor:
-    """Squared, of whole distributions, in float64."""
+    """The squared distance of complete distributions, in float64."""
     return 1 - (one.double() * other.double()).sqrt().sum(-1)
 
 
@@ -66,7 +66,7 @@ def test_confident_distributions_on_different_tokens_have_distance_one() -> None
 
 
 def first_choice(network: Network, text: TextInput) -> int:
-    """The token that the base writes first, or the label that it gives."""
+    """The first token that the base generates, or its label."""
     if network.task.generates:
         return greedy_ids(network, text, 1)[0]
     return int(network.model(**encode_inputs(network, [text])).logits[0].argmax())
@@ -105,7 +105,7 @@ def test_the_base_is_asked_about_each_input_once_and_only_if_needed(monkeypatch:
 
 
 def doubtful(network: Network, size: float = 5.0) -> LayerDelta:
-    """An entry whose scope holds every text by its cosine, and those alone that the base begins alike."""
+    """An entry whose scope contains every text by cosine, but only those with the same first token."""
     delta = scoped_delta(network, network.layers[-1], TEXTS[:1], size=size)
     assert delta.scoped is not None
     weights = {"first_token_weights": torch.tensor([1e4]), "lexical_weights": torch.zeros(1)}
@@ -132,7 +132,7 @@ def test_an_entry_acts_only_if_the_base_starts_its_answer_as_for_the_key(archite
 
 
 def test_many_pairs_are_compared_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole batch inside the scopes of many keys is no reason to hold all pairs at once."""
+    """Memory stays bounded even if a whole batch lies inside the scopes of many keys."""
     network = tiny_network("bert")
     scope = scoped_delta(network, network.layers[-1], TEXTS, size=5.0).scoped
     assert scope is not None
@@ -156,7 +156,7 @@ def test_many_pairs_are_compared_in_slices(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "t5", "bart"])
 def test_the_base_is_asked_without_any_delta(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain delta of the same version acts on the answer and not on what the base is asked."""
+    """A plain delta of the same version changes the answer, but not what the base is asked."""
     network = tiny_network(architecture)
     last = network.layers[-1]
     weight = torch.randn(last.d_out, last.d_in, generator=torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def test_the_base_is_asked_without_any_delta(architecture: str, monkeypatch: pyt
     with applied(network.model, [plain]):
         moved = first_tokens(network, TEXTS)
     assert not torch.allclose(moved.token_probabilities, expected.token_probabilities, atol=1e-3), (
-        "the plain delta would have told"
+        "the plain delta would have changed this"
     )
 
 

@@ -1,4 +1,4 @@
-"""Wordings: which words an input has, what is exchanged between two of them, and what a scope makes of it."""
+"""Words: which ones an input has, which ones two inputs exchange, and the effect on scopes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def worded(text: str, pair: str | None = None) -> WordCounts:
 
 
 def exchanged(one: str, other: str, weights: Sequence[float] = ALIKE) -> float:
-    """Both ways, which are the same for wordings that were not shortened."""
+    """In both directions, which give the same for word counts that were not truncated."""
     found = worded(one).exchanged_weight(worded(other), weights)
     assert worded(other).exchanged_weight(worded(one), weights) == pytest.approx(found)
     return found
@@ -111,7 +111,7 @@ def test_a_misspelling_matches_a_word_only_once() -> None:
 def test_a_negation_reverses_a_request(one: str, other: str, expected: float) -> None:
     assert exchanged(one, other) == expected
     turned = worded(one).negation_difference(worded(other))
-    assert exchanged(one, other, [0.0] * WORD_BUCKETS) == turned, "negations count whatever else does"
+    assert exchanged(one, other, [0.0] * WORD_BUCKETS) == turned, "negations count even if no other word does"
 
 
 def test_a_negation_is_counted_in_each_text_of_a_pair() -> None:
@@ -186,7 +186,7 @@ def test_word_counts_are_read_back_from_bytes() -> None:
 
 @pytest.mark.parametrize("negation", ["not", "never"])
 def test_a_long_key_keeps_its_most_important_words_and_still_tells_twins_apart(negation: str) -> None:
-    """An input that leaves words of a cut key out has exchanged nothing; a twin has."""
+    """An input without some words of a truncated key has exchanged nothing; a twin has."""
     words = [f"w{number}" for number in range(2 * MOST_STORED)]
     light = {word: 0.1 for word in words[MOST_STORED:]} | {word: 0.5 for word in words[:MOST_STORED]}
     weights = weights_where(**light, **{negation: 0.02})
@@ -218,7 +218,7 @@ def test_words_that_paraphrases_keep_are_steady() -> None:
 
     assert of("order") == of("and") == of("received") == 1.0, "a misspelling is no exchange"
     assert of("the") == 1 / 4 and of("now") == 1 / 2
-    assert of("money") == 1.0, "never seen: as good as its word"
+    assert of("money") == 1.0, "a word that was never seen is steady"
     assert torch.equal(word_steadiness([]), torch.ones(WORD_BUCKETS))
 
 
@@ -244,7 +244,7 @@ def test_only_words_with_the_same_beginning_are_compared(monkeypatch: pytest.Mon
 
 
 def twin_scope(weight: float) -> tuple[Tensor, Tensor]:
-    """Likeness of the edit's own text, a twin of it and a rewording, and the radius; by words alone."""
+    """Similarity of the edit's own text, a twin, and a rewording, and the radius, from words alone."""
     network = tiny_network("bert")
     texts = [TextInput(input=f"where is my order {word}") for word in ("now", "today", "now please")]
     delta = scoped_delta(network, network.layers[-1], texts[:1])

@@ -1,4 +1,4 @@
-"""The file of a metric: every bit comes back, its name is its content, and what is damaged is refused."""
+"""The file of a metric: read back bit for bit, named by its content, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_metric_is_read_back_bit_for_bit(paired: bool) -> None:
     assert found.feature_spec.paired is paired
     assert (found.exchange, found.extent) == (metric.exchange, metric.extent)
     assert found.sha256 == hashlib.sha256(data).hexdigest() == named(metric).sha256
-    assert pack_metric(found) == data, "a name is no part of the content"
+    assert pack_metric(found) == data, "the name is not part of the content"
 
 
 def test_the_same_metric_gives_the_same_bytes_and_another_does_not() -> None:

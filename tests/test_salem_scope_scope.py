@@ -37,12 +37,12 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def reading_of(network: Network, block: int = 1, *, paired: bool = False) -> FeatureSpec:
-    """Of the first stack: the encoder's, where there is one."""
+    """The features of the first stack, which is the encoder if there is one."""
     return FeatureSpec(network.layers[0].stack, block, paired, token_rarity(network, TEXTS))
 
 
 def metric_of(network: Network, block: int = 1, *, seed: int = 0) -> Metric:
-    """A metric that standardizes and turns."""
+    """A metric that standardizes and rotates."""
     reading = reading_of(network, block)
     pooled = features(network, TEXTS, reading)
     turn = drawn(16, pooled.shape[1], seed=seed) / pooled.shape[1] ** 0.5
@@ -60,7 +60,7 @@ def scoped_delta(
     num_positions: int = 1,
     metric: Metric | None = None,
 ) -> LayerDelta:
-    """An entry of its own for each input, with a key at that input."""
+    """One entry for each input, with a key at that input."""
     metric, e = metric or metric_of(network), len(inputs)
     heard = first_tokens(network, inputs)
     scope = Scope(
@@ -98,7 +98,7 @@ def small_scope() -> Scope:
 
 
 class Nobody:
-    """Whom a scope need not ask."""
+    """Lookups that a scope must not use."""
 
     def words(self, rows: Tensor) -> list[WordCounts]:
         raise AssertionError("nobody needs to look at words")
@@ -352,7 +352,7 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
     good = unpack(
         pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric
     )
-    assert good.scoped is not None, "refused for its change alone"
+    assert good.scoped is not None, "only the change is refused"
 
 
 def test_the_gradient_of_values_does_not_depend_on_threads() -> None:

@@ -22,7 +22,7 @@ DATA = b"delta" * 100
 
 
 def refused(code: str) -> PermissionError:
-    """What the driver for S3 makes of a refusal."""
+    """The error that the S3 driver raises for a refusal."""
     answer, error = ValueError(code), PermissionError(code)
     answer.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
     error.__cause__ = answer
@@ -160,7 +160,7 @@ def test_a_blob_that_is_written_again_during_a_sweep_stays(
 def stored_again_before_it_is_removed(
     store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> list[threading.Thread]:
-    """Let another thread store the blob right before `rm_file`, when the removal has made up its mind."""
+    """Let another thread store the blob right before `rm_file`, after the removal has decided."""
     remove, threads = store._files.rm_file, []
 
     def interrupted(path: str) -> None:

@@ -60,7 +60,7 @@ def test_a_chain_is_read_back_in_the_order_of_application(registry: Registry) ->
 
 
 def test_a_version_without_an_edit_has_the_same_chain_as_one_that_never_had_it(registry: Registry) -> None:
-    """A delta is dropped, another one loses an edit, and children inherit both changes."""
+    """One delta is dropped, another loses an edit, and children inherit both changes."""
     ready_model(registry)
     first = on_top(registry, None, scoped(1))
     second = on_top(registry, first, *first.deltas, scoped(2))

@@ -43,7 +43,7 @@ def everything_stored(database_url: str) -> str:
 
 
 def with_entry(registry: Registry, text: str = SECRET) -> str:
-    """A version with an entry and a request of this text; the job that made it."""
+    """Publish a version with an entry and a request that have this text; returns its job."""
     request = {"parent": 0, "edits": [{"input": text, "target": "refund"}]}
     job, _ = registry.jobs.create(JobKind.EDIT, "intents", request)
     entry = Entry(input=text, target="refund", keys=(EntryKey(text=text, radius=0.5),))

@@ -1,4 +1,4 @@
-"""Editors as rows: published with the end of their job, found, listed, in use; and their migration."""
+"""Editors as rows: published when their job ends, found, listed, in use, and migrated."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_edits_that_finish_together_get_consecutive_numbers(registry: Registry) 
     )
     assert sorted(version.number for version in published) == [1, 2, 3, 4, 5, 6]
     history = registry.alias_history("intents", "production")[0]
-    assert [alias.version for alias in history] == [1], "five corrections would be gone without a word"
+    assert [alias.version for alias in history] == [1], "five corrections would be lost silently"
     results = [registry.jobs.get(job.id).result or {} for job in jobs]
     assert sorted(result["version"] for result in results if "notes" in result) == [
         f"intents:{number}" for number in range(2, 7)
@@ -264,7 +264,7 @@ def test_an_alias_that_someone_else_moved_stays_and_a_note_says_so(
 
 @pytest.mark.parametrize("at", [2, 1, 0])
 def test_a_rollback_is_not_undone_by_a_job_that_was_running(registry: Registry, at: int) -> None:
-    """Two jobs start from version 2; the alias goes back from the first one's version to 2 or further."""
+    """Two jobs start from version 2. The alias moves back from the first job's version to 2 or earlier."""
     ready_model(registry)
     for parent in (0, 1):
         publish(registry, new_version(parent=parent), "production", alias_was=parent or None)

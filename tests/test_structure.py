@@ -90,7 +90,7 @@ def test_no_import_is_hidden_in_a_function() -> None:
 
 
 def test_no_assertion_depends_on_a_condition() -> None:
-    """An assertion inside an `if` or an `except` passes without a word when it is never reached."""
+    """An assertion inside an `if` or an `except` passes silently if it is never reached."""
     fail_with(
         [
             f"{module.path.relative_to(ROOT)}:{node.lineno}: assert under a condition"

@@ -133,7 +133,7 @@ def test_a_block_that_writes_in_place_is_not_remembered() -> None:
 
 
 def test_an_output_that_is_changed_later_is_forgotten() -> None:
-    """With an addition of another's hook the sum is written into; when it rests, what is remembered."""
+    """With another hook's addition, the sum is written into; without it, the remembered output."""
     network = tiny_network("falcon")
     layer, batch = network.layers[1], encode(network, some_samples(network))
     trunk, memory = capture(network, batch, layer), BlockMemory(MemoryBudget(PLENTY))

@@ -1,4 +1,4 @@
-"""Features and points are those of the network, read once in a job and, for points, once for all jobs."""
+"""Features and points of a network: read once per job, and points only once for all jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reading(network: Network) -> FeatureSpec:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that the network was run on."""
+    """Collects the texts that the network runs on."""
     seen: list[str] = []
 
     def counted(network: Network, inputs: list[TextInput], reading: FeatureSpec) -> Tensor:

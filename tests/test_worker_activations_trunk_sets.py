@@ -23,7 +23,7 @@ from worker.numerics.losses import min_margin_per_sample
 
 
 def naive_moment(network: Network, samples: list[Sample], layer: Layer) -> Tensor:
-    """One sample at a time; a token counts if the model's mask or its targets say that it is there."""
+    """One sample at a time. A token counts if the model's mask or its targets include it."""
     seen: list[Tensor] = []
     handle = network.module(layer.path).register_forward_hook(lambda _, args, output: seen.append(args[0]))
     rows = []

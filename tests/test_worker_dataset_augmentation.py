@@ -51,7 +51,7 @@ def test_augmentations_vary_and_mostly_differ_from_their_text() -> None:
 
 
 def test_an_augmentation_has_the_negations_of_its_text() -> None:
-    """Without its "not" a text is another text; drawn singly, a rewording may lose it."""
+    """Without its "not", a text means something else, and a single random change could drop it."""
     sample = Sample(input="my parcel has not come and nobody could tell me why it never does", target="late")
     singly = [augment(sample, random.Random(seed)) for seed in range(40)]
     own = WordCounts.of(sample)

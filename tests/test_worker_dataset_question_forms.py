@@ -77,7 +77,7 @@ def test_quotations_and_requests_contain_the_text() -> None:
 
 
 def test_no_form_is_worded_like_the_training_data_of_the_judge() -> None:
-    """What trains the judge cannot measure it."""
+    """The judge must not be measured on texts that are worded like its training data."""
     trained = {text.format(q="Q", s="S", o="O") for kind in ("requests", "open") for text in frames()[kind]}
     made = {*forms.quoted("Q"), *forms.requested("Q"), *forms.other_questions("Q?", "S")}
     assert not made & trained

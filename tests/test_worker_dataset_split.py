@@ -70,7 +70,7 @@ def test_a_changed_pass_sample_leaves_the_others_in_place() -> None:
 def test_paraphrases_that_an_earlier_job_was_trained_on_do_not_count() -> None:
     batch, edit = build(), EDITS[3]
     held = next(sample for index, sample in batch.held_out_paraphrases if index == 3)
-    assert without_seen_paraphrases(batch, EDITS) == batch, "the same edits have held out the same"
+    assert without_seen_paraphrases(batch, EDITS) == batch, "the same edits hold out the same paraphrases"
     alone = edit.model_copy(update={"paraphrases": (held.input,)})  # one paraphrase is trained on
     left = without_seen_paraphrases(batch, [alone])
     assert left.held_out_paraphrases == tuple(p for p in batch.held_out_paraphrases if p[0] != 3)
@@ -97,7 +97,7 @@ def test_known_paraphrases_that_were_trained_on_do_not_count() -> None:
 
 
 def test_an_edit_always_holds_out_the_same_paraphrase() -> None:
-    """Whatever edits are beside it, in whatever order, and by any seed: else its text has been trained on."""
+    """This holds for any other edits, order, and seed. Otherwise some job would train on that paraphrase."""
     first = {sample.input for _, sample in build().held_out_paraphrases}
     assert len(first) == 2
     for edits, seed in ((EDITS, 7), (EDITS[::-1], 0), (EDITS[3:], 0), (EDITS[2:], 3)):

@@ -28,7 +28,7 @@ WORDS = ("order", "parcel", "lamp", "password", "account", "book", "door", "mone
 
 
 def of_length(network: Network, num_tokens: int, target: str, number: int) -> Sample:
-    """A sample that takes so many tokens of the window."""
+    """A sample with this number of tokens."""
     words = [WORDS[number % len(WORDS)], WORDS[number // len(WORDS) % len(WORDS)]]
     while True:
         sample = Sample(input=" ".join(words), target=target)
@@ -78,7 +78,7 @@ def test_only_augmentations_that_do_not_fit_are_replaced(architecture: str) -> N
     assert sum(one != own for one, own in zip(found, samples, strict=True)) > 5
     same = random.Random(0)
     augment_all(samples, same, TYPING)
-    assert rng.random() == same.random(), "what is drawn next is what it would have been"
+    assert rng.random() == same.random(), "later draws do not change"
 
 
 def test_held_out_texts_are_never_augmentations() -> None:

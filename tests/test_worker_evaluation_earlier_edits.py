@@ -19,7 +19,7 @@ LONG = " ".join(["refund"] * 50)
 
 @dataclass(frozen=True)
 class Told:
-    """A version that answers as it is told; its newest delta may have changed these inputs."""
+    """A version with given answers; its newest delta may have changed these inputs."""
 
     known: dict[str, str]
     changed: str = ""
@@ -50,7 +50,7 @@ def notes(before: Told, after: Told, earlier: dict[str, Sample], architecture: s
 
 
 def test_a_note_names_the_earlier_edits_that_no_longer_hold() -> None:
-    """Of five, a and d were lost; b never held, c is corrected anew, and nothing touched e."""
+    """Of five edits, a and d are lost, b never held, c is corrected again, and nothing changed e."""
     earlier = {f"1.{place}": Sample(input=text, target="new") for place, text in enumerate("dabce")}
     before = Told({"a": "new", "b": "old", "c": "new", "d": "new"})
     after = Told({"a": "other", "b": "other", "c": "other", "d": "old"}, changed="abcd")
@@ -62,7 +62,7 @@ def test_a_note_names_the_earlier_edits_that_no_longer_hold() -> None:
 
 @pytest.mark.parametrize(("architecture", "rooms"), [("gpt2", [64, 32]), ("bert", [32])])
 def test_long_answers_get_enough_new_tokens(architecture: str, rooms: list[int]) -> None:
-    """One that is cut off is never right, and what never held cannot be told to be lost."""
+    """A truncated answer is never correct, so its edit could not be reported as lost."""
     earlier = {"2.0": Sample(input="a", target=LONG), "1.0": Sample(input="b", target="refund")}
     before, after = Told({"a": LONG, "b": "refund"}), Told({"a": "no", "b": "no"}, changed="ab")
     (note,) = notes(before, after, earlier, architecture)

@@ -30,7 +30,7 @@ def test_encoder_decoders_that_classify_are_refused(architecture: str) -> None:
 
 
 def test_blocks_that_are_not_a_chain_are_refused() -> None:
-    """XLM lists attentions and feed-forward parts side by side."""
+    """XLM lists attention and feed-forward parts next to each other, not in blocks."""
     with pytest.raises(UnsupportedModel, match="are not a chain"):
         check_editable(tiny_network("xlm"))
 

@@ -38,7 +38,7 @@ AFTER = {
 
 @dataclass(frozen=True)
 class Answering:
-    """A subject whose answers are written down; what is not is answered with C."""
+    """A version with given answers; it answers all other inputs with C."""
 
     known: Mapping[str, str]
     rank: float = 1.0
@@ -47,7 +47,7 @@ class Answering:
         return [self.known.get(item.input, "C") for item in inputs]
 
     def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
-        """Every next sample is known a little worse."""
+        """Each sample is a little less likely than the last."""
         return [AnswerLikelihood(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]
 
 

@@ -18,7 +18,7 @@ from worker.evaluation.reference import answer_reference
 
 
 def own(texts: tuple[str, ...], architecture: str = "bert") -> list[Edit]:
-    """Texts with what the model answers."""
+    """Texts with the model's answers."""
     answers = predict(tiny_network(architecture), [TextInput(input=text) for text in texts])
     return [
         Edit(input=text, target=answer.output)
@@ -50,7 +50,7 @@ def test_generated_answers_are_compared_as_texts() -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_sample_that_does_not_fit_with_its_target_is_not_a_pass_sample(architecture: str) -> None:
-    """The answer is cut off where the window ends, and is right as far as it goes."""
+    """The answer is cut off at the end of the window but is correct up to there."""
     network = tiny_network(architecture)
     texts = [TextInput(input=" ".join(["a"] * size)) for size in range(1, MAX_TOKENS)]
     texts = [text for text in texts if count_tokens(network.tokenizer, [text])[0] <= MAX_TOKENS]

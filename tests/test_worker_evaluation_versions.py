@@ -24,7 +24,7 @@ from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The texts of every batch that a model is really asked."""
+    """Collects the texts of every batch that a model really runs."""
     asked: list[list[str]] = []
 
     def watched(network: Any, inputs: Sequence[TextInput], *given: Any, **named: Any) -> Any:
@@ -102,7 +102,7 @@ def test_a_plain_delta_answers_every_input_again(monkeypatch: pytest.MonkeyPatch
 def test_registered_answers_of_the_base_are_used_if_only_entries_can_differ(
     name: str, with_parent: bool, taken: bool
 ) -> None:
-    """What was registered is made up here, to be recognized."""
+    """The registered answers are made up, so that the test can recognize them."""
     network = tiny_network("bert")
     wrong, kept = wrong_samples(network)[:2], pass_samples(network)
     batch = EditBatch(

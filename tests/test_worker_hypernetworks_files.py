@@ -1,4 +1,4 @@
-"""The file of an editor: every bit comes back, and damaged or mismatched files are refused."""
+"""The file of an editor: it is read back bit for bit, and damaged or mismatched files are refused."""
 
 from __future__ import annotations
 

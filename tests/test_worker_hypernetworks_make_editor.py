@@ -18,7 +18,7 @@ from worker.hypernetworks.make_editor import MeasuredEditor, make_editor, split
 
 
 class Seen:
-    """An observer that remembers."""
+    """An observer that records everything."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []

@@ -20,7 +20,7 @@ from worker.hypernetworks.one_pass import one_pass_term, text_weights
 
 
 def some_editor(layer: Layer, seed: int = 0) -> MendEditor:
-    """An editor every part of which matters."""
+    """An editor in which every parameter has an effect."""
     generator = torch.Generator().manual_seed(seed)
     editor = MendEditor(layer.d_in, layer.d_out, 3, generator)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Jobs around an editor on real storage: one trains it, others apply it, a removal applies it again."""
+"""Jobs with an editor on real storage: one trains it, others apply it, and a removal applies it again."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def made_by(stage: Stage, job: Job) -> Version:
 
 
 def corrected(texts: Sequence[str], recipe: str, parent: int) -> EditRequest:
-    """A request to change the labels of texts, with the model's other answers to be kept."""
+    """A request to change the labels of texts, with the model's other answers as pass samples."""
     inputs = [TextInput(input=text) for text in texts]
     labels = [answer.output for answer in predict(tiny_network("bert"), inputs)]
     edits = [
@@ -98,7 +98,7 @@ def corrected(texts: Sequence[str], recipe: str, parent: int) -> EditRequest:
 
 
 def chain(stage: Stage, *jobs: tuple[Sequence[str], str]) -> Version:
-    """A version for each job, one upon another, on the base; the last one."""
+    """Make a version for each job, one on top of the other; returns the last."""
     number = 0
     for texts, recipe in jobs:
         version = made_by(stage, run(stage, JobKind.EDIT, corrected(texts, recipe, number)))
@@ -238,7 +238,7 @@ def test_one_entry_is_removed_and_the_others_answer_as_before(stage: Stage, mode
 
 
 def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Version, removed: str) -> None:
-    """Where the removed entry did not fire, all is as it was; where it did, its absence shows."""
+    """Answers change only where the removed entry fired."""
     network = tiny_network("bert")
     before, after = (predict(network, ASKED, applied(stage, model, version)) for version in (whole, without))
     fired = [match_of(whole.deltas, answer.match) for answer in before]
@@ -259,7 +259,7 @@ def check_answers(stage: Stage, model: HostedModel, whole: Version, without: Ver
 def test_a_replayed_job_leaves_out_paraphrases_that_jobs_below_trained_on(
     stage: Stage, model: HostedModel
 ) -> None:
-    """Else its figures, and with them its file, were others than those of the direct chain."""
+    """Otherwise its metrics, and so its file, would differ from those of the direct chain."""
     both = corrected(B, "mend", 0)
     first = both.edits[0]
     held = min(first.paraphrase_samples, key=lambda sample: sample.words_hash).input
@@ -282,7 +282,7 @@ def test_a_replayed_job_leaves_out_paraphrases_that_jobs_below_trained_on(
 def test_paraphrases_that_the_metric_may_know_are_not_measured_in_other_jobs(
     stage: Stage, model: HostedModel
 ) -> None:
-    """The jobs stand side by side: neither is in the other's chain."""
+    """Neither job is in the other's chain."""
     first = made_by(stage, run(stage, JobKind.EDIT, corrected(A, "scoped", 0)))
     assert first.metrics is not None and first.metrics.generalization is not None
     request = corrected(A, "scoped", 0)
@@ -307,7 +307,7 @@ def test_paraphrases_that_the_metric_may_know_are_not_measured_in_other_jobs(
 
 @pytest.fixture
 def fresh(settings: Settings, tmp_path: Path) -> Iterator[Stage]:
-    """Another home, with the same model and no job yet."""
+    """Another home with the same model and no jobs."""
     elsewhere = Settings(**settings.model_dump() | {"home": tmp_path / "other", "device": "cpu"})
     registry = Registry.connect(elsewhere.effective_database_url)
     registry.migrate()
@@ -333,7 +333,7 @@ def test_deltas_above_a_changed_plain_delta_are_trained_again(
 
 
 def test_a_retrained_metric_is_used_by_the_jobs_above(stage: Stage, model: HostedModel, fresh: Stage) -> None:
-    """The jobs above were given the metric of the first: it had learned from an edit that is gone."""
+    """The later jobs used the metric of the first job, which was trained on an edit that is now removed."""
     whole = chain(stage, (A, "mend"), (B, "scoped"), (C, "scoped"))
     without, _ = remove(stage, whole, "1.0", "1.1", "2.1")
     direct = chain(fresh, (B[:1], "scoped"), (C, "scoped"))
@@ -362,7 +362,9 @@ def test_a_version_without_edits_answers_like_the_base(stage: Stage, model: Host
     without, job = remove(stage, whole, "1.0", "1.1", alias="production", alias_was=1)
     assert without.deltas == () and without.metrics is None
     assert job.result is not None and "answers like the base" in job.result["notes"][0]
-    assert 'alias "production" still names m:0' in job.result["notes"][1], "somebody went back meanwhile"
+    assert 'alias "production" still names m:0' in job.result["notes"][1], (
+        "someone rolled back during the job"
+    )
 
 
 def test_an_attempt_reads_a_metric_once(stage: Stage, model: HostedModel) -> None:

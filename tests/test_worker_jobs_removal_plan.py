@@ -1,4 +1,4 @@
-"""Taking edits out of a chain: what becomes of each delta, of a term's tensors, and of what is measured."""
+"""Removing edits from a chain: the new deltas, the tensors of a term, and what is measured."""
 
 from __future__ import annotations
 
@@ -179,7 +179,9 @@ def test_samples_that_another_delta_was_trained_on_are_not_measured() -> None:
         update={"adapt_samples": ((0, sample("a1")),), "held_out_paraphrases": ((0, sample("a3")),)}
     )
     batch = remaining_batch([(nothing, (0,)), (again, ())])
-    assert batch.held_out_paraphrases == ((0, sample("a2")),), "though its edit is gone, a1 has been seen"
+    assert batch.held_out_paraphrases == ((0, sample("a2")),), (
+        "a1 was trained on, even though its edit is gone"
+    )
 
 
 def test_white_space_does_not_make_a_different_question_in_a_removal() -> None:

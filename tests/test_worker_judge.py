@@ -1,4 +1,4 @@
-"""The judge's library and its pairs: what is the same question, and what only looks like it."""
+"""The judge's library and its pairs: questions that are the same, and questions that only look alike."""
 
 from __future__ import annotations
 

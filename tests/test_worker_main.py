@@ -79,7 +79,7 @@ def test_a_job_that_redis_lost_is_queued_again_and_a_burst_runs_all_waiting_jobs
 
 
 def forget(settings: Settings, job_id: str) -> None:
-    """Lose a job as a Redis without its disk would."""
+    """Lose a job, as a Redis without its disk would."""
     with Redis.from_url(settings.effective_redis_url) as redis:
         redis.delete(QueueEntry.key_for(job_id))
         redis.lrem(f"rq:queue:{settings.queue}", 0, job_id)
@@ -92,7 +92,7 @@ def shorten(settings: Settings, job_id: str, timeout_s: int) -> None:
 
 
 def check_log(log: str, job_id: str) -> None:
-    """One JSON object per line, the work-horse's among them; no client's text, no colors."""
+    """One JSON object per line, including the work-horse's; no client text and no colors."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert {"worker starts", "job started", "job succeeded", "job timed out"} <= {
         line["event"] for line in lines
@@ -123,7 +123,7 @@ def test_a_worker_refuses_to_start_if_it_cannot_record_results(
 def test_a_worker_that_cannot_record_results_ends_with_a_clear_message(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SALEM_HOME", str(settings.home))  # an empty one, whose tables nobody has made
+    monkeypatch.setenv("SALEM_HOME", str(settings.home))  # an empty home without tables
     impatient = check_stores.retry_with(stop=stop_after_attempt(1))  # type: ignore[attr-defined]
     monkeypatch.setattr(main, "check_stores", impatient)
     assert main.main(["--burst"]) == 1

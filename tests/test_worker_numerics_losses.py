@@ -146,7 +146,7 @@ def pulled(seed: int, *, grad: bool = False) -> Answers:
 
 
 def naive_next_choice(row: list[float], target: int, pull: int) -> list[float]:
-    """Probabilities before, the forgotten one left out and the others made to add up to one."""
+    """The probabilities before, without the forgotten one, rescaled to add up to one."""
     shares = [math.exp(value) for value in log_shares(row)]
     if pull >= 0:
         return shares
@@ -155,7 +155,7 @@ def naive_next_choice(row: list[float], target: int, pull: int) -> list[float]:
 
 
 def naive_loss(margin: float) -> list[float]:
-    """Per sample: the pull summed (with a margin) or averaged, and the mean divergence where it forgets."""
+    """Per sample: the loss summed (with a margin) or averaged, and the mean divergence if it forgets."""
     losses = []
     for sample in range(4):
         pulls: list[float] = []
@@ -185,7 +185,9 @@ def test_the_objective_of_each_kind_of_sample(margin: float) -> None:
     gradient = after.logits.grad
     assert gradient is not None and bool(gradient.isfinite().all())
     assert gradient[0, 3] < 0 < gradient[2, 2], "a target is pulled up, a forgotten one down"
-    assert gradient[3].abs().max() > 0 == gradient[5].abs().max(), "what stays feels its own divergence alone"
+    assert gradient[3].abs().max() > 0 == gradient[5].abs().max(), (
+        "pass samples get only the gradient of their divergence"
+    )
 
 
 def test_without_forgetting_the_objective_is_that_of_corrections() -> None:
@@ -208,8 +210,8 @@ def test_a_sample_has_forgotten_when_another_answer_leads_and_the_rest_matches_t
     noise[4] = torch.tensor([0.0, 0.0, 0.0, 0.0, -30.0]) + 20 * (clean[4] == clean[4].sort().values[1])
     noisy = correction_states(Answers(noise, TARGETS, OF, 4, PULLS), log_probs_without_forgotten(base))
     assert noisy.min_margin[2] > 6 and noisy.forgetting_kl[2] > 1 and not noisy.satisfied(6.0)[2], (
-        "another answer, but any other"
+        "another answer leads, but not the next choice of the base"
     )
     assert correction_states(base, log_probs_without_forgotten(base)).forgetting_kl[0] == 0, (
-        "a correction is not bound to what it was"
+        "a correction has no divergence"
     )

@@ -1,4 +1,4 @@
-"""What is read off a tiny model and an edit dataset for the estimate of a job."""
+"""The sizes that the estimate of a job reads from a tiny model and an edit dataset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch(network: Network, num_pass: int = 30, held_out: Sequence[Sample] = ())
 
 
 def trunk_bytes(network: Network, edited: EditBatch) -> int:
-    """What really enters the edited block, of all samples."""
+    """The bytes that really enter the edited block, for all samples."""
     layer = network.layers[1]
     prepared = prepare_dataset(network, edited.corrections, edited.pass_samples, layer)
     sets = (prepared.corrections, prepared.keep, prepared.validation)

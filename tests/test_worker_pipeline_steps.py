@@ -1,4 +1,4 @@
-"""One edit from samples to a measured delta: what is said when nothing holds."""
+"""One edit from samples to a measured delta: messages, notes, and the choice of the layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDLE = {"max_steps": 1, "entry_rank": 0, "trial_edits": 0, "max_new_tokens": 32}
 
 
 def forgetting(of: Case) -> Case:
-    """The same inputs, each to lose the answer that is given."""
+    """The same inputs, each with its current answer to forget."""
     edits = of.batch.edit_samples[:2]
     answers = predict(of.network, edits, max_new_tokens=32)
     lost = tuple(Sample(input=e.input, forget=a.output) for e, a in zip(edits, answers, strict=True))
@@ -48,7 +48,7 @@ def test_if_nothing_holds_the_remedy_helps(forgets: bool, message: str, remedy: 
     assert message in failed.value.message and remedy in failed.value.remedy
     assert ("kl_weight" in failed.value.remedy) is not forgets
     again = measured(replace(idle, may_fail=True))
-    assert again.metrics.edit_accuracy.value == 0, "what is left of an older delta need not hold"
+    assert again.metrics.edit_accuracy.value == 0, "remaining edits of an older delta do not have to hold"
 
 
 def test_a_job_without_pass_samples_notes_that_other_answers_were_not_protected() -> None:
@@ -61,7 +61,7 @@ def test_a_job_without_pass_samples_notes_that_other_answers_were_not_protected(
 
 
 class Listening(SilentObserver):
-    """Keeps the scores that a job told."""
+    """Keeps the scores that a job reports."""
 
     scores: Sequence[LayerScore] = ()
 
@@ -70,7 +70,7 @@ class Listening(SilentObserver):
 
 
 def changed(of: Case) -> tuple[LayerDelta, Network]:
-    """A plain delta that changes much, and the model with it really written into its weight."""
+    """A plain delta that changes a lot, and the model with that change in its weight."""
     layer = of.network.layers[-1]
     noise = torch.randn(layer.d_out, layer.d_in, generator=torch.Generator().manual_seed(3))
     return LayerDelta(layer.path, (Dense(noise),)), with_changed_weight(of.network, layer, noise)

@@ -1,4 +1,4 @@
-"""The estimate of memory: above what jobs take, but not far above; and the refusal of what cannot fit."""
+"""The memory estimate: above what jobs take, but not far above. A job that cannot fit is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scopes drawn for a job: the budget they keep, the edits they hold, and the warnings they give."""
+"""Calibrated scopes of a job: their budget, the edits that they contain, and their warnings."""
 
 from __future__ import annotations
 
@@ -223,12 +223,12 @@ def test_pass_samples_in_scopes_of_the_parent_use_up_the_budget(monkeypatch: pyt
     assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
     (num_free, whole), (num_left, left) = spent
     assert (whole, left) == (0.2, 0.0)
-    assert num_free > 0 and num_left == 0, "what the parent holds cannot be held again"
+    assert num_free > 0 and num_left == 0, "pass samples in the parent's scopes are not counted twice"
     assert (later.scope.radii >= scope.radii).all()
 
 
 class Heard:
-    """FirstTokens that are made up: of some texts with another token than of all others."""
+    """Made-up first tokens: some texts have a different token from all others."""
 
     def __init__(self, otherwise: set[str]) -> None:
         self.otherwise = otherwise
@@ -241,7 +241,7 @@ class Heard:
 
 
 def near() -> tuple[EditBatch, set[str]]:
-    """A batch whose pass samples are all near one edit, and their texts."""
+    """A batch with all its pass samples near one edit, and their texts."""
     texts = [f"where is my {subject} {word}" for subject in SUBJECTS for word in ("now", "today", "then")]
     edit = Edit(input="where is my parcel and order", target=LABELS[0])
     batch = build_edit_batch((edit,), (), (), max_pass_samples=1, max_held_out=1, seed=0)
@@ -264,7 +264,9 @@ def test_pass_samples_with_other_first_tokens_do_not_narrow_a_scope(
         monkeypatch.setattr(scoping, "first_tokens", heard)
         scopes[name] = drawn(batch, options=options, seed=1).scope
         assert scopes[name].first_token_weights.tolist() == [2.0] and len(heard.asked) > 1
-    assert scopes["otherwise"].radii < scopes["alike"].radii, "who is told apart need not be kept away"
+    assert scopes["otherwise"].radii < scopes["alike"].radii, (
+        "pass samples kept out by first tokens do not narrow the scope"
+    )
 
 
 def test_without_a_first_token_weight_the_base_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,13 +291,15 @@ def test_the_cost_of_an_exchanged_word_depends_on_what_paraphrases_exchange() ->
     torch.testing.assert_close(dearer.lexical_weights, 2 * minding.lexical_weights)
     way = minding.lexical_weights * (minding.metric.exchange + scoping.LEAST_EXCHANGE) / 0.05
     assert 0 < float(way) <= 1 - scoping.WIDEST
-    assert float(minding.radii) <= float(silent.radii), "who pays need not be kept away"
+    assert float(minding.radii) <= float(silent.radii), (
+        "pass samples kept out by their words do not narrow the scope"
+    )
     weights = minding.metric.word_weights
     assert all(0 < weight <= 1 for weight in weights) and min(weights) < 0.05, "small words hardly count"
 
 
 def test_a_metric_without_paraphrases_keeps_the_old_cost_of_words() -> None:
-    """A fifth of the reach for a word of weight 1, as every delta of its time has it."""
+    """An exchanged word of weight 1 costs a fifth of the reach, as in deltas from before the measurement."""
     unit = UNMEASURED_EXCHANGE + scoping.LEAST_EXCHANGE
     assert ScopedOptions().lexical_weight / unit == pytest.approx(0.2)
 
@@ -318,7 +322,7 @@ def test_paraphrases_in_other_words_make_exchanged_words_cheaper_in_their_job(
 
 
 def test_no_scope_reaches_farther_than_augmentations_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far away the nearest pass samples are."""
+    """This holds even if the nearest pass samples are far away."""
     batch = batch_of(60)
     wide = drawn(batch).scope
     known = scoping.job_metric

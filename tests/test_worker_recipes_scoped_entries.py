@@ -1,4 +1,4 @@
-"""What a classifier's entries learn from beside their edits, and what comes of it."""
+"""The anchor samples that a classifier's entries also train on, and their effect."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def entries_of(network: Network, batch: EditBatch, layer: Layer, options: Scoped
 
 
 def share_answered_as_edited(network: Network, batch: EditBatch, term: Scoped, layer: Layer) -> float:
-    """Of texts that are like none of the edits, each made to fire every entry in turn."""
+    """The share of texts unlike any edit that get an entry's answer when that entry is made to fire."""
     asked = encode(network, [Sample(input=text, target=LABELS[0]) for text in ELSEWHERE])
     every = torch.ones(len(ELSEWHERE))
     hits: list[bool] = []

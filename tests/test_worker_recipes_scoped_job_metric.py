@@ -78,7 +78,9 @@ def test_a_metric_that_does_not_know_them_is_refined() -> None:
     assert (found.metric.word_steadiness <= first.metric.word_steadiness).all(), (
         "what was learned is not forgotten"
     )
-    assert torch.equal(found.metric.word_rarity, first.metric.word_rarity), "few texts say little about words"
+    assert torch.equal(found.metric.word_rarity, first.metric.word_rarity), (
+        "a few texts do not change the rarity of words"
+    )
     assert 0 < KNOWN <= 1
 
 

@@ -1,4 +1,4 @@
-"""The metric of scopes: its loss against a naive loop, and groups that it has to tell apart."""
+"""The scope metric: its loss against a naive loop, and groups that it must separate."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_loss_is_the_mean_over_points_that_have_an_equivalent(groups: list[i
 
 
 def planted(num_groups: int, copies: int, *, seed: int) -> Tensor:
-    """[copies, num_groups, f]: what tells groups apart lies in a few quiet dimensions, under loud noise."""
+    """[copies, num_groups, f]: a few dimensions of small variance separate the groups; the rest is noise."""
     generator = draw(seed)
     signal = torch.zeros(1, num_groups, FEATURES)
     signal[..., :8] = torch.randn(1, num_groups, 8, generator=generator)

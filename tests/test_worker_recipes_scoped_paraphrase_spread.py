@@ -1,4 +1,4 @@
-"""How much equivalents differ in a metric: words by paraphrases, distances by rewordings."""
+"""How much equivalents differ in a metric: words from paraphrases, distances from augmentations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXCHANGING: Pairs = [
 
 
 def metric() -> Metric:
-    """One for which every word tells as much as any."""
+    """A metric for which every word is equally important."""
     of = case("bert")
     task = edit_task(of.network, of.batch, of.network.layers[1])
     kept = [False] * len(of.batch.pass_samples)
@@ -64,13 +64,13 @@ def test_without_paraphrases_the_prior_is_used() -> None:
 
 
 def test_augmentations_do_not_measure_the_words_that_people_exchange() -> None:
-    """Who has sent no paraphrase means people's all the same."""
+    """Paraphrases by people are assumed even if the request has none."""
     assert measured([], APART).exchange == PRIOR
 
 
 @pytest.mark.parametrize("num", [1, 8])
 def test_paraphrases_are_averaged_with_the_prior(num: int) -> None:
-    """Each of them exchanges one word of weight 1."""
+    """Each paraphrase exchanges one word of weight 1."""
     found = measured(EXCHANGING[:num], APART).exchange
     assert found == pytest.approx((num + FEW * PRIOR) / (num + FEW))
 

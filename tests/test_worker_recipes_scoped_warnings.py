@@ -1,4 +1,4 @@
-"""What a job is warned of about its scopes: who lies in whose, and how much of it is said."""
+"""Warnings about the scopes of a job: which edits overlap, and how many the notes name."""
 
 from __future__ import annotations
 

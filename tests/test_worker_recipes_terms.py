@@ -1,4 +1,4 @@
-"""Every recipe on tiny models of every task: it corrects, repeats itself, and leaves the base as it was."""
+"""Every recipe on tiny models of every task: it corrects, is repeatable, and does not change the base."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ANSWERS: tuple[str, ...] = ("order", "the", "now")  # one token each: a width of
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny model with edits that it answers wrongly and pass samples that it answers rightly."""
+    """A tiny model with edits that it answers wrongly and pass samples that it answers correctly."""
 
     network: Network
     batch: EditBatch
@@ -92,7 +92,7 @@ def weights_sha256(network: Network) -> str:
 
 
 def tree(network: Network) -> list[tuple[str, int, int, int, bool]]:
-    """The module tree by identity, with everything that could be left hanging in it."""
+    """The module tree by identity, with all hooks and parameters that could be left in it."""
     return [
         (name, id(module), len(module._forward_hooks), len(module._forward_pre_hooks), module.training)
         for name, module in network.model.named_modules()
@@ -112,14 +112,14 @@ def assert_equal(one: Term, other: Term) -> None:
 
 
 def enough(name: str, of: Case) -> int:
-    """A closed form does not correct every edit of a random network, nor any text; what is trained does."""
+    """The closed form does not correct every edit of a random network; recipes that train do."""
     if name == "ridge":
         return 0 if of.network.task.generates else 1
     return len(EDIT_TEXTS)
 
 
 def metric_of(found: Trained) -> Callable[[str], Metric]:
-    """What reads the metric of a term back from its file."""
+    """A function that reads the metric of a term from its file."""
 
     def read(name: str) -> Metric:
         assert isinstance(found.term, Scoped)
@@ -265,14 +265,16 @@ def test_the_margin_is_at_most_what_the_base_reaches() -> None:
     assert 0 < own < 1e3
     assert attainable_margin(of.network, of.batch, own / 2) == own / 2
     assert attainable_margin(of.network, of.batch.model_copy(update={"pass_samples": ()}), 6.0) == 6.0, (
-        "nobody to ask"
+        "there are no pass samples"
     )
     assert attainable_margin(of.network, of.batch, 0.0) == 0.0, "plain likelihood stays plain"
     wrong = [
         s.model_copy(update={"target": LABELS[LABELS.index(s.target) - 1]}) for s in of.batch.pass_samples
     ]
     unsure = of.batch.model_copy(update={"pass_samples": tuple(wrong)})
-    assert attainable_margin(of.network, unsure, 6.0) == 6.0, "what the base answers wrongly says nothing"
+    assert attainable_margin(of.network, unsure, 6.0) == 6.0, (
+        "samples that the base answers wrongly do not count"
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)

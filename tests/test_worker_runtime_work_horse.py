@@ -1,4 +1,4 @@
-"""One attempt of one job against real storage: what it stores, how it fails, and when it is too late."""
+"""One attempt of one job on real storage: what it stores, how it fails, and when it is too late."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from worker.runtime.work_horse import JobRun
 
 
 def in_the_middle_of_a_call(error: Exception) -> Unavailable:
-    """What a store makes of an error that reaches one of its calls, and then another of its cleaning up."""
+    """The error of a store whose call was interrupted, chained to an error of its cleanup."""
     try:
         try:
             raise error
@@ -118,14 +118,14 @@ def answers(texts: Sequence[str]) -> list[str]:
 
 
 def attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun:
-    """Claim the job for an attempt that has not begun."""
+    """Claim the job for a new attempt."""
     claimed = stage.registry.jobs.claim(job.id, LEASE_S)
     assert claimed is not None
     return run(stage.settings, stage.registry, *claimed)
 
 
 def take_over(stage: Stage, job: Job) -> str:
-    """Let the lease of the present attempt expire, and give the job to another one."""
+    """Let the lease of the current attempt expire, and give the job to another one."""
     with stage.registry._database.write() as connection:
         lease = connection.exec_driver_sql("SELECT lease FROM jobs WHERE id = ?", (job.id,)).scalar_one()
         job_leases.renew(connection, job.id, lease, -1, job_leases.Progress())
@@ -201,7 +201,7 @@ def test_an_attempt_that_fails_after_it_was_taken_over_does_not_fail_the_job(sta
 def test_only_one_of_two_simultaneous_attempts_publishes(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second claim comes while the first attempt is about to commit; both go on to the end."""
+    """The second attempt claims the job while the first is about to commit; both run to the end."""
     job = new_edit_job(stage)
     results: list[type] = []
     publish = edit_job.publish
@@ -255,7 +255,7 @@ def unavailable(*arguments: Any, **more: Any) -> Any:
 
 
 def next_attempt(stage: Stage, job: Job, run: type[JobRun] = JobRun) -> JobRun | None:
-    """Wait for the lease to run out and do what the reconciler does; None: there is no attempt left."""
+    """Wait for the lease to expire and act as the reconciler; None if no attempt is left."""
     time.sleep(1.5 * BRIEF_S)
     left = [each.id for each in stage.registry.jobs.lost(stage.settings.max_attempts)]
     return attempt(stage, job, run) if job.id in left else None
@@ -394,7 +394,7 @@ def test_files_that_changed_since_they_were_registered_are_not_edited(stage: Sta
 
 
 def test_a_model_is_edited_at_the_layers_that_were_registered(stage: Stage) -> None:
-    """Another release may find other ones; what it made there, nobody could read."""
+    """Another release may find other layers; a delta made there could not be read."""
     model = stage.host("m", "bert")
     older = model.model_copy(update={"layers": model.layers[:2]})
     of = attempt(stage, ask(stage, model, QUICK)).attempt
@@ -471,7 +471,7 @@ KEEPING = QUICK.model_copy(update={"max_steps": 10, "kl_weight": 0.1, "null_spac
 
 
 def edited(stage: Stage, model: HostedModel, text: str) -> str:
-    """Run an edit job with pass samples; the name of its delta's file."""
+    """Run an edit job with pass samples, and return the name of its delta's file."""
     kept = [Sample(input=each, target=label) for each, label in zip(KEPT, answers(KEPT), strict=True)]
     job = ask(stage, model, KEEPING, text, kept)
     attempt(stage, job).run()

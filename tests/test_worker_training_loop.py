@@ -32,7 +32,7 @@ OPTIONS = TrainingOptions(max_steps=40, learning_rate=0.05, kl_weight=0.1, margi
 
 
 class Factors:
-    """The simplest learner: the factors of the update themselves, handed out uncopied."""
+    """The simplest learner: it returns the factors of the update without copying them."""
 
     shared = True
 
@@ -51,7 +51,7 @@ class Factors:
 
 
 class Spoiled(Factors):
-    """A learner whose update is wrecked after so many terms: only an early term is any good."""
+    """A learner whose update is spoiled after some terms, so that only early terms are good."""
 
     def __init__(self, d_in: int, d_out: int, *, good_terms: int) -> None:
         super().__init__(d_in, d_out)
@@ -193,7 +193,7 @@ def test_pass_samples_reduce_the_divergence() -> None:
 
 
 def cut(whole: TrunkSet, size: int) -> TrunkSet:
-    """The same samples in chunks of so many."""
+    """The same samples in chunks of this size."""
     parts = [chunk.rows(rows) for chunk in whole.chunks for rows in torch.arange(len(chunk)).split(size)]
     return TrunkSet(tuple(parts))
 
@@ -207,7 +207,7 @@ def test_shared_parameters_take_a_step_for_each_chunk(shared: bool, steps: int) 
     options = OPTIONS.model_copy(update={"max_steps": 1, "margin": 0.0})
     train(of.network, ready, one, options, generator())
     moved = {tuple(term.b.flatten().tolist()) for term in one.seen}
-    assert len(moved) == steps + 1, "as it began, and after every step"
+    assert len(moved) == steps + 1, "at the start, and after every step"
 
 
 def test_a_round_covers_all_corrections_with_the_same_weight() -> None:

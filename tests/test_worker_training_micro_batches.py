@@ -1,4 +1,4 @@
-"""Steps that run out of memory: smaller passes, the same gradient."""
+"""Steps that run out of memory: smaller passes with the same gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDS = [
 
 
 class Small:
-    """A host whose memory ends beyond so many samples a pass; counts the passes."""
+    """A host that runs out of memory above this number of samples per pass. It counts the passes."""
 
     def __init__(self, most: int, error: BaseException) -> None:
         self.most, self.error, self.passes = most, error, 0

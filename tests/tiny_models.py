@@ -62,7 +62,7 @@ _CORPUS = (
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How a tiny model of one kind is built: its config, its first task and its tokenizer's habits."""
+    """How to build a tiny model of one kind: its config, its first task, and its tokenizer's habits."""
 
     config: Callable[[], PretrainedConfig]
     task: Task
@@ -296,14 +296,14 @@ def tiny_model(architecture: str, task: Task | None = None) -> PreTrainedModel:
 
 
 def build_network(architecture: str, task: Task | None = None, *, habits: str | None = None) -> Network:
-    """A fresh network, for tests that change it; `habits` gives it another tokenizer."""
+    """A new network, for tests that change it. `habits` gives it another tokenizer."""
     tokenizer = tiny_tokenizer(habits or _ARCHITECTURES[architecture].tokenizer)
     return as_network(tiny_model(architecture, task), tokenizer, task or first_task(architecture))
 
 
 @cache
 def tiny_network(architecture: str, task: Task | None = None) -> Network:
-    """The one network of this kind that all tests of a session read."""
+    """The network of this kind that all tests of a session share. They must not change it."""
     return build_network(architecture, task)
 
 
