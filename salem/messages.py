@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 MAX_QUOTED = 60  # characters
+_WORDS_BEFORE = 2  # the difference, so that it can be understood
 MAX_NOTES = 20  # of one kind; another note counts the rest
 
 
@@ -14,6 +15,16 @@ def first_few(notes: Iterable[str], kind: str) -> Iterator[str]:
     yield from found[:MAX_NOTES]
     if len(found) > MAX_NOTES:
         yield f"and {len(found) - MAX_NOTES} more {kind}"
+
+
+def quote_difference(text: str, other: str) -> str:
+    """The text in quotation marks; of a long one, the part from where it differs from the other."""
+    words, others = text.split(), other.split()
+    if len(" ".join(words)) <= MAX_QUOTED:
+        return quote(text)
+    same = next((at for at, pair in enumerate(zip(words, others, strict=False)) if len(set(pair)) > 1), 0)
+    start = max(0, same - _WORDS_BEFORE)
+    return quote("\N{HORIZONTAL ELLIPSIS}" * (start > 0) + " ".join(words[start:]))
 
 
 def quote(text: str) -> str:

@@ -86,6 +86,7 @@ def test_lists_come_in_pages(client: httpx.Client, stage: Stage) -> None:
         ("/models/intents/aliases/a/history", "version", [2, 1]),
         ("/models/intents/versions/1/outcomes", "position", []),
         ("/models/intents/versions/1/flips", "position", []),
+        ("/models/intents/versions/1/broken-neighbors", "position", []),
         ("/editors", "id", []),
     ):
         cursor = "id" if path.endswith("history") else field

@@ -26,6 +26,7 @@ from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta, Scoped
 from salem.queue.job_queue import JobQueue
 from salem.records import (
+    BrokenNeighbor,
     Delta,
     Edit,
     EditRequest,
@@ -100,6 +101,17 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
     )
 
 
+BROKEN = BrokenNeighbor(
+    input="where is no order",
+    edit=0,
+    kind="negated",
+    origin="rule",
+    before="login",
+    after="refund",
+    held_out=True,
+)
+
+
 def publish(
     stage: Stage, model: HostedModel, edits: tuple[Edit, ...], parent: Version | None = None
 ) -> Version:
@@ -141,7 +153,7 @@ def publish(
         )
         for edit in edits
     ]
-    made = Publication(entries={len(version.deltas) - 1: list(enumerate(entries))})
+    made = Publication(entries={len(version.deltas) - 1: list(enumerate(entries))}, broken_neighbors=[BROKEN])
     result = edit_result(delta).model_dump(mode="json")
     return stage.registry.finish_edit(job.id, claimed[1], version, result, made)
 
@@ -326,6 +338,11 @@ def test_the_command_line(
     assert all(word in shown for word in ("1.0", "where is my order", "refund", "1.2", "0.50"))
     _, listed, _ = salem("entries", "intents@production", "--json")
     assert [entry["id"] for entry in printed_json(listed)] == ["1.0", "1.1", "1.2"]
+    status, shown, _ = salem("broken-neighbors", "intents:1")
+    assert status == 0
+    assert all(word in shown for word in ("where is no order", "negated", "rule", "login", "refund"))
+    _, listed, _ = salem("broken-neighbors", "intents@production", "--json")
+    assert [each["input"] for each in printed_json(listed)] == ["where is no order"]
     status, job, _ = salem("remove", "intents:1", "1.0", "1.2")
     assert status == 0 and printed_json(job)["kind"] == "remove"
     status, _, refusal = salem("remove", "intents:1", "9.0")

@@ -14,6 +14,7 @@ from salem import records
 from salem.records import (
     Alias,
     AliasChange,
+    BrokenNeighbor,
     Delta,
     DetailedMetrics,
     Edit,
@@ -35,6 +36,7 @@ from salem.records import (
     Flip,
     FolderSource,
     Forgetting,
+    Gate,
     GivenNeighbor,
     HeadlineMetrics,
     HostedModel,
@@ -46,6 +48,7 @@ from salem.records import (
     JobStatus,
     Layer,
     LayerScore,
+    ListedBrokenNeighbor,
     ListedEntry,
     ListedFlip,
     ListedOutcome,
@@ -112,6 +115,9 @@ MEAN = MeanExtent(**EXTENT.model_dump(), count=2)
 FORGOTTEN = EditOutcome(
     edit=0, kind="edit", input="x", forget="b", before="b", after="a", correct=True, extent=EXTENT
 )
+BROKEN = BrokenNeighbor(
+    input="who read it", edit=1, kind="negated", origin="rule", before="a", after="b", held_out=True
+)
 FLIP = Flip(input="x", text_pair="y", target="a", before="a", after="b", broken=True)
 DETAILED = DetailedMetrics(
     edit_accuracy=SHARE,
@@ -123,6 +129,8 @@ DETAILED = DetailedMetrics(
     outcomes=(OUTCOME, FORGOTTEN),
     forgetting=Forgetting(edit=MEAN, adapt=None, held_out_paraphrase=MEAN),
     flips=(FLIP,),
+    neighborhood=SHARE,
+    broken_neighbors=(BROKEN,),
     notes=("no edit has two paraphrases",),
 )
 METRICS = DETAILED.overall
@@ -171,6 +179,9 @@ ONE_OF_EACH = [
     DETAILED,
     ListedOutcome(position=0, **OUTCOME.model_dump()),
     ListedFlip(position=0, **FLIP.model_dump()),
+    BROKEN,
+    ListedBrokenNeighbor(position=0, **BROKEN.model_dump()),
+    Gate(min_neighborhood=0.9),
     FolderSource(path="team/intents"),
     HubSource(id="someone/model", revision="a" * 40),
     HostedModel(

@@ -9,6 +9,7 @@ from registry_records import NOW, claim, new_job, new_version, publish, ready_mo
 from sqlalchemy import insert
 
 from salem.records import (
+    BrokenNeighbor,
     Delta,
     DetailedMetrics,
     EditOutcome,
@@ -121,6 +122,9 @@ def test_a_thousand_chained_versions_are_listed_swept_and_resolved_fast(
 
 
 OUTCOME = EditOutcome(edit=0, kind="edit", input="x", target="a", before="b", after="a", correct=True)
+BROKEN = BrokenNeighbor(
+    input="y", edit=0, kind="negated", origin="rule", before="a", after="b", held_out=True
+)
 FLIP = Flip(input="x", target="a", before="a", after="b", broken=True)
 
 
@@ -134,9 +138,13 @@ def measured(registry: Registry, num_outcomes: int) -> Version:
         protocol="argmax",
         outcomes=tuple(OUTCOME.model_copy(update={"edit": edit}) for edit in range(num_outcomes)),
         flips=(FLIP,),
+        broken_neighbors=(BROKEN,),
     )
     version = new_version().model_copy(update={"metrics": metrics})
-    job, made = new_job(registry), Publication(outcomes=metrics.outcomes, flips=metrics.flips)
+    made = Publication(
+        outcomes=metrics.outcomes, flips=metrics.flips, broken_neighbors=metrics.broken_neighbors
+    )
+    job = new_job(registry)
     return registry.finish_edit(job.id, claim(registry, job), version, {}, made)
 
 
@@ -145,13 +153,15 @@ def test_the_results_of_samples_are_stored_separately_from_the_version(registry:
     version = measured(registry, 5)
     (listed,), _ = registry.list_versions("intents")
     (resolved,) = versions_of(registry, "intents")
+    kept_apart = {"outcomes", "flips", "broken_neighbors"}
     for found in (listed.metrics, resolved.metrics):
-        assert found is not None and set(found.model_dump()) & {"outcomes", "flips"} == set()
+        assert found is not None and set(found.model_dump()) & kept_apart == set()
     outcomes, more = registry.list_outcomes("intents", version.number, limit=3)
     assert [(each.position, each.edit) for each in outcomes] == [(0, 0), (1, 1), (2, 2)] and more
     rest, more = registry.list_outcomes("intents", version.number, limit=3, after=2)
     assert [each.edit for each in rest] == [3, 4] and not more
     assert registry.list_flips("intents", version.number)[0][0].after == "b"
+    assert registry.list_broken_neighbors("intents", version.number)[0][0].kind == "negated"
     assert registry.list_outcomes("intents", 0) == ([], False)
 
 

@@ -20,7 +20,7 @@ from registry_records import (
 from test_salem_storage_editors import finished
 
 from salem.errors import Conflict, NotFound
-from salem.records import Entry, EntryKey, JobKind, ModelReference, RecipeOptions, TextInput
+from salem.records import BrokenNeighbor, Entry, EntryKey, JobKind, ModelReference, RecipeOptions, TextInput
 from salem.storage import schema
 from salem.storage.database import Database
 from salem.storage.publication import Publication
@@ -47,9 +47,11 @@ def with_entry(registry: Registry, text: str = SECRET) -> str:
     request = {"parent": 0, "edits": [{"input": text, "target": "refund"}]}
     job, _ = registry.jobs.create(JobKind.EDIT, "intents", request)
     entry = Entry(input=text, target="refund", keys=(EntryKey(text=text, radius=0.5),))
-    registry.finish_edit(
-        job.id, claim(registry, job), new_version(blob="c" * 64), {}, Publication(entries={0: [(0, entry)]})
+    near = BrokenNeighbor(
+        input=text, edit=0, kind="quoted", origin="rule", before="a", after="b", held_out=True
     )
+    made = Publication(entries={0: [(0, entry)]}, broken_neighbors=[near])
+    registry.finish_edit(job.id, claim(registry, job), new_version(blob="c" * 64), {}, made)
     return job.id
 
 

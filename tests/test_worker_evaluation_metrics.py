@@ -46,6 +46,9 @@ class Answering:
     def answers(self, inputs: Sequence[TextInput]) -> list[str]:
         return [self.known.get(item.input, "C") for item in inputs]
 
+    def may_differ(self, inputs: Sequence[TextInput]) -> list[bool]:
+        return [True] * len(inputs)
+
     def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
         """Each sample is a little less likely than the last."""
         return [AnswerLikelihood(self.rank + place, 1 / (self.rank + place)) for place in range(len(samples))]

@@ -56,6 +56,7 @@ def post_edits(
         alias=request.alias,
         alias_was=alias_was,
         options=options.stored(),
+        gate=request.gate,
         notes=tuple(first_few(notes, "texts that override an entry")),
     )
     job, _ = services.registry.jobs.create(

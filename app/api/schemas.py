@@ -5,12 +5,12 @@ Knows their fields only; `app.validation` checks the content.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import Header, Path, Query
 from pydantic import BeforeValidator, Field
 
-from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText
+from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText, as_object
 from app.validation.recipes import AnyOptions, default_options
 from salem.records import (
     EDITOR_ID_PATTERN,
@@ -19,6 +19,7 @@ from salem.records import (
     EditorResult,
     EditResult,
     ExplainedPrediction,
+    Gate,
     JobKind,
     JobStatus,
     ListedEntry,
@@ -65,11 +66,6 @@ AfterNumber = Annotated[
 DEFAULT_PAGE = 100
 
 
-def _as_object(item: Any) -> Any:
-    """Turn a plain string into an input without a pair."""
-    return {"input": item} if isinstance(item, str) else item
-
-
 class ModelIn(Record):
     """A model to host: where its weights are, and labeled samples to measure it on."""
 
@@ -95,6 +91,10 @@ class EditsIn(Record):
         None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
+    gate: Gate = Field(
+        Gate(),
+        description="Bounds on the version's metrics. If it misses one, the job fails without a version",
+    )
     options: AnyOptions = Field(
         default_factory=lambda: default_options(), description="A recipe and its options (docs/recipes.md)"
     )
@@ -118,7 +118,7 @@ class PredictIn(Record):
     """Inputs for a model, a version, or an alias. A bare name is the base."""
 
     model: str
-    inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(_as_object)], ...], BOUNDED]
+    inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(as_object)], ...], BOUNDED]
     max_new_tokens: int = Field(32, ge=1, le=512)
     explain: bool = Field(False, description="For each answer, say which edit matched the input")
 

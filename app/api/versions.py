@@ -14,7 +14,14 @@ from app.api.schemas import (
     page_of,
 )
 from app.api.services import ServicesDep
-from salem.records import ListedFlip, ListedOutcome, ModelReference, Version, VersionHeader
+from salem.records import (
+    ListedBrokenNeighbor,
+    ListedFlip,
+    ListedOutcome,
+    ModelReference,
+    Version,
+    VersionHeader,
+)
 
 router = APIRouter(tags=["versions"])
 
@@ -64,3 +71,18 @@ def list_flips(
     `after` is the last `position` of the previous page.
     """
     return page_of(services.registry.list_flips(name, number, limit=limit, after=after))
+
+
+@router.get("/models/{name}/versions/{number}/broken-neighbors")
+def list_broken_neighbors(
+    name: ModelName,
+    number: VersionNumber,
+    services: ServicesDep,
+    limit: PageSize = DEFAULT_PAGE,
+    after: AfterNumber = None,
+) -> Page[ListedBrokenNeighbor]:
+    """The near neighbors of the edits whose answers the version changed, with their kind and origin.
+
+    `after` is the last `position` of the previous page.
+    """
+    return page_of(services.registry.list_broken_neighbors(name, number, limit=limit, after=after))

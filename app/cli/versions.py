@@ -1,4 +1,4 @@
-"""Commands for the content of a version: list its entries, and remove edits.
+"""Commands for the content of a version: list its entries and broken neighbors, and remove edits.
 
 Builds request bodies from arguments. Must not know how requests are sent or how answers are printed.
 """
@@ -35,6 +35,15 @@ def entries(version: VersionName, as_json: AsJson = False, url: Url = None) -> N
     print_rows(rows, ("id", "input", "text_pair", "target", "forget", "keys", "radius"), as_json)
     if page["note"] and not as_json:
         typer.echo(page["note"], err=True)
+
+
+@commands.command("broken-neighbors")
+def broken_neighbors(version: VersionName, as_json: AsJson = False, url: Url = None) -> None:
+    """List the near neighbors of a version's edits whose answer changed."""
+    with client_for(url) as client:
+        rows = client.get_all(f"{_path(client, version)}/broken-neighbors", "position")
+    columns = ("edit", "kind", "origin", "input", "text_pair", "target", "before", "after", "held_out")
+    print_rows(rows, columns, as_json)
 
 
 @commands.command()

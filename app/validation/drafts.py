@@ -72,12 +72,31 @@ class DraftReference(DraftSample):
         return Edit(**self.model_dump())
 
 
+class DraftNeighbor(DraftText):
+    """A near neighbor of an edit: an input that must keep its answer."""
+
+    target: str | None = Field(None, description="Its correct answer: then this answer is fine, too")
+
+
+def as_object(item: Any) -> Any:
+    """A plain string as an input without a pair."""
+    return {"input": item} if isinstance(item, str) else item
+
+
 class DraftEdit(DraftText):
     """A correction: the correct answer, or an answer to forget."""
 
     target: str | None = Field(None, description="The correct answer; null to forget an answer")
     forget: str | None = Field(None, description="Without a target: the answer to move away from")
     paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
+    neighbors: Annotated[tuple[Annotated[DraftNeighbor, BeforeValidator(as_object)], ...], BOUNDED] = Field(
+        (),
+        description="Similar inputs that must keep their answers: texts, or objects with `input`, "
+        "`text_pair`, and `target`. Without a `text_pair`, they have that of the edit",
+    )
+    subject: str | None = Field(
+        None, description="The part of `input` that the edit is about. Default: the job finds it"
+    )
 
     @property
     def answer(self) -> str:
@@ -89,5 +108,14 @@ class DraftEdit(DraftText):
         """The target and the answer to forget."""
         return self.target, self.forget
 
+    @property
+    def whole_neighbors(self) -> tuple[DraftNeighbor, ...]:
+        """The neighbors; those without a second text have that of the edit."""
+        return tuple(
+            neighbor if neighbor.text_pair else neighbor.model_copy(update={"text_pair": self.text_pair})
+            for neighbor in self.neighbors
+        )
+
     def checked(self) -> Edit:
-        return Edit(**self.model_dump())
+        neighbors = [neighbor.model_dump() for neighbor in self.whole_neighbors]
+        return Edit(**self.model_dump() | {"neighbors": neighbors})

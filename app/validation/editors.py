@@ -48,10 +48,18 @@ def check_corpus(
     found += check_edit_request(
         model, edits, pass_samples, options=options, limits=limits, count_tokens=count_tokens
     )
+    found += _check_no_neighbors(edits)
     found += _check_nothing_forgotten(
         edits, "an editor learns from correct answers only; leave out this edit"
     )
     return found
+
+
+def _check_no_neighbors(edits: Sequence[DraftEdit]) -> Iterator[Pointer]:
+    for index, edit in enumerate(edits):
+        if edit.neighbors:
+            detail = "an editor is not measured on neighbors; leave them out, and send them with POST /edits"
+            yield Pointer(f"/edits/{index}/neighbors", detail)
 
 
 def _check_nothing_forgotten(edits: Sequence[DraftEdit], remedy: str) -> Iterator[Pointer]:

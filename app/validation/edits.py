@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.validation.drafts import DraftEdit, DraftSample, words_of
+from app.validation.neighbors import check_neighbors, check_number_of_neighbors
 from app.validation.recipes import OptionsIn, RecipeTraits, catalog
 from app.validation.texts import (
     CountTokens,
@@ -85,6 +86,7 @@ def check_edit_request(
     if isinstance(options, OptionsIn):
         found += _check_recipe(edits, options.traits)
     found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
+    found += check_neighbors(model, edits, count_tokens)
     found += _check_agreement([place for place in places if countable(model, place.sample)])
     return found
 
@@ -107,6 +109,7 @@ def _check_limits(
         if (count := len(edit.paraphrases)) > (most := limits.max_paraphrases):
             at = f"/edits/{index}/paraphrases"
             yield Pointer(at, f"{count} paraphrases, but the limit is {most}; leave some out")
+    yield from check_number_of_neighbors(edits)
     if (count := len(pass_samples)) > (most := limits.max_pass_samples):
         yield Pointer("/pass_samples", f"{count} pass samples, but the limit is {most}; leave some out")
 

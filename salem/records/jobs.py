@@ -10,7 +10,7 @@ from pydantic import Field
 
 from salem.records.base import Name, Record, Sha256
 from salem.records.method import EditorOptions, LayerScore, RecipeOptions
-from salem.records.metrics import Forgetting, Proportion
+from salem.records.metrics import Forgetting, Gate, Proportion
 from salem.records.samples import Edit, Sample
 
 
@@ -81,6 +81,7 @@ class EditRequest(Record):
     alias: Name | None = None  # moves to the new version at the end, unless somebody moved it meanwhile
     alias_was: int | None = None  # its version when the job was created; None: it did not exist
     options: RecipeOptions
+    gate: Gate = Gate()
     notes: tuple[str, ...] = ()  # from before training: which entries of the parent it overrides
 
 
@@ -128,6 +129,7 @@ class HeadlineMetrics(Record):
     generalization: Proportion | None = None
     drawdown: Proportion | None = None
     locality: Proportion | None = None
+    neighborhood: Proportion | None = None
     forgetting: Forgetting | None = None
     held_out: int = 0  # number of pass samples that drawdown is measured on
     notes: tuple[str, ...] = ()

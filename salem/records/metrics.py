@@ -1,11 +1,13 @@
-"""Metrics of an edit: proportions with their intervals, outcomes, and flips (docs/metrics.md)."""
+"""Metrics of an edit: proportions with their intervals, and results of single samples (docs/metrics.md)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from salem.records.base import Record
-from salem.records.samples import Sample
+from salem.records.samples import Neighbor, Sample
 
 
 class Proportion(Record):
@@ -54,6 +56,21 @@ class Flip(Record):
     broken: bool
 
 
+class BrokenNeighbor(Neighbor):
+    """A near neighbor of an edit whose answer changed, and not to its target if it has one."""
+
+    before: str
+    after: str
+    held_out: bool  # only these count in `neighborhood`; the other half calibrates scopes
+
+
+class Gate(Record):
+    """Bounds on the metrics of a job's version. If it misses one, the job fails and publishes nothing."""
+
+    min_neighborhood: float | None = Field(default=None, ge=0, le=1)
+    max_drawdown: float | None = Field(default=None, ge=0, le=1)
+
+
 class Forgetting(Record):
     """The extent of forgetting by kind of sample. A kind without samples is None."""
 
@@ -70,6 +87,7 @@ class Metrics(Record):
     generalization: Proportion | None  # None: there are no held-out paraphrases; `notes` says why
     drawdown: Proportion | None  # None: there are no held-out pass samples
     locality: Proportion | None  # share of held-out pass samples whose answer did not change at all
+    neighborhood: Proportion | None = None  # share of held-out neighbors that keep their answer
     forgetting: Forgetting | None = None  # None: no edit forgets
     protocol: Literal["argmax", "free generation"]
     notes: tuple[str, ...] = ()
@@ -80,6 +98,7 @@ class DetailedMetrics(Metrics):
 
     outcomes: tuple[EditOutcome, ...]
     flips: tuple[Flip, ...]
+    broken_neighbors: tuple[BrokenNeighbor, ...] = ()
 
     @property
     def overall(self) -> Metrics:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from salem.records.base import EDIT_ID_PATTERN, Name, Record, Sha256
 from salem.records.method import RecipeOptions
-from salem.records.metrics import EditOutcome, Flip, Metrics
+from salem.records.metrics import BrokenNeighbor, EditOutcome, Flip, Metrics
 from salem.records.samples import Sample
 
 
@@ -119,6 +119,12 @@ class ListedOutcome(EditOutcome):
 
 class ListedFlip(Flip):
     """A flip in a list. The next page starts after `position`."""
+
+    position: int
+
+
+class ListedBrokenNeighbor(BrokenNeighbor):
+    """A broken neighbor in a list. The next page starts after `position`."""
 
     position: int
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from salem.records import EditOutcome, Entry, Flip, Name, Sha256
+from salem.records import BrokenNeighbor, EditOutcome, Entry, Flip, Name, Sha256
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Publication:
     """By place of a delta in the chain: its entries, each with the place of its edit in the request."""
     outcomes: Sequence[EditOutcome] = ()
     flips: Sequence[Flip] = ()
+    broken_neighbors: Sequence[BrokenNeighbor] = ()
     metric: Sha256 | None = None
     """A scope metric that the job trained, for the next job of the hosted model."""
     given_metric: Sha256 | None = None

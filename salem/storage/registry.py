@@ -22,6 +22,7 @@ from salem.records import (
     HostedModel,
     Job,
     JobKind,
+    ListedBrokenNeighbor,
     ListedFlip,
     ListedOutcome,
     ModelReference,
@@ -190,6 +191,14 @@ class Registry:
         with self._database.read() as connection:
             _check_version(connection, name, number)
             return version_rows.list_flips(connection, name, number, limit=limit, after=after)
+
+    def list_broken_neighbors(
+        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[ListedBrokenNeighbor], bool]:
+        """One page of the broken neighbors of a version, and whether there are more. Raises NotFound."""
+        with self._database.read() as connection:
+            _check_version(connection, name, number)
+            return version_rows.list_broken_neighbors(connection, name, number, limit=limit, after=after)
 
     def finish_edit(
         self,

@@ -177,6 +177,7 @@ def _results_of_samples(name: str) -> Table:
 
 outcomes = _results_of_samples("outcomes")
 flips = _results_of_samples("flips")
+broken_neighbors = _results_of_samples("broken_neighbors")
 
 entries = Table(
     "entries",

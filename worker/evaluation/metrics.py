@@ -1,4 +1,4 @@
-"""Measures a version: its answers to edits, paraphrases, and held-out pass samples, before and after.
+"""Measures a version: its answers to edits, paraphrases, held-out pass samples, and near neighbors.
 
 docs/metrics.md defines the metrics and their sources. Must not know how the delta was made.
 """
@@ -22,6 +22,7 @@ from salem.records import (
     Sample,
     TextInput,
 )
+from worker.evaluation.neighborhood import EditedAnswers, measure_neighbors
 from worker.numerics.intervals import paired_drop, proportion
 
 Kind = Literal["edit", "adapt", "held_out_paraphrase"]
@@ -43,12 +44,27 @@ class AnswerSource(Protocol):
     def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]: ...
 
 
+class EditedSource(AnswerSource, EditedAnswers, Protocol):
+    """A version that was made from another one."""
+
+
 def evaluate(
-    batch: EditBatch, before: AnswerSource, after: AnswerSource, *, generates: bool, notes: Sequence[str] = ()
+    batch: EditBatch,
+    before: AnswerSource,
+    after: EditedSource,
+    *,
+    generates: bool,
+    unedited: AnswerSource | None = None,
+    notes: Sequence[str] = (),
 ) -> DetailedMetrics:
-    """Measure the new version (`after`) against its parent (`before`) on all parts of the batch."""
+    """Measure the new version (`after`) against its parent (`before`) on all parts of the batch.
+
+    Args:
+        unedited: gives the answers of neighbors without the edits of the batch; by default the parent.
+    """
     outcomes = _outcomes(batch, before, after)
     flips, drawdown, locality = _drawdown(batch.held_out_pass_samples, before, after)
+    neighborhood, broken = measure_neighbors(batch, unedited or before, after)
     edit_accuracy = _accuracy(outcomes, "edit")
     assert edit_accuracy is not None, "an edit batch holds at least one edit"
     return DetailedMetrics(
@@ -57,10 +73,12 @@ def evaluate(
         generalization=_accuracy(outcomes, "held_out_paraphrase"),
         drawdown=drawdown,
         locality=locality,
+        neighborhood=neighborhood,
         forgetting=_forgetting(outcomes),
         protocol="free generation" if generates else "argmax",
         outcomes=outcomes,
         flips=flips,
+        broken_neighbors=broken,
         notes=(*_missing_metrics(batch), *notes),
     )
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from salem.deltas.files import pack
 from salem.deltas.terms import LayerDelta
+from salem.models.chat import TurnFinder
 from salem.models.network import Network
 from salem.models.tensor_files import read_header
 from salem.records import (
@@ -37,6 +38,7 @@ from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.evaluation import versions
 from worker.evaluation.metrics import evaluate
+from worker.evaluation.neighborhood import notes_on_neighbors
 from worker.jobs.removal_plan import Change, Step, cut, plan, reduced, remaining_batch
 from worker.pipeline.budget import job_estimate
 from worker.pipeline.context import EditJob
@@ -248,15 +250,18 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
 
 def _measure(chain: NewChain, parent: Version) -> DetailedMetrics | None:
     """Measure the new version against its parent on the remaining edits; None if no edit remains."""
+    network = chain.network
     batch = remaining_batch([(new.batch, new.remaining) for new in chain.deltas])
     if not batch.edit_samples:
         return None
     longest = max(recipe_of(request.options).options.max_new_tokens for request in chain.requests.values())
 
-    old = [chain.attempt.unpacked(delta, chain.model, chain.network) for delta in parent.deltas]
+    old = [chain.attempt.unpacked(delta, chain.model, network) for delta in parent.deltas]
     new = [new.applied for new in chain.deltas]
-    before, after = (versions.EditedModel(chain.network, deltas, longest) for deltas in (old, new))
-    return evaluate(batch, before, after, generates=chain.network.task.generates)
+    before, after, base = (versions.EditedModel(network, deltas, longest) for deltas in (old, new, ()))
+    metrics = evaluate(batch, before, after, generates=network.task.generates, unedited=base)
+    near = notes_on_neighbors(metrics, batch.edit_samples, TurnFinder.of(network.tokenizer))
+    return metrics.model_copy(update={"notes": (*metrics.notes, *near)})
 
 
 def _publish(
@@ -281,6 +286,7 @@ def _publish(
         entries={place: new.entries for place, new in enumerate(chain.deltas) if new.entries},
         outcomes=metrics.outcomes if metrics else (),
         flips=metrics.flips if metrics else (),
+        broken_neighbors=metrics.broken_neighbors if metrics else (),
         metric=next(
             # A metric that was trained again without the removed edits becomes the hosted model's metric.
             (each.delta.metric for each in chain.deltas if each.replaces == chain.model.scope_metric),

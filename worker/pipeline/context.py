@@ -49,6 +49,7 @@ class EditContext:
     may_fail: bool = False  # keep the delta even if no edit holds (for replays)
     # predict
     before: tuple[str, ...] = ()  # the parent's answers to the edit samples
+    neighbor_answers: Mapping[str, str] = field(default_factory=dict)  # of the parent, by content hash
     # layer
     training_batch: EditBatch = _LATER  # the batch, with the model's replacements for answers to forget
     layer: Layer = _LATER

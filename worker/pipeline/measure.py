@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from salem.inference.predict import is_right
 from salem.messages import first_few, quote
+from salem.models.chat import TurnFinder
 from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.metrics import evaluate
+from worker.evaluation.neighborhood import notes_on_neighbors
 from worker.evaluation.versions import EditedModel, OverlaidModel, on_top
 from worker.pipeline.context import ContextT, EditContext
 
@@ -25,6 +27,7 @@ def measure(context: ContextT) -> ContextT:
     # Measure what is served: on a GPU, a plain delta is cast to the model's type, which may be narrower.
     delta = context.delta.to(network.device, network.model.dtype)
     after = on_top(before, delta, context.artifacts.cache)
+    before.known.update(context.neighbor_answers)
     if not context.parent and isinstance(after, OverlaidModel):
         before.known.update(context.base_answers)
     lost = notes_on_lost_edits(network, before, after, context.earlier_edits, context.batch)
@@ -32,16 +35,18 @@ def measure(context: ContextT) -> ContextT:
     metrics = evaluate(context.batch, before, after, generates=network.task.generates, notes=notes)
     if metrics.edit_accuracy.value == 0 and not context.may_fail:
         raise recipe.failure(context.layer, context.batch.edit_samples)
-    notes = (*metrics.notes, *recipe.notes(metrics, context.artifacts))
+    near = notes_on_neighbors(metrics, context.batch.edit_samples, TurnFinder.of(network.tokenizer))
+    notes = (*metrics.notes, *near, *recipe.notes(metrics, context.artifacts))
     return replace(context, metrics=metrics.model_copy(update={"notes": notes}))
 
 
 def _not_given(context: EditContext) -> Iterator[str]:
     """Notes for edits that forget an answer that the parent does not give, so their outcomes say little."""
     pairs = zip(context.before, context.batch.edit_samples, strict=True)
+    finder = TurnFinder.of(context.network.tokenizer)
     notes = (
-        f"the answer to {quote(sample.input)} was {quote(output)}, not {quote(sample.answer)}, which "
-        "the edit forgets; to change the current answer, forget that one"
+        f"the answer to {quote(finder.question(sample.input))} was {quote(output)}, not "
+        f"{quote(sample.answer)}, which the edit forgets; to change the current answer, forget that one"
         for output, sample in pairs
         if sample.forgets and is_right(output, sample)
     )

@@ -1,4 +1,4 @@
-"""Step 8: stores the delta's files, then publishes the version and ends the job in one transaction."""
+"""Step 9: stores the delta's files, then publishes the version and ends the job in one transaction."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def publish(job: EditJob) -> None:
         entries={len(job.below): list(enumerate(job.trained.entries))},
         outcomes=job.metrics.outcomes,
         flips=job.metrics.flips,
+        broken_neighbors=job.metrics.broken_neighbors,
         metric=delta.metric if job.trained.metric_is_new else None,
         given_metric=job.given_metric,
         alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
@@ -121,4 +122,5 @@ def _proportions(metrics: Metrics) -> dict[str, Proportion | None]:
         "generalization": metrics.generalization,
         "drawdown": metrics.drawdown,
         "locality": metrics.locality,
+        "neighborhood": metrics.neighborhood,
     }

@@ -14,6 +14,7 @@ from salem.records import JobState, Name
 from salem.storage.schema import (
     alias_history,
     aliases,
+    broken_neighbors,
     deltas,
     editors,
     entries,
@@ -28,9 +29,10 @@ from salem.storage.schema import (
 
 _NUM_SHOWN = 5
 _NOT_ENDED = jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING])
-_OF_A_VERSION = (outcomes, flips, deltas)  # rows with its number; entries have it as `made_in`
+# Rows with the number of a version; entries have it as `made_in`.
+_OF_A_VERSION = (outcomes, flips, broken_neighbors, deltas)
 _OF_A_MODEL = (
-    *(outcomes, flips, deltas, entry_texts, entries, versions, editors),
+    *(outcomes, flips, broken_neighbors, deltas, entry_texts, entries, versions, editors),
     *(alias_history, aliases, jobs, reference_samples),
 )
 

@@ -1,13 +1,13 @@
 """Rows of versions: each function works inside its caller's transaction.
 
-Knows the tables `versions`, `outcomes`, and `flips`, and the requests of the jobs that made the versions.
-Must not know when to commit. `chains` stores the deltas, and `aliases` the names.
+Knows the tables `versions`, `outcomes`, `flips`, and `broken_neighbors`, and the requests of the jobs that
+made the versions. Must not know when to commit. `chains` stores the deltas, and `aliases` the names.
 Version 0, the base, has no row: `base_of` makes it from its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, Table, func, insert, select, update
 
@@ -18,17 +18,28 @@ from salem.records import (
     EditRequest,
     HostedModel,
     JobKind,
+    ListedBrokenNeighbor,
     ListedFlip,
     ListedOutcome,
     ModelState,
     Name,
+    Record,
     Version,
     VersionHeader,
 )
 from salem.storage.publication import Publication
 from salem.storage.rows import chains
 from salem.storage.rows.pages import cut
-from salem.storage.schema import columns_of, flips, jobs, models, outcomes, row_values, versions
+from salem.storage.schema import (
+    broken_neighbors,
+    columns_of,
+    flips,
+    jobs,
+    models,
+    outcomes,
+    row_values,
+    versions,
+)
 
 _HEADER_COLUMNS = columns_of(versions, VersionHeader)
 
@@ -116,7 +127,12 @@ def append(connection: Connection, version: Version, job_id: str, made: Publicat
     dropped = chains.dropped_from(parent, deltas)
     connection.execute(insert(versions).values(values | {"dropped": dropped}))
     chains.append(connection, version.model, number, parent, deltas)
-    for table, results in ((outcomes, made.outcomes), (flips, made.flips)):
+    of_samples: tuple[tuple[Table, Sequence[Record]], ...] = (
+        (outcomes, made.outcomes),
+        (flips, made.flips),
+        (broken_neighbors, made.broken_neighbors),
+    )
+    for table, results in of_samples:
         rows = [
             {
                 "model": version.model,
@@ -160,6 +176,14 @@ def list_flips(
     """Flips of a version; True if there are more."""
     rows, more = _results(connection, flips, model, number, limit, after)
     return [ListedFlip.model_validate(row) for row in rows], more
+
+
+def list_broken_neighbors(
+    connection: Connection, model: Name, number: int, *, limit: int, after: int | None
+) -> tuple[list[ListedBrokenNeighbor], bool]:
+    """Broken neighbors of a version; True if there are more."""
+    rows, more = _results(connection, broken_neighbors, model, number, limit, after)
+    return [ListedBrokenNeighbor.model_validate(row) for row in rows], more
 
 
 def _results(
