@@ -442,13 +442,17 @@ def test_a_folder_that_changes_during_registration_is_refused(
     assert stage.registry.get_model("m").state is ModelState.FAILED
 
 
-def test_a_lease_is_renewed_as_long_as_its_reporter_runs(stage: Stage) -> None:
+def test_a_lease_and_the_time_left_are_renewed_as_long_as_the_reporter_runs(stage: Stage) -> None:
     job = new_edit_job(stage)
     claimed = stage.registry.jobs.claim(job.id, 0.3)
     assert claimed is not None
-    with JobReporter(stage.registry, job.id, claimed[1], 0.3):
+    with JobReporter(stage.registry, job.id, claimed[1], 0.3) as reporter:
+        reporter.phase("training", 0.5)
+        first = stage.registry.jobs.get(job.id).time_left_s
         time.sleep(0.7)  # deep in a long call
         assert stage.registry.jobs.claim(job.id, LEASE_S) is None
+        later = stage.registry.jobs.get(job.id).time_left_s
+    assert first is not None and later is not None and later > first + 0.3
     time.sleep(0.4)
     assert stage.registry.jobs.claim(job.id, LEASE_S) is not None
 

@@ -1,7 +1,8 @@
 """Keeps the row of a running job up to date: lease, phase, progress, time left.
 
-A thread renews the lease during long calls. If the lease is lost, the next report raises `LeaseLost` in the
-job's thread. If the database cannot be reached, the job goes on. Must not know what the job does.
+During long calls, a thread renews the lease and the estimate of the time left. If the lease is lost, the next
+report raises `LeaseLost` in the job's thread. If the database cannot be reached, the job goes on. Must not
+know what the job does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class JobReporter:
     def __init__(self, registry: Registry, job_id: str, lease: str, lease_s: float) -> None:
         self._registry, self._job_id, self._lease, self._lease_s = registry, job_id, lease, lease_s
         self._began = time.monotonic()
+        self._share: float | None = None
         self._lost: LeaseLost | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -57,7 +59,8 @@ class JobReporter:
         saliency: Sequence[LayerScore] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        progress = Progress(phase, share, self._time_left_s(share), saliency, metrics)
+        self._share = share or self._share
+        progress = Progress(phase, share, self._time_left_s(), saliency, metrics)
         if self._lost is not None:
             raise self._lost
         try:
@@ -67,16 +70,17 @@ class JobReporter:
                 raise
             self._missed(error)
 
-    def _time_left_s(self, share: float | None) -> float | None:
-        """An estimate that assumes a constant speed."""
-        if not share:
+    def _time_left_s(self) -> float | None:
+        """An estimate that assumes a constant speed. Without new reports, it grows."""
+        if not self._share:
             return None
-        return (time.monotonic() - self._began) * (1 - share) / share
+        return (time.monotonic() - self._began) * (1 - self._share) / self._share
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._lease_s / 3):
             try:
-                self._registry.jobs.report(self._job_id, self._lease, self._lease_s)
+                progress = Progress(time_left_s=self._time_left_s())
+                self._registry.jobs.report(self._job_id, self._lease, self._lease_s, progress)
             except LeaseLost as lost:
                 self._lost = lost
                 return
