@@ -102,6 +102,10 @@ class DeltaRejected(SalemError):
     code, title = "delta_rejected", "A stored delta failed its checks and was not applied"
 
 
+class EncoderMissing(SalemError):
+    status, code, title = 503, "encoder_missing", "The scope encoder of a version is not available"
+
+
 class BlobCorrupted(SalemError):
     code, title = "blob_corrupted", "A stored file is damaged"
 

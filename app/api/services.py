@@ -47,6 +47,7 @@ class Services:
             device=settings.device,
             max_resident_models=settings.max_resident_models,
             num_threads=settings.num_threads,
+            scope_encoder=settings.scope_encoder,
         )
         queue = JobQueue.connect(settings.effective_redis_url, settings.queue)
         queues = PredictionQueues(settings.max_queued_predictions)

@@ -48,6 +48,7 @@ class Engine:
         device: str = "auto",
         max_resident_models: int = 4,
         num_threads: int = 0,
+        scope_encoder: str = "package",
     ) -> None:
         if num_threads:
             torch.set_num_threads(num_threads)
@@ -55,7 +56,7 @@ class Engine:
         self._device = device
         self._models = LoadedModels(max_resident_models)  # by identity and task
         self._tokenizers = TokenizerCache(max_resident_models)  # by identity
-        self._versions = LoadedVersions(blobs, device)
+        self._versions = LoadedVersions(blobs, device, scope_encoder)
 
     def predict(
         self,

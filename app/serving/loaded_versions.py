@@ -12,14 +12,16 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakValueDictionary
 
 import torch
 
 from salem.deltas.chain import Chain
-from salem.deltas.files import unpack
+from salem.deltas.files import Readers, unpack
 from salem.models.devices import resolve_device
 from salem.records import Delta, HostedModel
+from salem.scope.encoder_files import encoder_named
 from salem.scope.metric import Metric
 from salem.scope.metric_files import unpack_metric
 from salem.storage.blobs import BlobStore
@@ -71,8 +73,11 @@ class Fetched:
 class LoadedVersions:
     """Reads versions from the blob store and keeps them. Threads share it."""
 
-    def __init__(self, blobs: BlobStore, device: str, cache: ChainCache | None = None) -> None:
+    def __init__(
+        self, blobs: BlobStore, device: str, scope_encoder: str, cache: ChainCache | None = None
+    ) -> None:
         self._blobs, self._device = blobs, device
+        self._readers = Readers(self._metric, partial(encoder_named, source=scope_encoder))
         self._cache = cache or ChainCache()
         # By blob name. Chains hold on to their metrics: one that no kept chain uses is dropped.
         self._metrics: WeakValueDictionary[str, Metric] = WeakValueDictionary()
@@ -120,7 +125,7 @@ class LoadedVersions:
         for part in _in_parts(names):
             with ThreadPoolExecutor(READERS) as pool:
                 files = pool.map(self._blobs.get, part)
-            deltas = [unpack(data, base_sha256=base, layers=layers, metric=self._metric) for data in files]
+            deltas = [unpack(data, base_sha256=base, layers=layers, readers=self._readers) for data in files]
             parts.append(Chain.of(deltas))
         return Chain.concat(parts)
 

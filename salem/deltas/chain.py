@@ -1,6 +1,6 @@
 """A chain: all deltas of a version, joined so that a thousand of them cost about what one does.
 
-The scoped deltas of a chain act as one term. One scope per metric decides which entry fires, and one hook per
+The scoped deltas of a chain act as one term. One scope per reader (a metric, or the scope encoder) decides which entry fires, and one hook per
 layer adds that entry's value. If several scopes hold an input, the newest delta prevails: a later correction
 overrides an earlier one. Joining copies entries and changes none of them, so a chain without an edit equals a
 chain that never had it.
@@ -10,18 +10,17 @@ Must not know how deltas are made, where they are stored, or which version they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from salem.deltas.terms import DecodingPosition, LayerDelta, Scoped, adding, answer_positions
-from salem.scope.lookups import Lookups
-from salem.scope.scope import Firing, Scope
+from salem.scope.firing import Firing, Reading
+from salem.scope.scope import Scope, joined_scope
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Chain:
 
     num_deltas: int
     plain: tuple[LayerDelta, ...]  # terms that act on every input
-    scopes: tuple[Scope, ...]  # one per metric; owners are numbers of the chain's entries
+    scopes: tuple[Scope, ...]  # one per reader; owners are numbers of the chain's entries
     layers: tuple[LayerEntries, ...]  # one per layer
     delta_of: Tensor  # [e] int64, ascending: the delta that each entry comes from
     layer_of: Tensor  # [e] int64: the place of its layer in `layers`
@@ -107,14 +106,14 @@ class Chain:
         for chain in chains:
             for scope in chain.scopes:
                 shifted = replace(scope, owners=scope.owners + num_entries)
-                scopes.setdefault(scope.metric.sha256, []).append(shifted)
+                scopes.setdefault(scope.reader, []).append(shifted)
             for entries in chain.layers:
                 layers.setdefault(entries.layer, []).append(entries)
             num_entries += len(chain.delta_of)
         return cls(
             sum(chain.num_deltas for chain in chains),
             tuple(delta for chain in chains for delta in chain.plain),
-            tuple(_joined_scope(parts) for parts in scopes.values()),
+            tuple(joined_scope(parts) for parts in scopes.values()),
             tuple(_joined_entries(parts) for parts in layers.values()),
             *_joined_places(chains, list(layers)),
         )
@@ -139,16 +138,12 @@ class Chain:
             self.row_of.to(device),
         )
 
-    def fire_at(self, points: Mapping[str, Tensor], lookups: Lookups) -> Firing | None:
-        """Which entry acts on each of n inputs; None if the chain has no entries.
-
-        Args:
-            points: by the metric's sha256: where the inputs lie [n, m].
-        """
+    def fire(self, reading: Reading) -> Firing | None:
+        """Which entry acts on each input that was read; None if the chain has no entries."""
         found: Firing | None = None
         for scope in self.scopes:
-            ages = self.delta_of[scope.owners.long()]  # [k]
-            firing = scope.fire_at(points[scope.metric.sha256], lookups, ages)
+            ages = self.delta_of[scope.owners.long().to(self.delta_of.device)]  # [k]
+            firing = scope.fire(reading, ages)
             found = firing if found is None else self._newest(found, firing)
         return found
 
@@ -275,18 +270,3 @@ def _joined_starts(parts: Sequence[Tensor]) -> Tensor:
     offsets = list(accumulate((int(part[-1]) for part in parts), initial=0))
     shifted = [part[:-1] + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
     return torch.cat([*shifted, parts[0].new_tensor(offsets[-1:])])
-
-
-def _joined_scope(parts: Sequence[Scope]) -> Scope:
-    """Scopes in one metric as one. Padding changes nothing: it has probability 0, and words end before it."""
-    if len(parts) == 1:
-        return parts[0]
-    found = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("keys", "radii", "owners", "first_token_weights", "lexical_weights")
-    }
-    for name in ("token_ids", "token_probabilities", "words"):
-        tensors = [getattr(part, name) for part in parts]
-        width = max(tensor.shape[1] for tensor in tensors)
-        found[name] = torch.cat([F.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
-    return Scope(parts[0].metric, **found)

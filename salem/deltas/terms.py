@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salem.records import Layer
-from salem.scope.scope import Firing, Scope
+from salem.scope.firing import Firing
+from salem.scope.scope import Scope
 
 Addition = Callable[[Tensor], Tensor]  # [.., d_in] -> [.., d_out]
 

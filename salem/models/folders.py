@@ -36,7 +36,7 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
             the hub cannot serve it.
     """
     if isinstance(source, HubSource):
-        return _downloaded(source)
+        return downloaded(source)
     parts = source.path.split("/")
     if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part) for part in parts):
         raise UnsupportedModel(f'"{source.path}" is not a plain relative path under the models root.')
@@ -60,7 +60,7 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
     return folder
 
 
-def _downloaded(source: HubSource) -> Path:
+def downloaded(source: HubSource) -> Path:
     try:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_HUB_FILES))
     except HFValidationError as error:

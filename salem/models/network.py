@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from salem.errors import UnsupportedModel
+from salem.models.chat import TurnFinder
 from salem.models.layers import find_layers
 from salem.models.streaming import BlockWeights
 from salem.records import Layer, Task
@@ -62,6 +64,11 @@ class Network:
         candidates = [getattr(self.model.config, name, None) for name in named]
         candidates += [self.tokenizer.bos_token_id, self.eos_id]
         return next((candidate for candidate in candidates if isinstance(candidate, int)), self.pad_id)
+
+    @cached_property
+    def turns(self) -> TurnFinder:
+        """Finds the last user turn in a prompt of a chat model."""
+        return TurnFinder.of(self.tokenizer)
 
     def module(self, path: str) -> nn.Module:
         found: nn.Module = self.model.get_submodule(path)

@@ -1,7 +1,7 @@
 """Files of named tensors with a header: safetensors with a checksum over the whole file.
 
 The same tensors and header give the same bytes, so a content-addressed store keeps one copy. Values are
-float32 and finite; texts are uint8. Must not know what the tensors mean.
+finite, in float32 or float16; texts are uint8. Must not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from salem.errors import DeltaRejected
 
 FORMAT_VERSION = "2"
 TEXT = torch.uint8
+HALF = torch.float16
 
 
 def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     """The bytes of a file. safetensors writes metadata in varying order; here it is sorted."""
     stored = {
         name: value.detach()
-        .to("cpu", value.dtype if value.dtype is TEXT else torch.float32)
+        .to("cpu", value.dtype if value.dtype in (TEXT, HALF) else torch.float32)
         .contiguous()
         .clone()
         for name, value in tensors.items()
@@ -41,12 +42,15 @@ def write(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read(
+    data: bytes, *, noun: str, texts: Collection[str] = (), dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header and the tensors of a file that `write` made.
 
     Args:
         noun: what error messages call the file.
         texts: names of tensors that hold text; for a dotted name, its last part.
+        dtype: of the other tensors.
 
     Raises:
         DeltaRejected: not a safetensors file, another format version, a wrong checksum, a wrong type, or a
@@ -64,7 +68,7 @@ def read(data: bytes, *, noun: str, texts: Collection[str] = ()) -> tuple[dict[s
     except (SafetensorError, ValueError, KeyError) as error:
         raise _unreadable(noun) from error
     for name, tensor in tensors.items():
-        _check(name, tensor, TEXT if name.rpartition(".")[2] in texts else torch.float32)
+        _check(name, tensor, TEXT if name.rpartition(".")[2] in texts else dtype)
     return header, tensors
 
 

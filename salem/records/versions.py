@@ -47,7 +47,8 @@ class Delta(Record):
     num_bytes: int
     kind: Literal["low_rank", "dense", "scoped"]
     rank: int | None
-    metric: Sha256 | None = None  # blob of the scope metric; only for scoped deltas
+    metric: Sha256 | None = None  # blob of the scope metric; only for deltas with state scopes
+    encoder: Sha256 | None = None  # of the scope encoder; only for deltas with text scopes
     version: int | None = None  # that introduced its edits; publication sets this and `made_in`
     made_in: int | None = None  # the version that it was trained for; later than `version` after a replay
     removed: tuple[int, ...] = ()  # indexes of the edits removed from it, ascending

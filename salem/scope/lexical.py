@@ -5,7 +5,8 @@ or drops words; a different request exchanges them. So the weight counts of word
 other text's words. A misspelled word counts as the word that was meant. A negation always counts.
 
 Words are looked up by a hash (feature hashing, Weinberger et al., ICML 2009), so a metric knows words of any
-model. In scripts without spaces, each character is a word. The list of negations is English.
+model. In scripts without spaces, each character is a word. Negations are known in English, German, French, Spanish,
+Portuguese, Italian, Dutch, Japanese, Chinese, Arabic, and Hebrew.
 Pure functions of text. Must not know models, scopes, or deltas.
 """
 
@@ -30,7 +31,17 @@ MOST_STORED = 256  # distinct words per text
 COMMON = 1e-3  # a word with a larger share of all words counts as common
 SHORTEST = 4  # letters of a word that may be a misspelling
 _SECOND, _TRUNCATED = "|", "+"  # mark a word of the second text, and counts that lost some words
-_NEGATIONS = frozenset(("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"))
+_NEGATIONS = frozenset(
+    (
+        *("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"),
+        *("nicht", "nie", "niemals", "niemand", "nichts", "kein", "keine", "keinen", "keinem", "keiner", "keines"),
+        *("pas", "jamais", "aucun", "aucune", "nunca", "jamás", "ningún", "ninguno", "ninguna", "nadie"),
+        *("não", "nenhum", "nenhuma", "ninguém", "non", "mai", "nessun", "nessuno", "nessuna"),
+        *("niet", "geen", "nooit", "niets"),
+        *("لا", "لم", "لن", "ليس", "ليست", "ليسوا", "غير"),
+        *("לא", "אין", "אינו", "אינה", "אינם", "אינן", "שלא", "שאינו", "שאינה", "שאינם", "מעולם"),
+    )
+)
 # Thai, Lao, Burmese, Khmer, kana, and the characters of Chinese
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
@@ -93,6 +104,11 @@ def split_words(text: str) -> list[str]:
     for contracted, written_out in _PLAIN:
         plain = contracted.sub(written_out, plain)
     return _WORD.findall(plain)
+
+
+def numbers(text: str) -> frozenset[str]:
+    """The numbers in a text, as they are written."""
+    return frozenset(re.findall(r"\d+(?:[.,:/]\d+)*", unicodedata.normalize("NFKC", text)))
 
 
 def is_negation(word: str) -> bool:

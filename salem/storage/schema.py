@@ -157,6 +157,7 @@ deltas = Table(
     Column("kind", String(16), nullable=False),
     Column("rank", Integer),
     Column("metric", String(64)),
+    Column("encoder", String(64)),
     Column("removed", _Document, nullable=False),
     ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
 )

@@ -19,7 +19,7 @@ from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.models.trunk import Trunk, capture, resume
 from salem.records import Layer, Sample
-from salem.scope.scope import Firing
+from salem.scope.firing import Firing
 from worker.activations.block_replay import BlockMemory, MemoryBudget
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import stable_chunks

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from salem.deltas.files import unpack
+from salem.deltas.files import Readers, unpack
 from salem.deltas.terms import LayerDelta
 from salem.models.devices import resolve_device
 from salem.models.digests import FileDigests
@@ -20,6 +21,7 @@ from salem.models.layers import layer_at
 from salem.models.loading import load
 from salem.models.network import Network
 from salem.records import Delta, HostedModel, Job, ModelReference, ReferenceSample, Sha256, Version
+from salem.scope.encoder_files import encoder_named, load_encoder
 from salem.scope.metric import Metric
 from salem.scope.metric_files import unpack_metric
 from salem.settings import Settings
@@ -107,7 +109,7 @@ class Attempt:
     def stored(self, delta: Delta, model: HostedModel) -> LayerDelta:
         """A delta as stored, with its metric if it is scoped."""
         data = self.blobs.get(delta.blob)
-        return unpack(data, base_sha256=str(model.sha256), layers=model.layers, metric=self._metric)
+        return unpack(data, base_sha256=str(model.sha256), layers=model.layers, readers=self._readers)
 
     def unpacked(self, delta: Delta, model: HostedModel, network: Network) -> LayerDelta:
         """A delta on the network's device and in its type."""
@@ -127,12 +129,17 @@ class Attempt:
             DeltaRejected: its file is damaged, or belongs to other base weights or another layer.
         """
         trained = None if editor is None else self._editor(editor, model).to(network.device)
-        return Artifacts(self.metric(metric, network), trained, self.sample_cache(model, network))
+        encoder = load_encoder(self.settings.scope_encoder)
+        return Artifacts(self.metric(metric, network), encoder, trained, self.sample_cache(model, network))
 
     def _editor(self, name: str, model: HostedModel) -> TrainedEditor:
         kept = self.registry.editors.get(name)
         data = self.blobs.get(kept.blob)
         return unpack_editor(data, base_sha256=str(model.sha256), layer=layer_at(model.layers, kept.layer))
+
+    @property
+    def _readers(self) -> Readers:
+        return Readers(self._metric, partial(encoder_named, source=self.settings.scope_encoder))
 
     def _metric(self, name: Sha256) -> Metric:
         """A scope metric on the worker's device; all deltas of a job share it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from salem.deltas.chain import Chain, joined
 from salem.deltas.terms import LayerDelta, Scoped
@@ -19,7 +20,11 @@ from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.records import Sample, TextInput
+from salem.scope.firing import Reading
 from salem.scope.lookups import BatchLookups
+from salem.scope.questions import question_of
+from salem.scope.scope import Scope
+from salem.scope.text_scope import TextScope
 from worker.activations.cache import SampleCache
 from worker.activations.scope_features import cached_points
 from worker.evaluation.metrics import AnswerLikelihood
@@ -112,14 +117,20 @@ class OverlaidModel:
         """Which inputs the new scopes hold, or would hold but for rounding. They prevail over older ones."""
         if not inputs:
             return []
-        network, scoped = self.below.network, self.entries.scoped
-        assert scoped is not None, "only a scoped term tells which inputs it changes"
-        points = cached_points(
-            network, inputs, scoped.scope.metric, partial(scoped.scope.metric.embed, network), self.cache
-        )
-        firing = scoped.scope.fire_at(points, BatchLookups(network, inputs))
-        found: list[bool] = (firing.margin > -EDGE).tolist()
+        assert self.entries.scoped is not None, "only a scoped term tells which inputs it changes"
+        found: list[bool] = (self._margins(inputs, self.entries.scoped.scope) > -EDGE).tolist()
         return found
+
+    def _margins(self, inputs: Sequence[TextInput], scope: Scope) -> Tensor:
+        network = self.below.network
+        lookups = BatchLookups(network, inputs)
+        if isinstance(scope, TextScope):
+            asked = [question_of(network, item) for item in inputs]
+            return scope.fire(Reading(asked, lookups)).margin
+        points = cached_points(
+            network, inputs, scope.metric, partial(scope.metric.embed, network), self.cache
+        )
+        return scope.fire_at(points, lookups).margin
 
     def answer_likelihoods(self, samples: Sequence[Sample]) -> list[AnswerLikelihood]:
         return self._whole.answer_likelihoods(samples)

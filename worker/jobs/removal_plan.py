@@ -11,17 +11,15 @@ Pure functions on records and tensors. Must not know how a delta is trained or w
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 
 from salem.deltas.terms import LayerDelta, Scoped
 from salem.records import Delta, EditBatch, EditRequest, Neighbor, Sample
-from salem.scope.scope import Scope
 from worker.dataset.neighbors import IN_ALL
 
-OF_A_KEY = tuple(field.name for field in fields(Scope) if field.name not in ("metric", "owners"))
 
 
 class Change(Enum):
@@ -85,8 +83,7 @@ def without(term: Scoped, entries: Collection[int]) -> Scoped:
     numbers[kept] = torch.arange(len(kept), device=old.device)
     owners = numbers[old]  # [k]
     keys = owners >= 0
-    of_keys = {name: getattr(scope, name)[keys] for name in OF_A_KEY}
-    scope = replace(scope, **of_keys, owners=owners[keys].to(scope.owners.dtype))
+    scope = replace(scope.rows(keys), owners=owners[keys].to(scope.owners.dtype))
     return Scoped(scope, values=term.values[kept], down=term.down[kept], up=term.up[kept])
 
 

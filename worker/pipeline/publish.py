@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from salem.deltas.files import pack
 from salem.records import Delta, EditorUse, EditResult, HeadlineMetrics, Metrics, Proportion, Version
 from salem.scope.metric_files import pack_metric
+from salem.scope.state_scope import StateScope
+from salem.scope.text_scope import TextScope
 from salem.storage.publication import AliasMove, Publication
 from worker.pipeline.context import EditJob
 
@@ -61,18 +63,17 @@ def store_delta(job: EditJob) -> Delta:
         metrics=_values(job.metrics),
         **({"editor": editor.sha256} if editor else {}),
     )
-    metric = None
-    if scoped is not None:
-        metric = scoped.scope.metric.sha256
-        if job.trained.metric_is_new:
-            metric = job.attempt.keep(pack_metric(scoped.scope.metric))
+    scope = scoped and scoped.scope
+    if isinstance(scope, StateScope) and job.trained.metric_is_new:
+        job.attempt.keep(pack_metric(scope.metric))
     return Delta(
         layer=job.layer.path,
         blob=job.attempt.keep(data),
         num_bytes=len(data),
         kind=term.kind,
         rank=term.rank,
-        metric=metric,
+        metric=scope.reader if isinstance(scope, StateScope) else None,
+        encoder=scope.reader if isinstance(scope, TextScope) else None,
     )
 
 

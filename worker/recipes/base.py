@@ -28,6 +28,7 @@ from salem.records import (
     Sample,
     SharedOptions,
 )
+from salem.scope.encoder import ScopeEncoder
 from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
 from worker.dataset.split import without_seen_paraphrases
@@ -59,6 +60,7 @@ class Artifacts:
     """What earlier jobs of the hosted model made and this job may use; each may be missing."""
 
     metric: Metric | None = None  # the hosted model's scope metric
+    encoder: ScopeEncoder | None = None  # compares texts, whatever the hosted model is
     editor: TrainedEditor | None = None  # trained ahead; makes the edits in one pass
     cache: SampleCache | None = None  # activations of the base, without any delta
 

@@ -58,12 +58,13 @@ class ScopedLearner:
         )
 
 
-def empty_entries(scope: Scope, num_entries: int, layer: Layer, num_positions: int = 1) -> Scoped:
+def empty_entries(
+    scope: Scope, num_entries: int, layer: Layer, num_positions: int, device: torch.device
+) -> Scoped:
     """Entries that add nothing yet, with a zero value for each answer position."""
-    new = scope.keys.new_zeros
     return Scoped(
         scope,
-        values=new(num_entries, num_positions, layer.d_out),
-        down=new(num_entries, 0, layer.d_in),
-        up=new(num_entries, 0, layer.d_out),
+        values=torch.zeros(num_entries, num_positions, layer.d_out, device=device),
+        down=torch.zeros(num_entries, 0, layer.d_in, device=device),
+        up=torch.zeros(num_entries, 0, layer.d_out, device=device),
     )

@@ -5,6 +5,8 @@ Must not know how they are used.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from salem.records import SharedOptions
@@ -23,6 +25,11 @@ class ScopedOptions(TrainingOptions, LayerOptions, SharedOptions):
     )
     learning_rate: float = Field(
         default=0.2, gt=0, description="Learning rate of the values, in units of the layer's states"
+    )
+    scopes: Literal["auto", "text", "states"] = Field(
+        default="auto",
+        description="What scopes compare: the texts, by the scope encoder, or the hosted model's states. `auto` "
+        "takes the texts unless the encoder does not fit the edits and their paraphrases",
     )
     scope_budget: float = Field(
         default=0.005,

@@ -19,7 +19,7 @@ from worker.dataset.split import without_seen_paraphrases
 from worker.numerics.losses import min_margin_per_sample
 from worker.recipes.base import EditTask, Exposure, Recipe, Trained, advice_to_train
 from worker.recipes.memory import FLOAT_BYTES, ModelShape
-from worker.recipes.scoped.calibration import draw_scopes
+from worker.recipes.scoped.draw import draw_scopes
 from worker.recipes.scoped.learner import ScopedLearner, empty_entries
 from worker.recipes.scoped.metric_training import BATCH_GROUPS, MOST_ALWAYS
 from worker.recipes.scoped.options import ScopedOptions
@@ -81,7 +81,8 @@ class ScopedRecipe(Recipe):
         with applied(task.network.model, task.plain):
             samples = prepare_entries(task, options, scoping)
             num_positions = _num_positions(task.network, samples.prepared)
-            start = empty_entries(scoping.scope, len(task.batch.edit_samples), task.layer, num_positions)
+            num_edits, device = len(task.batch.edit_samples), task.network.device
+            start = empty_entries(scoping.scope, num_edits, task.layer, num_positions, device)
             term = self.with_values(task, options, samples, start)
         return Trained(term, scoping.warnings, scoping.entries, scoping.is_new)
 

@@ -5,19 +5,15 @@ Must not know how scopes are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from salem.messages import first_few, quote
-from salem.records import EditBatch, Sample, TextInput
-from salem.scope.lexical import WordCounts
-from salem.scope.lookups import KnownLookups
-from salem.scope.scope import Scope
+from salem.records import EditBatch, TextInput
 
-INDISTINCT = 0.97  # score above which a pass sample is a near-duplicate of a key
 _ROWS = 1_024  # keys compared with all keys at a time
 
 
@@ -25,52 +21,61 @@ _ROWS = 1_024  # keys compared with all keys at a time
 class Overlaps:
     """How the corrections of a job lie in each other's scopes. Each correction is a key."""
 
+    owners: Tensor  # [k] int64: the edit of each key
     margin: Tensor  # [k] how far inside its deepest scope each lies
     deepest: Tensor  # [k] int64: the edit of that scope
     shared: Tensor  # [e, e] bool: whether a correction of one edit lies in a scope of the other
 
 
-def find_overlaps(scope: Scope, corrections: Sequence[Sample]) -> Overlaps:
-    """Compare every key with every key, some rows at a time to save memory."""
-    owners, words = scope.owners.long(), [WordCounts.of(sample) for sample in corrections]
+def find_overlaps(owners: Tensor, margins: Callable[[Tensor], Tensor]) -> Overlaps:
+    """Compare every key with every key, some rows at a time to save memory.
+
+    Args:
+        owners: [k] the edit of each key; each correction of the job is a key.
+        margins: how far inside each scope the corrections at some rows [r] lie -> [r, k].
+    """
+    owners = owners.long()
     num_edits = int(owners.max()) + 1
     shared = torch.zeros(num_edits, num_edits, dtype=torch.bool, device=owners.device)
-    margin, deepest = torch.empty_like(scope.radii), torch.empty_like(owners)
+    margin = torch.empty(len(owners), device=owners.device)
+    deepest = torch.empty_like(owners)
     for rows in torch.split(torch.arange(len(owners), device=owners.device), _ROWS):
-        known = KnownLookups([words[row] for row in rows.tolist()], scope.first_tokens.rows(rows))
-        depth = scope.likeness(scope.keys[rows], known) - scope.radii  # [r, k]
+        depth = margins(rows)  # [r, k]
         margin[rows], nearest = depth.max(-1)
         deepest[rows] = owners[nearest]
         row, key = (depth > 0).nonzero(as_tuple=True)
         shared[owners[rows][row], owners[key]] = True
-    return Overlaps(margin, deepest, shared | shared.T)
+    return Overlaps(owners, margin, deepest, shared | shared.T)
 
 
-def scope_warnings(likeness: Tensor, overlaps: Overlaps, owners: Tensor, batch: EditBatch) -> tuple[str, ...]:
+def scope_warnings(
+    indistinct: Tensor, likeness: Tensor, overlaps: Overlaps, batch: EditBatch
+) -> tuple[str, ...]:
     """All warnings, at most a few of each kind.
 
     Args:
-        likeness: scores of pass samples at keys [p, k].
-        owners: edits of the keys [k].
+        indistinct: [p, k] whether a scope cannot tell a pass sample from its key.
+        likeness: [p, k] of pass samples to keys.
     """
     return (
-        *first_few(_indistinct(likeness, owners, batch), "edits that are near-duplicates of pass samples"),
-        *first_few(_overlapping(overlaps, batch), "pairs of edits in one scope with different targets"),
         *first_few(
-            _elsewhere(overlaps, owners, batch), "corrections that lie deeper in another edit's scope"
+            _indistinct(indistinct, likeness, overlaps.owners, batch),
+            "edits that are near-duplicates of pass samples",
         ),
+        *first_few(_overlapping(overlaps, batch), "pairs of edits in one scope with different targets"),
+        *first_few(_elsewhere(overlaps, batch), "corrections that lie deeper in another edit's scope"),
     )
 
 
-def _indistinct(likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[str]:
+def _indistinct(indistinct: Tensor, likeness: Tensor, owners: Tensor, batch: EditBatch) -> Iterator[str]:
     """One warning per edit that is a near-duplicate of a pass sample."""
     if not len(likeness):
         return
-    nearest, which = likeness.max(0)  # [k]
+    which = likeness.argmax(0)  # [k]
     close = {
         int(owner): int(place)
-        for owner, place, closest in zip(owners, which, nearest, strict=True)
-        if closest > INDISTINCT
+        for owner, place, near in zip(owners, which, indistinct.any(0), strict=True)
+        if near
     }
     for edit, kept in close.items():
         yield (
@@ -93,9 +98,9 @@ def _overlapping(overlaps: Overlaps, batch: EditBatch) -> Iterator[str]:
         )
 
 
-def _elsewhere(overlaps: Overlaps, owners: Tensor, batch: EditBatch) -> Iterator[str]:
+def _elsewhere(overlaps: Overlaps, batch: EditBatch) -> Iterator[str]:
     """One warning per correction that gets the answer of another edit."""
-    won = zip(batch.corrections, owners.tolist(), overlaps.deepest.tolist(), strict=True)
+    won = zip(batch.corrections, overlaps.owners.tolist(), overlaps.deepest.tolist(), strict=True)
     for sample, owner, winner in won:
         own, other = batch.edit_samples[int(owner)], batch.edit_samples[int(winner)]
         if own.goal != other.goal:

@@ -209,6 +209,7 @@ def _create_deltas() -> None:
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("rank", sa.Integer()),
         sa.Column("metric", sa.String(64)),
+        sa.Column("encoder", sa.String(64)),
         sa.Column("removed", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(
             ["model", "number"], ["versions.model", "versions.number"], name="fk_deltas_model_number"

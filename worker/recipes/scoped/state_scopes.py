@@ -1,4 +1,4 @@
-"""Draws the scopes of a job: projects the keys with the hosted model's metric and calibrates the radii.
+"""Draws the state scopes of a job: projects the keys with the hosted model's metric and calibrates the radii.
 
 A scope reaches some fraction of the way from its key to the nearest pass samples, but no farther than
 paraphrases are expected to lie. The fraction is the same for all keys: the largest that keeps the share of
@@ -9,26 +9,30 @@ trained no metric. Must not know what an entry does when it fires.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
-from salem.records import EditBatch, Entry, EntryKey, Sample
+from salem.records import EditBatch, Sample
 from salem.scope.first_token import first_tokens, no_first_tokens
 from salem.scope.lexical import WordCounts, pack_words
-from salem.scope.lookups import BatchLookups, Lookups
+from salem.scope.firing import Firing
+from salem.scope.lookups import BatchLookups, KnownLookups, Lookups
 from salem.scope.metric import Metric
-from salem.scope.scope import Firing, Scope
+from salem.scope.state_scope import StateScope
 from worker.activations.scope_features import FeatureMemo
 from worker.recipes.base import EditTask
 from worker.recipes.scoped.job_metric import job_metric
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.paraphrase_spread import exchange_of_job
-from worker.recipes.scoped.warnings import INDISTINCT, find_overlaps, scope_warnings
+from worker.recipes.scoped.scoping import Scoping, entries
+from worker.recipes.scoped.warnings import find_overlaps, scope_warnings
 
+INDISTINCT = 0.97  # score above which a pass sample is a near-duplicate of a key
 CALIBRATION_SHARE = 0.3  # of the pass samples; they set radii and never train a metric
 WIDEST, NARROWEST = 0.2, 0.995  # bounds of a radius, as a score
 UNGUARDED = 0.9  # radius if there are no pass samples
@@ -38,20 +42,7 @@ REACH = 0.95  # largest fraction of the distance to them
 LEAST_EXCHANGE = 0.01  # added to the usual weight of exchanged words, which may be zero
 
 
-@dataclass(frozen=True)
-class Scoping:
-    """The scopes of a job, and how they fire on its samples."""
-
-    scope: Scope
-    is_new: bool  # whether this job trained the metric
-    corrections: Firing  # on edit and adapt samples, in this order
-    kept: Firing  # on pass samples
-    calibration: Tensor  # [p] bool: pass samples that calibrate and never train a metric
-    entries: tuple[Entry, ...]  # the scopes as records
-    warnings: tuple[str, ...]
-
-
-def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
+def draw_state_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
     """Scopes for the edits of a job: one key per edit and per adapt sample.
 
     The parent's scopes already use a part of the budget: the pass samples inside them.
@@ -73,15 +64,15 @@ def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
     )
     radii = calibrated_radii(widest.radii, likeness[calibration & ~spent], likeness, budget)
     scope = replace(widest, radii=radii)
-    overlaps = find_overlaps(scope, batch.corrections)
+    overlaps = find_overlaps(owners, partial(_margins, scope, batch))
     return Scoping(
         scope=scope,
         is_new=found.is_new,
         corrections=Firing(owners, overlaps.margin, torch.ones_like(radii)),
         kept=scope.fire_at(points, ask),
         calibration=calibration,
-        entries=_entries(scope, likeness, batch),
-        warnings=scope_warnings(likeness, overlaps, owners, batch),
+        entries=entries(owners, radii, likeness, batch),
+        warnings=scope_warnings(likeness > INDISTINCT, likeness, overlaps, batch),
     )
 
 
@@ -90,7 +81,7 @@ def _widest(
     batch: EditBatch,
     options: ScopedOptions,
     placed: tuple[Metric, Tensor, Tensor, Tensor],
-) -> Scope:
+) -> StateScope:
     """Scopes with the widest radii, and with the lookups that the options turn on.
 
     Args:
@@ -105,7 +96,7 @@ def _widest(
         worded = pack_words(
             [WordCounts.of(sample).truncated(metric.word_weights) for sample in batch.corrections]
         )
-    return Scope(
+    return StateScope(
         metric=metric,
         keys=keys,
         radii=radii.clamp(min=min(1 - metric.extent, NARROWEST)),
@@ -167,35 +158,15 @@ def _kept_from_metric(sample: Sample) -> bool:
 
 def _inside(parent: Sequence[LayerDelta], metric: Metric, points: Tensor, ask: Lookups) -> Tensor:
     """Which points [q, m] lie in the parent's scopes -> [q] bool. Scopes of an older metric do not count."""
-    inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    for delta in parent:
-        if delta.scoped and delta.scoped.scope.metric.sha256 == metric.sha256 and len(points):
-            inside |= delta.scoped.scope.fire_at(points, ask).margin > 0
-    return inside
+    scopes = [delta.scoped.scope for delta in parent if delta.scoped]
+    own = [scope for scope in scopes if isinstance(scope, StateScope) and scope.reader == metric.sha256]
+    if not own or not len(points):
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    return StateScope.joined(own).fire_at(points, ask).margin > 0
 
 
-def _entries(scope: Scope, likeness: Tensor, batch: EditBatch) -> tuple[Entry, ...]:
-    """One record per edit: its keys, their radii, and the nearest pass sample of each."""
-    keys: list[list[EntryKey]] = [[] for _ in batch.edit_samples]
-    nearest = likeness.max(0) if len(likeness) else None
-    for place, sample in enumerate(batch.corrections):
-        keys[int(scope.owners[place])].append(
-            EntryKey(
-                text=sample.input,
-                radius=round(float(scope.radii[place]), 4),
-                nearest_pass_sample=batch.pass_samples[int(nearest.indices[place])].input
-                if nearest
-                else None,
-                nearest_likeness=round(float(nearest.values[place]), 4) if nearest else None,
-            )
-        )
-    return tuple(
-        Entry(
-            input=sample.input,
-            text_pair=sample.text_pair,
-            target=sample.target,
-            forget=sample.forget,
-            keys=tuple(own),
-        )
-        for sample, own in zip(batch.edit_samples, keys, strict=True)
-    )
+def _margins(scope: StateScope, batch: EditBatch, rows: Tensor) -> Tensor:
+    """How far inside each scope the corrections at these rows [r] lie -> [r, k]."""
+    words = [WordCounts.of(batch.corrections[row]) for row in rows.tolist()]
+    known = KnownLookups(words, scope.first_tokens.rows(rows))
+    return scope.likeness(scope.keys[rows], known) - scope.radii

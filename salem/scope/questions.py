@@ -1,0 +1,74 @@
+"""Which parts of an input are compared with an edit: its question, with and without what stands around it.
+
+For a chat model, the question is the last user turn; the template and the system prompt do not count. People
+put their question behind a paragraph or small talk, so its last sentence and its last question mark count as
+well. But a sentence that is quoted, or that another sentence asks to translate or to count, is not a question.
+The rules for such requests are English. Pure functions of text. Must not know encoders or scopes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from salem.models.network import Network
+from salem.records import TextInput
+
+_FEWEST_WORDS = 3  # of a sentence that may be a question
+_SENTENCE = re.compile(r".+?(?:[.?!…]+[\"'”’»)\]]*(?=\s|$)|[。？！]|$)", re.MULTILINE)
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Dr|Mr|Mrs|Ms|St|Sr|Jr|Prof|Gen|Sen|Rep|vs|No|Vol|e\.g|i\.e)\.$")
+_ABOUT_TEXT = re.compile(
+    r"\b(translat\w+|summar\w+|paraphras\w+|reword\w*|rephras\w+|rewrit\w+|proofread\w*|spell\w*|repeat\w*|"
+    r"quot\w+|grammar|punctuation|synonyms?|(?:this|the|next|following|above) (?:sentence|question|text|phrase)|"
+    r"in (?:capital|upper|lower)|how many (?:words|letters|characters)|what language)\b",
+    re.IGNORECASE,
+)
+_QUOTES = (('"', '"'), ("“", "”"), ("«", "»"), ("「", "」"), ("`", "`"))
+
+
+def question_of(network: Network, item: TextInput) -> str:
+    """The text that scopes compare: the last user turn, followed by the second text of a pair."""
+    question = network.turns.question(item.input)
+    return f"{question}\n{item.text_pair}" if item.text_pair else question
+
+
+def views(question: str) -> tuple[str, ...]:
+    """The texts to compare: the question as a whole, then sentences that may be the actual question."""
+    whole = " ".join(question.split())
+    found = dict.fromkeys([whole, *_sentences_that_ask(question)])
+    return tuple(found)
+
+
+def _sentences_that_ask(question: str) -> Iterator[str]:
+    """The last sentence, and the last one with a question mark."""
+    sentences = split_sentences(question)
+    if len(sentences) < 2:
+        return
+    places = [len(sentences) - 1]
+    places += [place for place, text in enumerate(sentences) if text.rstrip("\"'”’»)]").endswith(("?", "？"))][-1:]
+    for place in dict.fromkeys(places):
+        rest = " ".join(sentences[:place] + sentences[place + 1 :])
+        sentence = sentences[place]
+        if len(sentence.split()) >= _FEWEST_WORDS and not _ABOUT_TEXT.search(rest) and not _in_quotes(sentence, rest):
+            yield sentence
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences and lines of a text. An abbreviation does not end a sentence."""
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in _SENTENCE.findall(text))):
+        if found and _ABBREVIATION.search(found[-1]):
+            found[-1] = f"{found[-1]} {part}"
+        else:
+            found.append(part)
+    return [" ".join(part.split()) for part in found]
+
+
+def _in_quotes(sentence: str, rest: str) -> bool:
+    """Whether a quotation begins before the sentence and ends in it or after it."""
+    return any(
+        (sentence + rest).count(begin) % 2 == 0 and sentence.count(begin) % 2 == 1
+        if begin == end
+        else rest.count(begin) > rest.count(end) or sentence.count(end) > sentence.count(begin)
+        for begin, end in _QUOTES
+    )
