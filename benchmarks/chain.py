@@ -67,7 +67,7 @@ from salem.scope.first_token import first_tokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric
-from salem.scope.scope import Scope
+from salem.scope.state_scope import StateScope
 from salem.settings import Settings
 from salem.storage.publication import Publication
 from worker.recipes.scoped.options import ScopedOptions
@@ -202,7 +202,7 @@ def _entries(bench: Bench) -> Scoped:
         Metric(spec, pooled.mean(0), pooled.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS))
     )
     e = len(texts)
-    scope = Scope(
+    scope = StateScope(
         metric, metric.project(pooled), torch.full((e,), 0.95), torch.arange(e).float(),
         **vars(first_tokens(network, texts)), first_token_weights=torch.full((e,), 0.2),
         words=pack_words([WordCounts.of(text) for text in texts]), lexical_weights=torch.full((e,), 0.1),

@@ -32,7 +32,7 @@ from salem.scope.features import FeatureSpec, features, token_rarity
 from salem.scope.first_token import no_first_tokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
-from salem.scope.scope import Scope
+from salem.scope.state_scope import StateScope
 from worker.recipes.scoped.learner import empty_entries
 from worker.recipes.scoped.options import ScopedOptions
 from worker.selection.candidates import middle_layers
@@ -106,7 +106,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         spec, pooled.mean(0), pooled.std(0) + 1e-2, projection, *torch.ones(2, WORD_BUCKETS), sha256="random"
     )
     keys = F.normalize(torch.randn(num_entries, width, generator=draw), dim=-1)
-    scope = Scope(
+    scope = StateScope(
         metric,
         keys,
         radii=torch.full((num_entries,), UNREACHABLE),
@@ -118,7 +118,7 @@ def idle_entries(network: Network, inputs: Sequence[TextInput], num_entries: int
         ],
         lexical_weights=torch.ones(num_entries),
     )
-    return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer),))
+    return LayerDelta(layer.path, (empty_entries(scope, num_entries, layer, 1, network.device),))
 
 
 @torch.inference_mode()

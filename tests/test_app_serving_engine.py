@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from api_service import Stage
-from test_salem_scope_scope import metric_of, scoped_delta
+from test_salem_scope_state_scope import metric_of, scoped_delta
 from tiny_models import LABELS, tiny_network, tiny_tokenizer
 
 from app.serving.engine import Engine

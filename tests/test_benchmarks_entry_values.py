@@ -25,7 +25,7 @@ from worker.activations.gradients import suffix_gradients
 from worker.hypernetworks.mend_learner import MendLearner, MendTraining
 from worker.numerics.losses import correction_loss_per_sample
 from worker.recipes.base import EditTask
-from worker.recipes.scoped.calibration import draw_scopes
+from worker.recipes.scoped.draw import draw_scopes
 from worker.recipes.scoped.learner import empty_entries
 from worker.recipes.scoped.recipe import _num_positions
 from worker.recipes.scoped.training_set import prepare_entries
@@ -52,7 +52,11 @@ def started(of: Case) -> tuple[EditTask, Prepared, Scoped]:
     scoping = draw_scopes(task, OPTIONS)
     prepared = prepare_entries(task, OPTIONS, scoping).prepared
     positions = _num_positions(of.network, prepared)
-    return task, prepared, empty_entries(scoping.scope, len(of.batch.edit_samples), layer, positions)
+    return (
+        task,
+        prepared,
+        empty_entries(scoping.scope, len(of.batch.edit_samples), layer, positions, of.network.device),
+    )
 
 
 def loss(task: EditTask, prepared: Prepared, term: Scoped) -> float:

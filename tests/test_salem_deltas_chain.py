@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_salem_inference_predict import greedy_ids
-from test_salem_scope_scope import TEXTS, drawn, metric_of, scoped_delta
+from test_salem_scope_state_scope import TEXTS, drawn, metric_of, scoped_delta
 from tiny_models import tiny_network
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from salem.inference.predict import Answer, predict
 from salem.models.batching import encode_inputs
 from salem.models.network import Network
 from salem.records import TextInput
+from salem.scope.firing import Reading
 from salem.scope.lookups import BatchLookups
 from worker.jobs.removal_plan import cut
 
@@ -143,5 +144,5 @@ def test_a_chain_of_plain_deltas_has_no_entries_that_fire() -> None:
     plain = LayerDelta(layer.path, (Dense(drawn(layer.d_out, layer.d_in)),))
     found = predict(network, TEXTS, [plain, plain])
     assert [each.match for each in found] == [None] * len(TEXTS)
-    assert Chain.of([plain]).fire_at({}, BatchLookups(network, TEXTS)) is None
+    assert Chain.of([plain]).fire(Reading([], BatchLookups(network, TEXTS))) is None
     assert predict(network, TEXTS, Chain.of([])) == predict(network, TEXTS)

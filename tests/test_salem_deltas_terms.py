@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from scope_readers import reads_states
 from tiny_models import ARCHITECTURES, tiny_network
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from salem.scope.features import FeatureSpec
 from salem.scope.lexical import WORD_BUCKETS
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named
-from salem.scope.scope import Scope
+from salem.scope.state_scope import StateScope
 
 BASE = "ab" * 32
 LAYER = Layer(
@@ -203,7 +204,7 @@ def some_scoped(metric: Metric) -> Scoped:
         "lexical_weights": zeros(1),
     }
     tokens = {"token_ids": zeros(1, 3), "token_probabilities": zeros(1, 3)}
-    scope = Scope(metric, zeros(1, 2), **weights, **tokens, words=zeros(1, 2, dtype=torch.uint8))
+    scope = StateScope(metric, zeros(1, 2), **weights, **tokens, words=zeros(1, 2, dtype=torch.uint8))
     return Scoped(scope, values=zeros(1, 1, 4), down=zeros(1, 0, 6), up=zeros(1, 0, 4))
 
 
@@ -221,7 +222,7 @@ def test_a_scoped_term_names_its_metric_and_does_not_contain_it() -> None:
         asked.append(sha256)
         return metric
 
-    found = unpack(data, base_sha256=BASE, layers=[LAYER], metric=known)
+    found = unpack(data, base_sha256=BASE, layers=[LAYER], readers=reads_states(known))
     assert_identical(found, LayerDelta(LAYER.path, (scoped, dense())))
     assert asked == [metric.sha256]
     assert found.scoped is not None and found.scoped.scope.metric is metric
@@ -230,18 +231,18 @@ def test_a_scoped_term_names_its_metric_and_does_not_contain_it() -> None:
 
 def test_a_scoped_term_is_refused_where_its_metric_is_not_known() -> None:
     scoped = some_scoped(some_metric())
-    with pytest.raises(DeltaRejected, match="does not name the metric"):
+    with pytest.raises(DeltaRejected, match="does not name what its scopes compare"):
         read(packed(scoped))
     unnamed = {f"terms.0.{name}": value for name, value in term_tensors(scoped).items()}
-    with pytest.raises(DeltaRejected, match="does not name the metric"):
-        unpack(forged(unnamed), base_sha256=BASE, layers=[LAYER], metric=lambda _: scoped.scope.metric)
+    with pytest.raises(DeltaRejected, match="does not name what its scopes compare"):
+        unpack(forged(unnamed), base_sha256=BASE, layers=[LAYER], readers=reads_states(scoped.scope.metric))
 
 
 def test_a_second_scoped_term_is_refused() -> None:
     metric = some_metric()
     scoped = some_scoped(metric)
     with pytest.raises(DeltaRejected, match="more than one scoped term"):
-        unpack(packed(scoped, scoped), base_sha256=BASE, layers=[LAYER], metric=lambda _: metric)
+        unpack(packed(scoped, scoped), base_sha256=BASE, layers=[LAYER], readers=reads_states(metric))
 
 
 def test_the_same_delta_is_the_same_bytes() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_salem_inference_predict import greedy_without_cache
-from test_salem_scope_scope import TEXTS, metric_of, outputs, scoped_delta
+from test_salem_scope_state_scope import TEXTS, metric_of, outputs, scoped_delta
 from tiny_models import ARCHITECTURES, first_task, tiny_network
 
 from salem.deltas.chain import Chain

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_salem_scope_scope import SHORT, TEXTS, drawn, reading_of
+from test_salem_scope_state_scope import SHORT, TEXTS, drawn, reading_of
 from tiny_models import ARCHITECTURES, tiny_network
 from tokenizers import normalizers
 from torch import Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_salem_inference_predict import greedy_ids
-from test_salem_scope_scope import TEXTS, metric_of, scoped_delta
+from test_salem_scope_state_scope import TEXTS, metric_of, scoped_delta
 from tiny_models import ARCHITECTURES, first_task, save_tiny, tiny_network
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from salem.models.loading import load
 from salem.models.network import Network
 from salem.records import TextInput
 from salem.scope import lookups
-from salem.scope import scope as scopes
+from salem.scope import state_scope as scopes
 from salem.scope.first_token import KEPT, FirstTokens, first_tokens
 from salem.scope.lexical import WordCounts
 from salem.scope.lookups import BatchLookups, KnownLookups

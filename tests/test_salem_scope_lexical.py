@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_salem_scope_scope import TEXTS, metric_of, scoped_delta
+from test_salem_scope_state_scope import TEXTS, metric_of, scoped_delta
 from tiny_models import tiny_network
 from torch import Tensor
 

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 import torch
-from test_salem_scope_scope import drawn
+from test_salem_scope_state_scope import drawn
 from torch import Tensor
 
 from salem.errors import DeltaRejected

@@ -15,7 +15,7 @@ from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample
-from salem.scope.scope import Firing
+from salem.scope.firing import Firing
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import CHUNKS_PER_LEAF
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from recipe_cases import bare_recipe, edit_context, measured
-from test_salem_scope_scope import TEXTS, scoped_delta
+from test_salem_scope_state_scope import TEXTS, scoped_delta
 from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 

@@ -16,7 +16,7 @@ from salem.scope.first_token import FirstTokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.lookups import KnownLookups
 from salem.scope.metric import Metric
-from salem.scope.scope import Scope
+from salem.scope.state_scope import StateScope
 from worker.jobs.removal_plan import Change, cut, plan, reduced, remaining_batch, without
 
 METRIC = Metric(
@@ -78,7 +78,7 @@ def term(num_entries: int, owners: list[int]) -> Scoped:
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw)
 
-    scope = Scope(
+    scope = StateScope(
         metric=METRIC,
         keys=torch.nn.functional.normalize(some(len(owners), 4), dim=-1),
         radii=torch.full((len(owners),), -1.0),

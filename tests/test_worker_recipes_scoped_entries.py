@@ -12,7 +12,7 @@ from salem.inference.predict import predict
 from salem.models.batching import encode, forward
 from salem.models.network import Network
 from salem.records import Edit, EditBatch, Layer, Sample
-from salem.scope.scope import Firing
+from salem.scope.firing import Firing
 from worker.dataset.split import build_edit_batch
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.recipe import ScopedRecipe

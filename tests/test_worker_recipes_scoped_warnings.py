@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_worker_recipes_scoped_calibration import EDITS, batch_of, drawn
+from test_worker_recipes_scoped_state_scopes import EDITS, batch_of, drawn
 from tiny_models import LABELS
 
 from salem.messages import MAX_NOTES
@@ -22,9 +22,9 @@ SIX = tuple(
 )
 
 
-def warnings(meeting: Overlaps, owners: list[float], batch: EditBatch) -> list[str]:
-    nobody = torch.zeros(0, len(owners))
-    return list(warned.scope_warnings(nobody, meeting, torch.tensor(owners), batch))
+def warnings(meeting: Overlaps, batch: EditBatch) -> list[str]:
+    nobody = torch.zeros(0, len(meeting.owners))
+    return list(warned.scope_warnings(nobody > 0, nobody, meeting, batch))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1_000])
@@ -36,7 +36,7 @@ def test_overlaps_equal_those_of_all_keys_compared_at_once(
     scope = replace(drawn(batch).scope, radii=torch.full((12,), 0.2))
     known = KnownLookups([WordCounts.of(sample) for sample in batch.corrections], scope.first_tokens)
     depth = scope.likeness(scope.keys, known) - scope.radii
-    found = warned.find_overlaps(scope, batch.corrections)
+    found = warned.find_overlaps(scope.owners, lambda rows: depth[rows])
     torch.testing.assert_close(found.margin, depth.amax(-1))
     assert torch.equal(found.deepest, scope.owners.long()[depth.argmax(-1)])
     owners = scope.owners.long().tolist()
@@ -49,19 +49,19 @@ def test_overlaps_equal_those_of_all_keys_compared_at_once(
 def test_an_edit_that_is_deeper_in_the_scope_of_another_is_named() -> None:
     batch = batch_of(0, (EDITS[1], Edit(input="x", text_pair="y", target=LABELS[0])))
     both = torch.ones(2, 2, dtype=torch.bool)
-    one, deeper = warnings(Overlaps(torch.zeros(2), torch.tensor([1, 1]), both), [0.0, 1.0], batch)
+    one, deeper = warnings(Overlaps(torch.arange(2), torch.zeros(2), torch.tensor([1, 1]), both), batch)
     assert one.startswith('"log in to France with Peru" and "x" / "y" lie in one scope')
     assert deeper.startswith(
         '"log in to France with Peru" lies deeper in the scope of "x" / "y" than in its own'
     )
-    apart = Overlaps(torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
-    assert warnings(apart, [0.0, 1.0], batch) == []
+    apart = Overlaps(torch.arange(2), torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
+    assert warnings(apart, batch) == []
 
 
 def test_many_conflicts_are_counted_and_a_few_are_named() -> None:
     edits = tuple(Edit(input=f"text {place}", target=LABELS[place % 2]) for place in range(40))
     all_in_one = torch.ones(40, 40, dtype=torch.bool)
-    met = Overlaps(torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
-    found = warnings(met, [float(place) for place in range(40)], batch_of(0, edits))
+    met = Overlaps(torch.arange(40), torch.zeros(40), torch.zeros(40, dtype=torch.int64), all_in_one)
+    found = warnings(met, batch_of(0, edits))
     assert len(found) == MAX_NOTES + 1 + 20
     assert found[MAX_NOTES] == "and 380 more pairs of edits in one scope with different targets"

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 from recipe_cases import RECIPES, recipe, trained
+from scope_readers import reads_states
 from tiny_models import LABELS, build_network, tiny_network
 
 from salem.deltas.files import pack, term_tensors, unpack
@@ -146,7 +147,7 @@ def test_a_recipe_corrects_repeatably_and_leaves_the_base_alone(
     assert isinstance(found.term, Scoped if name == "scoped" else LowRank | Dense)
     assert not any(value.requires_grad for value in term_tensors(found.term).values())
     data = pack(delta, base_sha256=BASE)
-    again = unpack(data, base_sha256=BASE, layers=of.network.layers, metric=metric_of(found))
+    again = unpack(data, base_sha256=BASE, layers=of.network.layers, readers=reads_states(metric_of(found)))
     assert_equal(again.terms[0], found.term)
     assert_equal(train(of, name, block=block).term, found.term)
 

@@ -20,6 +20,7 @@ from api_service import Stage
 from labeled_texts import TEXTS, other_label
 from registry_records import at_once, versions_of
 from rq.timeouts import JobTimeoutException
+from scope_readers import reads_states
 from tiny_models import build_network, save_tiny, tiny_network
 
 from benchmarks.baselines.salem_recipes import SilentObserver
@@ -617,7 +618,5 @@ def test_an_edit_without_words_makes_a_version_that_can_be_edited(stage: Stage, 
     for delta in version.deltas:
         metric = unpack_metric(stage.blobs.get(str(delta.metric)))
         data = stage.blobs.get(delta.blob)
-        found = unpack(
-            data, base_sha256=str(model.sha256), layers=layers, metric=lambda _, known=metric: known
-        )
+        found = unpack(data, base_sha256=str(model.sha256), layers=layers, readers=reads_states(metric))
         assert found.scoped is not None and found.scoped.scope.lexical_weights.any()

@@ -1,9 +1,9 @@
 """A chain: all deltas of a version, joined so that a thousand of them cost about what one does.
 
-The scoped deltas of a chain act as one term. One scope per reader (a metric, or the scope encoder) decides which entry fires, and one hook per
-layer adds that entry's value. If several scopes hold an input, the newest delta prevails: a later correction
-overrides an earlier one. Joining copies entries and changes none of them, so a chain without an edit equals a
-chain that never had it.
+The scoped deltas of a chain act as one term. One scope per reader (a metric, or the scope encoder) decides
+which entry fires, and one hook per layer adds that entry's value. If several scopes hold an input, the newest
+delta prevails: a later correction overrides an earlier one. Joining copies entries and changes none of them,
+so a chain without an edit equals a chain that never had it.
 
 Must not know how deltas are made, where they are stored, or which version they belong to.
 """

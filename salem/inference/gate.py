@@ -1,9 +1,10 @@
-"""The gate: decides, before or inside the forward pass that answers, which entry of a version acts on each row.
+"""The gate: decides which entry of a version acts on each row of a batch.
 
 A text scope reads the text, so it decides before the model runs. A state scope reads states that the forward
-pass computes anyway, so its gate costs one pooling and one matrix product. If an entry acts before these states exist, the gate runs the base by itself first. Where a scope
-needs the base's first tokens, the gate asks the base in the middle of the forward pass, for those rows only,
-while all deltas are paused. Must not know tasks, decoding, or files.
+pass computes anyway, so its gate costs one pooling and one matrix product. If an entry acts before these
+states exist, the gate runs the base by itself first. Where a scope needs the base's first tokens, the gate
+asks the base in the middle of the forward pass, for those rows only, while all deltas are paused. Must not
+know tasks, decoding, or files.
 """
 
 from __future__ import annotations

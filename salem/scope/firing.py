@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Reading:
     questions: Sequence[str]  # the text of each input that text scopes compare
     lookups: Lookups  # words and the base's first tokens, for state scopes
     points: Mapping[str, Tensor] = field(default_factory=dict)  # by the metric's sha256: [n, m]
-    device: torch.device = torch.device("cpu")  # where the firing is needed
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))  # where the firing is needed
 
 
 @dataclass(frozen=True)

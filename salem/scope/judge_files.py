@@ -1,9 +1,9 @@
 """Judge files: the low-rank updates that make a sentence encoder a cross-encoder.
 
-A file is laid out as a delta's is: `a` and `b` of each updated matrix, and a header that names the base weights
-they belong to. Matrices are float16 here, because the file ships with the package. `judge.safetensors` in this
-folder is for all-MiniLM-L6-v2; `docs/scope-judge.md` is its model card, and `worker.judge.train` makes it.
-Must not know how a judge is trained or used.
+A file is laid out as a delta's is: `a` and `b` of each updated matrix, and a header that names the base
+weights they belong to. Matrices are float16 here, because the file ships with the package.
+`judge.safetensors` in this folder is for all-MiniLM-L6-v2; `docs/scope-judge.md` is its model card, and
+`worker.judge.train` makes it. Must not know how a judge is trained or used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def pack_judge(trained: Mapping[str, Tensor], bound: float, *, base_sha256: str)
     """Pack a judge.
 
     Args:
-        trained: for each updated matrix, `<path>.a` [r, d_in] and `<path>.b` [d_out, r]; `head` [d], `bias` [1].
+        trained: for each updated matrix, `<path>.a` [r, d_in] and `<path>.b` [d_out, r]; `head` [d] and
+            `bias` [1].
         bound: the score above which two texts usually are the same question.
         base_sha256: of the encoder's weights.
     """

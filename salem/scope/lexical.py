@@ -5,8 +5,8 @@ or drops words; a different request exchanges them. So the weight counts of word
 other text's words. A misspelled word counts as the word that was meant. A negation always counts.
 
 Words are looked up by a hash (feature hashing, Weinberger et al., ICML 2009), so a metric knows words of any
-model. In scripts without spaces, each character is a word. Negations are known in English, German, French, Spanish,
-Portuguese, Italian, Dutch, Japanese, Chinese, Arabic, and Hebrew.
+model. In scripts without spaces, each character is a word. Negations are known in English, German, French,
+Spanish, Portuguese, Italian, Dutch, Japanese, Chinese, Arabic, and Hebrew.
 Pure functions of text. Must not know models, scopes, or deltas.
 """
 
@@ -34,7 +34,19 @@ _SECOND, _TRUNCATED = "|", "+"  # mark a word of the second text, and counts tha
 _NEGATIONS = frozenset(
     (
         *("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"),
-        *("nicht", "nie", "niemals", "niemand", "nichts", "kein", "keine", "keinen", "keinem", "keiner", "keines"),
+        *(
+            "nicht",
+            "nie",
+            "niemals",
+            "niemand",
+            "nichts",
+            "kein",
+            "keine",
+            "keinen",
+            "keinem",
+            "keiner",
+            "keines",
+        ),
         *("pas", "jamais", "aucun", "aucune", "nunca", "jamás", "ningún", "ninguno", "ninguna", "nadie"),
         *("não", "nenhum", "nenhuma", "ninguém", "non", "mai", "nessun", "nessuno", "nessuna"),
         *("niet", "geen", "nooit", "niets"),

@@ -2,8 +2,8 @@
 
 For a chat model, the question is the last user turn; the template and the system prompt do not count. People
 put their question behind a paragraph or small talk, so its last sentence and its last question mark count as
-well. But a sentence that is quoted, or that another sentence asks to translate or to count, is not a question.
-The rules for such requests are English. Pure functions of text. Must not know encoders or scopes.
+well. But a sentence that is quoted, or that another sentence asks to translate or to count, is not a
+question. The rules for such requests are English. Pure functions of text. Must not know encoders or scopes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from salem.models.network import Network
 from salem.records import TextInput
 
 _FEWEST_WORDS = 3  # of a sentence that may be a question
-_SENTENCE = re.compile(r".+?(?:[.?!…]+[\"'”’»)\]]*(?=\s|$)|[。？！]|$)", re.MULTILINE)
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Dr|Mr|Mrs|Ms|St|Sr|Jr|Prof|Gen|Sen|Rep|vs|No|Vol|e\.g|i\.e)\.$")
+_WIDE_ENDS = "\u3002\uff1f\uff01"  # full stop, question mark, and exclamation mark of Chinese and Japanese
+_CLOSING = "\"'\u201d\u2019\u00bb)\\]"  # quotation marks and brackets that may follow the end of a sentence
+_SENTENCE = re.compile(rf".+?(?:[.?!\u2026]+[{_CLOSING}]*(?=\s|$)|[{_WIDE_ENDS}]|$)", re.MULTILINE)
+_QUESTION = re.compile(rf"[?\uff1f][{_CLOSING}]*$")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:[A-Z]|Dr|Mr|Mrs|Ms|St|Sr|Jr|Prof|Gen|Sen|Rep|vs|No|Vol|e\.g|i\.e)\.$"
+)
 _ABOUT_TEXT = re.compile(
     r"\b(translat\w+|summar\w+|paraphras\w+|reword\w*|rephras\w+|rewrit\w+|proofread\w*|spell\w*|repeat\w*|"
-    r"quot\w+|grammar|punctuation|synonyms?|(?:this|the|next|following|above) (?:sentence|question|text|phrase)|"
+    r"quot\w+|grammar|punctuation|synonyms?|(?:this|the|next|following|above) (?:sentence|question|text)|"
     r"in (?:capital|upper|lower)|how many (?:words|letters|characters)|what language)\b",
     re.IGNORECASE,
 )
-_QUOTES = (('"', '"'), ("“", "”"), ("«", "»"), ("「", "」"), ("`", "`"))
+_QUOTES = (('"', '"'), ("`", "`"), ("\u201c", "\u201d"), ("\u00ab", "\u00bb"), ("\u300c", "\u300d"))
 
 
 def question_of(network: Network, item: TextInput) -> str:
@@ -44,12 +49,11 @@ def _sentences_that_ask(question: str) -> Iterator[str]:
     sentences = split_sentences(question)
     if len(sentences) < 2:
         return
-    places = [len(sentences) - 1]
-    places += [place for place, text in enumerate(sentences) if text.rstrip("\"'”’»)]").endswith(("?", "？"))][-1:]
-    for place in dict.fromkeys(places):
-        rest = " ".join(sentences[:place] + sentences[place + 1 :])
-        sentence = sentences[place]
-        if len(sentence.split()) >= _FEWEST_WORDS and not _ABOUT_TEXT.search(rest) and not _in_quotes(sentence, rest):
+    with_marks = [place for place, sentence in enumerate(sentences) if _QUESTION.search(sentence)]
+    for place in dict.fromkeys([len(sentences) - 1, *with_marks[-1:]]):
+        sentence, rest = sentences[place], " ".join(sentences[:place] + sentences[place + 1 :])
+        asks = len(sentence.split()) >= _FEWEST_WORDS and not _in_quotes(sentence, rest)
+        if asks and not _ABOUT_TEXT.search(rest):
             yield sentence
 
 

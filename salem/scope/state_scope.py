@@ -126,7 +126,10 @@ class StateScope:
 
     @staticmethod
     def joined(parts: Sequence[StateScope]) -> StateScope:
-        """Scopes in one metric as one. Padding changes nothing: it has probability 0, and words end before it."""
+        """Scopes in one metric as one.
+
+        Padding changes nothing: it has probability 0, and words end before it.
+        """
         if len(parts) == 1:
             return parts[0]
         found = {

@@ -1,9 +1,9 @@
 """Text scopes: where an edit applies, decided for each input from its text alone, by the scope encoder.
 
-Each entry owns keys: the texts of its edit and of the paraphrases, each with a bound. An input fires the entry
-of the key whose bound its score exceeds most. The stages get finer and more expensive, and each sees only what
-the one before lets through: bags of tokens, then one embedding per text, then the judge, which reads both texts
-together. Texts that differ by a negation or by a number never match.
+Each entry owns keys: the texts of its edit and of the paraphrases, each with a bound. An input fires the
+entry of the key whose bound its score exceeds most. The stages get finer and more expensive, and each sees
+only what the one before lets through: bags of tokens, then one embedding per text, then the judge, which
+reads both texts together. Texts that differ by a negation or by a number never match.
 
 Related work: SERAC's scope classifier (Mitchell et al., "Memory-Based Model Editing at Scale", ICML 2022),
 which has one stage and is trained per model. Must not know what an entry does when it fires.
@@ -18,12 +18,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from salem.records import TextInput
 from salem.scope.encoder import ScopeEncoder
 from salem.scope.firing import Firing, Reading
 from salem.scope.lexical import WordCounts, is_text, numbers
 from salem.scope.questions import views
 from salem.scope.state_scope import joined_columns
-from salem.records import TextInput
 
 BAG_BOUND = 0.6  # cosine of two bags; keeps more than 99% of paraphrases
 COSINE_BOUND = 0.55  # cosine of two embeddings; keeps more than 99% of paraphrases
@@ -72,7 +72,7 @@ class TextScope:
         return found
 
     def scores(self, questions: Sequence[str]) -> Tensor:
-        """How surely each of n questions is the same as each key -> [n, k]; FAR where a stage ruled it out."""
+        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out."""
         parts = [questions[start : start + _ROWS] for start in range(0, len(questions), _ROWS)]
         empty = self.keys.new_zeros(0, len(self.keys))
         return torch.cat([self._scores(part) for part in parts]) if parts else empty
@@ -91,42 +91,35 @@ class TextScope:
         scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
         near = (self.encoder.bags(texts) @ self._bags.T > BAG_BOUND).nonzero()  # [q, 2]
         if len(near):
-            rows, place = near[:, 0].unique(return_inverse=True)
+            rows, place = torch.unique(near[:, 0], return_inverse=True)
             embedded = self.encoder.embed([texts[row] for row in rows.tolist()])
             cosines = torch.full_like(scores, -1.0)
             for part in torch.split(torch.arange(len(near)), 2**14):
                 row, key = near[part].unbind(1)
                 cosines[row, key] = (embedded[place[part]] * self.keys[key]).sum(-1)
             self._judge(texts, cosines, scores)
-        for row, text in enumerate(texts):
-            exact = self._exact.get(_words(text), ())
-            if exact:
-                scores[row, list(exact)] = EXACT
+        for place_of_text, text in enumerate(texts):
+            scores[place_of_text, self._exact.get(_words(text), [])] = EXACT
         return scores
 
     def _judge(self, texts: Sequence[str], cosines: Tensor, scores: Tensor) -> None:
         """Fill in the scores [t, k] of texts at the keys with the largest cosines [t, k]."""
-        most, keys = cosines.topk(min(MOST_JUDGED, cosines.shape[1]), dim=1)
+        most, nearest = cosines.topk(min(MOST_JUDGED, cosines.shape[1]), dim=1)
         rows, columns = (most > COSINE_BOUND).nonzero(as_tuple=True)
+        keys = nearest[rows, columns]
         pairs = [
-            (row, key, cosine)
-            for row, key, cosine in zip(
-                rows.tolist(), keys[rows, columns].tolist(), most[rows, columns].tolist(), strict=True
-            )
-            if not differ_in_meaning(self.key_texts[key], texts[row])
+            (self.key_texts[key], texts[row]) for row, key in zip(rows.tolist(), keys.tolist(), strict=True)
         ]
-        if pairs:
-            found = self.encoder.score(
-                [(self.key_texts[key], texts[row]) for row, key, _ in pairs], [cosine for *_, cosine in pairs]
-            )
-            row, key, _ = zip(*pairs, strict=True)
-            scores[list(row), list(key)] = torch.tensor(found).clamp(FAR, EXACT - 1)
+        judged = [place for place, pair in enumerate(pairs) if not differ_in_meaning(*pair)]
+        rows, keys, cosine = rows[judged], keys[judged], most[rows, columns][judged]
+        found = self.encoder.score([pairs[place] for place in judged], cosine.tolist())
+        scores[rows, keys] = torch.tensor(found).clamp(FAR, EXACT - 1)
 
     def fire(self, reading: Reading, ages: Tensor | None = None) -> Firing:
         """Which entry acts on each input that was read.
 
         Args:
-            ages: [k] a number per key. Of two keys that hold an input about equally well, the newer one counts.
+            ages: [k] a number per key. Of keys that hold an input about equally well, the newest counts.
         """
         scores = self.scores(reading.questions)
         margins = scores - self.bounds  # [n, k]
@@ -199,5 +192,3 @@ def differ_in_meaning(one: str, other: str) -> bool:
 
 def _words(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(" ?.!")
-
-

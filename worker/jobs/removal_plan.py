@@ -21,7 +21,6 @@ from salem.records import Delta, EditBatch, EditRequest, Neighbor, Sample
 from worker.dataset.neighbors import IN_ALL
 
 
-
 class Change(Enum):
     """What happens to a delta."""
 

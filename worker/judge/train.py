@@ -86,7 +86,11 @@ class Judge(nn.Module):
         return logits
 
     def trained(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+        """The trained tensors as `salem.scope.judge_files` names them."""
+        updates = {
+            name: value.detach() for name, value in self.encoder.named_parameters() if value.requires_grad
+        }
+        return updates | {"head": self.head.weight.detach()[0], "bias": self.head.bias.detach()}
 
 
 def draw_groups(facts: Sequence[Fact], rng: random.Random) -> Iterator[Pair]:

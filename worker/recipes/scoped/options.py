@@ -28,8 +28,8 @@ class ScopedOptions(TrainingOptions, LayerOptions, SharedOptions):
     )
     scopes: Literal["auto", "text", "states"] = Field(
         default="auto",
-        description="What scopes compare: the texts, by the scope encoder, or the hosted model's states. `auto` "
-        "takes the texts unless the encoder does not fit the edits and their paraphrases",
+        description="What scopes compare: the texts, by the scope encoder, or the hosted model's states. "
+        "`auto` takes the texts unless the encoder does not fit the edits and their paraphrases",
     )
     scope_budget: float = Field(
         default=0.005,

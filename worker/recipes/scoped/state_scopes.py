@@ -18,9 +18,9 @@ from torch import Tensor
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
 from salem.records import EditBatch, Sample
+from salem.scope.firing import Firing
 from salem.scope.first_token import first_tokens, no_first_tokens
 from salem.scope.lexical import WordCounts, pack_words
-from salem.scope.firing import Firing
 from salem.scope.lookups import BatchLookups, KnownLookups, Lookups
 from salem.scope.metric import Metric
 from salem.scope.state_scope import StateScope

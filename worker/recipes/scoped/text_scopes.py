@@ -1,4 +1,4 @@
-"""Draws the text scopes of a job: the texts of its edits and paraphrases as keys, each with a bound of its own.
+"""Draws the text scopes of a job: the texts of its edits and paraphrases as keys, each with its own bound.
 
 A bound lies between a key's paraphrases and its nearest neighbors: other edits, pass samples, given and
 generated neighbors, and keys of the parent. No metric is trained and the hosted model is not asked, so scopes
@@ -57,7 +57,8 @@ def draw_text_scopes(task: EditTask, encoder: ScopeEncoder) -> Scoping:
     kept = [question_of(network, sample) for sample in batch.pass_samples]
     widest = _with_common_bounds(encoder, texts, batch)
     own, likeness = widest.scores(texts), widest.scores(kept)  # [k, k], [p, k]
-    rivals = torch.cat([likeness, _other_goals(own, batch), *_of_parent(task, widest)])
+    near = widest.scores([question_of(network, neighbor) for neighbor in batch.neighbors])
+    rivals = torch.cat([likeness, near, _other_goals(own, batch), *_of_parent(task, widest)])
     bounds = calibrated_bounds(encoder.bound, own, rivals, widest.owners)
     scope = TextScope(encoder, widest.keys, bounds, widest.owners, widest.texts)
     owners = torch.tensor(batch.owners)
@@ -97,7 +98,7 @@ def _with_common_bounds(encoder: ScopeEncoder, texts: Sequence[str], batch: Edit
 
 
 def _other_goals(own: Tensor, batch: EditBatch) -> Tensor:
-    """Scores [k, k] of corrections at the keys of edits with another answer; FAR below everything elsewhere."""
+    """Scores [k, k] of corrections at the keys of edits with another answer; elsewhere -infinity."""
     kinds: dict[object, int] = {}
     goals = torch.tensor([kinds.setdefault(sample.goal, len(kinds)) for sample in batch.corrections])
     return own.masked_fill(goals[:, None] == goals, -torch.inf)

@@ -20,8 +20,8 @@ from salem.records import EditBatch, Layer, Sample
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
 from worker.dataset.token_limits import augmented
 from worker.recipes.base import EditTask
-from worker.recipes.scoped.scoping import Scoping
 from worker.recipes.scoped.options import ScopedOptions
+from worker.recipes.scoped.scoping import Scoping
 from worker.selection.candidates import last_layers
 from worker.training.loop import CHUNK, Prepared
 

@@ -22,11 +22,12 @@ from salem.scope.lookups import BatchLookups
 from salem.scope.metric import UNMEASURED_EXCHANGE
 from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Artifacts
-from worker.recipes.scoped import calibration as scoping
-from worker.recipes.scoped.calibration import REACH, Scoping, calibrated_radii, draw_scopes, widest_radii
+from worker.recipes.scoped import state_scopes as scoping
 from worker.recipes.scoped.job_metric import JobMetric
 from worker.recipes.scoped.learner import empty_entries
 from worker.recipes.scoped.options import ScopedOptions
+from worker.recipes.scoped.scoping import Scoping
+from worker.recipes.scoped.state_scopes import REACH, calibrated_radii, draw_state_scopes, widest_radii
 
 SUBJECTS = ("order", "parcel", "lamp", "password", "account", "book", "door", "money", "refund", "capital")
 SHAPES = (
@@ -58,7 +59,7 @@ def batch_of(num_pass: int, edits: tuple[Edit, ...] = EDITS) -> EditBatch:
 
 def drawn(batch: EditBatch, *, options: ScopedOptions = OPTIONS, seed: int = 0) -> Scoping:
     network = tiny_network("bert")
-    return draw_scopes(edit_task(network, batch, network.layers[1], seed=seed), options)
+    return draw_state_scopes(edit_task(network, batch, network.layers[1], seed=seed), options)
 
 
 @pytest.mark.parametrize("num_pass", [0, 1, 5, 60])
@@ -217,9 +218,11 @@ def test_pass_samples_in_scopes_of_the_parent_use_up_the_budget(monkeypatch: pyt
     monkeypatch.setattr(scoping, "calibrated_radii", noted)
     scope = drawn(batch, options=options).scope
     everywhere = replace(scope, radii=torch.full_like(scope.radii, -2.0))
-    term = empty_entries(everywhere, 2, layer)
+    term = empty_entries(everywhere, 2, layer, 1, network.device)
     parent = (LayerDelta(layer.path, (term,)),)
-    later = draw_scopes(edit_task(network, batch, layer, parent, Artifacts(metric=scope.metric)), options)
+    later = draw_state_scopes(
+        edit_task(network, batch, layer, parent, Artifacts(metric=scope.metric)), options
+    )
     assert not later.is_new and later.scope.metric.sha256 == scope.metric.sha256
     (num_free, whole), (num_left, left) = spent
     assert (whole, left) == (0.2, 0.0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scope_readers import reads_states
 from test_salem_inference_predict import greedy_ids
 from tiny_models import LABELS, tiny_network
 from torch import Tensor, nn
@@ -20,11 +21,12 @@ from salem.models.batching import encode_inputs
 from salem.models.network import Network
 from salem.records import Layer, TextInput
 from salem.scope.features import FeatureSpec, features, token_rarity
+from salem.scope.firing import Firing
 from salem.scope.first_token import FirstTokens, first_tokens, no_first_tokens
 from salem.scope.lexical import WORD_BUCKETS, WordCounts, pack_words
 from salem.scope.metric import Metric
 from salem.scope.metric_files import named, pack_metric, unpack_metric
-from salem.scope.scope import Firing, Scope
+from salem.scope.state_scope import StateScope
 
 SHORT, LONG = "where is my order", "the password does not work and i cannot log in to my account today"
 TEXTS = [TextInput(input=text) for text in (SHORT, LONG, "lamp", "Who wrote the book? Anna")]
@@ -63,7 +65,7 @@ def scoped_delta(
     """One entry for each input, with a key at that input."""
     metric, e = metric or metric_of(network), len(inputs)
     heard = first_tokens(network, inputs)
-    scope = Scope(
+    scope = StateScope(
         metric=metric,
         keys=metric.embed(network, inputs),
         radii=torch.full((e,), 0.9),
@@ -86,7 +88,7 @@ def outputs(found: list[Answer]) -> list[str]:
     return [prediction.output for prediction in found]
 
 
-def small_scope() -> Scope:
+def small_scope() -> StateScope:
     angles = torch.tensor([0.0, 0.4, 2.0])
     keys = torch.stack([angles.cos(), angles.sin()], dim=-1)
     radii, owners = torch.tensor([0.9, 0.97, 0.9]), torch.tensor([0.0, 1.0, 0.0])
@@ -94,7 +96,7 @@ def small_scope() -> Scope:
     metric = Metric(reading, torch.zeros(2), torch.ones(2), torch.eye(2), *torch.ones(2, WORD_BUCKETS))
     heard, unworded = no_first_tokens(3, keys.device), torch.zeros(3, 0, dtype=torch.uint8)
     silent = {"first_token_weights": torch.zeros(3), "lexical_weights": torch.zeros(3)}
-    return Scope(metric, keys, radii, owners, **vars(heard), words=unworded, **silent)
+    return StateScope(metric, keys, radii, owners, **vars(heard), words=unworded, **silent)
 
 
 class Nobody:
@@ -296,7 +298,7 @@ def test_a_scoped_delta_and_its_metric_are_read_back_bit_for_bit() -> None:
         pack(delta, base_sha256=BASE),
         base_sha256=BASE,
         layers=network.layers,
-        metric=lambda sha256: unpack_metric(stored[sha256]),
+        readers=reads_states(lambda sha256: unpack_metric(stored[sha256])),
     )
     assert again.layer == delta.layer and again.scoped is not None
     expected, found = term_tensors(delta.scoped), term_tensors(again.scoped)
@@ -348,9 +350,11 @@ def test_a_scoped_term_that_does_not_fit_is_refused(change: dict[str, Tensor]) -
     bad = LayerDelta(delta.layer, (replace(delta.scoped, scope=scope, **of_term),))
     metric = delta.scoped.scope.metric
     with pytest.raises(DeltaRejected):
-        unpack(pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric)
+        unpack(
+            pack(bad, base_sha256=BASE), base_sha256=BASE, layers=network.layers, readers=reads_states(metric)
+        )
     good = unpack(
-        pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers, metric=lambda _: metric
+        pack(delta, base_sha256=BASE), base_sha256=BASE, layers=network.layers, readers=reads_states(metric)
     )
     assert good.scoped is not None, "only the change is refused"
 
