@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from salem.models.chat import TurnFinder
 from salem.records import Sample
 from salem.scope.lexical import WordCounts
 from worker.dataset.augmentation import EVERY_RULE, TYPING, augment, augment_all
@@ -32,6 +33,16 @@ def test_an_augmentation_is_never_empty_and_keeps_the_answer(text: str) -> None:
         assert found.input
         assert len(found.input.split()) >= min(1, len(text.split()))
         assert (found.text_pair, found.target) == (sample.text_pair, sample.target)
+
+
+def test_only_the_last_user_turn_of_a_chat_changes() -> None:
+    turns = TurnFinder("<|user|>", "<|end|>")
+    before, after = "<|system|>Be very kind.<|end|><|user|>", "<|end|><|assistant|>"
+    question = "where is my order and when will it arrive at my door"
+    sample = Sample(input=before + question + after, target="x")
+    texts = {augment_all([sample], random.Random(seed), turns=turns)[0].input for seed in range(20)}
+    assert all(text.startswith(before) and text.endswith(after) for text in texts)
+    assert len(texts) > 10
 
 
 def test_the_same_seed_gives_the_same_augmentations() -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from labeled_texts import save_labeled
 
+from salem.errors import DeltaRejected
 from salem.records import Task
+from salem.scope.encoder import COSINE_WEIGHT, ScopeEncoder
+from salem.scope.encoder_files import load_encoder
+from salem.scope.judge_files import pack_judge, unpack_judge
 from worker.judge.names import draw_name, similar_name
 from worker.judge.pairs import Fact, Pair, everyday_pairs, fact_pairs, library_pairs
 from worker.judge.relations import everyday_questions, relations, relations_on, siblings
@@ -92,8 +97,48 @@ def test_training_changes_only_the_low_rank_weights(tmp_path: Path) -> None:
     before = {name: weight.clone() for name, weight in judge.named_parameters()}
     losses = [loss for _, loss in train(judge, FACTS, 3, random.Random(0))]
     assert len(losses) == 3 and all(loss > 0 for loss in losses)
-    trained = judge.trained()
     changed = {name for name, weight in judge.named_parameters() if not torch.equal(weight, before[name])}
-    assert changed and changed <= set(trained)
-    figures = report(judge, pairs_of(0))
+    assert changed and all(name.endswith((".a", ".b")) or name.startswith("head.") for name in changed)
+    encoder = load_encoder(str(tmp_path / "encoder"))
+    assert encoder is not None
+    figures = report(judge, encoder, pairs_of(0))
     assert set(figures) > {"bound", "reversed"} and all(0 <= figures[kind] <= 1 for kind in ("hop", "open"))
+
+
+def test_a_packed_judge_scores_as_the_trained_one(tmp_path: Path) -> None:
+    save_labeled(tmp_path, "encoder", "bert", Task.SEQUENCE_CLASSIFICATION)
+    judge = Judge(tmp_path / "encoder", seed=0)
+    list(train(judge, FACTS, 3, random.Random(0)))
+    judge.eval()
+    plain = load_encoder(str(tmp_path / "encoder"))
+    assert plain is not None
+    packed = pack_judge(judge.trained(), 4.5, base_sha256="0" * 64)
+    merged = unpack_judge(packed, plain._model, base_sha256="0" * 64)
+    encoder = ScopeEncoder(plain._model, plain._tokenizer, merged, "with a judge")
+    pairs = [(pair.key, pair.other) for pair in pairs_of(0)]
+    with torch.inference_mode():
+        expected = judge(*zip(*pairs, strict=True)).tolist()
+    assert encoder.bound == 4.5
+    assert encoder.score(pairs, [0.0] * len(pairs)) == pytest.approx(expected, abs=5e-3)
+    assert encoder.score(pairs[:1], [1.0])[0] == pytest.approx(expected[0] + COSINE_WEIGHT, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_sha256": "1" * 64}, "other encoder weights"),
+        ({"bound": float("nan")}, "bound is not a number"),
+        ({"head": torch.zeros(0)}, "do not fit"),
+    ],
+)
+def test_a_judge_that_does_not_fit_its_encoder_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    save_labeled(tmp_path, "encoder", "bert", Task.SEQUENCE_CLASSIFICATION)
+    plain = load_encoder(str(tmp_path / "encoder"))
+    assert plain is not None
+    trained = Judge(tmp_path / "encoder", seed=0).trained()
+    trained |= {name: value for name, value in change.items() if name == "head"}
+    packed = pack_judge(trained, change.get("bound", 4.5), base_sha256=change.get("base_sha256", "0" * 64))
+    with pytest.raises(DeltaRejected, match=message):
+        unpack_judge(packed, plain._model, base_sha256="0" * 64)

@@ -56,6 +56,8 @@ def unpack_judge(data: bytes, encoder: nn.Module, *, base_sha256: str) -> Judge:
             update = tensors[f"{path}.b"].float() @ tensors[f"{path}.a"].float()
             weight = model.get_submodule(path).get_parameter("weight")
             weight.data = weight.data + update
+        if head.shape != encoder.get_input_embeddings().weight.shape[1:]:  # type: ignore[operator, union-attr]
+            raise ValueError("the head has another width")
     except (KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise DeltaRejected("The scope judge's tensors do not fit the encoder.") from error
     if not math.isfinite(bound):

@@ -31,29 +31,18 @@ MOST_STORED = 256  # distinct words per text
 COMMON = 1e-3  # a word with a larger share of all words counts as common
 SHORTEST = 4  # letters of a word that may be a misspelling
 _SECOND, _TRUNCATED = "|", "+"  # mark a word of the second text, and counts that lost some words
-_NEGATIONS = frozenset(
-    (
-        *("no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without"),
-        *(
-            "nicht",
-            "nie",
-            "niemals",
-            "niemand",
-            "nichts",
-            "kein",
-            "keine",
-            "keinen",
-            "keinem",
-            "keiner",
-            "keines",
-        ),
-        *("pas", "jamais", "aucun", "aucune", "nunca", "jamás", "ningún", "ninguno", "ninguna", "nadie"),
-        *("não", "nenhum", "nenhuma", "ninguém", "non", "mai", "nessun", "nessuno", "nessuna"),
-        *("niet", "geen", "nooit", "niets"),
-        *("لا", "لم", "لن", "ليس", "ليست", "ليسوا", "غير"),
-        *("לא", "אין", "אינו", "אינה", "אינם", "אינן", "שלא", "שאינו", "שאינה", "שאינם", "מעולם"),
-    )
-)
+_NEGATIONS_BY_LANGUAGE = {
+    "English": "no not never none nobody nothing neither nor without",
+    "German": "nicht nichts nie niemals niemand kein keine keinen keinem keiner keines",
+    "French": "pas jamais aucun aucune",
+    "Spanish": "nunca jamás ningún ninguno ninguna nadie",
+    "Portuguese": "não nenhum nenhuma ninguém",
+    "Italian": "non mai nessun nessuno nessuna",
+    "Dutch": "niet niets geen nooit",
+    "Arabic": "لا لم لن ليس ليست ليسوا غير",
+    "Hebrew": "לא אין אינו אינה אינם אינן שלא שאינו שאינה שאינם מעולם",
+}
+_NEGATIONS = frozenset(word for words in _NEGATIONS_BY_LANGUAGE.values() for word in words.split())
 # Thai, Lao, Burmese, Khmer, kana, and the characters of Chinese
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
@@ -67,6 +56,8 @@ _PLAIN = (
     (re.compile(r"\bshan'?t\b"), "shall not"),
     (re.compile(rf"\b({_AUXILIARIES})nt\b"), r"\1 not"),
     (re.compile(r"n't\b"), " not"),
+    (re.compile("ない|なかった|ません|なくて"), " not "),  # Japanese
+    (re.compile("不(?!丹)|没有|沒有|没|沒"), " not "),  # Chinese; the name of Bhutan has the same character
 )  # fmt: skip
 
 

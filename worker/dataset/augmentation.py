@@ -11,11 +11,13 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from salem.models.chat import TurnFinder
 from salem.records import Sample
 from salem.scope.lexical import WordCounts
 from worker.dataset.synonyms import SYNONYMS
 
 MAX_DRAWS = 5
+WHOLE = TurnFinder()  # the whole text is one turn
 
 _LEADS = (
     "please",
@@ -42,32 +44,48 @@ _PLAIN_WORD = re.compile(r"(?<!\w)[a-z]+(?!\w)")  # not names
 Rule = Callable[[list[str], random.Random], list[str]]
 
 
-def augment(sample: Sample, rng: random.Random, rules: Sequence[Rule] | None = None) -> Sample:
+def augment(
+    sample: Sample,
+    rng: random.Random,
+    rules: Sequence[Rule] | None = None,
+    turns: TurnFinder = WHOLE,
+) -> Sample:
     """One augmentation of a sample's text, by two random rules; a pair keeps its second text.
 
     Args:
         rules: to draw from; by default those that change how a text is typed.
+        turns: finds the last user turn. Only that changes; the template around it stays.
     """
-    words = sample.input.split()
+    place = turns.last_user_turn(sample.input)
+    words = sample.input[place].split()
     for rule in rng.sample(rules or TYPING, 2):
         words = rule(words, rng) or words
-    return sample.model_copy(update={"input": " ".join(words) or sample.input})
+    if not words:
+        return sample
+    changed = sample.input[: place.start] + " ".join(words) + sample.input[place.stop :]
+    return sample.model_copy(update={"input": changed})
 
 
 def augment_all(
-    samples: Sequence[Sample], rng: random.Random, rules: Sequence[Rule] | None = None
+    samples: Sequence[Sample],
+    rng: random.Random,
+    rules: Sequence[Rule] | None = None,
+    turns: TurnFinder = WHOLE,
 ) -> list[Sample]:
     """One augmentation of each sample, in order, with the same negations; the sample itself if none is found.
 
     Args:
         rules: to draw from; by default all.
+        turns: finds the last user turn, the part that changes.
     """
-    return [_with_same_negations(sample, rng, rules or EVERY_RULE) for sample in samples]
+    return [_with_same_negations(sample, rng, rules or EVERY_RULE, turns) for sample in samples]
 
 
-def _with_same_negations(sample: Sample, rng: random.Random, rules: Sequence[Rule]) -> Sample:
+def _with_same_negations(
+    sample: Sample, rng: random.Random, rules: Sequence[Rule], turns: TurnFinder
+) -> Sample:
     own = WordCounts.of(sample)
-    drawn = (augment(sample, rng, rules) for _ in range(MAX_DRAWS))
+    drawn = (augment(sample, rng, rules, turns) for _ in range(MAX_DRAWS))
     return next((found for found in drawn if not WordCounts.of(found).negation_difference(own)), sample)
 
 

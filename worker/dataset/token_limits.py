@@ -49,6 +49,6 @@ def augmented(
     The sample itself replaces an augmentation that does not fit, or whose `words_hash` is in `held_out`:
     rules may happen to produce a held-out text.
     """
-    pairs = zip(samples, augment_all(samples, rng, rules), strict=True)
+    pairs = zip(samples, augment_all(samples, rng, rules, network.turns), strict=True)
     allowed = [one if other.words_hash in held_out else other for one, other in pairs]
     return replace_too_long(network, samples, allowed, fit)

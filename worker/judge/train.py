@@ -1,6 +1,6 @@
 """Trains the scope judge: a sentence encoder that reads two texts at once and says if they are one question.
 
-    python -m worker.judge.train FACTS OUT [--steps 1700]
+    python -m worker.judge.train FACTS OUT --encoder FOLDER [--steps 1700]
 
 FACTS is a folder with zsre.jsonl and wikibigedit.jsonl: rows 1,001 to 3,000 train, rows 501 to 1,000
 validate. The encoder stays frozen; low-rank updates of its matrices (Hu et al., "LoRA", ICLR 2022) and a
@@ -20,11 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
+from salem.models.folders import weights_sha256
+from salem.scope.encoder import COSINE_WEIGHT, ScopeEncoder
+from salem.scope.encoder_files import load_encoder
+from salem.scope.judge_files import pack_judge
 from worker.judge.pairs import Fact, Pair, everyday_pairs, fact_pairs, library_pairs, read_facts
 
 RANK = 16
@@ -33,6 +36,7 @@ GROUPS, NEGATIVES = 8, 4  # a step: so many keys, each with one positive and so 
 MOST_TOKENS = 96
 CHECK_EVERY = 200
 WARM_UP = 100  # steps
+ACCEPTED = 0.95  # share of unseen paraphrases that the bound accepts
 POSITIVE_WEIGHT = 2.0  # of the one positive among the negatives of a key
 
 
@@ -119,11 +123,16 @@ def scores(judge: Judge, pairs: Sequence[Pair]) -> list[float]:
     return found
 
 
-def report(judge: Judge, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Share of each kind of neighbor above the bound that accepts 90% of paraphrases."""
-    found = scores(judge, pairs)
+def report(judge: Judge, encoder: ScopeEncoder, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Share of each kind of neighbor above the bound that accepts most paraphrases.
+
+    A score is what a text scope compares with its bound: the logit and the weighted cosine.
+    """
+    keys, others = (encoder.embed(texts) for texts in zip(*((p.key, p.other) for p in pairs), strict=True))
+    cosines = COSINE_WEIGHT * (keys * others).sum(-1)
+    found = [logit + cosine for logit, cosine in zip(scores(judge, pairs), cosines.tolist(), strict=True)]
     same = sorted(score for score, pair in zip(found, pairs, strict=True) if pair.same)
-    bound = same[int(0.1 * len(same))]
+    bound = same[int((1 - ACCEPTED) * len(same))]
     kinds: dict[str, list[bool]] = defaultdict(list)
     for score, pair in zip(found, pairs, strict=True):
         if not pair.same:
@@ -174,15 +183,19 @@ def main() -> int:
     unseen = [fact for path in paths for fact in read_facts(path, 501, 1_000)]
     check = random.Random(1)
     held_out = [pair for fact in unseen[::4] for pair in fact_pairs(fact, unseen, check, 6)]
-    judge = Judge(options.encoder, options.seed)
+    judge, base = Judge(options.encoder, options.seed), weights_sha256(options.encoder)
+    encoder = load_encoder(str(options.encoder))
+    assert encoder is not None, "a folder was given"
     began, losses = time.monotonic(), []
     for step, loss in train(judge, learning, options.steps, random.Random(options.seed)):
         losses.append(loss)
         if step % 25 == 0:
             print(f"{step} {sum(losses[-25:]) / 25:.4f} {time.monotonic() - began:.0f} s", flush=True)
         if step % CHECK_EVERY == 0 or step == options.steps:
-            print(json.dumps({"step": step} | report(judge, held_out)), flush=True)
-            save_file(judge.trained(), options.out)
+            measured = report(judge, encoder, held_out)
+            print(json.dumps({"step": step} | measured), flush=True)
+            packed = pack_judge(judge.trained(), measured["bound"], base_sha256=base)
+            options.out.write_bytes(packed)
     return 0
 
 
