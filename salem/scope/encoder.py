@@ -59,6 +59,8 @@ class ScopeEncoder:
         self.sha256 = sha256  # of everything that decides: weights, tokenizer, and judge
         self.bound = judge.bound if judge else COSINE_WEIGHT * COSINE_BOUND
         self._model, self._tokenizer, self._judge = model, tokenizer, judge
+        positions = getattr(model.config, "max_position_embeddings", MOST_TOKENS)
+        self._most_tokens = min(MOST_TOKENS, int(positions))
         self._table = bag_table(model.get_input_embeddings().weight.detach(), tokenizer)  # type: ignore[operator]
         self._embeddings: _Memory[str, Tensor] = _Memory()
         self._scores: _Memory[tuple[str, str], float] = _Memory()
@@ -124,7 +126,7 @@ class ScopeEncoder:
                 None if second[0] is None else list(second),
                 padding=True,
                 truncation=True,
-                max_length=MOST_TOKENS,
+                max_length=self._most_tokens,
                 return_tensors="pt",
             )
             states = model(**fields).last_hidden_state  # [r, t, d]
