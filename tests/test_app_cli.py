@@ -21,7 +21,15 @@ from tiny_models import save_tiny
 from app.cli.client import POLL_S, Client, ServiceError
 from app.cli.files import read_edit_request
 from app.cli.printing import report_job
-from app.service.doctor import Finding, check_address, check_blobs, check_database, check_python, check_redis
+from app.service.doctor import (
+    Finding,
+    check_address,
+    check_blobs,
+    check_database,
+    check_python,
+    check_redis,
+    check_scope_encoder,
+)
 from salem import __version__
 from salem.settings import Settings
 from salem.storage.registry import Registry
@@ -171,6 +179,9 @@ def test_doctor_names_what_is_missing(tmp_path: Path) -> None:
     )
     assert state(check_blobs(Settings(home=tmp_path, blob_url=str(tmp_path / "salem.db")))) == "missing"
     assert state(check_blobs(Settings(home=tmp_path, blob_url=str(tmp_path / "blobs")))) == "ok"
+    assert state(check_scope_encoder(Settings(home=tmp_path, scope_encoder="package"))) == "ok"
+    assert state(check_scope_encoder(Settings(home=tmp_path, scope_encoder="off"))) == "ok"
+    assert state(check_scope_encoder(Settings(home=tmp_path, scope_encoder=str(tmp_path)))) == "missing"
     assert state(check_address(Settings(host="0.0.0.0"))) == "missing"
 
 

