@@ -9,6 +9,7 @@
     ├── UnsupportedModel             422 unsupported_model     architecture, weights format, remote code
     ├── ModelNotReady                409 model_not_ready
     ├── DeltaRejected                500 delta_rejected        a delta file failed its checks
+    ├── EncoderMissing               503 encoder_missing       scopes were made with another scope encoder
     ├── BlobCorrupted                500 blob_corrupted        stored bytes do not match their sha256
     ├── BlobMissing                  500 blob_missing          stored bytes are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
