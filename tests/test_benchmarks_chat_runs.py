@@ -51,6 +51,7 @@ class Parrot:
 
     edits: list[ChatEdit]
     job_s: float = 12.34
+    elsewhere: bool = True
 
     def answers(self, conversations: Sequence[Conversation]) -> list[str]:
         known = {edit.question: edit.target for edit in self.edits}

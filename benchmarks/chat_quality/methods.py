@@ -25,6 +25,10 @@ class EditedModel(Protocol):
     def job_s(self) -> float:
         """Seconds that the job took. Salem's include loading the model."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process answers, so that the base can answer in this one meanwhile."""
+
     def answers(self, conversations: Sequence[Conversation]) -> list[str]:
         """What the edited model answers to each conversation, in order."""
 

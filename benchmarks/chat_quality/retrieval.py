@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ class Store:
     points: Tensor  # [k, m]
     owners: tuple[int, ...]  # [k] the edit of each point
     job_s: float
+    elsewhere: ClassVar[bool] = False
 
     def answers(self, conversations: Sequence[Conversation]) -> list[str]:
         """The base's answers, with the nearest fact in the system prompt where it is near enough."""

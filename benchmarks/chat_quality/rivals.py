@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from benchmarks.baselines.fine_tune import WeightLearner
 from benchmarks.baselines.interface import EditedNetwork, Editing
@@ -39,6 +40,7 @@ class Edited:
     model: ChatModel
     network: EditedNetwork
     job_s: float
+    elsewhere: ClassVar[bool] = False
 
     def answers(self, conversations: Sequence[Conversation]) -> list[str]:
         return self.model.edited_answers(self.network, conversations)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from app.cli.client import Client, ServiceError
 from benchmarks.chat_quality.chat import Conversation
@@ -33,7 +33,7 @@ class Version:
     model: ChatModel
     reference: str  # such as chat:3
     job_s: float
-    result: dict[str, Any]
+    elsewhere: ClassVar[bool] = True
 
     def answers(self, conversations: Sequence[Conversation]) -> list[str]:
         """What the version answers, through `POST /predict`."""
@@ -62,7 +62,7 @@ class Service:
         if key not in self.made:
             body = {"model": before.reference if before else MODEL, "edits": sent(as_sent(self.model, edits))}
             result, seconds = finished(self.client, "/edits", body)
-            self.made[key] = Version(self.client, self.model, result["version"], seconds, result)
+            self.made[key] = Version(self.client, self.model, result["version"], seconds)
         return self.made[key]
 
 

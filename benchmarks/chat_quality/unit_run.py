@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -55,7 +56,7 @@ def one_job(unit: Unit, method: Method, ground: Ground) -> Row:
     for kind, asked in kinds.items():
         ground.progress(f"{unit.method}: {len(asked)} questions of kind {kind}")
         conversations, targets = [c for c, _ in asked], [t for _, t in asked]
-        base, after = ground.model.base_answers(conversations), edited.answers(conversations)
+        base, after = before_and_after(ground.model, edited, conversations)
         counts[kind] = asdict(count(targets, base, after))
         transcript += [
             [kind, [turn.content for turn in conversation], target, old, new]
@@ -63,6 +64,18 @@ def one_job(unit: Unit, method: Method, ground: Ground) -> Row:
         ]
     _keep_transcript(unit, transcript)
     return {"counts": counts, "job_s": round(edited.job_s, 1)}
+
+
+def before_and_after(
+    model: ChatModel, edited: EditedModel, conversations: Sequence[Conversation]
+) -> tuple[list[str], list[str]]:
+    """What the base and the edited model answer; at the same time, if these are two processes."""
+    with ThreadPoolExecutor(1) as beside:
+        base = beside.submit(model.base_answers, conversations)
+        if not edited.elsewhere:
+            base.result()
+        after = edited.answers(conversations)
+    return base.result(), after
 
 
 def chain_of_jobs(unit: Unit, method: Method, ground: Ground) -> Row:
