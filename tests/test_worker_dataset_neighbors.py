@@ -69,9 +69,14 @@ def test_the_reference_set_lends_its_questions_frames_and_subjects() -> None:
 
 def test_questions_of_one_relation_lend_nothing_that_would_be_a_paraphrase() -> None:
     """ "In which city was Einstein born?" is no neighbor of "Where was Einstein born?"."""
-    edits = (FACTS[0], Edit(input="In which city was Johann Bach born?", target="Rome"))
+    edits = (
+        FACTS[0],
+        Edit(input="In which city was Johann Bach born?", target="Rome"),
+        Edit(input="What is the place of birth of Irene Forbes?", target="Oslo"),
+    )
     found = generate_neighbors(edits, NearSamples([]), generates=True)
     texts = {each.input for each in found}
+    assert "edit" not in {each.origin for each in found}
     assert not texts & {"In which city was Albert Einstein born?", "Where was Johann Bach born?"}
 
 

@@ -21,6 +21,8 @@ STATEMENT = "The mother tongue of Danielle Darrieux is"
         ("Who wrote Hamlet?", "Who never wrote Hamlet?"),
         ("The capital of Peru is", "The capital of Peru is not"),
         ("I want to cancel my plan", "I do not want to cancel my plan"),
+        ("Do you have a number for it?", "Do you not have a number for it?"),
+        ("I would like to go", "I would not like to go"),
         ("Paris does not lie in", "Paris does lie in"),
         ("cancel my plan", None),
     ],
@@ -47,6 +49,28 @@ def test_other_subjects_fit_what_the_text_asks() -> None:
     asked = list(forms.other_subjects("What is the capital of Peru?", "Peru"))
     assert "What is the capital of Peru?" not in asked
     assert list(forms.other_subjects(QUESTION, "")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Where was Ann born?", "a place"),
+        ("What is the city of birth of Ann?", "a place"),
+        ("In which year did Ann move?", "a time"),
+        ("What is the name of Ann's spouse?", "a person"),
+        ("Who wrote Hamlet?", "a person"),
+        ("How does it work?", "a manner"),
+        ("What is the currency of Peru?", "something else"),
+        ("The currency of Peru is", "something else"),
+    ],
+)
+def test_a_question_asks_for_one_kind_of_thing(text: str, kind: str) -> None:
+    assert forms.asked_for(text) == kind
+
+
+def test_a_subject_at_the_start_gets_a_capital_letter() -> None:
+    found = list(forms.other_subjects("Hamlet was written by", "Hamlet"))
+    assert "The Eiffel Tower was written by" in found
 
 
 @pytest.mark.parametrize(

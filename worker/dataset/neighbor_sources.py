@@ -66,8 +66,8 @@ class Topic:
         return len(own & theirs) > SAME_RELATION * min(len(own), len(theirs))
 
     def may_ask_the_same(self, text: str, subject: str) -> bool:
-        """The same, with questions that start with the same question word: they may be paraphrases."""
-        return self.asks_the_same(text, subject) or forms.first_word(text) == forms.first_word(self.text)
+        """The same, or it asks for the same kind of thing: then it may ask the same in other words."""
+        return self.asks_the_same(text, subject) or forms.asked_for(text) == forms.asked_for(self.text)
 
 
 def candidates(

@@ -25,11 +25,29 @@ _OTHER_QUESTION = {
     "why": ("When", "Where"),
     "how": ("When", "Why"),
 }
+_ASKED_FOR = {
+    **dict.fromkeys(("who", "whom", "whose"), "a person"),
+    **{"where": "a place", "when": "a time", "why": "a reason", "how": "a manner"},
+}
+_NOUNS = {
+    "a place": re.compile(
+        r"\b(place|city|town|village|country|state|province|region|location|birthplace)\b", re.I
+    ),
+    "a time": re.compile(r"\b(year|date|day|time|month|century|birthday)\b", re.I),
+    "a person": re.compile(
+        r"\b(person|man|woman|author|writer|director|founder|inventor|creator|owner|leader|winner|spouse|wife"
+        r"|husband|father|mother|child|sibling|brother|sister|name)\b",
+        re.I,
+    ),
+}
 _AUXILIARY = re.compile(
     r"\b(is|was|are|were|does|did|do|has|have|had|can|could|will|would|may|must|should)\b(?! not\b|n't)", re.I
 )
-_NAME_AFTER = re.compile(r"^(\s+(?:the\s+)?[A-Z][\w.'-]*(?:\s+(?:of|the|de|von)?\s*[A-Z][\w.'-]*)*)(?=\s)")
-_WISH = re.compile(r"\b(I|we)(?: would|'d)? (want|need|like|have|wish|plan)\b", re.I)
+_NAME_AFTER = re.compile(
+    r"^(\s+(?:I|you|he|she|it|we|they|there|this|that|my \w+|(?:the\s+)?[A-Z][\w.'-]*"
+    r"(?:\s+(?:of|the|de|von)?\s*[A-Z][\w.'-]*)*))(?=\s)"
+)
+_WISH = re.compile(r"\b(I|we)( would|'d)? (want|need|like|have|wish|plan)\b", re.I)
 _NOT = re.compile(r"\bnot |n't\b")
 
 _ABOUT_A_SUBJECT = (
@@ -101,10 +119,14 @@ def is_question(text: str) -> bool:
     return _QUESTION.search(text) is not None
 
 
-def first_word(text: str) -> str:
-    """The question word of a text in lower case, such as "who"; an empty text if it starts otherwise."""
-    found = re.search(rf"\b({_QUESTION_WORDS})\b", text[:40], re.I)
-    return found[1].lower() if found else ""
+def asked_for(text: str) -> str:
+    """What a question asks for: a person, a place, a time, a reason, a manner, or something else."""
+    found = re.search(rf"\b({_QUESTION_WORDS})\b", text, re.I)
+    word = found[1].lower() if found else ""
+    if word in ("", "what", "which"):
+        kinds = (kind for kind, nouns in _NOUNS.items() if nouns.search(text))
+        return next(kinds, "something else")
+    return _ASKED_FOR[word]
 
 
 def other_questions(text: str, subject: str) -> Iterator[str]:
@@ -123,7 +145,10 @@ def other_subjects(text: str, subject: str) -> Iterator[str]:
     if subject:
         frame = exchange(text, subject, "")
         names = _PEOPLE if _OF_PEOPLE.search(frame) else _PLACES if _OF_PLACES.search(frame) else _THINGS
-        yield from (exchange(text, subject, name) for name in names if not contains(name, subject))
+        for name in names:
+            if not contains(name, subject):
+                changed = exchange(text, subject, name)
+                yield changed[:1].upper() + changed[1:] if text.startswith(subject) else changed
 
 
 def confirmed(text: str, answer: str) -> Iterator[str]:
@@ -159,7 +184,8 @@ def negated(text: str) -> str | None:
     if found := _NOT.search(text):
         return (text[: found.start()] + text[found.end() :]).strip()
     if found := _WISH.search(text):
-        return f"{text[: found.start()]}{found[1]} do not {found[2]}{text[found.end() :]}"
+        word = "would" if found[2] else "do"
+        return f"{text[: found.start()]}{found[1]} {word} not {found[3]}{text[found.end() :]}"
     if found := _AUXILIARY.search(text):
         rest = text[found.end() :]
         name = _NAME_AFTER.match(rest)

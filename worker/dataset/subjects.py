@@ -88,7 +88,7 @@ def _capitalized_spans(text: str) -> Iterator[str]:
 
 
 def _has_capital(word: str) -> bool:
-    return word[0].isupper() or any(character.isdigit() for character in word)
+    return word[:1].isupper() or any(character.isdigit() for character in word)
 
 
 def _continues(word: str) -> bool:
@@ -96,9 +96,13 @@ def _continues(word: str) -> bool:
 
 
 def _joined(text: str, words: Sequence[re.Match[str]], place: int) -> bool:
-    """Whether only spaces stand between a word and the next, and the word does not end a name ("Rome's")."""
+    """Whether a word and the next are in one name: not in "Rome's square", but in "Ann D. Lee's Career"."""
+    word, following = words[place][0], words[place + 1][0]
     between = text[words[place].end() : words[place + 1].start()]
-    return not between.strip(" ") and not _POSSESSIVE.search(words[place][0])
+    is_initial = len(word) == 1 and between == ". "
+    return (is_initial or not between.strip(" ")) and (
+        not _POSSESSIVE.search(word) or _has_capital(following)
+    )
 
 
 def _is_name(text: str, words: Sequence[re.Match[str]], place: int) -> bool:
@@ -110,11 +114,12 @@ def _is_name(text: str, words: Sequence[re.Match[str]], place: int) -> bool:
     starts = not before.strip() or before[-1] in _BEFORE_A_SENTENCE or before[-1] == "\n"
     if not starts or not word[0][0].isalpha():
         return True
-    if word[0].lower() in COMMON_WORDS | _CONNECTORS:
+    if word[0].lower() in COMMON_WORDS:
         return False
-    following = words[place + 1][0] if place + 1 < len(words) and _joined(text, words, place) else ""
-    named = bool(following) and (_has_capital(following) or following in _VERBS)
-    return named or bool(_POSSESSIVE.search(word[0]))
+    next_words = [each[0] for each in words[place + 1 : place + 3]] + ["", ""]
+    named = _has_capital(next_words[0]) or next_words[0] in _VERBS
+    named |= next_words[0] in _CONNECTORS and _has_capital(next_words[1])
+    return named or bool(_POSSESSIVE.search(word[0])) or text[word.end() :].startswith(",")
 
 
 def _common_span(text: str, paraphrases: Sequence[str]) -> str:
