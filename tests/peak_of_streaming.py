@@ -12,23 +12,39 @@ import ctypes
 import gc
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peak_of_training import Factors
 from tiny_models import LABELS, save_tiny, tiny_tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from salem.deltas.terms import LowRank
 from salem.inference.predict import predict
 from salem.models.loading import load
-from salem.records import Sample, Task
+from salem.records import Layer, Sample, Task
 from worker.training.loop import prepare_dataset, train
 from worker.training.options import TrainingOptions
 
 WORDS = ("order", "parcel", "lamp", "password", "account", "refund", "door", "book")
 OPTIONS = TrainingOptions(max_steps=4, kl_weight=0.1, learning_rate=1e-2)
+
+
+class Factors:
+    """The factors of an update."""
+
+    shared = True
+
+    def __init__(self, layer: Layer) -> None:
+        self.a = nn.Parameter(torch.ones(4, layer.d_in) / layer.d_in)
+        self.b = nn.Parameter(torch.zeros(layer.d_out, 4))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter((self.a, self.b))
+
+    def term(self) -> LowRank:
+        return LowRank(self.a, self.b)
 
 
 def save_deep(folder: Path) -> int:

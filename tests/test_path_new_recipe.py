@@ -61,9 +61,6 @@ class DirectRecipe(Recipe):
         with applied(task.network.model, task.plain):
             learner = Direct(task.layer, self.options.strength)
             return Trained(task.fit(task.prepare(), learner, self.options))
-
-    def preparation_bytes(self, shape, num_corrections, num_pass):
-        return 0
 '''
 OPTIONS = {"recipe": "direct", "strength": 0.5, "max_steps": 60, "learning_rate": 0.05, "kl_weight": 0.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from recipe_cases import RECIPES, bare_recipe
@@ -12,7 +13,7 @@ from salem.errors import UnsupportedModel
 from salem.models.batching import encode
 from salem.models.network import Network
 from salem.records import EditBatch, Sample
-from worker.pipeline.budget import blocks_above, job_estimate, token_counts
+from worker.pipeline.budget import Passes, Size, job_estimate, sizes_of
 from worker.recipes.scoped.recipe import VALUE_COPIES
 from worker.recipes.scoped.training_set import NEAR_SAMPLES
 from worker.selection.trials import NUM_PASS, NUM_VALIDATION
@@ -56,12 +57,14 @@ def test_samples_take_at_least_their_trunks(architecture: str) -> None:
 def test_token_counts_are_those_of_encoded_samples(architecture: str) -> None:
     network = tiny_network(architecture)
     edited = batch(network)
-    found = token_counts(network, edited.corrections)
-    for sample, length in zip(edited.corrections, found.tokens, strict=True):
+    for sample in edited.corrections:
+        (found,) = sizes_of(network, [sample])
         inputs = encode(network, [sample]).inputs
         width = sum(inputs[name].shape[1] for name in ("input_ids", "decoder_input_ids") if name in inputs)
-        assert width - 24 < length <= width + 16  # a padded width is up to 16 and 8 tokens more
-    assert (max(found.answers) > 1) == network.task.generates
+        assert width - 24 < found.tokens <= width + 16  # a padded width is up to 16 and 8 tokens more
+        assert (found.logits > 1) == network.task.generates
+    found = sizes_of(network, [*edited.corrections, *edited.pass_samples])
+    assert found == sorted(found, reverse=True)
 
 
 def test_a_scoped_job_trains_on_augmentations_and_on_the_nearest_pass_samples() -> None:
@@ -112,7 +115,38 @@ def test_trial_edits_are_counted_where_they_choose_the_layer() -> None:
 
 def test_the_decoder_of_an_encoder_layer_is_counted() -> None:
     network = tiny_network("t5")  # three blocks, and two of the decoder's
-    assert [blocks_above(network, layer) for layer in network.layers] == [4, 3, 2, 1, 0]
+    edited = batch(network)
+    steps = [
+        job_estimate(network, edited, bare_recipe("mend", layer=each.path)).step for each in network.layers
+    ]
+    each_block = {lower - upper for lower, upper in pairwise(steps)}
+    assert len(each_block) == 1 and min(each_block) > 0
+
+
+def test_samples_are_padded_to_the_longest_of_their_chunk() -> None:
+    passes = Passes(tiny_network("bert"))
+    mixed = [Size(160, 1)] + [Size(16, 1)] * CHUNK
+    assert passes.captured(mixed) == passes.captured([Size(160, 1)] * CHUNK + [Size(16, 1)])
+
+
+def test_a_generating_model_is_charged_for_its_vocabulary_and_its_cache() -> None:
+    label, writer = (Passes(tiny_network(name)) for name in ("bert", "gpt2"))
+    vocabulary = tiny_network("gpt2").model.get_input_embeddings().num_embeddings
+    short, long = [Size(16, 1)], [Size(16, 9)]
+    assert writer.captured(long) - writer.captured(short) == 8 * 4 * vocabulary
+    assert writer.training(long, 1) - writer.training(short, 1) == 5 * 8 * 4 * vocabulary
+    assert writer.reading(30) > 1.5 * label.reading(30)
+
+
+def test_the_memory_of_preparation_depends_on_the_recipe() -> None:
+    network = tiny_network("bert")
+    edited = batch(network)
+    mend = job_estimate(network, edited, MEND)
+    ahead = job_estimate(network, edited, bare_recipe("mend", editor="editor-" + "0" * 20))
+    assert mend.preparation >= 8 * network.layers[0].d_in ** 2, "eigenvectors in float64"
+    assert ahead.preparation == 0 and ahead.samples < mend.samples
+    more = batch(network, 60)
+    assert job_estimate(network, edited, SCOPED).preparation < job_estimate(network, more, SCOPED).preparation
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
@@ -136,8 +170,7 @@ def test_values_are_counted_by_the_longest_answer() -> None:
     longer = tuple(
         sample.model_copy(update={"target": "Paris is in Peru " * 4}) for sample in few.edit_samples
     )
-    layer = network.layers[len(network.layers) // 2]
-    width = SCOPED.parameter_bytes(network, few, layer)
-    more = SCOPED.parameter_bytes(network, few.model_copy(update={"edit_samples": longer}), layer)
-    assert more > 1.5 * width and MEND.parameter_bytes(network, few, layer) == 0
-    assert width % (VALUE_COPIES * 4 * len(few.edit_samples) * layer.d_out) == 0
+    values = SCOPED.footprint(network, few).trained_bytes
+    more = SCOPED.footprint(network, few.model_copy(update={"edit_samples": longer})).trained_bytes
+    assert more > 1.5 * values
+    assert values % (VALUE_COPIES * 4 * len(few.edit_samples) * network.layers[0].d_out) == 0

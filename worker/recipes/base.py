@@ -33,7 +33,7 @@ from salem.scope.metric import Metric
 from worker.activations.cache import SampleCache
 from worker.dataset.split import without_seen_paraphrases
 from worker.hypernetworks.files import TrainedEditor
-from worker.recipes.memory import ModelShape
+from worker.recipes.memory import FLOAT_BYTES, UPDATE_COPIES, Footprint, second_moment_bytes
 from worker.selection.candidates import middle_layers
 from worker.training.loop import Learner, Prepared, Progress, prepare_dataset, train
 from worker.training.options import LoopOptions, TrainingOptions
@@ -195,25 +195,13 @@ class Recipe(ABC):
         """What the version's notes should say about the result."""
         yield from ()
 
-    def num_augmentations(self) -> int:
-        """Augmentations of each edit and adapt sample that it trains on, for the memory estimate."""
-        return 0
-
-    def num_anchors(self, network: Network, layer: Layer) -> int:
-        """Pass samples of each edit that are trained toward its target, for the memory estimate."""
-        return 0
-
-    def num_pass_samples(self, num_given: int) -> int:
-        """How many of the given pass samples it trains on, for the memory estimate."""
-        return num_given
-
-    @abstractmethod
-    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        """Memory before the first training step, besides the states of samples."""
-
-    def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:
-        """Memory of its parameters, gradients, and moments, besides `preparation_bytes`."""
-        return 0
+    def footprint(self, network: Network, batch: EditBatch) -> Footprint:
+        """What it trains on and holds. By default: all samples, and the update of one weight."""
+        layer = max(network.layers, key=lambda layer: layer.d_in * layer.d_out)
+        return Footprint(
+            prepared_bytes=second_moment_bytes(layer),
+            trained_bytes=UPDATE_COPIES * FLOAT_BYTES * layer.d_in * layer.d_out,
+        )
 
 
 def advice_to_train(options: LoopOptions) -> str:

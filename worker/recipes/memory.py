@@ -1,7 +1,6 @@
-"""Estimates a job's peak memory: an upper bound from the shape of the model and the token counts.
+"""The parts of a job's estimated peak memory, and the refusal of a job that cannot fit.
 
-The bound adds up the tensors that exist at the same time. It models a block as attention plus a feed-forward
-part, with the widths of its layers. Weights are frozen, so only activations count. Must not know recipes.
+A recipe states what it adds as a `Footprint`. Must not know recipes, or how the parts are counted.
 """
 
 from __future__ import annotations
@@ -9,120 +8,50 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from salem.errors import OverBudget
-from worker.activations.trunk_sets import BLOCK_BYTES
-from worker.training.loop import CHUNK
+from salem.records import Layer
 
 FLOAT_BYTES = 4
 ALLOCATOR = 1.3  # bytes taken from the system per byte requested; measured on encoders: at most 1.19
-INFERENCE_BATCH = 64
-LOGIT_COPIES = 5  # in a step: logits, log-probabilities, and what a backward pass keeps of them
+UPDATE_COPIES = 5  # of a trained update: itself, gradient, two moments, the best so far
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """What determines the memory of a hosted model."""
+class Footprint:
+    """What a recipe trains on, and what it holds besides states and weights."""
 
-    weight_bytes: int  # that are in memory at the same time
-    number_bytes: int  # size of one number of a state
-    width: int  # of a state
-    inner_width: int  # of the feed-forward part
-    num_blocks: int  # of all stacks
-    num_outputs: int  # labels, or entries of the vocabulary
-    generates: bool
-    all_logits: bool = False  # whether every token has logits, not only those of answers
+    copies: int = 1  # of each correction: itself and its augmentations
+    anchors: int = 0  # pass samples that are trained toward the targets of edits
+    pass_samples: int | None = None  # that it trains on; None: all
+    prepared_bytes: int = 0  # before the first step
+    trained_bytes: int = 0  # parameters, gradients, and moments
 
 
-@dataclass(frozen=True)
-class TokenCounts:
-    """Tokens of samples, each padded and with its answer."""
-
-    tokens: tuple[int, ...]
-    answers: tuple[int, ...]  # of these, tokens of the answer and its end; 1 for a label
-
-    def longest(self, number: int) -> TokenCounts:
-        """The longest samples, longest first."""
-        order = sorted(range(len(self.tokens)), key=lambda row: -self.tokens[row])[:number]
-        return TokenCounts(
-            tuple(self.tokens[row] for row in order), tuple(self.answers[row] for row in order)
-        )
-
-    @property
-    def num_padded(self) -> int:
-        """All tokens, when samples of similar length are padded together."""
-        order = sorted(self.tokens, reverse=True)
-        parts = (order[start : start + CHUNK] for start in range(0, len(order), CHUNK))
-        return sum(len(part) * part[0] for part in parts)
-
-    def __add__(self, other: TokenCounts) -> TokenCounts:
-        return TokenCounts(self.tokens + other.tokens, self.answers + other.answers)
-
-    def logit_bytes(self, shape: ModelShape) -> int:
-        """One copy of their logits."""
-        rows = self.num_padded if shape.generates and shape.all_logits else sum(self.answers)
-        return FLOAT_BYTES * shape.num_outputs * rows
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a job trains on."""
-
-    corrections: TokenCounts  # with augmentations and anchor samples
-    pass_samples: TokenCounts  # that it trains on
-    blocks_above: int  # the most blocks that may lie above the edited layer
-    in_one_pass: int  # samples in one step; on a GPU, a step that runs out of memory is split
+def second_moment_bytes(layer: Layer) -> int:
+    """Memory of the second moment of a layer's inputs, and of a linear system or eigenvectors of it."""
+    return layer.d_in**2 * (FLOAT_BYTES + 4 * 8)  # the latter four in float64
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak bytes by cause. Step, inference, and preparation never exist at the same time.
-
-    Trial edits end before training begins.
-    """
+    """Peak bytes by cause. Weights and samples last; the other parts never exist at the same time."""
 
     weights: int
     samples: int  # states and answers of all samples trained on
     step: int = 0  # activations and logits of one training step, and what is trained
-    inference: int = 0  # one batch of measuring
+    inference: int = 0  # one batch of measuring, or of the saliency of layers
     preparation: int = 0  # what the recipe needs before the first step
     trials: int = 0  # trial edits at all layers of the shortlist
 
     @property
     def num_bytes(self) -> int:
-        trained = self.samples + max(self.step, self.inference, self.preparation)
-        return round(ALLOCATOR * (self.weights + max(trained, self.trials)))
+        passing = max(self.step, self.inference, self.preparation, self.trials)
+        return round(ALLOCATOR * (self.weights + self.samples + passing))
 
     @property
     def largest(self) -> str:
         """The largest part."""
         return max((field.name for field in fields(self)), key=lambda name: int(getattr(self, name)))
-
-
-def sample_bytes(shape: ModelShape, samples: TokenCounts) -> int:
-    """Memory of samples during training: states below the layer, answers, and a part of the block."""
-    states = shape.number_bytes * samples.num_padded
-    block = min(BLOCK_BYTES, states * 2 * (shape.width + shape.inner_width))
-    return states * shape.width + samples.logit_bytes(shape) + block
-
-
-def step_bytes(shape: ModelShape, training: Training) -> int:
-    """Memory that one training step keeps for its backward pass."""
-    in_step = training.corrections.longest(training.in_one_pass) + training.pass_samples.longest(CHUNK)
-    per_token = training.blocks_above * backward_width(shape) + 2 * shape.width  # and the edited matrix
-    return shape.number_bytes * in_step.num_padded * per_token + LOGIT_COPIES * in_step.logit_bytes(shape)
-
-
-def backward_width(shape: ModelShape) -> int:
-    """Numbers per token that a block keeps for a backward pass."""
-    return 8 * shape.width + 2 * shape.inner_width
-
-
-def inference_bytes(shape: ModelShape, longest: int) -> int:
-    """Memory of one batch of predictions of this length, including the key-value cache."""
-    cached = 2 * shape.num_blocks * shape.width if shape.generates else 0
-    per_token = shape.number_bytes * (6 * shape.width + 2 * shape.inner_width + cached)
-    logits = FLOAT_BYTES * shape.num_outputs * (longest if shape.all_logits else 1) if shape.generates else 0
-    return INFERENCE_BATCH * (longest * per_token + logits)
 
 
 def check_estimate(needed: Estimate, budget_bytes: int | None) -> None:

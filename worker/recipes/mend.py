@@ -7,6 +7,7 @@ that was trained ahead of time, the recipe makes the edits in one pass and train
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
@@ -14,14 +15,13 @@ from salem.deltas.terms import Dense, LowRank, applied
 from salem.errors import EditFailed
 from salem.messages import quote
 from salem.models.network import Network
-from salem.records import DetailedMetrics, Layer, Sample, SharedOptions
+from salem.records import DetailedMetrics, EditBatch, Layer, Sample, SharedOptions
 from worker.hypernetworks.mend_learner import MendTraining, mend_learner
 from worker.hypernetworks.one_pass import one_pass_term
 from worker.recipes.base import Artifacts, EditTask, LayerOptions, Recipe, Trained, advice_to_train
 from worker.recipes.compression import smallest_that_holds
-from worker.recipes.memory import FLOAT_BYTES, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, Footprint, second_moment_bytes
 
-_EIGENVECTORS = 4 * 8  # bytes per number of the second moment: eigenvectors are found in float64
 _EDITOR_COPIES = 4 * 4  # two blocks of two matrices; parameters, gradients, and two moments
 
 
@@ -101,15 +101,9 @@ class MendRecipe(Recipe):
                 f"has {len(edits)}; split the job, or train an editor with a higher num_together"
             )
 
-    def num_pass_samples(self, num_given: int) -> int:
-        return num_given if self.editor is None else 0
-
-    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        editor = editor_bytes(shape, self.options.editor_rank)
-        if self.editor is not None:
-            return editor
-        per_number = FLOAT_BYTES + (_EIGENVECTORS if self.options.null_space_rank else 0)
-        return shape.inner_width**2 * per_number + editor
+    def footprint(self, network: Network, batch: EditBatch) -> Footprint:
+        trained = editor_footprint(network, self.options.editor_rank)
+        return trained if self.editor is None else replace(trained, pass_samples=0, prepared_bytes=0)
 
 
 def mend_term(task: EditTask, options: MendTraining) -> LowRank | Dense:
@@ -122,6 +116,10 @@ def mend_term(task: EditTask, options: MendTraining) -> LowRank | Dense:
         return smallest_that_holds(task.network, prepared, term, options.margin)
 
 
-def editor_bytes(shape: ModelShape, rank: int) -> int:
-    """Memory of an editor in training."""
-    return _EDITOR_COPIES * FLOAT_BYTES * rank * (shape.width + shape.inner_width)
+def editor_footprint(network: Network, rank: int) -> Footprint:
+    """What training an editor for the job takes."""
+    layer = max(network.layers, key=lambda layer: layer.d_in + layer.d_out)
+    return Footprint(
+        prepared_bytes=second_moment_bytes(layer),
+        trained_bytes=_EDITOR_COPIES * FLOAT_BYTES * rank * (layer.d_in + layer.d_out),
+    )

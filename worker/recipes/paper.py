@@ -7,11 +7,11 @@ samples, and with the divergence on pass samples.
 from __future__ import annotations
 
 from salem.models.network import Network
-from salem.records import Layer, SharedOptions
+from salem.records import EditBatch, Layer, SharedOptions
 from worker.hypernetworks.mend_learner import EditorTraining, MendTraining
 from worker.recipes.base import EditTask, Recipe, Trained, advice_to_train
-from worker.recipes.memory import FLOAT_BYTES, ModelShape
-from worker.recipes.mend import editor_bytes, mend_term
+from worker.recipes.memory import Footprint
+from worker.recipes.mend import editor_footprint, mend_term
 
 
 class PaperOptions(EditorTraining, SharedOptions):
@@ -38,5 +38,5 @@ class PaperRecipe(Recipe):
     def advice(self) -> str:
         return advice_to_train(self.options)
 
-    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        return shape.inner_width**2 * FLOAT_BYTES + editor_bytes(shape, self.options.editor_rank)
+    def footprint(self, network: Network, batch: EditBatch) -> Footprint:
+        return editor_footprint(network, self.options.editor_rank)

@@ -9,11 +9,8 @@ from salem.models.network import Network
 from salem.records import Layer, SharedOptions
 from worker.recipes.base import EditTask, LayerOptions, Recipe, Trained
 from worker.recipes.compression import smallest_that_holds
-from worker.recipes.memory import FLOAT_BYTES, ModelShape
 from worker.training.options import MARGIN
 from worker.training.ridge import ridge_term
-
-_FACTORS = 4 * 8  # bytes per number of the second moment: the system and its factor, in float64
 
 
 class RidgeOptions(LayerOptions, SharedOptions):
@@ -51,6 +48,3 @@ class RidgeRecipe(Recipe):
             prepared = task.prepare()
             term, _ = ridge_term(task.network, prepared, self.margin)
             return Trained(smallest_that_holds(task.network, prepared, term, self.margin))
-
-    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        return shape.inner_width**2 * (FLOAT_BYTES + _FACTORS)

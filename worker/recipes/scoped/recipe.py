@@ -18,7 +18,7 @@ from salem.records import EditBatch, Layer, TextInput
 from worker.dataset.split import without_seen_paraphrases
 from worker.numerics.losses import min_margin_per_sample
 from worker.recipes.base import EditTask, Exposure, Recipe, Trained, advice_to_train
-from worker.recipes.memory import FLOAT_BYTES, ModelShape
+from worker.recipes.memory import FLOAT_BYTES, Footprint
 from worker.recipes.scoped.draw import draw_scopes
 from worker.recipes.scoped.learner import ScopedLearner, empty_entries
 from worker.recipes.scoped.metric_training import BATCH_GROUPS, MOST_ALWAYS
@@ -105,26 +105,24 @@ class ScopedRecipe(Recipe):
     def advice(self) -> str:
         return advice_to_train(self.options)
 
-    def num_augmentations(self) -> int:
-        return self.options.augmentations
-
-    def num_anchors(self, network: Network, layer: Layer) -> int:
-        return num_anchors(network, layer, self.options)
-
-    def num_pass_samples(self, num_given: int) -> int:
-        return min(num_near(self.options), num_given)
-
-    def preparation_bytes(self, shape: ModelShape, num_corrections: int, num_pass: int) -> int:
-        read = (num_pass + num_corrections) * _FEATURE_POOLS * shape.width * _FEATURE_COPIES
+    def footprint(self, network: Network, batch: EditBatch) -> Footprint:
+        """Its values, and what drawing scopes takes: features of all samples, and tables of scores."""
+        options, layer = self.options, network.layers[-1]
+        layers = network.layers if options.layer else self.candidate_layers(network)
+        anchors = len(batch.edit_samples) * max(num_anchors(network, each, options) for each in layers)
+        num_corrections = len(batch.corrections) * (1 + options.augmentations) + anchors
+        num_pass = len(batch.pass_samples)
+        features = (num_pass + num_corrections) * _FEATURE_POOLS * layer.d_out * _FEATURE_COPIES
         step = min(_METRIC_COPIES * num_corrections, MOST_ALWAYS) + 2 * min(num_pass, BATCH_GROUPS)
-        return FLOAT_BYTES * (read + _TABLES * (num_pass * num_corrections + step**2))
-
-    def parameter_bytes(self, network: Network, batch: EditBatch, layer: Layer) -> int:
-        num_positions = 1
-        if sees_answer_tokens(network, layer):
-            answers = [TextInput(input=sample.answer) for sample in batch.edit_samples]
-            num_positions = min(MOST_POSITIONS, 2 + max(count_tokens(network.tokenizer, answers)))
-        return VALUE_COPIES * FLOAT_BYTES * len(batch.edit_samples) * num_positions * layer.d_out
+        answers = [TextInput(input=sample.answer) for sample in batch.edit_samples]
+        num_positions = min(MOST_POSITIONS, 2 + max(count_tokens(network.tokenizer, answers)))
+        return Footprint(
+            copies=1 + options.augmentations,
+            anchors=anchors,
+            pass_samples=num_near(options),
+            prepared_bytes=FLOAT_BYTES * (features + _TABLES * (num_pass * num_corrections + step**2)),
+            trained_bytes=VALUE_COPIES * FLOAT_BYTES * len(answers) * num_positions * layer.d_out,
+        )
 
 
 def _num_positions(network: Network, prepared: Prepared) -> int:
