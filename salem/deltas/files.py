@@ -33,6 +33,8 @@ _READERS = frozenset({"metric", "encoder"})  # what compares inputs with keys; a
 _OF_STATE_SCOPE, _OF_TEXT_SCOPE = (
     frozenset(field.name for field in fields(kind)) - _READERS for kind in (StateScope, TextScope)
 )
+# Header fields that `pack` writes itself.
+OWN_HEADER = _READERS | {"format_version", "base_sha256", "layer", "content_sha256"}
 _OF_ENTRIES = frozenset({"values", "down", "up"})
 _PLAIN: Mapping[frozenset[str], type[LowRank | Dense]] = {
     frozenset({"a", "b"}): LowRank,
@@ -98,8 +100,9 @@ def _reader(header: Mapping[str, str], readers: Readers | None) -> Metric | Scop
 
 def term_tensors(term: Term) -> dict[str, Tensor]:
     """The fields that a term's file holds."""
-    fields_of = {**vars(term.scope), **vars(term)} if isinstance(term, Scoped) else vars(term)
-    return {name: value for name, value in fields_of.items() if isinstance(value, Tensor)}
+    holders = (term.scope, term) if isinstance(term, Scoped) else (term,)
+    named = {field.name: getattr(holder, field.name) for holder in holders for field in fields(holder)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def _terms(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from salem.deltas.files import pack
+from salem.deltas.files import OWN_HEADER, pack
 from salem.deltas.terms import LayerDelta
 from salem.models.chat import TurnFinder
 from salem.models.network import Network
@@ -54,8 +54,6 @@ from worker.recipes.memory import Estimate
 
 NO_EDITS_REMAIN = "no edits remain; the version answers like the base"
 REPLAY = (predict_edits, choose_layer, make_delta, measure)
-# Header fields that `pack` writes itself.
-_OWN_HEADER = frozenset({"format_version", "base_sha256", "layer", "metric", "content_sha256"})
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class NewChain:
         whole = self.attempt.stored(step.delta, self.model)
         newly = [step.delta.entry_of(place) for place in step.removed if place not in step.delta.removed]
         header = read_header(self.attempt.blobs.get(step.delta.blob))
-        fields = {name: json.loads(text) for name, text in header.items() if name not in _OWN_HEADER}
+        fields = {name: json.loads(text) for name, text in header.items() if name not in OWN_HEADER}
         # The old metrics include the removed entries.
         fields |= {"metrics": None, "removed": list(step.removed)}
         smaller = pack(cut(whole, newly), base_sha256=str(self.model.sha256), **fields)

@@ -46,7 +46,7 @@ def publish(job: EditJob) -> None:
 
 
 def store_delta(job: EditJob) -> Delta:
-    """Store the files of the delta and its metric. They are invisible until a version names them.
+    """Store the files of the delta and its metric, and read them back. No version names them yet.
 
     The header names the base, the delta below, the metric that the job started from, the recipe, and the
     seed. It contains no number that storage assigns, so the same chain of requests gives the same files.
@@ -66,7 +66,7 @@ def store_delta(job: EditJob) -> Delta:
     scope = scoped and scoped.scope
     if isinstance(scope, StateScope) and job.trained.metric_is_new:
         job.attempt.keep(pack_metric(scope.metric))
-    return Delta(
+    delta = Delta(
         layer=job.layer.path,
         blob=job.attempt.keep(data),
         num_bytes=len(data),
@@ -75,6 +75,8 @@ def store_delta(job: EditJob) -> Delta:
         metric=scope.reader if isinstance(scope, StateScope) else None,
         encoder=scope.reader if isinstance(scope, TextScope) else None,
     )
+    job.attempt.stored(delta, job.model)  # as a server reads it: nothing is published that cannot be served
+    return delta
 
 
 def _result(job: EditJob, delta: Delta, metrics: Metrics) -> EditResult:
