@@ -19,7 +19,7 @@ PLAIN_WIDTH = 110
 PLAIN_EVERY_S = 5.0  # between two plain lines of the same phase
 BAR_WIDTH = 32
 TEXT_WIDTH = 46
-METRICS = ("edit_accuracy", "adapt_accuracy", "generalization", "drawdown", "locality")
+METRICS = ("edit_accuracy", "adapt_accuracy", "generalization", "drawdown", "locality", "neighborhood")
 
 
 class Report(Protocol):

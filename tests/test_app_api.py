@@ -201,6 +201,27 @@ def test_edits_make_a_job_for_the_named_parent(
     assert request_of(client, base)["parent"] == 0
 
 
+def test_neighbors_a_subject_and_a_gate_come_with_the_request(
+    client: httpx.Client, intents: HostedModel
+) -> None:
+    near = ["no order", {"input": "order", "target": "login"}]
+    edit = EDIT | {"neighbors": near, "subject": EDIT["input"].split()[-1]}
+    sent = {"model": "intents", "edits": [edit], "gate": {"min_neighborhood": 0.9}}
+    asked = request_of(client, client.post("/edits", json=sent).json())
+    assert asked["edits"][0]["neighbors"] == [
+        {"input": "no order", "text_pair": None, "target": None},
+        {"input": "order", "text_pair": None, "target": "login"},
+    ]
+    assert asked["edits"][0]["subject"] == edit["subject"]
+    assert asked["gate"] == {"min_neighborhood": 0.9, "max_drawdown": None}
+    bad = {"model": "intents", "edits": [edit | {"subject": "?"}], "gate": {"min_neighborhood": 2}}
+    assert pointers(problem(client.post("/edits", json=bad), 422, "invalid_request")) == {
+        "/gate/min_neighborhood"
+    }
+    bad["gate"] = {}
+    assert pointers(problem(client.post("/edits", json=bad), 422, "invalid_request")) == {"/edits/0/subject"}
+
+
 def test_jobs_on_one_version_that_move_one_alias_do_not_lose_each_others_edits(
     client: httpx.Client, stage: Stage, intents: HostedModel
 ) -> None:

@@ -67,7 +67,8 @@ def test_a_session(salem: CommandLine, url: str, tmp_path: Path, settings: Setti
     edits = tmp_path / "edits.jsonl"
     lost = {"input": "b", "target": None, "forget": "login"}
     edits.write_text(json.dumps(EDIT) + "\n\n" + json.dumps(lost) + "\n")
-    posted = salem("edits", "post", str(edits), "--model", "intents", "--seed", "3", "--url", url)
+    asked_for = ("--model", "intents", "--seed", "3", "--min-neighborhood", "0.5")
+    posted = salem("edits", "post", str(edits), *asked_for, "--url", url)
     job = json.loads(posted.stdout)
     assert (posted.returncode, job["state"]) == (0, "queued")
     assert "intents" in salem("jobs", "list", "--url", url).stdout
@@ -80,6 +81,7 @@ def test_a_session(salem: CommandLine, url: str, tmp_path: Path, settings: Setti
         (None, "login"),
     ]
     assert asked["options"]["seed"] == 3
+    assert asked["gate"] == {"min_neighborhood": 0.5, "max_drawdown": None}
     assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
     ended = salem("jobs", "show", job["id"], "--wait", "--url", url)
     assert ended.returncode == 1 and json.loads(ended.stdout)["state"] == "cancelled"

@@ -115,6 +115,12 @@ def edits_post(
         str | None, typer.Option(help="Id of an editor that makes the edits in a single pass.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    min_neighborhood: Annotated[
+        float | None, typer.Option(help="Refuse a version that keeps a smaller share of near neighbors.")
+    ] = None,
+    max_drawdown: Annotated[
+        float | None, typer.Option(help="Refuse a version with a larger drawdown.")
+    ] = None,
     key: Key = None,
     wait: Wait = False,
     url: Url = None,
@@ -123,6 +129,8 @@ def edits_post(
     body = read_edit_request(file)
     options = given(layer=layer, recipe=recipe, editor=editor, seed=seed)
     body["options"] = (body.get("options") or {}) | options
+    bounds = given(min_neighborhood=min_neighborhood, max_drawdown=max_drawdown)
+    body["gate"] = (body.get("gate") or {}) | bounds
     body |= given(model=model, alias=alias)
     with client_for(url) as client:
         report_job(client, client.post("/edits", body, {"Idempotency-Key": key} if key else None), wait)
