@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.cli.client import ServiceError
 from benchmarks.chat_quality.chat import user
 from benchmarks.chat_quality.facts import edit_pool
 from benchmarks.chat_quality.figures import figures, rows_of
@@ -84,7 +85,7 @@ def run(plan: Plan, results: ResultFile) -> int:
                 for unit in (unit for unit in asked if unit.method == name):
                     try:
                         results.add(measured(unit, method, ground))
-                    except SalemError as error:
+                    except (SalemError, ServiceError) as error:
                         failed += 1
                         progress(f"{name} failed: {error.message}")
     for unit in missing:
