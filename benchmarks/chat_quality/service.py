@@ -89,7 +89,7 @@ def opened_client() -> Iterator[Client]:
 
 def host(client: Client, name: str, task: str, folder: str, reference: Sequence[Edit]) -> None:
     """Register a model of the cache with labeled samples."""
-    lines = "".join(f"{sample.model_dump_json(exclude_none=True)}\n" for sample in reference)
+    lines = "".join(f"{sample.model_dump_json(exclude_defaults=True)}\n" for sample in reference)
     uploaded = client.upload("/references", lines.encode())
     body = {
         "name": name,
@@ -102,7 +102,7 @@ def host(client: Client, name: str, task: str, folder: str, reference: Sequence[
 
 def sent(edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """Edits as JSON."""
-    return [edit.model_dump(mode="json", exclude_none=True) for edit in edits]
+    return [edit.model_dump(mode="json", exclude_defaults=True) for edit in edits]
 
 
 def finished(client: Client, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
