@@ -10,12 +10,15 @@ import pytest
 import torch
 from tiny_models import build_network
 
+from app.api.schemas import EditsIn
+from app.validation.drafts import DraftReference
 from benchmarks.chat_quality import model as chat_models
 from benchmarks.chat_quality import rivals
 from benchmarks.chat_quality.chat import Turn, last_question, rendered, user
 from benchmarks.chat_quality.edits import ChatEdit, as_sent
 from benchmarks.chat_quality.model import ChatModel
 from benchmarks.chat_quality.rivals import WeightMethod, opened_loc_ft, opened_lora
+from benchmarks.chat_quality.service import line, sent
 from salem.records import Edit
 
 TEMPLATE = (
@@ -43,6 +46,13 @@ def test_edits_are_sent_as_rendered_prompts(model: ChatModel) -> None:
     first, second = as_sent(model, EDITS)
     assert first == Edit(input="<where is it>=", target="Rome", paraphrases=("<where>=",))
     assert second.paraphrases == ()
+
+
+def test_the_service_accepts_what_is_sent(model: ChatModel) -> None:
+    edits = as_sent(model, EDITS)
+    accepted = EditsIn.model_validate({"model": "chat", "edits": sent(edits)})
+    assert [edit.target for edit in accepted.edits] == ["Rome", "Anna"]
+    assert DraftReference.model_validate_json(line(edits[0])).input == "<where is it>="
 
 
 def test_the_base_answers_once_and_is_remembered(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,7 @@ def opened_client() -> Iterator[Client]:
 
 def host(client: Client, name: str, task: str, folder: str, reference: Sequence[Edit]) -> None:
     """Register a model of the cache with labeled samples."""
-    lines = "".join(f"{sample.model_dump_json(exclude_defaults=True)}\n" for sample in reference)
-    uploaded = client.upload("/references", lines.encode())
+    uploaded = client.upload("/references", "".join(map(line, reference)).encode())
     body = {
         "name": name,
         "task": task,
@@ -98,6 +97,11 @@ def host(client: Client, name: str, task: str, folder: str, reference: Sequence[
         "reference_sha256": uploaded["sha256"],
     }
     finished(client, "/models", body)
+
+
+def line(sample: Edit) -> str:
+    """One line of a reference set."""
+    return sample.model_dump_json(exclude_defaults=True) + "\n"
 
 
 def sent(edits: Sequence[Edit]) -> list[dict[str, Any]]:
