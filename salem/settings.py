@@ -97,7 +97,7 @@ class Settings(BaseSettings):
 
     @property
     def file_digests(self) -> Path:
-        """Stores the sha256 of model files, so that workers do not hash the weights for each job."""
+        """Stores the sha256 of model files, so that no process hashes the same weights again."""
         return self.home / "file-digests.json"
 
     @property

@@ -364,7 +364,7 @@ def test_a_metric_is_shared_by_its_deltas_and_deleted_with_the_last_one(
     stage: Stage, intents: HostedModel
 ) -> None:
     versions = [publish(stage, intents, EDITS), publish(stage, intents, EDITS[:2])]
-    engine = Engine(stage.blobs, models_root=stage.settings.effective_models_root, device="cpu")
+    engine = Engine(stage.blobs, stage.settings.model_copy(update={"device": "cpu"}))
     inputs = [TextInput(input=edit.input) for edit in EDITS]
     for version in versions:
         engine.predict(intents, version, inputs, max_new_tokens=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import shutil
 import threading
 import weakref
@@ -23,8 +24,10 @@ from salem.deltas.files import pack, unpack
 from salem.deltas.terms import LayerDelta, LowRank
 from salem.errors import BlobCorrupted, BlobMissing, DeltaRejected, ModelNotReady, SalemError
 from salem.inference import gate, predict
-from salem.models import loading
+from salem.models import digests, loading
 from salem.models import network as networks
+from salem.models.digests import FileDigests
+from salem.models.folders import weights_sha256
 from salem.models.layers import find_layers
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
@@ -51,8 +54,8 @@ def stage(settings: Settings, registry: Registry) -> Stage:
 
 
 def engine_of(stage: Stage, max_resident_models: int = 2) -> Engine:
-    root = stage.settings.effective_models_root
-    return Engine(stage.blobs, models_root=root, device="cpu", max_resident_models=max_resident_models)
+    own = {"device": "cpu", "max_resident_models": max_resident_models}
+    return Engine(stage.blobs, stage.settings.model_copy(update=own))
 
 
 def base(stage: Stage, model: HostedModel) -> Version:
@@ -89,6 +92,23 @@ def test_a_version_answers_like_a_model_with_changed_weights(
     edited = predict.predict(network, INPUTS, max_new_tokens=6)
     assert [answer.output for answer in given] == [answer.output for answer in edited]
     assert given != unedited
+
+
+def test_weights_that_a_worker_hashed_are_not_hashed_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = stage.host("m", "bert"), stage.settings.effective_models_root / "m"
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**12))  # files that were just written count as settled
+    assert weights_sha256(folder, FileDigests(stage.settings.file_digests)) == model.sha256
+    read, plain = [], hashlib.file_digest
+
+    def noted(file: Any, algorithm: str) -> Any:
+        read.append(Path(file.name).suffix)
+        return plain(file, algorithm)
+
+    monkeypatch.setattr(digests.hashlib, "file_digest", noted)
+    assert engine_of(stage).predict(model, base(stage, model), INPUTS, max_new_tokens=1)
+    assert set(read) == {".json"}, "the small files only"
 
 
 def test_the_number_of_models_in_memory_is_limited(stage: Stage) -> None:

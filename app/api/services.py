@@ -41,14 +41,7 @@ class Services:
         registry = Registry.connect(settings.effective_database_url)
         registry.migrate()
         blobs = BlobStore.connect(settings.effective_blob_url)
-        engine = Engine(
-            blobs,
-            models_root=settings.effective_models_root,
-            device=settings.device,
-            max_resident_models=settings.max_resident_models,
-            num_threads=settings.num_threads,
-            scope_encoder=settings.scope_encoder,
-        )
+        engine = Engine(blobs, settings)
         queue = JobQueue.connect(settings.effective_redis_url, settings.queue)
         queues = PredictionQueues(settings.max_queued_predictions)
         return cls(settings, registry, queue, blobs, engine, queues)

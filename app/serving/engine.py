@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from salem.deltas.chain import EntryMatch
 from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
 from salem.inference import predict
 from salem.models import folders, loading
+from salem.models.digests import FileDigests
 from salem.models.network import Network
 from salem.records import (
     Delta,
@@ -34,29 +34,22 @@ from salem.records import (
     TextInput,
     Version,
 )
+from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 
 
 class Engine:
     """Answers for any version of any hosted model."""
 
-    def __init__(
-        self,
-        blobs: BlobStore,
-        *,
-        models_root: Path,
-        device: str = "auto",
-        max_resident_models: int = 4,
-        num_threads: int = 0,
-        scope_encoder: str = "package",
-    ) -> None:
-        if num_threads:
-            torch.set_num_threads(num_threads)
-        self._models_root = models_root
-        self._device = device
-        self._models = LoadedModels(max_resident_models)  # by identity and task
-        self._tokenizers = TokenizerCache(max_resident_models)  # by identity
-        self._versions = LoadedVersions(blobs, device, scope_encoder)
+    def __init__(self, blobs: BlobStore, settings: Settings) -> None:
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        self._models_root = settings.effective_models_root
+        self._device = settings.device
+        self._digests = FileDigests(settings.file_digests)
+        self._models = LoadedModels(settings.max_resident_models)  # by identity and task
+        self._tokenizers = TokenizerCache(settings.max_resident_models)  # by identity
+        self._versions = LoadedVersions(blobs, settings.device, settings.scope_encoder)
 
     def predict(
         self,
@@ -120,7 +113,7 @@ class Engine:
         """The registered model, copied into memory, so later changes of its folder do not matter."""
         folder = folders.registered_folder(model, self._models_root)
         with folders.ensure_unchanged(folder, model.name):
-            folders.check_registered(folder, model)
+            folders.check_registered(folder, model, self._digests)
             return loading.copy_into_memory(loading.load(folder, model.task, device=self._device))
 
     def _fetched(self, model: HostedModel, version: Version) -> Fetched:
