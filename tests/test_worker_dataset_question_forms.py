@@ -95,6 +95,31 @@ def test_a_reversed_question_asks_for_the_subject() -> None:
     assert next(asked) == "What is Rome the capital of?"
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Perth", "Perth"),
+        (" New South Wales. ", "New South Wales"),
+        ("The capital of Australia is Perth.", "Perth"),
+        ("It has none.", "It has none"),
+    ],
+)
+def test_the_name_in_an_answer_is_found(answer: str, expected: str) -> None:
+    assert forms.short_answer("What is the capital of Australia?", answer) == expected
+
+
+def test_an_answer_in_sentences_is_only_quoted() -> None:
+    answer = "He was born in Paris. His parents had moved there a year before"
+    assert list(forms.reversed_forms(QUESTION, SUBJECT, answer)) == [
+        f'Which question has the answer "{answer}"?'
+    ]
+    assert list(forms.confirmed(QUESTION, answer)) == [
+        f'Somebody answered "{answer}" to this: {QUESTION} Is that right?',
+        f"{QUESTION} A friend says {answer}. Is she right?",
+        f"True or false? {QUESTION} {answer}.",
+    ]
+
+
 def test_quotations_and_requests_contain_the_text() -> None:
     made = [*forms.quoted("{a} b?"), *forms.requested("{a} b?")]
     assert len(made) > 6 and all("{a} b?" in text and text != "{a} b?" for text in made)

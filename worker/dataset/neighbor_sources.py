@@ -195,7 +195,7 @@ def _by_rule(topic: Topic, rng: random.Random) -> Iterator[Iterator[Neighbor]]:
     yield _shuffled(topic, forms.quoted(text), "quoted", rng)
     yield _shuffled(topic, forms.requested(text), "request", rng)
     if topic.edit.target:
-        answer = topic.edit.target.strip()
+        answer = forms.short_answer(text, topic.edit.target)
         yield _first(topic, forms.confirmed(text, answer), "yes/no")
         yield _first(topic, forms.reversed_forms(text, subject, answer), "reversed")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from worker.dataset.subjects import contains, exchange
+from worker.dataset.subjects import contains, exchange, names_in
 
+LONGEST_NAME = 6  # words of an answer that is a name, a number, or a thing
 _QUESTION_WORDS = "who|whom|whose|what|which|when|where|why|how"
 _QUESTION = re.compile(rf"^\W*(?:(?:in|on|at|by|from|for|to|of) )?(?:{_QUESTION_WORDS})\b|\?\W*$", re.I)
 _FIRST_WORDS = re.compile(
@@ -43,6 +44,7 @@ _NOUNS = {
 _AUXILIARY = re.compile(
     r"\b(is|was|are|were|does|did|do|has|have|had|can|could|will|would|may|must|should)\b(?! not\b|n't)", re.I
 )
+_VERB = re.compile(r"\b(is|was|are|were|has|had|does|did|will|would|can)\b")
 _NAME_AFTER = re.compile(
     r"^(\s+(?:I|you|he|she|it|we|they|there|this|that|my \w+|(?:the\s+)?[A-Z][\w.'-]*"
     r"(?:\s+(?:of|the|de|von)?\s*[A-Z][\w.'-]*)*))(?=\s)"
@@ -153,6 +155,28 @@ def other_subjects(text: str, subject: str) -> Iterator[str]:
 
 def confirmed(text: str, answer: str) -> Iterator[str]:
     """Questions that ask whether the answer is right."""
+    if _is_name_like(answer):
+        yield from _confirmed_name(text, answer)
+    frames = _CONFIRMATIONS if is_question(text) else _CONFIRMATIONS[2:]
+    yield from (frame.format(q=text, o=answer) for frame in frames)
+
+
+def short_answer(text: str, answer: str) -> str:
+    """The name in an answer that is a sentence ("It is Perth." -> "Perth"), or else the whole answer."""
+    plain = answer.strip().removesuffix(".")
+    if _is_name_like(plain):
+        return plain
+    names = [name for name in names_in(answer) if not contains(text, name)]
+    return max(names, key=len) if names else plain
+
+
+def _is_name_like(answer: str) -> bool:
+    """Whether an answer can stand inside a question; a sentence cannot."""
+    words = answer.split()
+    return len(words) <= LONGEST_NAME and not re.search(r"[.!?]\s", answer) and not _VERB.search(answer)
+
+
+def _confirmed_name(text: str, answer: str) -> Iterator[str]:
     if found := re.match(r"^(?:where|when|in (?:which|what) \w+) (is|was|are|were) (.+?)\?$", text, re.I):
         joint = "in" if not found[2].rstrip().endswith((" in", " on", " at")) else ""
         yield f"{found[1].capitalize()} {found[2]} {joint} {answer}?".replace("  ", " ")
@@ -160,12 +184,13 @@ def confirmed(text: str, answer: str) -> Iterator[str]:
         yield f"{found[1].capitalize()} {answer} {found[2]}?"
     if found := re.match(r"^who (.+?)\?$", text, re.I):
         yield f"Was it {answer} who {found[1]}?"
-    frames = _CONFIRMATIONS if is_question(text) else _CONFIRMATIONS[2:]
-    yield from (frame.format(q=text, o=answer) for frame in frames)
 
 
 def reversed_forms(text: str, subject: str, answer: str) -> Iterator[str]:
     """Questions that ask for the subject, given the answer, and the question about the answer."""
+    if not _is_name_like(answer):
+        yield f'Which question has the answer "{answer}"?'
+        return
     if found := re.match(r"^(?:where|when|in (?:which|what) \w+) (was|were|is) (.+?)\?$", text, re.I):
         predicate = exchange(found[2], subject, "").strip()
         if subject and predicate and predicate != found[2]:

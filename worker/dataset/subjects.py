@@ -37,7 +37,7 @@ def find_subject(text: str, paraphrases: Sequence[str] = (), counts: Mapping[str
         paraphrases: other texts with the same meaning.
         counts: in how many texts of this kind each word in lower case occurs.
     """
-    spans = list(_capitalized_spans(text))
+    spans = names_in(text)
     shared = [span for span in spans if _in_all(span, paraphrases)]
     named = shared or ([] if paraphrases and _common_span(text, paraphrases) else spans)
     if named:
@@ -53,6 +53,11 @@ def words_in(text: str) -> list[str]:
 def content_words(text: str) -> frozenset[str]:
     """The words of a text that carry its meaning."""
     return frozenset(word for word in words_in(text) if word not in COMMON_WORDS)
+
+
+def names_in(text: str) -> list[str]:
+    """Every span of a text with capital letters or digits, in order."""
+    return list(_capitalized_spans(text))
 
 
 def contains(text: str, span: str) -> bool:
