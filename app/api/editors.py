@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 
-from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
+from app.api.jobs import JOB_ACCEPTED, SubmissionDep, body_sha256
 from app.api.model_references import resolve
 from app.api.problems import invalid_request
 from app.api.schemas import (
@@ -14,7 +14,6 @@ from app.api.schemas import (
     EditorId,
     EditorIn,
     EditorJobOut,
-    IdempotencyKey,
     Page,
     PageSize,
     page_of,
@@ -27,13 +26,11 @@ router = APIRouter(prefix="/editors", tags=["editors"])
 
 
 @router.post("", status_code=202, response_model=EditorJobOut, responses=JOB_ACCEPTED)
-def post_editors(
-    request: EditorIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
-) -> Job:
+def post_editors(request: EditorIn, services: ServicesDep, submission: SubmissionDep) -> Job:
     """Train an editor on a corpus of edits. Similar edits then take a single pass (`options.editor`)."""
     body = body_sha256(request)
-    if made := services.registry.jobs.find(JobKind.TRAIN_EDITOR, idempotency_key, body):
-        return accept_job(made, services, response)
+    if made := submission.repeated(JobKind.TRAIN_EDITOR, body):
+        return made
     model, _ = resolve(services, request.model)
     errors = [*check_editor_names(model, request.model, request.name)]
     errors += check_corpus(
@@ -54,14 +51,7 @@ def post_editors(
         pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
         options=request.options,
     )
-    job, _ = services.registry.jobs.create(
-        JobKind.TRAIN_EDITOR,
-        model.name,
-        work.model_dump(mode="json"),
-        idempotency_key=idempotency_key,
-        body_sha256=body,
-    )
-    return accept_job(job, services, response)
+    return submission.create(JobKind.TRAIN_EDITOR, work, body)
 
 
 @router.get("")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
-from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
+from app.api.jobs import JOB_ACCEPTED, SubmissionDep, body_sha256
 from app.api.model_references import alias_target, check_alias_keeps_edits, parse, resolve
 from app.api.problems import invalid_request
-from app.api.schemas import EditJobOut, EditsIn, IdempotencyKey
+from app.api.schemas import EditJobOut, EditsIn
 from app.api.services import ServicesDep
 from app.validation.editors import with_editor
 from app.validation.edits import EditLimits, check_edit_request, entry_overrides_edit, override_notes
@@ -18,13 +18,11 @@ router = APIRouter(tags=["edits"])
 
 
 @router.post("/edits", status_code=202, response_model=EditJobOut, responses=JOB_ACCEPTED)
-def post_edits(
-    request: EditsIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
-) -> Job:
+def post_edits(request: EditsIn, services: ServicesDep, submission: SubmissionDep) -> Job:
     """Correct a model's answers. A job makes a new version on top of the named one and measures it."""
     body = body_sha256(request)
-    if made := services.registry.jobs.find(JobKind.EDIT, idempotency_key, body):
-        return accept_job(made, services, response)
+    if made := submission.repeated(JobKind.EDIT, body):
+        return made
     reference = parse(request.model)
     alias_was = alias_target(services, reference.model, request.alias)
     check_alias_keeps_edits(reference, request.alias, alias_was)
@@ -59,11 +57,4 @@ def post_edits(
         gate=request.gate,
         notes=tuple(first_few(notes, "texts that override an entry")),
     )
-    job, _ = services.registry.jobs.create(
-        JobKind.EDIT,
-        model.name,
-        work.model_dump(mode="json"),
-        idempotency_key=idempotency_key,
-        body_sha256=body,
-    )
-    return accept_job(job, services, response)
+    return submission.create(JobKind.EDIT, work, body)

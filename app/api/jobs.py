@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
-from app.api.schemas import JOB_ID, JobId, JobOut, JobsOut, Page, page_of
+from app.api.schemas import JOB_ID, IdempotencyKey, JobId, JobOut, JobsOut, Page, page_of
 from app.api.services import Services, ServicesDep
 from salem.errors import Unavailable
-from salem.records import NAME_PATTERN, Job, JobRequest, JobState
+from salem.records import NAME_PATTERN, Job, JobKind, JobRequest, JobState
 
 router = APIRouter(tags=["jobs"])
 
@@ -35,13 +36,45 @@ def body_sha256(request: BaseModel) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def accept_job(job: Job, services: Services, response: Response) -> Job:
-    """Queue the job if it waits, and set the headers of the 202 response."""
-    if job.state is JobState.QUEUED:
-        services.enqueue(job)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = str(POLL_S)
-    return job
+@dataclass(frozen=True)
+class Submission:
+    """A request for a job. A repeated request with the same key and body gets the same job."""
+
+    services: Services
+    response: Response
+    key: str | None
+
+    def repeated(self, kind: JobKind, body: str) -> Job | None:
+        """The job that this request created before. `body`: its `body_sha256`."""
+        made = self.services.registry.jobs.find(kind, self.key, body)
+        return made and self.accept(made)
+
+    def create(self, kind: JobKind, work: JobRequest, body: str) -> Job:
+        """Store a job with this request, and accept it."""
+        request = work.model_dump(mode="json")
+        job, _ = self.services.registry.jobs.create(
+            kind, work.model, request, idempotency_key=self.key, body_sha256=body
+        )
+        return self.accept(job)
+
+    def accept(self, job: Job) -> Job:
+        """Queue the job if it waits, and set the headers of the 202 response."""
+        if job.state is JobState.QUEUED:
+            self.services.enqueue(job)
+        self.response.headers["Location"] = f"/jobs/{job.id}"
+        self.response.headers["Retry-After"] = str(POLL_S)
+        return job
+
+
+async def submission_of(
+    services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
+) -> Submission:
+    """The submission of this request."""
+    return Submission(services, response, idempotency_key)
+
+
+SubmissionDep = Annotated[Submission, Depends(submission_of)]
+"""Declare a parameter of this type in a route that creates a job."""
 
 
 @router.get("/jobs", response_model=JobsOut)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
-from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
+from app.api.jobs import JOB_ACCEPTED, SubmissionDep, body_sha256
 from app.api.reference_sets import reference_set
 from app.api.schemas import (
     DEFAULT_PAGE,
     AfterName,
-    IdempotencyKey,
     ModelIn,
     ModelName,
     Page,
@@ -27,13 +26,11 @@ router = APIRouter(tags=["models"])
 
 
 @router.post("/models", status_code=202, response_model=RegistrationJobOut, responses=JOB_ACCEPTED)
-def add_model(
-    request: ModelIn, services: ServicesDep, response: Response, idempotency_key: IdempotencyKey = None
-) -> Job:
+def add_model(request: ModelIn, services: ServicesDep, submission: SubmissionDep) -> Job:
     """Host a model. A job loads it, checks it, and measures it on the reference set."""
     body = body_sha256(request)
-    if made := services.registry.jobs.find(JobKind.REGISTER, idempotency_key, body):
-        return accept_job(made, services, response)
+    if made := submission.repeated(JobKind.REGISTER, body):
+        return made
     reference = reference_set(request, services)
     try:
         services.engine.check_source(request.source)
@@ -48,9 +45,9 @@ def add_model(
         created_at=datetime.now(UTC),
     )
     stored = services.blobs.put(reference)
-    job = services.registry.create_model(model, stored, idempotency_key=idempotency_key, body_sha256=body)
+    job = services.registry.create_model(model, stored, idempotency_key=submission.key, body_sha256=body)
     services.blobs.put(reference)  # a deletion may have removed it before the row existed
-    return accept_job(job, services, response)
+    return submission.accept(job)
 
 
 @router.get("/models", response_model_exclude={"data": {"__all__": {"layers"}}})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
-from app.api.jobs import JOB_ACCEPTED, accept_job, body_sha256
+from app.api.jobs import JOB_ACCEPTED, SubmissionDep, body_sha256
 from app.api.model_references import alias_target
 from app.api.problems import invalid_request
-from app.api.schemas import IdempotencyKey, ModelName, RemovalIn, RemovalJobOut, VersionNumber
+from app.api.schemas import ModelName, RemovalIn, RemovalJobOut, VersionNumber
 from app.api.services import ServicesDep
 from app.validation.removals import check_removal, valid_ids
 from salem.errors import InvalidRequest
@@ -29,14 +29,13 @@ def post_removals(
     number: VersionNumber,
     request: RemovalIn,
     services: ServicesDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    submission: SubmissionDep,
 ) -> Job:
     """Remove edits: a job makes a version without their entries, and trains plain deltas again."""
     work = RemoveRequest(model=name, parent=number, edits=request.edits, alias=request.alias)
     body = body_sha256(work)  # includes the version: the same body for another version is another request
-    if made := services.registry.jobs.find(JobKind.REMOVE, idempotency_key, body):
-        return accept_job(made, services, response)
+    if made := submission.repeated(JobKind.REMOVE, body):
+        return made
     alias_was = alias_target(services, name, request.alias)
     version = services.registry.resolve(ModelReference(model=name, number=number))
     if not version.number:
@@ -49,11 +48,4 @@ def post_removals(
     num_edits = {made: len(edits) for made, edits in services.registry.entries.edits(name, named).items()}
     if errors := check_removal(version, request.edits, num_edits, max_edits=MAX_REMOVED):
         raise invalid_request(errors)
-    job, _ = services.registry.jobs.create(
-        JobKind.REMOVE,
-        name,
-        work.model_copy(update={"alias_was": alias_was}).model_dump(mode="json"),
-        idempotency_key=idempotency_key,
-        body_sha256=body,
-    )
-    return accept_job(job, services, response)
+    return submission.create(JobKind.REMOVE, work.model_copy(update={"alias_was": alias_was}), body)

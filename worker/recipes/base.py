@@ -152,7 +152,7 @@ class Recipe(ABC):
     @property
     def num_trial_edits(self) -> int:
         """How many layers get a trial edit. With 0 or 1, the most salient layer is edited."""
-        return 0
+        return self.options.trial_edits if isinstance(self.options, LayerOptions) else 0
 
     @property
     def margin(self) -> float:
@@ -169,7 +169,8 @@ class Recipe(ABC):
 
     def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
         """The layers to choose from when the request names none: the middle blocks by default."""
-        return middle_layers(network.layers)
+        every = isinstance(self.options, LayerOptions) and self.options.candidates == "all"
+        return network.layers if every else middle_layers(network.layers)
 
     def without_seen(self, batch: EditBatch, exposure: Exposure) -> EditBatch:
         """The batch without held-out paraphrases that this recipe's delta may have learned from."""

@@ -56,14 +56,11 @@ class MendRecipe(Recipe):
 
     @property
     def num_trial_edits(self) -> int:
-        return 0 if self.editor else self.options.trial_edits
+        return 0 if self.editor else super().num_trial_edits
 
     @property
     def margin(self) -> float:
         return self.options.margin
-
-    def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
-        return network.layers if self.options.candidates == "all" else super().candidate_layers(network)
 
     def make(self, task: EditTask) -> Trained:
         if task.artifacts.editor is None:

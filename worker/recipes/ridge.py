@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from salem.deltas.terms import applied
-from salem.models.network import Network
-from salem.records import Layer, SharedOptions
+from salem.records import SharedOptions
 from worker.recipes.base import EditTask, LayerOptions, Recipe, Trained
 from worker.recipes.compression import smallest_that_holds
 from worker.training.options import MARGIN
@@ -33,15 +32,8 @@ class RidgeRecipe(Recipe):
     options: RidgeOptions
 
     @property
-    def num_trial_edits(self) -> int:
-        return self.options.trial_edits
-
-    @property
     def margin(self) -> float:
         return self.options.margin
-
-    def candidate_layers(self, network: Network) -> tuple[Layer, ...]:
-        return network.layers if self.options.candidates == "all" else super().candidate_layers(network)
 
     def make(self, task: EditTask) -> Trained:
         with applied(task.network.model, task.plain):
