@@ -14,6 +14,7 @@ from salem.records import ReferenceSample
 from worker.dataset.subjects import find_subject, words_in
 
 NUM_NEAREST = 16
+NUM_WORDS = 32  # the rarest words of a text; they select the samples
 MOST_COMMON = 0.2  # of the samples: a word in more of them does not select any, unless they are few
 FEW = 50  # samples
 LONGEST = 400  # characters of a text that is searched for its subject
@@ -49,10 +50,12 @@ class NearSamples:
         """
         scores: Counter[int] = Counter()
         most = max(FEW, MOST_COMMON * len(self._reference))
-        for word in set(words_in(f"{text} {text_pair or ''}")):
-            places = self._places.get(word, ())
-            if len(places) <= most:
-                scores.update(dict.fromkeys(places, math.log(1 + len(self._reference) / max(1, len(places)))))
+        known = {word for word in words_in(f"{text} {text_pair or ''}") if self.counts.get(word, 0)}
+        rare = sorted(known, key=lambda word: (self.counts[word], word))[:NUM_WORDS]
+        for word in rare:
+            if self.counts[word] <= most:
+                weight = math.log(1 + len(self._reference) / self.counts[word])
+                scores.update(dict.fromkeys(self._places[word], weight))
         ranked = sorted(scores, key=lambda place: (-scores[place], place))
         return self._found(ranked[:NUM_NEAREST])
 
