@@ -85,9 +85,12 @@ def test_a_row_counts_every_kind(ground: Ground, tmp_path: Path) -> None:
     assert (counts[OPEN]["asked"], counts[OPEN]["changed"]) == (160, 0)
     assert row["job_s"] == 12.3 and row["draw"] == 1
     (transcript,) = (tmp_path / "chat-quality" / "transcripts").iterdir()
-    kind, turns, target, before, after = json.loads(transcript.read_text().splitlines()[0])
-    assert (kind, turns, target) == ("edit", ["In which city was Ada Lark 10 born?"], "Ulm 10")
-    assert (before, after) == ("I do not know.", "Ulm 10")
+    first = json.loads(transcript.read_text().splitlines()[0])
+    assert first["asked"]["conversation"] == [
+        {"role": "user", "content": "In which city was Ada Lark 10 born?"}
+    ]
+    assert (first["asked"]["kind"], first["asked"]["target"]) == ("edit", "Ulm 10")
+    assert (first["base"], first["after"]) == ("I do not know.", "Ulm 10")
 
 
 def test_a_chain_asks_the_edits_of_all_its_jobs(ground: Ground) -> None:

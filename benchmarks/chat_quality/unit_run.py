@@ -16,7 +16,7 @@ from benchmarks.chat_quality.chat import Conversation, user
 from benchmarks.chat_quality.edits import chat_edits, open_prompts
 from benchmarks.chat_quality.facts import Fact, Pool
 from benchmarks.chat_quality.methods import EditedModel, Method
-from benchmarks.chat_quality.model import ChatModel
+from benchmarks.chat_quality.model import TOGETHER, ChatModel
 from benchmarks.chat_quality.questions import questions
 from benchmarks.chat_quality.scoring import contains, count, exact
 from benchmarks.chat_quality.units import CHAIN_JOBS, CHAIN_SIZE, Row, Unit
@@ -34,6 +34,24 @@ class Ground:
     progress: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question or open prompt. Only a question has a target."""
+
+    kind: str
+    conversation: Conversation
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the base and the edited model answer."""
+
+    asked: Asked
+    base: str
+    after: str
+
+
 def measured(unit: Unit, method: Method, ground: Ground) -> Row:
     """The row of a unit of kind `edits` or `chain`."""
     began = time.monotonic()
@@ -47,23 +65,31 @@ def one_job(unit: Unit, method: Method, ground: Ground) -> Row:
     edits = drawn(ground.pool, unit.num_edits, unit.draw)
     ground.progress(f"{unit.method}: a job of {len(edits)} edits")
     edited = method.edit(chat_edits(edits))
-    kinds: dict[str, list[tuple[Conversation, str | None]]] = {
-        kind: [(question.conversation, question.target) for question in asked]
-        for kind, asked in questions(edits, ground.pool, unit.per_edit).items()
-    }
-    kinds[OPEN] = [(user(prompt), None) for prompt in open_prompts("measured")]
-    counts, transcript = {}, []
-    for kind, asked in kinds.items():
-        ground.progress(f"{unit.method}: {len(asked)} questions of kind {kind}")
-        conversations, targets = [c for c, _ in asked], [t for _, t in asked]
-        base, after = before_and_after(ground.model, edited, conversations)
-        counts[kind] = asdict(count(targets, base, after))
-        transcript += [
-            [kind, [turn.content for turn in conversation], target, old, new]
-            for (conversation, target), old, new in zip(asked, base, after, strict=True)
-        ]
-    _keep_transcript(unit, transcript)
-    return {"counts": counts, "job_s": round(edited.job_s, 1)}
+    kinds = questions(edits, ground.pool, unit.per_edit)
+    near = [Asked(q.kind, q.conversation, q.target) for rows in kinds.values() for q in rows]
+    far = [Asked(OPEN, user(prompt), None) for prompt in open_prompts("measured")]
+    answered: list[Answered] = []
+    # Questions of all kinds fill batches together. Open prompts come alone: the base answers them only once.
+    for part in (*_parts(near), *_parts(far)):
+        ground.progress(f"{unit.method}: {len(answered)} of {len(near) + len(far)} questions are answered")
+        base, after = before_and_after(ground.model, edited, [asked.conversation for asked in part])
+        answered += map(Answered, part, base, after)
+    _keep_transcript(unit, answered)
+    return {"counts": counted(answered), "job_s": round(edited.job_s, 1)}
+
+
+def counted(answered: Sequence[Answered]) -> dict[str, dict[str, int]]:
+    """The counts of each kind."""
+    found = {}
+    for kind in dict.fromkeys(each.asked.kind for each in answered):
+        rows = [each for each in answered if each.asked.kind == kind]
+        targets = [row.asked.target for row in rows]
+        found[kind] = asdict(count(targets, [row.base for row in rows], [row.after for row in rows]))
+    return found
+
+
+def _parts(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+    return [asked[start : start + TOGETHER] for start in range(0, len(asked), TOGETHER)]
 
 
 def before_and_after(
@@ -101,10 +127,10 @@ def drawn(pool: Pool, num_edits: int, draw: int) -> Sequence[Fact]:
     return pool.edits[draw * num_edits : (draw + 1) * num_edits]
 
 
-def _keep_transcript(unit: Unit, lines: Sequence[object]) -> None:
+def _keep_transcript(unit: Unit, answered: Sequence[Answered]) -> None:
     """Keep every question with both answers, to read."""
     folder = CACHE / "chat-quality" / "transcripts"
     folder.mkdir(parents=True, exist_ok=True)
     name = "-".join([unit.method, unit.label, str(unit.num_edits), str(unit.draw)])
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (folder / f"{name}.jsonl").write_text(text)
+    lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in answered]
+    (folder / f"{name}.jsonl").write_text("".join(lines))
