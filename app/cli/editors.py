@@ -5,7 +5,6 @@ Builds request bodies from arguments. Must not know how requests are sent or how
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ import typer
 from app.cli.client import client_for
 from app.cli.files import read_edit_request
 from app.cli.printing import print_json, print_rows, report_job
-from app.cli.remote import AsJson, Key, Url, Wait, given
+from app.cli.remote import AsJson, Key, LayerPath, RequestFile, Seed, Url, Wait, given
 
 commands = typer.Typer(no_args_is_help=True, help="Train editors ahead of time, and look at them.")
 
@@ -22,19 +21,14 @@ FIGURES = ("edit_accuracy", "generalization", "drawdown")
 
 @commands.command()
 def train(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, dir_okay=False, help="JSON or JSON Lines file: a whole request, or its edits."
-        ),
-    ],
+    file: RequestFile,
     model: Annotated[str | None, typer.Option(help="Hosted model. Default: the file's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name for the editor.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to edit. Default: saliency chooses.")] = None,
+    layer: LayerPath = None,
     together: Annotated[
         int | None, typer.Option(help="Number of edits that the editor learns to apply at once.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    seed: Seed = None,
     key: Key = None,
     wait: Wait = False,
     url: Url = None,

@@ -32,6 +32,14 @@ Key = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job ends; exit with 1 if it fails.")]
 ModelName = Annotated[str, typer.Argument(help="Name of a hosted model.")]
 JobId = Annotated[str, typer.Argument(help="Id of a job.")]
+RequestFile = Annotated[
+    Path,
+    typer.Argument(
+        exists=True, dir_okay=False, help="JSON or JSON Lines file: a whole request, or its edits."
+    ),
+]
+LayerPath = Annotated[str | None, typer.Option(help="Layer to edit. Default: saliency chooses.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -99,22 +107,17 @@ def aliases_set(
 
 @edits_commands.command("post")
 def edits_post(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, dir_okay=False, help="JSON or JSON Lines file: a whole request, or its edits."
-        ),
-    ],
+    file: RequestFile,
     model: Annotated[
         str | None, typer.Option(help="Model, version, or alias to edit. Default: the file's.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to move to the new version.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to edit. Default: saliency chooses.")] = None,
+    layer: LayerPath = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe that makes the delta.")] = None,
     editor: Annotated[
         str | None, typer.Option(help="Id of an editor that makes the edits in a single pass.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    seed: Seed = None,
     min_neighborhood: Annotated[
         float | None, typer.Option(help="Refuse a version that keeps a smaller share of near neighbors.")
     ] = None,
