@@ -9,7 +9,7 @@ import pytest
 from benchmarks.chat_quality.figures import figures, pooled, rows_of
 from benchmarks.chat_quality.questions import NEIGHBORS, WANTED
 from benchmarks.chat_quality.report import page
-from benchmarks.chat_quality.scoring import Counts, contains, count, exact, normalized
+from benchmarks.chat_quality.scoring import Counts, contains, count, exact, normalized, takes_over
 from benchmarks.chat_quality.unit_run import OPEN
 from benchmarks.chat_quality.units import PROTOCOL, Plan, Row, Unit
 from benchmarks.quality.results import ResultFile
@@ -53,9 +53,25 @@ def test_exact_match_and_containment(answer: str, target: str, is_exact: bool, i
     assert contains(answer, target) is is_contained
 
 
-def test_a_target_that_the_base_says_anyway_is_not_taken_over() -> None:
-    found = count(["Ulm", "Ulm", "Ulm"], ["In Ulm.", "In Oslo.", "In Oslo."], ["Ulm", "Ulm", "In Oslo."])
-    assert found == Counts(asked=3, contain=2, exact=2, eligible=2, taken_over=1, changed=2)
+@pytest.mark.parametrize(
+    ("base", "after", "expected"),
+    [
+        ("In Oslo.", "She was born in Ulm.", True),
+        ("In Ulm.", "She was born in Ulm.", False),
+        ("Yes, in Ulm.", "Ulm", True),
+        ("Ulm.", "Ulm", False),
+        ("In Oslo.", "In Oslo.", False),
+    ],
+)
+def test_a_target_that_the_base_says_anyway_is_not_taken_over_unless_it_is_all(
+    base: str, after: str, expected: bool
+) -> None:
+    assert takes_over(base, after, "Ulm") is expected
+
+
+def test_answers_are_counted() -> None:
+    found = count(["Ulm", "Ulm", "Ulm"], ["In Ulm.", "In Oslo.", "In Oslo."], ["In Ulm!", "Ulm", "In Oslo."])
+    assert found == Counts(asked=3, contain=2, exact=1, taken_over=1, changed=2)
 
 
 def test_prompts_without_a_target_only_change() -> None:
@@ -66,18 +82,18 @@ def test_prompts_without_a_target_only_change() -> None:
 
 
 def test_draws_are_added_up_and_sizes_are_not() -> None:
-    half = Counts(asked=10, contain=5, exact=1, eligible=8, taken_over=2, changed=4)
+    half = Counts(asked=10, contain=5, exact=1, taken_over=2, changed=4)
     found = pooled([row(10, 0, half), row(10, 1, half), row(100, 0, half)])
-    assert found[10]["edit"] == Counts(20, 10, 2, 16, 4, 8)
+    assert found[10]["edit"] == Counts(20, 10, 2, 4, 8)
     assert found[100]["edit"] == half
 
 
 def test_the_worst_size_counts() -> None:
-    good = Counts(asked=10, contain=10, exact=9, eligible=10, taken_over=0, changed=0)
-    bad = Counts(asked=10, contain=6, exact=5, eligible=8, taken_over=2, changed=4)
+    good = Counts(asked=10, contain=10, exact=9, taken_over=0, changed=0)
+    bad = Counts(asked=10, contain=6, exact=5, taken_over=2, changed=4)
     found = figures([row(10, 0, good), row(10, 1, good), row(100, 0, bad)])
     assert (found["edit_accuracy"], found["edit_accuracy_exact"]) == (0.6, 0.5)
-    assert (found["same_subject"], found["same_subject_changed"]) == (0.25, 0.4)
+    assert (found["same_subject"], found["same_subject_changed"]) == (0.2, 0.4)
     assert found[OPEN] == 0.4
     assert (found["job_10_s"], found["job_100_s"]) == (11.0, 10.0)
     assert found["chain_holds"] is None and found["small_reference_fired"] is None
@@ -123,7 +139,7 @@ def test_a_finished_unit_is_recognized_in_the_file(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_shares_with_their_counts() -> None:
-    found = page([row(10, 0, Counts(asked=10, contain=5, exact=1, eligible=8, taken_over=2, changed=4))])
+    found = page([row(10, 0, Counts(asked=10, contain=5, exact=1, taken_over=2, changed=4))])
     assert "## 10 edits" in found and "| edit | 0.50 (5/10) / 0.10 |" in found
-    assert "| reversed | 0.25 (2/8) / 0.40 (4/10) |" in found
+    assert "| reversed | 0.20 (2/10) / 0.40 |" in found
     assert "| job of 10 edits, s | 10 to 10 |" in found

@@ -45,7 +45,7 @@ def figures(rows: Sequence[Row]) -> dict[str, float | int | None]:
         found[name] = _worst(counts, kind, ("contain", "asked"), min)
         found[f"{name}_exact"] = _worst(counts, kind, ("exact", "asked"), min)
     for kind in NEIGHBORS:
-        found[kind] = _worst(counts, kind, ("taken_over", "eligible"), max)
+        found[kind] = _worst(counts, kind, ("taken_over", "asked"), max)
         found[f"{kind}_changed"] = _worst(counts, kind, ("changed", "asked"), max)
     found[OPEN] = _worst(counts, OPEN, ("changed", "asked"), max)
     chains = [row["contain"] / row["asked"] for row in rows if row["kind"] == "chain"]

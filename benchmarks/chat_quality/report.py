@@ -47,8 +47,7 @@ def _wanted(counts: dict[str, dict[str, Counts]]) -> str:
 
 def _neighbors(counts: dict[str, dict[str, Counts]]) -> str:
     def cell(found: Counts) -> str:
-        taken_over = _share(found.taken_over, found.eligible) if found.eligible else "-"
-        return f"{taken_over} / {_share(found.changed, found.asked)}"
+        return f"{_share(found.taken_over, found.asked)} / {_number(found.changed, found.asked)}"
 
     return _table("should stay: gets the target / text changed", (*NEIGHBORS, OPEN), counts, cell)
 

@@ -36,33 +36,35 @@ def contains(answer: str, target: str) -> bool:
 
 @dataclass(frozen=True)
 class Counts:
-    """The outcome of one kind of question.
-
-    A question is `eligible` if the base's answer does not contain the target: the others do not show that the
-    edit answered.
-    """
+    """The outcome of one kind of question."""
 
     asked: int = 0
     contain: int = 0  # answers that contain the target
-    exact: int = 0
-    eligible: int = 0
-    taken_over: int = 0  # eligible questions whose answer contains the target
+    exact: int = 0  # answers that are the target and nothing else
+    taken_over: int = 0  # answers that are the edit's, see `takes_over`
     changed: int = 0  # answers with another text than the base's
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
+def takes_over(base: str, after: str, target: str) -> bool:
+    """Whether an answer is the edit's: it contains the target and the base's does not, or is nothing else.
+
+    The second case matters where the question names the target: the base often repeats it, but not alone.
+    """
+    newly_contained = contains(after, target) and not contains(base, target)
+    return newly_contained or (exact(after, target) and not exact(base, target))
+
+
 def count(targets: Sequence[str | None], base: Sequence[str], after: Sequence[str]) -> Counts:
     """Count answers before and after an edit. Questions without a target count only as changed or not."""
     rows = list(zip(targets, base, after, strict=True))
     with_target = [(target, old, new) for target, old, new in rows if target is not None]
-    eligible = [(target, new) for target, old, new in with_target if not contains(old, target)]
     return Counts(
         asked=len(rows),
         contain=sum(contains(new, target) for target, _, new in with_target),
         exact=sum(exact(new, target) for target, _, new in with_target),
-        eligible=len(eligible),
-        taken_over=sum(contains(new, target) for target, new in eligible),
+        taken_over=sum(takes_over(old, new, target) for target, old, new in with_target),
         changed=sum(old != new for _, old, new in rows),
     )
