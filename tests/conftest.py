@@ -19,9 +19,42 @@ from salem.settings import Settings
 from salem.storage.registry import Registry
 
 TEST_DATABASE_VARIABLE = "SALEM_TEST_DATABASE_URL"
+# The files that take longest start first, so that no process is left alone with one of them at the end.
+SLOWEST_FILES = (
+    "worker_recipes_terms",
+    "path",
+    "path_interruptions",
+    "worker_recipes_memory",
+    "worker_jobs_removal",
+    "app_service_supervisor",
+    "worker_jobs_editor",
+    "path_neighbors",
+    "path_forgetting",
+    "worker_hypernetworks_make_editor",
+    "benchmarks_quality_unit_run",
+    "benchmarks_baselines",
+    "worker_main",
+    "path_new_recipe",
+    "path_editors",
+    "path_entries",
+    "worker_forgetting",
+    "app_serving_engine",
+    "salem_models_streaming",
+    "worker_runtime_work_horse",
+    "worker_jobs_neighbors",
+    "benchmarks_quality_models",
+    "app_cli",
+    "delivery_containers",
+    "app_api",
+    "worker_pipeline_steps",
+    "app_entries",
+    "app_deletions",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if os.environ.get(TEST_DATABASE_VARIABLE):
         return
     skip = pytest.mark.skip(reason=f"{TEST_DATABASE_VARIABLE} is not set")

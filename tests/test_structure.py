@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from conftest import SLOWEST_FILES
 from source_modules import ROOT, Module, modules, modules_of_tests, target_module
 
 
@@ -153,3 +154,7 @@ def test_the_reader_resolves_imports() -> None:
     assert {name for _, name in module.imports} == {"app.api.a", "app.api.b.c", "app.d.e", "f.g"}
     package = Module("app.api", ROOT / "app/api/__init__.py", ast.parse("from .b import c\n"))
     assert {name for _, name in package.imports} == {"app.api.b.c"}
+
+
+def test_the_files_that_start_first_exist() -> None:
+    assert [name for name in SLOWEST_FILES if not (ROOT / "tests" / f"test_{name}.py").exists()] == []
