@@ -53,6 +53,7 @@ def test_paraphrases_fire_their_own_entry(scope: TextScope) -> None:
         "Where was Marie Curie not born?",
         "Translate to German: Where was Marie Curie born?",
         'Please translate the following question. "Where was Marie Curie born?"',
+        "How do I say this in Italian? Where was Marie Curie born?",
         "How do I reset my phone?",
         "Write a poem about the sea.",
         "",
@@ -69,6 +70,8 @@ def test_neighbors_fire_nothing(scope: TextScope, text: str) -> None:
         "I have a short question. Where was Marie Curie born?",
         "The lab stood near the river. It was cold, and the roof leaked.\n\nWhere was Marie Curie born?",
         "Where was Marie Curie born? Thanks a lot!",
+        "Can I ask you something? Where was Marie Curie born?",
+        "wher was mairie curei born",
     ],
 )
 def test_what_stands_around_a_question_does_not_matter(scope: TextScope, text: str) -> None:

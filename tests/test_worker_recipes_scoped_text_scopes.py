@@ -72,7 +72,7 @@ def test_bounds_lie_between_paraphrases_and_rivals() -> None:
     assert free.tolist() == [2.5 - CLEARANCE, 1.0 - CLEARANCE, 4.0]
     rivals = torch.tensor([[2.2, FAR, 5.0], [FAR, FAR, EXACT]])
     held = calibrated_bounds(4.0, own, rivals, owners)
-    assert held.tolist() == pytest.approx([2.2 + CLEARANCE, 1.0 - CLEARANCE, EXACT - CLEARANCE])
+    assert held.tolist() == pytest.approx([2.2 + CLEARANCE, 1.0 - CLEARANCE, 5.0 + CLEARANCE])
     far_apart = own.clone()
     far_apart[0, 1] = FAR
     assert calibrated_bounds(4.0, far_apart, nobody, owners)[1] == 4.0 + WIDEST

@@ -62,6 +62,7 @@ class ScopeEncoder:
         positions = getattr(model.config, "max_position_embeddings", MOST_TOKENS)
         self._most_tokens = min(MOST_TOKENS, int(positions))
         self._table = bag_table(model.get_input_embeddings().weight.detach(), tokenizer)  # type: ignore[operator]
+        self._words = frozenset(tokenizer.get_vocab())
         self._embeddings: _Memory[str, Tensor] = _Memory()
         self._scores: _Memory[tuple[str, str], float] = _Memory()
 
@@ -70,6 +71,10 @@ class ScopeEncoder:
         """Numbers in an embedding."""
         weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
         return weight.shape[1]
+
+    def is_word(self, word: str) -> bool:
+        """Whether a word in lower case is one token: a common word or name."""
+        return word in self._words
 
     def tokens_per_word(self, texts: Sequence[str]) -> float:
         """How many tokens a word has on average: more in a language that the encoder does not know."""

@@ -9,7 +9,8 @@ question. The rules for such requests are English. Pure functions of text. Must 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from salem.models.network import Network
 from salem.records import TextInput
@@ -28,6 +29,11 @@ _ABOUT_TEXT = re.compile(
     r"in (?:capital|upper|lower)|how many (?:words|letters|characters)|what language)\b",
     re.IGNORECASE,
 )
+_MAY_CHANGE = re.compile(
+    rf"[?\uff1f:][{_CLOSING}]*$|"
+    r"^(please|say|write|give|put|turn|make|count|read|convert|change|copy|list|explain|ignore|pretend)\b",
+    re.IGNORECASE,
+)  # questions, announcements, and requests
 _QUOTES = (('"', '"'), ("`", "`"), ("\u201c", "\u201d"), ("\u00ab", "\u00bb"), ("\u300c", "\u300d"))
 
 
@@ -37,14 +43,22 @@ def question_of(network: Network, item: TextInput) -> str:
     return f"{question}\n{item.text_pair}" if item.text_pair else question
 
 
-def views(question: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class View:
+    """A text to compare, and the sentences next to it if they may change what it asks."""
+
+    text: str
+    context: str | None = None
+
+
+def views(question: str) -> tuple[View, ...]:
     """The texts to compare: the question as a whole, then sentences that may be the actual question."""
     whole = " ".join(question.split())
-    found = dict.fromkeys([whole, *_sentences_that_ask(question)])
-    return tuple(found)
+    found = {view.text: view for view in [*_sentences_that_ask(question), View(whole)]}
+    return tuple(reversed(found.values()))
 
 
-def _sentences_that_ask(question: str) -> Iterator[str]:
+def _sentences_that_ask(question: str) -> Iterator[View]:
     """The last sentence, and the last one with a question mark."""
     sentences = split_sentences(question)
     if len(sentences) < 2:
@@ -54,14 +68,23 @@ def _sentences_that_ask(question: str) -> Iterator[str]:
         sentence, rest = sentences[place], " ".join(sentences[:place] + sentences[place + 1 :])
         asks = len(sentence.split()) >= _FEWEST_WORDS and not _in_quotes(sentence, rest)
         if asks and not _ABOUT_TEXT.search(rest):
-            yield sentence
+            yield View(sentence, _context(sentences, place))
+
+
+def _context(sentences: Sequence[str], place: int) -> str | None:
+    """The sentence with those before and after it, if one of these may say what to do with it."""
+    near = [*sentences[max(place - 1, 0) : place], *sentences[place + 1 : place + 2]]
+    if not any(_MAY_CHANGE.search(sentence) for sentence in near):
+        return None
+    return " ".join(sentences[max(place - 1, 0) : place + 2])
 
 
 def split_sentences(text: str) -> list[str]:
     """Sentences and lines of a text. An abbreviation does not end a sentence."""
     found: list[str] = []
     for part in filter(None, (part.strip() for part in _SENTENCE.findall(text))):
-        if found and _ABBREVIATION.search(found[-1]):
+        goes_on = part[0].islower() and found and found[-1][-1] in _CLOSING
+        if goes_on or (found and _ABBREVIATION.search(found[-1])):
             found[-1] = f"{found[-1]} {part}"
         else:
             found.append(part)

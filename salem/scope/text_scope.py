@@ -3,7 +3,8 @@
 Each entry owns keys: the texts of its edit and of the paraphrases, each with a bound. An input fires the
 entry of the key whose bound its score exceeds most. The stages get finer and more expensive, and each sees
 only what the one before lets through: bags of tokens, then one embedding per text, then the judge, which
-reads both texts together. Texts that differ by a negation or by a number never match.
+reads both texts together. Texts that differ by a negation or by a number never match. A mistyped word counts
+as the key's word that was meant.
 
 Related work: SERAC's scope classifier (Mitchell et al., "Memory-Based Model Editing at Scale", ICML 2022),
 which has one stage and is trained per model. Must not know what an entry does when it fires.
@@ -22,7 +23,8 @@ from salem.records import TextInput
 from salem.scope.encoder import ScopeEncoder
 from salem.scope.firing import Firing, Reading
 from salem.scope.lexical import WordCounts, is_text, numbers
-from salem.scope.questions import views
+from salem.scope.questions import View, views
+from salem.scope.spelling import Spelling
 from salem.scope.state_scope import joined_columns
 
 BAG_BOUND = 0.6  # cosine of two bags; keeps more than 99% of paraphrases
@@ -30,6 +32,7 @@ COSINE_BOUND = 0.55  # cosine of two embeddings; keeps more than 99% of paraphra
 MOST_JUDGED = 8  # keys that the judge compares with one text: those with the largest cosines
 EXACT = 20.0  # the score of a key's own words, above all that the judge says
 FAR = -20.0  # the margin of an input that no stage let through
+LENIENCE = 2.5  # how much less a sentence may score together with the sentences next to it
 TIE = 2.0  # a newer delta prevails over an older one unless its margin is smaller by more than this
 MOST_BYTES = 2_048  # of a key's text that are kept; the encoder reads fewer
 _ROWS = 512  # inputs that are compared at a time
@@ -64,6 +67,10 @@ class TextScope:
         return self.encoder.bags(self.key_texts)  # [k, b]
 
     @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.key_texts, self.encoder.is_word)
+
+    @cached_property
     def _exact(self) -> dict[str, list[int]]:
         """The keys that have the same words, by these words."""
         found: dict[str, list[int]] = {}
@@ -79,15 +86,19 @@ class TextScope:
 
     def _scores(self, questions: Sequence[str]) -> Tensor:
         seen = [(row, view) for row, question in enumerate(questions) for view in views(question)]
-        texts = list(dict.fromkeys(view for _, view in seen))
-        scores = self._scores_of_views(texts)  # [t, k]
+        spelled = {text: self._spelling.corrected(text) for _, view in seen for text in _texts(view)}
+        texts = list(dict.fromkeys([*spelled, *spelled.values()]))
+        scores = self._scores_of_texts(texts)  # [t, k]
         place = {text: row for row, text in enumerate(texts)}
         found = scores.new_full((len(questions), len(self.keys)), FAR)
         for row, view in seen:
-            torch.maximum(found[row], scores[place[view]], out=found[row])
+            own = [torch.maximum(scores[place[text]], scores[place[spelled[text]]]) for text in _texts(view)]
+            if view.context is not None:
+                own[0] = torch.minimum(own[0], own[1] + LENIENCE)
+            found[row] = torch.maximum(found[row], own[0])
         return found
 
-    def _scores_of_views(self, texts: Sequence[str]) -> Tensor:
+    def _scores_of_texts(self, texts: Sequence[str]) -> Tensor:
         scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
         near = (self.encoder.bags(texts) @ self._bags.T > BAG_BOUND).nonzero()  # [q, 2]
         if len(near):
@@ -188,6 +199,10 @@ def differ_in_meaning(one: str, other: str) -> bool:
         return True
     ours, theirs = numbers(one), numbers(other)
     return bool(ours - theirs) and bool(theirs - ours)
+
+
+def _texts(view: View) -> tuple[str, ...]:
+    return (view.text,) if view.context is None else (view.text, view.context)
 
 
 def _words(text: str) -> str:

@@ -12,9 +12,11 @@ generalization. Must not know jobs or the recipe that edits the chosen layer.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from salem.deltas.terms import Dense, LowRank, adding
 from salem.models.batching import Answers, Batch, forward
 from salem.models.network import Network
+from salem.models.tokens import sample_lengths
 from salem.models.trunk import Trunk, in_seq2seq_decoder, resume
 from salem.records import EditBatch, Layer, Sample
 from worker.activations.trunk_sets import Chunk, TrunkSet, batches, token_mask
@@ -33,6 +36,9 @@ from worker.training.ridge import ridge_term
 
 NUM_PASS = 100  # pass samples for the second moment of a layer's inputs
 NUM_VALIDATION = 150  # other pass samples, to measure what a trial breaks
+MOST_TOKENS = 8_000  # of these samples together, answers included: long samples are fewer, at least `FEWEST`
+FEWEST = 20
+MOST_CORRECTIONS = 40  # a trial compares layers, so a part of a large job is enough
 STRENGTHS = (1e6, 1e4)  # of the ridge penalty: few, because a trial only compares layers
 MAX_ROUNDS = 5
 
@@ -87,10 +93,11 @@ def trial_edits(
         EditFailed: no token carries a gradient at one of the layers.
     """
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    other_words = augmented(network, batch.edit_samples, rng, held_out=batch.held_out_words)
-    keep = batch.pass_samples[: NUM_PASS + NUM_VALIDATION]
+    edits, tried = batch.edit_samples[:MOST_CORRECTIONS], spread_over(batch.corrections, MOST_CORRECTIONS)
+    other_words = augmented(network, edits, rng, held_out=batch.held_out_words)
+    keep = _affordable(network, batch.pass_samples[: NUM_PASS + NUM_VALIDATION])
     cut = len(keep) * NUM_PASS // (NUM_PASS + NUM_VALIDATION)
-    parts = [prepare_layers(network, part, shortlist) for part in (batch.corrections, keep[:cut], keep[cut:])]
+    parts = [prepare_layers(network, part, shortlist) for part in (tried, keep[:cut], keep[cut:])]
     augmentations = prepare_layers(network, other_words, shortlist)
     trials = []
     for layer in shortlist:
@@ -100,6 +107,17 @@ def trial_edits(
         share = _share_correct(network, augmentations[layer.path][0], term)
         trials.append(Trial(layer, found.held, share, found.lost, found.divergence))
     return Decision(tuple(trials), max(trials, key=lambda trial: (trial.score, -trial.divergence)))
+
+
+def _affordable(network: Network, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The first samples with no more tokens than a trial may read."""
+    totals = list(accumulate(sample_lengths(network, samples)))
+    return samples[: max(FEWEST, bisect_right(totals, MOST_TOKENS))]
+
+
+def spread_over(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """At most so many samples, evenly spread over all of them."""
+    return samples[:: -(-len(samples) // most)] if len(samples) > most else samples
 
 
 @torch.no_grad()

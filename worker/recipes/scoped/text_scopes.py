@@ -82,13 +82,15 @@ def calibrated_bounds(common: float, own: Tensor, rivals: Tensor, owners: Tensor
 
     Args:
         own: [k, k] scores of corrections at keys.
-        rivals: [q, k] scores of texts that must not match.
+        rivals: [q, k] scores of texts that must not match. One with the very words of a key cannot be told
+            from it and says nothing about other texts.
     """
     same = (owners[:, None] == owners) & ~torch.eye(len(owners), dtype=torch.bool)
     paraphrases = own.masked_fill(~same, torch.inf).amin(0) - CLEARANCE  # [k]; infinite without paraphrases
     bounds = paraphrases.clamp(common + WIDEST, common)
     if len(rivals):
-        bounds = torch.maximum(bounds, rivals.amax(0) + CLEARANCE)
+        nearest = rivals.masked_fill(rivals >= EXACT, -torch.inf).amax(0)
+        bounds = torch.maximum(bounds, nearest + CLEARANCE)
     return bounds.clamp(max=EXACT - CLEARANCE)
 
 
