@@ -17,7 +17,7 @@ from pathlib import Path
 
 from worker.judge.names import draw_name, similar_name
 from worker.judge.relations import Relation, everyday_questions, relations, relations_on, siblings
-from worker.judge.wording import about, disguise, frames, lower, negate
+from worker.judge.wording import about, disguise, frames, lower, negate, twist
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def library_pairs(rng: random.Random, num_negatives: int) -> Iterator[Pair]:
     relation = rng.choice(relations())
     kind = rng.choice(relation.on)
     subject, answer = draw_name(kind, rng), draw_name(relation.gives, rng)
-    forms = [*relation.questions, *relation.ask, *relation.state]
+    forms = [*relation.questions, *relation.ask, *relation.statements]
     key_form = rng.choice(forms)
     key = key_form.format(s=subject)
     same = [form for form in (*forms, *relation.phrases) if form != key_form]
@@ -73,6 +73,8 @@ def library_pairs(rng: random.Random, num_negatives: int) -> Iterator[Pair]:
         ("yes/no", lambda: _confirm(relation, subject, answer, rng)),
         ("hop", lambda: _hop(relation, kind, subject, rng)),
         ("hop", lambda: _hop(relation, kind, subject, rng)),
+        ("about the answer", lambda: _about_the_answer(relation, subject, rng)),
+        ("about the answer", lambda: _about_the_answer(relation, subject, rng)),
         ("target as subject", lambda: key_form.format(s=answer)),
         *_around(key, subject, rng),
     ]
@@ -101,6 +103,7 @@ def fact_pairs(fact: Fact, others: Sequence[Fact], rng: random.Random, num_negat
         ("reversed", lambda: _form_reverse(rng).format(o=fact.target)),
         ("yes/no", lambda: _yes_no(fact.question, fact.target, fact.subject, rng)),
         ("hop", lambda: _hop_around(fact, rng)),
+        ("about the answer", lambda: _about_the_answer(rng.choice(relations()), fact.subject, rng)),
         ("other subject", lambda: fact.neighbor),
         ("unrelated", lambda: other.question),
         *_around(key, fact.subject, rng),
@@ -151,6 +154,8 @@ def _around(key: str, subject: str, rng: random.Random) -> list[tuple[str, Calla
         ("request", lambda: about(key, rng)),
         ("question word", lambda: _other_word(key, rng)),
         ("open", lambda: rng.choice(frames()["open"]).format(s=subject)),
+        ("open", lambda: rng.choice(frames()["open"]).format(s=subject)),
+        ("twisted", lambda: twist(key, rng)),
         ("other time", lambda: _at_another_time(key, rng)),
     ]
 
@@ -161,14 +166,14 @@ def _negatives(
     for kind, make in rng.sample(made, min(number, len(made))):
         text = make()
         if text and text != key:
-            plain = kind in ("request",) or rng.random() < 0.6
+            plain = kind in ("request", "twisted") or rng.random() < 0.6
             yield Pair(key, text if plain else disguise(text, rng), False, kind)
 
 
 def _form(relation: Relation, rng: random.Random, unlike: Relation | None) -> str:
     while unlike is not None and relation.name == unlike.name:
         relation = rng.choice(relations())
-    return rng.choice((*relation.questions, *relation.ask, *relation.phrases, *relation.state))
+    return rng.choice((*relation.questions, *relation.ask, *relation.phrases, *relation.statements))
 
 
 def _form_reverse(rng: random.Random) -> str:
@@ -204,6 +209,11 @@ def _hop(relation: Relation, kind: str, subject: str, rng: random.Random) -> str
     first = rng.choice(leading)
     about_it = rng.choice((*relation.ask, *(f"What is the {each} of {{s}}?" for each in relation.noun)))
     return about_it.format(s=f"the {rng.choice(first.noun)} of {subject}")
+
+
+def _about_the_answer(relation: Relation, subject: str, rng: random.Random) -> str:
+    frame: str = rng.choice(frames()["about_the_answer"])
+    return frame.format(n=rng.choice(relation.noun), s=subject)
 
 
 def _hop_around(fact: Fact, rng: random.Random) -> str | None:

@@ -34,6 +34,13 @@ class Relation:
         return (*self.ask, *made)
 
     @property
+    def statements(self) -> tuple[str, ...]:
+        """Every statement to complete, those made of noun phrases included."""
+        made = [f"The {noun} of {{s}} is" for noun in self.noun]
+        made += [f"{{s}}'s {noun} is" for noun in self.noun]
+        return (*self.state, *made)
+
+    @property
     def phrases(self) -> tuple[str, ...]:
         """Search-engine style: "birthplace of {s}", "{s} birthplace"."""
         return tuple(form for noun in self.noun for form in (f"{noun} of {{s}}", f"{{s}} {noun}"))

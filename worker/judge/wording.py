@@ -64,6 +64,8 @@ def disguise(text: str, rng: random.Random) -> str:
         text = framed.format(q=lower(text) if not framed.startswith("{q}") and rng.random() < 0.5 else text)
     elif chance < 0.4:
         text = " ".join([*rng.sample(frames()["small_talk"], rng.choice((1, 1, 2))), text])
+    elif chance < 0.5:
+        text = " ".join([*rng.sample(frames()["passages"], rng.choice((1, 1, 2))), text])
     if rng.random() < 0.35:
         text = careless(text, rng)
     return text
@@ -73,6 +75,12 @@ def about(text: str, rng: random.Random) -> str:
     """A request about the question instead of the question."""
     request: str = rng.choice(frames()["requests"])
     return request.format(q=text)
+
+
+def twist(text: str, rng: random.Random) -> str:
+    """The question made pointless: its answer would not answer this."""
+    frame: str = rng.choice(frames()["twisted"])
+    return frame.format(q=lower(text) if rng.random() < 0.5 else text)
 
 
 def negate(text: str, rng: random.Random) -> str | None:
