@@ -67,8 +67,8 @@ def test_an_unseen_paraphrase_follows_its_edit_and_a_neighbor_keeps_the_answer_o
 def test_a_version_is_not_served_without_its_encoder(service: Service) -> None:
     registry = Registry.connect(service.settings.effective_database_url)
     blobs = BlobStore.connect(service.settings.effective_blob_url)
-    root = service.settings.effective_models_root
-    engine = Engine(blobs, models_root=root, device="cpu", scope_encoder="off")
+    settings = service.settings.model_copy(update={"scope_encoder": "off", "device": "cpu"})
+    engine = Engine(blobs, settings)
     model = registry.get_model("facts")
     asked = [TextInput(input="Who leads Slovakia?")]
     try:
