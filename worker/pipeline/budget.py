@@ -39,6 +39,9 @@ def check_budget(job: EditJob) -> EditJob:
         OverBudget: the job would need more memory than it may use.
     """
     needed = job_estimate(job.network, job.batch, job.recipe)
+    encoder = job.artifacts.encoder
+    if encoder is not None and job.network.device.type == "cpu":  # the encoder runs on the CPU
+        needed = replace(needed, weights=needed.weights + encoder.num_bytes)
     job.attempt.check_memory(needed, job.network)
     return replace(job, estimate=needed)
 

@@ -72,7 +72,7 @@ def draw_state_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
         kept=scope.fire_at(points, ask),
         calibration=calibration,
         entries=entries(owners, radii, likeness, batch),
-        warnings=scope_warnings(likeness > INDISTINCT, likeness, overlaps, batch),
+        warnings=scope_warnings(likeness > INDISTINCT, likeness, overlaps, batch, network.turns),
     )
 
 

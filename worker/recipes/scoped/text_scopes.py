@@ -70,7 +70,7 @@ def draw_text_scopes(task: EditTask, encoder: ScopeEncoder) -> Scoping:
         kept=scope.fire(Reading(kept, BatchLookups(network, batch.pass_samples), device=network.device)),
         calibration=torch.ones(len(kept), dtype=torch.bool, device=network.device),
         entries=entries(owners, bounds, likeness, batch),
-        warnings=scope_warnings(likeness > bounds, likeness, overlaps, batch),
+        warnings=scope_warnings(likeness > bounds, likeness, overlaps, batch, network.turns),
     )
 
 

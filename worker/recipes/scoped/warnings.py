@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from salem.messages import first_few, quote
-from salem.records import EditBatch, TextInput
+from salem.models.chat import TurnFinder
+from salem.records import EditBatch, Sample, TextInput
+from worker.dataset.augmentation import WHOLE
 
 _ROWS = 1_024  # keys compared with all keys at a time
 
@@ -49,14 +51,16 @@ def find_overlaps(owners: Tensor, margins: Callable[[Tensor], Tensor]) -> Overla
 
 
 def scope_warnings(
-    indistinct: Tensor, likeness: Tensor, overlaps: Overlaps, batch: EditBatch
+    indistinct: Tensor, likeness: Tensor, overlaps: Overlaps, batch: EditBatch, turns: TurnFinder = WHOLE
 ) -> tuple[str, ...]:
     """All warnings, at most a few of each kind.
 
     Args:
         indistinct: [p, k] whether a scope cannot tell a pass sample from its key.
         likeness: [p, k] of pass samples to keys.
+        turns: finds the last user turn, which messages quote instead of the whole prompt.
     """
+    batch = _with_last_turns(batch, turns)
     return (
         *first_few(
             _indistinct(indistinct, likeness, overlaps.owners, batch),
@@ -64,6 +68,21 @@ def scope_warnings(
         ),
         *first_few(_overlapping(overlaps, batch), "pairs of edits in one scope with different targets"),
         *first_few(_elsewhere(overlaps, batch), "corrections that lie deeper in another edit's scope"),
+    )
+
+
+def _with_last_turns(batch: EditBatch, turns: TurnFinder) -> EditBatch:
+    """The edits, paraphrases, and pass samples of a batch, without the template around the last user turn."""
+
+    def short(sample: Sample) -> Sample:
+        return sample.model_copy(update={"input": turns.question(sample.input)})
+
+    return batch.model_copy(
+        update={
+            "edit_samples": tuple(map(short, batch.edit_samples)),
+            "adapt_samples": tuple((edit, short(sample)) for edit, sample in batch.adapt_samples),
+            "pass_samples": tuple(map(short, batch.pass_samples)),
+        }
     )
 
 
