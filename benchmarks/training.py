@@ -238,7 +238,7 @@ def job_figures(
 
 def model_body(folder: str, reference: Sequence[Sample]) -> dict[str, Any]:
     """The request that hosts the model in a folder, without duplicate reference samples."""
-    rows = {s.content_hash: s.model_dump(exclude={"forget"}) for s in reference}
+    rows = {s.content_hash: s.model_dump(exclude_defaults=True) for s in reference}
     source = {"kind": "folder", "path": folder}
     task = Task.SEQUENCE_CLASSIFICATION.value
     return {"name": "nli", "task": task, "source": source, "reference": list(rows.values())}
@@ -248,7 +248,11 @@ def edit_body(samples: Sequence[Sample]) -> dict[str, Any]:
     """The request for these edits on the base."""
     num_pass, num_held_out = (QUICK_PASS, QUICK_HELD_OUT) if quick() else (NUM_PASS, NUM_HELD_OUT)
     options = {"max_pass_samples": num_pass, "max_held_out": num_held_out}
-    return {"model": "nli:0", "edits": [sample.model_dump() for sample in samples], "options": options}
+    return {
+        "model": "nli:0",
+        "edits": [sample.model_dump(exclude_defaults=True) for sample in samples],
+        "options": options,
+    }
 
 
 def _job(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
