@@ -108,7 +108,7 @@ def test_bounds_are_judged_only_if_they_were_measured() -> None:
 def test_a_job_makes_ten_edits_on_the_base() -> None:
     body = edit_body(samples()[:10])
     assert body["model"] == "nli:0" and body["options"]["max_pass_samples"] == 1_800
-    assert {"input", "text_pair", "target"} <= set(body["edits"][0])
+    assert {"input", "target"} <= set(body["edits"][0])
 
 
 def test_the_request_bodies_are_valid() -> None:
