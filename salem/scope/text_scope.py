@@ -78,17 +78,26 @@ class TextScope:
             found.setdefault(_words(text), []).append(key)
         return found
 
-    def scores(self, questions: Sequence[str]) -> Tensor:
-        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out."""
+    def scores(self, questions: Sequence[str], *, thorough: bool = True) -> Tensor:
+        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out.
+
+        Args:
+            thorough: whether a text with the very words of a key is compared with the other keys as well.
+        """
         parts = [questions[start : start + _ROWS] for start in range(0, len(questions), _ROWS)]
         empty = self.keys.new_zeros(0, len(self.keys))
-        return torch.cat([self._scores(part) for part in parts]) if parts else empty
+        return torch.cat([self._scores(part, thorough) for part in parts]) if parts else empty
 
-    def _scores(self, questions: Sequence[str]) -> Tensor:
+    def _scores(self, questions: Sequence[str], thorough: bool) -> Tensor:
         seen = [(row, view) for row, question in enumerate(questions) for view in views(question)]
         spelled = {text: self._spelling.corrected(text) for _, view in seen for text in _texts(view)}
         texts = list(dict.fromkeys([*spelled, *spelled.values()]))
-        scores = self._scores_of_texts(texts)  # [t, k]
+        exact = [self._exact.get(_words(text), []) for text in texts]
+        scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
+        compared = [row for row, keys in enumerate(exact) if thorough or not keys]
+        scores[compared] = self._compared([texts[row] for row in compared])
+        for row, keys in enumerate(exact):
+            scores[row, keys] = EXACT
         place = {text: row for row, text in enumerate(texts)}
         found = scores.new_full((len(questions), len(self.keys)), FAR)
         for row, view in seen:
@@ -98,7 +107,8 @@ class TextScope:
             found[row] = torch.maximum(found[row], own[0])
         return found
 
-    def _scores_of_texts(self, texts: Sequence[str]) -> Tensor:
+    def _compared(self, texts: Sequence[str]) -> Tensor:
+        """Scores [t, k] of texts by bags, then by embeddings, then by the judge."""
         scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
         near = (self.encoder.bags(texts) @ self._bags.T > BAG_BOUND).nonzero()  # [q, 2]
         if len(near):
@@ -109,8 +119,6 @@ class TextScope:
                 row, key = near[part].unbind(1)
                 cosines[row, key] = (embedded[place[part]] * self.keys[key]).sum(-1)
             self._judge(texts, cosines, scores)
-        for place_of_text, text in enumerate(texts):
-            scores[place_of_text, self._exact.get(_words(text), [])] = EXACT
         return scores
 
     def _judge(self, texts: Sequence[str], cosines: Tensor, scores: Tensor) -> None:
@@ -132,7 +140,7 @@ class TextScope:
         Args:
             ages: [k] a number per key. Of keys that hold an input about equally well, the newest counts.
         """
-        scores = self.scores(reading.questions)
+        scores = self.scores(reading.questions, thorough=False)
         margins = scores - self.bounds  # [n, k]
         best, nearest = margins.max(-1)
         if ages is not None:
