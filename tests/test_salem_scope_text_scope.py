@@ -94,6 +94,17 @@ def test_texts_that_share_no_rare_word_are_ruled_out_before_the_encoder_runs(
     assert scope.scores(["An entirely new topic: trains at night."]).tolist() == [[FAR] * 3]
 
 
+def test_the_very_words_of_a_key_fire_without_the_encoder(
+    scope: TextScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*texts: object) -> None:
+        raise AssertionError(f"the encoder read {texts}")
+
+    monkeypatch.setattr(scope.encoder, "embed", refuse)
+    monkeypatch.setattr(scope.encoder, "score", refuse)
+    assert scope.fire(reading("where was marie curie born")).entry.tolist() == [1]
+
+
 def test_scores_do_not_depend_on_the_other_questions_of_the_batch(
     scope: TextScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from salem.scope.state_scope import joined_columns
 
 BAG_BOUND = 0.6  # cosine of two bags; keeps more than 99% of paraphrases
 COSINE_BOUND = 0.55  # cosine of two embeddings; keeps more than 99% of paraphrases
-MOST_JUDGED = 8  # keys that the judge compares with one text: those with the largest cosines
+MOST_JUDGED = 3  # keys that the judge compares with one text: those with the largest cosines
 EXACT = 20.0  # the score of a key's own words, above all that the judge says
 FAR = -20.0  # the margin of an input that no stage let through
 LENIENCE = 2.5  # how much less a sentence may score together with the sentences next to it
