@@ -13,7 +13,7 @@
     ├── BlobCorrupted                500 blob_corrupted        stored bytes do not match their sha256
     ├── BlobMissing                  500 blob_missing          stored bytes are gone
     ├── EditFailed                   422 edit_failed           the method could not make the edit
-    ├── GateMissed                   422 gate_missed           a version misses a bound of its request
+    ├── RequirementMissed            422 requirement_missed    a version misses what its request requires
     ├── OverBudget                   422 over_budget           a job needs more memory than it may use
     ├── OutOfMemory                  500 out_of_memory         a job ran out of memory
     ├── TimedOut                     500 timed_out             a job took longer than allowed
@@ -119,8 +119,8 @@ class EditFailed(SalemError):
     status, code, title = 422, "edit_failed", "The edit could not be made"
 
 
-class GateMissed(SalemError):
-    status, code, title = 422, "gate_missed", "The version misses a bound of the request's gate"
+class RequirementMissed(SalemError):
+    status, code, title = 422, "requirement_missed", "The version misses what the request requires"
 
 
 class OverBudget(SalemError):

@@ -206,19 +206,19 @@ def test_neighbors_a_subject_and_a_gate_come_with_the_request(
 ) -> None:
     near = ["no order", {"input": "order", "target": "login"}]
     edit = EDIT | {"neighbors": near, "subject": EDIT["input"].split()[-1]}
-    sent = {"model": "intents", "edits": [edit], "gate": {"min_neighborhood": 0.9}}
+    sent = {"model": "intents", "edits": [edit], "require": {"min_neighborhood": 0.9}}
     asked = request_of(client, client.post("/edits", json=sent).json())
     assert asked["edits"][0]["neighbors"] == [
         {"input": "no order", "text_pair": None, "target": None},
         {"input": "order", "text_pair": None, "target": "login"},
     ]
     assert asked["edits"][0]["subject"] == edit["subject"]
-    assert asked["gate"] == {"min_neighborhood": 0.9, "max_drawdown": None}
-    bad = {"model": "intents", "edits": [edit | {"subject": "?"}], "gate": {"min_neighborhood": 2}}
+    assert asked["require"] == {"min_neighborhood": 0.9, "max_drawdown": None}
+    bad = {"model": "intents", "edits": [edit | {"subject": "?"}], "require": {"min_neighborhood": 2}}
     assert pointers(problem(client.post("/edits", json=bad), 422, "invalid_request")) == {
-        "/gate/min_neighborhood"
+        "/require/min_neighborhood"
     }
-    bad["gate"] = {}
+    bad["require"] = {}
     assert pointers(problem(client.post("/edits", json=bad), 422, "invalid_request")) == {"/edits/0/subject"}
 
 

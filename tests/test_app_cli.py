@@ -81,7 +81,7 @@ def test_a_session(salem: CommandLine, url: str, tmp_path: Path, settings: Setti
         (None, "login"),
     ]
     assert asked["options"]["seed"] == 3
-    assert asked["gate"] == {"min_neighborhood": 0.5, "max_drawdown": None}
+    assert asked["require"] == {"min_neighborhood": 0.5, "max_drawdown": None}
     assert salem("jobs", "cancel", job["id"], "--url", url).stdout == "cancelled\n"
     ended = salem("jobs", "show", job["id"], "--wait", "--url", url)
     assert ended.returncode == 1 and json.loads(ended.stdout)["state"] == "cancelled"

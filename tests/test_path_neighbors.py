@@ -48,9 +48,9 @@ def test_a_broken_neighbor_is_in_the_metrics_and_on_its_page(service: Service) -
     assert service.answers("near:1", kept) == service.answers("near", kept)
     assert any("changed their answer, such as" in note for note in job["result"]["notes"])
 
-    body = {"model": "near", "edits": [edit], "options": options, "gate": {"min_neighborhood": 1}}
+    body = {"model": "near", "edits": [edit], "options": options, "require": {"min_neighborhood": 1}}
     refused = service.wait(service.post("/edits", body)["id"])
-    assert refused["state"] == "failed" and refused["error"]["code"] == "gate_missed"
+    assert refused["state"] == "failed" and refused["error"]["code"] == "requirement_missed"
     assert [version["number"] for version in service.get("/models/near/versions")["data"]] == [1]
 
 

@@ -14,7 +14,6 @@ from salem.inference.predict import predict
 from salem.records import (
     Edit,
     EditRequest,
-    Gate,
     GivenNeighbor,
     HostedModel,
     Job,
@@ -22,6 +21,7 @@ from salem.records import (
     JobState,
     RecipeOptions,
     RemoveRequest,
+    Requirements,
     Sample,
     TextInput,
 )
@@ -110,20 +110,20 @@ def test_a_removal_measures_the_neighbors_of_the_remaining_edits(stage: Stage, m
 
 
 def test_a_gate_refuses_a_version_that_breaks_neighbors(stage: Stage, model: HostedModel) -> None:
-    refused = run(stage, request(gate=Gate(min_neighborhood=1.0, max_drawdown=1.0)))
-    assert refused.error is not None and refused.error.code == "gate_missed"
-    assert "below gate.min_neighborhood 1." in refused.error.message
+    refused = run(stage, request(require=Requirements(min_neighborhood=1.0, max_drawdown=1.0)))
+    assert refused.error is not None and refused.error.code == "requirement_missed"
+    assert "below require.min_neighborhood 1." in refused.error.message
     assert "drawdown" not in refused.error.message
     assert refused.error.remedy is not None and "changed their answer" in refused.error.remedy
     assert list(versions_of(stage.registry, "m")) == []
-    passed = run(stage, request(gate=Gate(min_neighborhood=0.0)))
+    passed = run(stage, request(require=Requirements(min_neighborhood=0.0)))
     assert result_of(passed)["version"] == "m:1"
 
 
 def test_a_gate_refuses_what_was_not_measured(stage: Stage, model: HostedModel) -> None:
     given = request().pass_samples
     assert given is not None
-    job = run(stage, request(pass_samples=given[:0], gate=Gate(max_drawdown=0.5)))
+    job = run(stage, request(pass_samples=given[:0], require=Requirements(max_drawdown=0.5)))
     assert job.error is not None
     assert job.error.message == (
         "No version was made: drawdown was not measured, but gate.max_drawdown is 0.5."

@@ -54,7 +54,7 @@ def post_edits(request: EditsIn, services: ServicesDep, submission: SubmissionDe
         alias=request.alias,
         alias_was=alias_was,
         options=options.stored(),
-        gate=request.gate,
+        require=request.require,
         notes=tuple(first_few(notes, "texts that override an entry")),
     )
     return submission.create(JobKind.EDIT, work, body)

@@ -19,7 +19,6 @@ from salem.records import (
     EditorResult,
     EditResult,
     ExplainedPrediction,
-    Gate,
     JobKind,
     JobStatus,
     ListedEntry,
@@ -28,6 +27,7 @@ from salem.records import (
     Record,
     RegistrationResult,
     RemovalResult,
+    Requirements,
     Sha256,
     Source,
     Task,
@@ -91,8 +91,8 @@ class EditsIn(Record):
         None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
-    gate: Gate = Field(
-        Gate(),
+    require: Requirements = Field(
+        Requirements(),
         description="Bounds on the version's metrics. If it misses one, the job fails without a version",
     )
     options: AnyOptions = Field(

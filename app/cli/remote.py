@@ -133,7 +133,7 @@ def edits_post(
     options = given(layer=layer, recipe=recipe, editor=editor, seed=seed)
     body["options"] = (body.get("options") or {}) | options
     bounds = given(min_neighborhood=min_neighborhood, max_drawdown=max_drawdown)
-    body["gate"] = (body.get("gate") or {}) | bounds
+    body["require"] = (body.get("require") or {}) | bounds
     body |= given(model=model, alias=alias)
     with client_for(url) as client:
         report_job(client, client.post("/edits", body, {"Idempotency-Key": key} if key else None), wait)

@@ -52,10 +52,10 @@ from salem.records.metrics import (
     Extent,
     Flip,
     Forgetting,
-    Gate,
     MeanExtent,
     Metrics,
     Proportion,
+    Requirements,
 )
 from salem.records.models import FolderSource, HostedModel, HubSource, ModelState, Source
 from salem.records.predictions import (
@@ -122,7 +122,6 @@ __all__ = [
     "Flip",
     "FolderSource",
     "Forgetting",
-    "Gate",
     "GivenNeighbor",
     "HeadlineMetrics",
     "HostedModel",
@@ -157,6 +156,7 @@ __all__ = [
     "RegistrationResult",
     "RemovalResult",
     "RemoveRequest",
+    "Requirements",
     "Sample",
     "Sha256",
     "SharedOptions",

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from salem.records.base import Name, Record, Sha256
 from salem.records.method import EditorOptions, LayerScore, RecipeOptions
-from salem.records.metrics import Forgetting, Gate, Proportion
+from salem.records.metrics import Forgetting, Proportion, Requirements
 from salem.records.samples import Edit, Sample
 
 
@@ -81,7 +81,7 @@ class EditRequest(Record):
     alias: Name | None = None  # moves to the new version at the end, unless somebody moved it meanwhile
     alias_was: int | None = None  # its version when the job was created; None: it did not exist
     options: RecipeOptions
-    gate: Gate = Gate()
+    require: Requirements = Requirements()
     notes: tuple[str, ...] = ()  # from before training: which entries of the parent it overrides
 
 

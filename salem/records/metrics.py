@@ -64,7 +64,7 @@ class BrokenNeighbor(Neighbor):
     held_out: bool  # only these count in `neighborhood`; the other half calibrates scopes
 
 
-class Gate(Record):
+class Requirements(Record):
     """Bounds on the metrics of a job's version. If it misses one, the job fails and publishes nothing."""
 
     min_neighborhood: float | None = Field(default=None, ge=0, le=1)

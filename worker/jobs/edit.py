@@ -9,13 +9,13 @@ from worker.attempts.attempt import Attempt
 from worker.attempts.reporting import JobReporter
 from worker.pipeline.budget import check_budget
 from worker.pipeline.dataset import build_dataset
-from worker.pipeline.gate import check_gate
 from worker.pipeline.layer import choose_layer
 from worker.pipeline.load import load
 from worker.pipeline.make import make_delta
 from worker.pipeline.measure import measure
 from worker.pipeline.predict import check_neighbors, predict_edits
 from worker.pipeline.publish import publish
+from worker.pipeline.requirements import check_requirements
 
 STEPS = (
     build_dataset,
@@ -25,7 +25,7 @@ STEPS = (
     choose_layer,
     make_delta,
     measure,
-    check_gate,
+    check_requirements,
 )
 
 
@@ -36,7 +36,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
         OverBudget: training would need more memory than the job may use.
         InvalidRequest: a neighbor already gets the target of its edit.
         EditFailed: no edit holds.
-        GateMissed: the version misses a bound of the request's gate.
+        RequirementMissed: the version misses a bound of the request's requirements.
     """
     with load(attempt, reporter) as job:
         for step in STEPS:
