@@ -1,4 +1,4 @@
-"""Edit jobs on a tiny model: neighbors are measured, checked, listed, and bounded by a gate."""
+"""Edit jobs on a tiny model: neighbors are measured, checked, listed, and bounded by what a request requires."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_a_removal_measures_the_neighbors_of_the_remaining_edits(stage: Stage, m
     assert all(each.edit == 0 and each.held_out for each in listed)
 
 
-def test_a_gate_refuses_a_version_that_breaks_neighbors(stage: Stage, model: HostedModel) -> None:
+def test_a_version_that_breaks_more_neighbors_than_allowed_is_refused(
+    stage: Stage, model: HostedModel
+) -> None:
     refused = run(stage, request(require=Requirements(min_neighborhood=1.0, max_drawdown=1.0)))
     assert refused.error is not None and refused.error.code == "requirement_missed"
     assert "below require.min_neighborhood 1." in refused.error.message
@@ -120,13 +122,15 @@ def test_a_gate_refuses_a_version_that_breaks_neighbors(stage: Stage, model: Hos
     assert result_of(passed)["version"] == "m:1"
 
 
-def test_a_gate_refuses_what_was_not_measured(stage: Stage, model: HostedModel) -> None:
+def test_a_required_figure_that_was_not_measured_refuses_the_version(
+    stage: Stage, model: HostedModel
+) -> None:
     given = request().pass_samples
     assert given is not None
     job = run(stage, request(pass_samples=given[:0], require=Requirements(max_drawdown=0.5)))
     assert job.error is not None
     assert job.error.message == (
-        "No version was made: drawdown was not measured, but gate.max_drawdown is 0.5."
+        "No version was made: drawdown was not measured, but require.max_drawdown is 0.5."
     )
 
 
