@@ -1,4 +1,4 @@
-"""Edit jobs on a tiny model: neighbors are measured, checked, listed, and bounded by what a request requires."""
+"""Edit jobs on a tiny model: neighbors are measured, checked, listed, and can refuse a version."""
 
 from __future__ import annotations
 
