@@ -17,6 +17,13 @@ from worker.training.options import TrainingOptions
 class ScopedOptions(TrainingOptions, LayerOptions, SharedOptions):
     """Options of `scoped`."""
 
+    trial_edits: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="How many of the most salient layers get a trial edit; the best trial decides. 0 takes "
+        "the most salient layer: scopes bound what a layer can break, so trials rarely choose another one",
+    )
     kl_weight: float = Field(
         default=0.0,
         ge=0,

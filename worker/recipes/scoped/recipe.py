@@ -52,10 +52,6 @@ class ScopedRecipe(Recipe):
     options: ScopedOptions
 
     @property
-    def num_trial_edits(self) -> int:
-        return self.options.trial_edits
-
-    @property
     def margin(self) -> float:
         return self.options.margin
 
