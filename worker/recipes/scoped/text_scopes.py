@@ -25,7 +25,7 @@ from worker.recipes.scoped.warnings import find_overlaps, scope_warnings
 
 CLEARANCE = 0.5  # of a score: how far a bound stays above a neighbor, or below a paraphrase
 WIDEST = -4.0  # how far below the encoder's own bound a key's paraphrases may lower its bound
-FITTING = 0.7  # share of the job's own paraphrases that scopes must hold
+FITTING = 0.4  # share of the job's own paraphrases that scopes must hold
 MOST_TOKENS_PER_WORD = 2.5  # more: the encoder does not know the language
 
 
