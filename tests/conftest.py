@@ -37,6 +37,8 @@ SLOWEST_FILES = (
     "path_new_recipe",
     "path_editors",
     "path_entries",
+    "path_text_scopes",
+    "path_neighbors",
     "worker_forgetting",
     "app_serving_engine",
     "salem_models_streaming",

@@ -19,6 +19,8 @@ from salem.models.batching import encode, forward
 from worker.activations.cache import SampleCache
 from worker.recipes.scoped.options import ScopedOptions
 
+pytestmark = pytest.mark.slow  # every rival, on every layout: only benchmarks use them
+
 SEQUENTIAL = tuple(one.name for one in METHODS if one.sequential)
 ONCE = tuple(one.name for one in METHODS if not one.sequential)
 AHEAD = ("mend-ahead", "enn")

@@ -39,6 +39,7 @@ def measured(recipe: str, task: str, where: str, num_pass: int, num_words: int) 
     return found
 
 
+@pytest.mark.slow
 def test_the_estimate_bounds_the_peak_of_a_made_up_model() -> None:
     found = measured("scoped", "sequence-classification", "tiny", 300, 30)
     assert found["peak"] <= found["estimate"] <= 3 * found["peak"], found
