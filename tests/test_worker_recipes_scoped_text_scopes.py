@@ -19,7 +19,7 @@ from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Artifacts, EditTask
 from worker.recipes.scoped.draw import draw_scopes
 from worker.recipes.scoped.options import ScopedOptions
-from worker.recipes.scoped.text_scopes import CLEARANCE, WIDEST, calibrated_bounds, draw_text_scopes, misfit
+from worker.recipes.scoped.text_scopes import CLEARANCE, calibrated_bounds, draw_text_scopes, misfit
 
 QUESTIONS = (
     Edit(input="Where was Marie Curie born?", target=LABELS[0], paraphrases=("Marie Curie's birthplace?",)),
@@ -64,18 +64,10 @@ def test_a_neighbor_raises_the_bound_of_its_edit_above_its_own_score(encoder: Sc
     assert torch.equal(held.bounds[[0, 2]], free.bounds[[0, 2]]), "the other edit keeps its bounds"
 
 
-def test_bounds_lie_between_paraphrases_and_rivals() -> None:
-    owners = torch.tensor([0.0, 0.0, 1.0])
-    own = torch.tensor([[EXACT, 1.0, FAR], [2.5, EXACT, FAR], [FAR, FAR, EXACT]])
-    nobody = torch.zeros(0, 3)
-    free = calibrated_bounds(4.0, own, nobody, owners)
-    assert free.tolist() == [2.5 - CLEARANCE, 1.0 - CLEARANCE, 4.0]
-    rivals = torch.tensor([[2.2, FAR, 5.0], [FAR, FAR, EXACT]])
-    held = calibrated_bounds(4.0, own, rivals, owners)
-    assert held.tolist() == pytest.approx([2.2 + CLEARANCE, 1.0 - CLEARANCE, 5.0 + CLEARANCE])
-    far_apart = own.clone()
-    far_apart[0, 1] = FAR
-    assert calibrated_bounds(4.0, far_apart, nobody, owners)[1] == 4.0 + WIDEST
+def test_bounds_lie_above_the_nearest_rival_that_is_not_the_key_itself() -> None:
+    assert calibrated_bounds(4.0, torch.zeros(0, 2)).tolist() == [4.0, 4.0]
+    rivals = torch.tensor([[2.2, 5.0, FAR], [FAR, EXACT, EXACT - 0.1]])
+    assert calibrated_bounds(4.0, rivals).tolist() == pytest.approx([4.0, 5.0 + CLEARANCE, EXACT - CLEARANCE])
 
 
 def test_a_pair_of_edits_that_are_one_question_with_two_answers_is_named(encoder: ScopeEncoder) -> None:

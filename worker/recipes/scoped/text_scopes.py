@@ -1,7 +1,7 @@
 """Draws the text scopes of a job: the texts of its edits and paraphrases as keys, each with its own bound.
 
-A bound lies between a key's paraphrases and its nearest neighbors: other edits, pass samples, given and
-generated neighbors, and keys of the parent. No metric is trained and the hosted model is not asked, so scopes
+A bound lies above the nearest texts that must not match: other edits, pass samples, given and generated
+neighbors, and keys of the parent. No metric is trained and the hosted model is not asked, so scopes
 take seconds. Must not know what an entry does when it fires.
 """
 
@@ -23,8 +23,7 @@ from worker.recipes.base import EditTask
 from worker.recipes.scoped.scoping import Scoping, entries
 from worker.recipes.scoped.warnings import find_overlaps, scope_warnings
 
-CLEARANCE = 0.5  # of a score: how far a bound stays above a neighbor, or below a paraphrase
-WIDEST = -4.0  # how far below the encoder's own bound a key's paraphrases may lower its bound
+CLEARANCE = 0.5  # of a score: how far a bound stays above a neighbor
 FITTING = 0.4  # share of the job's own paraphrases that scopes must hold
 MOST_TOKENS_PER_WORD = 2.5  # more: the encoder does not know the language
 
@@ -59,7 +58,7 @@ def draw_text_scopes(task: EditTask, encoder: ScopeEncoder) -> Scoping:
     own, likeness = widest.scores(texts), widest.scores(kept)  # [k, k], [p, k]
     near = widest.scores([question_of(network, neighbor) for neighbor in batch.neighbors])
     rivals = torch.cat([likeness, near, _other_goals(own, batch), *_of_parent(task, widest)])
-    bounds = calibrated_bounds(encoder.bound, own, rivals, widest.owners)
+    bounds = calibrated_bounds(encoder.bound, rivals)
     scope = TextScope(encoder, widest.keys, bounds, widest.owners, widest.texts)
     owners = torch.tensor(batch.owners)
     overlaps = find_overlaps(owners, lambda rows: own[rows] - bounds)
@@ -74,20 +73,16 @@ def draw_text_scopes(task: EditTask, encoder: ScopeEncoder) -> Scoping:
     )
 
 
-def calibrated_bounds(common: float, own: Tensor, rivals: Tensor, owners: Tensor) -> Tensor:
-    """The bound of each key [k], between the paraphrases of its edit and its nearest neighbor.
+def calibrated_bounds(common: float, rivals: Tensor) -> Tensor:
+    """The bound of each key [k]: the common one, or a little above the nearest text that must not match.
 
-    It starts at the common bound. Paraphrases of the same edit that score less lower it, and neighbors that
-    score more raise it; neighbors count more. A key's own words always match.
+    A key's own words always match. Paraphrases of the edit are keys themselves, so they lower no bound.
 
     Args:
-        own: [k, k] scores of corrections at keys.
         rivals: [q, k] scores of texts that must not match. One with the very words of a key cannot be told
             from it and says nothing about other texts.
     """
-    same = (owners[:, None] == owners) & ~torch.eye(len(owners), dtype=torch.bool)
-    paraphrases = own.masked_fill(~same, torch.inf).amin(0) - CLEARANCE  # [k]; infinite without paraphrases
-    bounds = paraphrases.clamp(common + WIDEST, common)
+    bounds = rivals.new_full((rivals.shape[1],), common)
     if len(rivals):
         nearest = rivals.masked_fill(rivals >= EXACT, -torch.inf).amax(0)
         bounds = torch.maximum(bounds, nearest + CLEARANCE)
