@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.command import Progress, quick
+from benchmarks.command import Progress, exit_status, quick
 from salem.errors import Misconfigured
 from salem.scope.encoder import ScopeEncoder
 from salem.scope.encoder_files import load_encoder
@@ -114,4 +114,4 @@ def milliseconds(scope: TextScope, batches: Iterator[list[str]], rounds: int) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))
