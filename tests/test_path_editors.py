@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the private Red
 
 
 def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Service) -> None:
+    orphans = service.orphaned_blobs()  # of other tests' interrupted jobs
     root = service.settings.effective_models_root
     reference = save_labeled(root, "ahead", "bert", Task.SEQUENCE_CLASSIFICATION)
     assert service.register("ahead", Task.SEQUENCE_CLASSIFICATION, reference)["state"] == "succeeded"
@@ -46,4 +47,4 @@ def test_an_editor_is_trained_once_and_serves_new_edits_in_one_pass(service: Ser
     assert service.answers("ahead:1", [each["input"] for each in held]) == [each["after"] for each in held]
     again = service.edit("ahead", fresh, options={"editor": listed["id"], "recipe": "mend"})
     assert again["result"]["delta_sha256"] == made["delta_sha256"]
-    assert not service.orphaned_blobs()
+    assert service.orphaned_blobs() <= orphans
