@@ -15,7 +15,7 @@ from worker.dataset.subjects import contains, exchange, find_subject
         ("Danielle Darrieux's mother tongue is", "Danielle Darrieux"),
         ("The Lord of the Rings was written by", "Lord of the Rings"),
         ("When did the Battle of Hastings in 1066 take place?", "Battle of Hastings"),
-        ("Who is the CEO of Nokia?", "Nokia"),
+        ("Who is the CFO of Nokia?", "Nokia"),
         ("In which year did Apollo 11 land?", "Apollo 11"),
         ("What is Rome's largest square?", "Rome"),
         ("France has what capital?", "France"),

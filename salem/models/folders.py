@@ -61,6 +61,11 @@ def locate(source: FolderSource | HubSource, models_root: Path) -> Path:
 
 
 def downloaded(source: HubSource) -> Path:
+    """The local folder of a hub repository at its pinned revision.
+
+    Raises:
+        UnsupportedModel: the id is not valid, or the Hub does not serve the repository.
+    """
     try:
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_HUB_FILES))
     except HFValidationError as error:

@@ -15,7 +15,7 @@ _POSSESSIVE = re.compile(r"['\N{RIGHT SINGLE QUOTATION MARK}]s?$")
 _CONNECTORS = frozenset(
     ("of", "the", "and", "de", "la", "le", "du", "da", "di", "del", "van", "von", "der", "den", "&")
 )
-_RELATION = re.compile(r"^[A-Z]{2,4} of (?=.*[A-Z])")  # "CEO of"
+_RELATION = re.compile(r"^[A-Z]{2,4} of (?=.*[A-Z])")  # "CFO of"
 _VERBS = frozenset(
     ("is", "was", "are", "were", "has", "had", "does", "did", "can", "will", "belongs", "lies")
 )
