@@ -12,6 +12,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+RESULTS = ("outcomes", "flips", "broken_neighbors")
+
 
 def upgrade() -> None:
     _create_installation()
@@ -25,14 +27,13 @@ def upgrade() -> None:
     _create_deltas()
     _create_entries()
     _create_entry_texts()
-    _create_flips()
-    _create_outcomes()
+    for table in RESULTS:
+        _create_results(table)
 
 
 def downgrade() -> None:
     for table in (
-        "outcomes",
-        "flips",
+        *RESULTS,
         "entry_texts",
         "entries",
         "deltas",
@@ -250,29 +251,16 @@ def _create_entry_texts() -> None:
     )
 
 
-def _create_flips() -> None:
+def _create_results(table: str) -> None:
+    """Create a table with one row per sample that was measured with a version."""
     op.create_table(
-        "flips",
+        table,
         sa.Column("model", sa.String(64), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("record", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["model", "number"], ["versions.model", "versions.number"], name="fk_flips_model_number"
+            ["model", "number"], ["versions.model", "versions.number"], name=f"fk_{table}_model_number"
         ),
-        sa.PrimaryKeyConstraint("model", "number", "position", name="pk_flips"),
-    )
-
-
-def _create_outcomes() -> None:
-    op.create_table(
-        "outcomes",
-        sa.Column("model", sa.String(64), nullable=False),
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("record", sa.JSON(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["model", "number"], ["versions.model", "versions.number"], name="fk_outcomes_model_number"
-        ),
-        sa.PrimaryKeyConstraint("model", "number", "position", name="pk_outcomes"),
+        sa.PrimaryKeyConstraint("model", "number", "position", name=f"pk_{table}"),
     )
