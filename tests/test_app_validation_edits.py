@@ -11,10 +11,10 @@ import pytest
 from pydantic import TypeAdapter
 from tiny_models import tiny_network
 
-from app.validation.drafts import DraftEdit, DraftSample
 from app.validation.editors import FEWEST_EDITS, check_corpus
 from app.validation.edits import EditLimits, check_edit_request, override_notes
 from app.validation.recipes import AnyOptions, OptionsIn
+from app.validation.samples import EditIn, SampleIn
 from app.validation.texts import CountTokens
 from salem.errors import MAX_PLACES
 from salem.models import tokens
@@ -67,8 +67,8 @@ def count_words(inputs: Sequence[TextInput]) -> list[int]:
 
 
 def check(
-    *edits: DraftEdit,
-    pass_samples: Sequence[DraftSample] | None = None,
+    *edits: EditIn,
+    pass_samples: Sequence[SampleIn] | None = None,
     task: Task = Task.SEQUENCE_CLASSIFICATION,
     layer: str | None = None,
     recipe: str = "scoped",
@@ -80,12 +80,12 @@ def check(
     return {problem.pointer: problem.detail for problem in found}
 
 
-def edit(text: str, target: str = "refund", *paraphrases: str, pair: str | None = None) -> DraftEdit:
-    return DraftEdit(input=text, target=target, paraphrases=paraphrases, text_pair=pair)
+def edit(text: str, target: str = "refund", *paraphrases: str, pair: str | None = None) -> EditIn:
+    return EditIn(input=text, target=target, paraphrases=paraphrases, text_pair=pair)
 
 
 def test_a_valid_request_has_no_problems() -> None:
-    kept = [DraftSample(input="hello", target="login"), DraftSample(input="hello", target="login")]
+    kept = [SampleIn(input="hello", target="login"), SampleIn(input="hello", target="login")]
     assert check(edit("money back", "refund", "i want it back"), edit("no parcel", "delivery")) == {}
     assert check(edit("money back"), pass_samples=kept, layer=LAYER.path) == {}
 
@@ -122,7 +122,7 @@ def test_a_text_that_is_far_too_long_is_refused_without_counting_its_tokens() ->
 def test_only_places_that_the_response_names_get_a_suggestion() -> None:
     limits = EditLimits(max_edits=200, max_pass_samples=200)
     asked = [edit(f"text {index}", "refnud") for index in range(60)]
-    kept = [DraftSample(input=f"kept {index}", target="refnud") for index in range(60)]
+    kept = [SampleIn(input=f"kept {index}", target="refnud") for index in range(60)]
     found = check_edit_request(
         hosted(), asked, kept, options=chosen(), limits=limits, count_tokens=count_words
     )
@@ -137,7 +137,7 @@ def test_generated_targets_may_be_any_text_that_is_not_empty() -> None:
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "a\x00b"])
 def test_blank_and_unstorable_texts_are_refused(text: str) -> None:
-    kept = [DraftSample(input=text, target=text)]
+    kept = [SampleIn(input=text, target=text)]
     found = check(edit(text, "refund", text), edit("a", pair=text), pass_samples=kept)
     assert set(found) == {
         "/edits/0/input",
@@ -162,8 +162,8 @@ def test_a_sample_is_neither_counted_nor_compared_if_any_of_its_texts_is_unreada
     field: str, task: Task
 ) -> None:
     given = {"input": "a", "target": None if field == "forget" else "refund", field: HALF}
-    edits = [DraftEdit(paraphrases=("b",), **given), DraftEdit(input="c", target="refund")]
-    kept = [] if field == "forget" else [DraftSample(**given)]
+    edits = [EditIn(paraphrases=("b",), **given), EditIn(input="c", target="refund")]
+    kept = [] if field == "forget" else [SampleIn(**given)]
     options = chosen()
     found = check_edit_request(
         hosted(task), edits, kept or None, options=options, limits=LIMITS, count_tokens=count_utf8
@@ -220,19 +220,19 @@ def test_repeated_edits_and_paraphrases_are_refused() -> None:
 
 
 def test_a_pass_sample_that_is_also_an_edit_is_refused() -> None:
-    kept = [DraftSample(input="a", target="login"), DraftSample(input="b", target="refund")]
+    kept = [SampleIn(input="a", target="login"), SampleIn(input="b", target="refund")]
     found = check(edit("a", "refund", "b"), pass_samples=kept)
     assert set(found) == {"/pass_samples/0", "/pass_samples/1"}
     assert "/edits/0/paraphrases/0" in found["/pass_samples/1"]
 
 
 def test_contradicting_pass_samples_are_refused() -> None:
-    kept = [DraftSample(input="z", target="login"), DraftSample(input="z", target="refund")]
+    kept = [SampleIn(input="z", target="login"), SampleIn(input="z", target="refund")]
     assert set(check(edit("a"), pass_samples=kept)) == {"/pass_samples/1/target"}
 
 
 def test_limits_are_checked() -> None:
-    kept = [DraftSample(input=f"k{index}", target="login") for index in range(3)]
+    kept = [SampleIn(input=f"k{index}", target="login") for index in range(3)]
     found = check(edit("a", "refund", "b", "c", "d"), edit("e"), edit("f"), edit("g"), pass_samples=kept)
     assert set(found) == {"/edits", "/edits/0/paraphrases", "/pass_samples"}
     assert set(check(pass_samples=[])) == {"/edits", "/pass_samples"}
@@ -269,8 +269,8 @@ def test_everything_is_reported_at_once() -> None:
     }
 
 
-def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> DraftEdit:
-    return DraftEdit(input=text, target=None, forget=forget, paraphrases=paraphrases)
+def forgetting(text: str, forget: str = "refund", *paraphrases: str) -> EditIn:
+    return EditIn(input=text, target=None, forget=forget, paraphrases=paraphrases)
 
 
 def test_one_request_may_correct_and_forget() -> None:
@@ -279,7 +279,7 @@ def test_one_request_may_correct_and_forget() -> None:
 
 
 def test_an_edit_has_either_a_target_or_an_answer_to_forget() -> None:
-    neither, both = DraftEdit(input="a"), DraftEdit(input="b", target="login", forget="refund")
+    neither, both = EditIn(input="a"), EditIn(input="b", target="login", forget="refund")
     found = check(neither, both, forgetting("c", "refnud"))
     assert set(found) == {"/edits/0/target", "/edits/1/forget", "/edits/2/forget"}
     assert '"a" has no target' in found["/edits/0/target"] and "`forget`" in found["/edits/0/target"]
@@ -301,7 +301,7 @@ def test_one_text_cannot_be_both_corrected_and_forgotten() -> None:
     assert 'to "a" should be anything but "refund" here but "delivery" at' in found["/edits/1/forget"]
     assert 'anything but "login" here' in found["/edits/2/paraphrases/0"]
     assert "already at" in check(forgetting("a"), forgetting("a"))["/edits/1"]
-    kept = [DraftSample(input="a", target="refund")]
+    kept = [SampleIn(input="a", target="refund")]
     assert set(check(forgetting("a"), pass_samples=kept)) == {"/pass_samples/0"}
 
 
@@ -311,10 +311,10 @@ def test_a_decoder_reads_input_and_forgotten_answer_in_one_window() -> None:
 
 
 def check_answers(
-    *edits: DraftEdit,
+    *edits: EditIn,
     task: Task,
     window: int | None = 10_000,
-    kept: Sequence[DraftSample] | None = None,
+    kept: Sequence[SampleIn] | None = None,
     count: CountTokens = count_words,
     **options: int,
 ) -> dict[str, str]:
@@ -336,7 +336,7 @@ def words(num: int) -> str:
 
 @pytest.mark.parametrize(("gives", "field", "end"), [(edit, "target", 1), (forgetting, "forget", 0)])
 def test_an_answer_longer_than_max_new_tokens_is_refused(
-    gives: Callable[..., DraftEdit], field: str, end: int
+    gives: Callable[..., EditIn], field: str, end: int
 ) -> None:
     """If it were cut off, it would never equal the target and always count as forgotten."""
     writes, most = Task.TEXT_GENERATION, 32 - end
@@ -358,7 +358,7 @@ def test_an_answer_longer_than_max_new_tokens_is_refused(
 def test_an_encoder_decoder_has_a_separate_window_for_its_answer() -> None:
     """The number of words already includes the end-of-sequence token."""
     reads = Task.TEXT2TEXT_GENERATION
-    kept = [DraftSample(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
+    kept = [SampleIn(input=text, target=words(num)) for text, num in (("k", 40), ("l", 41))]
     assert check_answers(edit(words(40), words(32)), task=reads, window=40) == {}
     found = check_answers(
         edit("a", words(33)),
@@ -375,15 +375,15 @@ def test_an_encoder_decoder_has_a_separate_window_for_its_answer() -> None:
 
 
 def test_labels_and_pass_samples_are_not_limited_by_max_new_tokens() -> None:
-    assert check(edit("a", "refund"), pass_samples=[DraftSample(input="b", target="login")]) == {}
-    kept = [DraftSample(input="k", target=words(600))]
+    assert check(edit("a", "refund"), pass_samples=[SampleIn(input="b", target="login")]) == {}
+    kept = [SampleIn(input="k", target=words(600))]
     assert check_answers(edit("a", "c"), task=Task.TEXT_GENERATION, kept=kept) == {}
 
 
 @pytest.mark.parametrize("task", list(Task))
 def test_an_edit_without_an_answer_is_refused(task: Task) -> None:
-    found = check_answers(DraftEdit(input="who?"), edit("a"), task=task) if task.generates else None
-    found = check(DraftEdit(input="who?"), edit("a")) if found is None else found
+    found = check_answers(EditIn(input="who?"), edit("a"), task=task) if task.generates else None
+    found = check(EditIn(input="who?"), edit("a")) if found is None else found
     assert set(found) == {"/edits/0/target"}
     assert "has no target" in found["/edits/0/target"]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from test_app_validation_edits import LIMITS, chosen, count_words, hosted
 
-from app.validation.drafts import DraftEdit
 from app.validation.editors import check_corpus
 from app.validation.edits import check_edit_request
 from app.validation.neighbors import MOST_NEIGHBORS
+from app.validation.samples import EditIn
 from salem.records import EditorOptions, GivenNeighbor, Task
 
 
 def check(*edits: dict[str, object], task: Task = Task.SEQUENCE_CLASSIFICATION) -> dict[str, str]:
     found = check_edit_request(
         hosted(task),
-        [DraftEdit.model_validate({"input": "money back", "target": "refund"} | edit) for edit in edits],
+        [EditIn.model_validate({"input": "money back", "target": "refund"} | edit) for edit in edits],
         None,
         options=chosen(),
         limits=LIMITS,
@@ -27,7 +27,7 @@ def check(*edits: dict[str, object], task: Task = Task.SEQUENCE_CLASSIFICATION) 
 def test_neighbors_are_texts_or_objects_with_an_answer() -> None:
     neighbors = ["my money", {"input": "no money", "target": "login"}, {"input": "a", "text_pair": "b"}]
     assert check({"neighbors": neighbors, "subject": "money"}) == {}
-    edit = DraftEdit(input="a", text_pair="p", target="b", neighbors=neighbors, subject="a").checked()
+    edit = EditIn(input="a", text_pair="p", target="b", neighbors=neighbors, subject="a").checked()
     assert edit.neighbors == (
         GivenNeighbor(input="my money", text_pair="p"),
         GivenNeighbor(input="no money", text_pair="p", target="login"),
@@ -89,7 +89,7 @@ def test_any_text_is_an_answer_of_a_neighbor_of_a_model_that_generates() -> None
 
 
 def test_the_corpus_of_an_editor_has_no_neighbors() -> None:
-    edits = [DraftEdit(input="a", target="refund", neighbors=["b"])]
+    edits = [EditIn(input="a", target="refund", neighbors=["b"])]
     found = check_corpus(
         hosted(),
         edits,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.validation.drafts import DraftReference
 from app.validation.references import check_reference
+from app.validation.samples import ReferenceSampleIn
 
 SAME_WORDS = [
     ({"input": "money back"}, {"input": "money back"}),
@@ -19,13 +19,13 @@ OTHER_WORDS = [
 ]
 
 
-def rows(first: dict[str, str], second: dict[str, str], targets: tuple[str, str]) -> list[DraftReference]:
+def rows(first: dict[str, str], second: dict[str, str], targets: tuple[str, str]) -> list[ReferenceSampleIn]:
     """Two rows with these targets, and an unrelated one between them."""
-    between = DraftReference(input="log in", target="login")
+    between = ReferenceSampleIn(input="log in", target="login")
     return [
-        DraftReference(**first, target=targets[0]),
+        ReferenceSampleIn(**first, target=targets[0]),
         between,
-        DraftReference(**second, target=targets[1]),
+        ReferenceSampleIn(**second, target=targets[1]),
     ]
 
 

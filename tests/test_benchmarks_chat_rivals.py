@@ -11,7 +11,7 @@ import torch
 from tiny_models import build_network
 
 from app.api.schemas import EditsIn
-from app.validation.drafts import DraftReference
+from app.validation.samples import ReferenceSampleIn
 from benchmarks.chat_quality import model as chat_models
 from benchmarks.chat_quality import rivals
 from benchmarks.chat_quality.chat import Turn, last_question, rendered, user
@@ -52,7 +52,7 @@ def test_the_service_accepts_what_is_sent(model: ChatModel) -> None:
     edits = as_sent(model, EDITS)
     accepted = EditsIn.model_validate({"model": "chat", "edits": sent(edits)})
     assert [edit.target for edit in accepted.edits] == ["Rome", "Anna"]
-    assert DraftReference.model_validate_json(line(edits[0])).input == "<where is it>="
+    assert ReferenceSampleIn.model_validate_json(line(edits[0])).input == "<where is it>="
 
 
 def test_the_base_answers_once_and_is_remembered(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

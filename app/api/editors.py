@@ -47,8 +47,8 @@ def post_editors(request: EditorIn, services: ServicesDep, submission: Submissio
     work = EditorRequest(
         model=model.name,
         name=request.name,
-        edits=tuple(draft.checked() for draft in request.edits),
-        pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
+        edits=tuple(edit.checked() for edit in request.edits),
+        pass_samples=None if kept is None else tuple(sample.checked() for sample in kept),
         options=request.options,
     )
     return submission.create(JobKind.TRAIN_EDITOR, work, body)

@@ -41,7 +41,7 @@ def post_edits(request: EditsIn, services: ServicesDep, submission: SubmissionDe
     if errors := [*errors, *problems]:
         raise invalid_request(errors)
     kept = request.pass_samples
-    edits = tuple(draft.checked() for draft in request.edits)
+    edits = tuple(edit.checked() for edit in request.edits)
     texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
     notes = override_notes(edits, services.registry.entries.find(parent, texts))
     if notes and not options.traits.scoped:
@@ -50,7 +50,7 @@ def post_edits(request: EditsIn, services: ServicesDep, submission: SubmissionDe
         model=model.name,
         parent=parent.number,
         edits=edits,
-        pass_samples=None if kept is None else tuple(draft.checked() for draft in kept),
+        pass_samples=None if kept is None else tuple(sample.checked() for sample in kept),
         alias=request.alias,
         alias_was=alias_was,
         options=options.stored(),

@@ -15,7 +15,7 @@ from app.api.model_references import resolve
 from app.api.problems import invalid_request
 from app.api.schemas import PredictIn, PredictOut
 from app.api.services import Services, ServicesDep
-from app.validation.drafts import DraftText
+from app.validation.samples import TextIn
 from app.validation.texts import check_input, check_lengths
 from salem.errors import Pointer
 from salem.records import HostedModel
@@ -38,7 +38,7 @@ def _answer(request: PredictIn, services: Services) -> PredictOut:
     model, version = resolve(services, request.model)
     if errors := list(_check_inputs(request.inputs, model, services)):
         raise invalid_request(errors)
-    inputs = [draft.checked() for draft in request.inputs]
+    inputs = [item.checked() for item in request.inputs]
     predictions = services.engine.predict(
         model, version, inputs, max_new_tokens=request.max_new_tokens, explain=request.explain
     )
@@ -46,17 +46,17 @@ def _answer(request: PredictIn, services: Services) -> PredictOut:
     return PredictOut(model=version.reference, predictions=tuple(predictions), seconds=seconds)
 
 
-def _check_inputs(drafts: Sequence[DraftText], model: HostedModel, services: Services) -> Iterator[Pointer]:
+def _check_inputs(items: Sequence[TextIn], model: HostedModel, services: Services) -> Iterator[Pointer]:
     limit = services.settings.max_predict_inputs
-    if not drafts:
+    if not items:
         yield Pointer("/inputs", "the list is empty; send at least one text")
-    if len(drafts) > limit:
-        yield Pointer("/inputs", f"{len(drafts)} inputs, but the limit is {limit}; send several requests")
+    if len(items) > limit:
+        yield Pointer("/inputs", f"{len(items)} inputs, but the limit is {limit}; send several requests")
         return
     readable = []
-    for index, draft in enumerate(drafts):
-        problems = list(check_input(f"/inputs/{index}", draft))
+    for index, item in enumerate(items):
+        problems = list(check_input(f"/inputs/{index}", item))
         yield from problems
         if not problems:
-            readable.append((f"/inputs/{index}/input", draft))
+            readable.append((f"/inputs/{index}/input", item))
     yield from check_lengths(model, readable, lambda inputs: services.engine.count_tokens(model, inputs))

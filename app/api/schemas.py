@@ -10,8 +10,8 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import Header, Path, Query
 from pydantic import BeforeValidator, Field
 
-from app.validation.drafts import BOUNDED, DraftEdit, DraftReference, DraftSample, DraftText, as_object
 from app.validation.recipes import AnyOptions, default_options
+from app.validation.samples import BOUNDED, EditIn, ReferenceSampleIn, SampleIn, TextIn, as_object
 from salem.records import (
     EDITOR_ID_PATTERN,
     NAME_PATTERN,
@@ -72,7 +72,7 @@ class ModelIn(Record):
     name: Name
     task: Task
     source: Source
-    reference: Annotated[tuple[DraftReference, ...] | None, BOUNDED] = Field(
+    reference: Annotated[tuple[ReferenceSampleIn, ...] | None, BOUNDED] = Field(
         None, description="Labeled samples. Paraphrases are optional; they train the model's scope metric"
     )
     reference_sha256: Sha256 | None = Field(
@@ -86,8 +86,8 @@ class EditsIn(Record):
     model: str = Field(
         description="A bare name is the base without edits. `intents@production` keeps production's edits"
     )
-    edits: Annotated[tuple[DraftEdit, ...], BOUNDED]
-    pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
+    edits: Annotated[tuple[EditIn, ...], BOUNDED]
+    pass_samples: Annotated[tuple[SampleIn, ...] | None, BOUNDED] = Field(
         None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     alias: Name | None = Field(None, description=ALIAS_MOVED)
@@ -105,10 +105,10 @@ class EditorIn(Record):
 
     model: str = Field(description="Name of a hosted model. The editor is trained on the base")
     name: str | None = Field(None, min_length=1, max_length=64, description="Display name")
-    edits: Annotated[tuple[DraftEdit, ...], BOUNDED] = Field(
+    edits: Annotated[tuple[EditIn, ...], BOUNDED] = Field(
         description="Edits similar to the ones you expect, with paraphrases"
     )
-    pass_samples: Annotated[tuple[DraftSample, ...] | None, BOUNDED] = Field(
+    pass_samples: Annotated[tuple[SampleIn, ...] | None, BOUNDED] = Field(
         None, description="Samples whose answers must stay. Default: from the model's reference set"
     )
     options: EditorOptions = EditorOptions()
@@ -118,7 +118,7 @@ class PredictIn(Record):
     """Inputs for a model, a version, or an alias. A bare name is the base."""
 
     model: str
-    inputs: Annotated[tuple[Annotated[DraftText, BeforeValidator(as_object)], ...], BOUNDED]
+    inputs: Annotated[tuple[Annotated[TextIn, BeforeValidator(as_object)], ...], BOUNDED]
     max_new_tokens: int = Field(32, ge=1, le=512)
     explain: bool = Field(False, description="For each answer, say which edit matched the input")
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from app.validation.drafts import DraftEdit, DraftSample
 from app.validation.edits import EditLimits, check_edit_request
 from app.validation.recipes import OptionsIn
+from app.validation.samples import EditIn, SampleIn
 from app.validation.texts import CountTokens, check_text
 from salem.errors import Pointer
 from salem.messages import quote
@@ -29,8 +29,8 @@ def check_editor_names(model: HostedModel, reference: str, name: str | None) -> 
 
 def check_corpus(
     model: HostedModel,
-    edits: Sequence[DraftEdit],
-    pass_samples: Sequence[DraftSample] | None,
+    edits: Sequence[EditIn],
+    pass_samples: Sequence[SampleIn] | None,
     *,
     options: EditorOptions,
     max_edits: int,
@@ -55,14 +55,14 @@ def check_corpus(
     return found
 
 
-def _check_no_neighbors(edits: Sequence[DraftEdit]) -> Iterator[Pointer]:
+def _check_no_neighbors(edits: Sequence[EditIn]) -> Iterator[Pointer]:
     for index, edit in enumerate(edits):
         if edit.neighbors:
             detail = "an editor is not measured on neighbors; leave them out, and send them with POST /edits"
             yield Pointer(f"/edits/{index}/neighbors", detail)
 
 
-def _check_nothing_forgotten(edits: Sequence[DraftEdit], remedy: str) -> Iterator[Pointer]:
+def _check_nothing_forgotten(edits: Sequence[EditIn], remedy: str) -> Iterator[Pointer]:
     for index, edit in enumerate(edits):
         if edit.forget is not None:
             yield Pointer(
@@ -73,7 +73,7 @@ def _check_nothing_forgotten(edits: Sequence[DraftEdit], remedy: str) -> Iterato
 def with_editor(
     model: Name,
     options: OptionsIn,
-    edits: Sequence[DraftEdit],
+    edits: Sequence[EditIn],
     find: Callable[[str], Editor | None],
 ) -> tuple[OptionsIn, list[Pointer]]:
     """The options with the layer of the editor that they name, and their problems."""

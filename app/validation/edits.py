@@ -1,7 +1,8 @@
 """Checks an edit request: reports every problem at once, each with a JSON pointer and a remedy.
 
-Pure functions on drafts and the hosted model's row. Must not know HTTP, SQL, or the tokenizer: the caller
-passes in a function that counts tokens. Texts that differ only in white space are the same input.
+Pure functions on a request's samples and the hosted model's row. Must not know HTTP, SQL, or the
+tokenizer: the caller passes in a function that counts tokens. Texts that differ only in white
+space are the same input.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.validation.drafts import DraftEdit, DraftSample, words_of
 from app.validation.neighbors import check_neighbors, check_number_of_neighbors
 from app.validation.recipes import OptionsIn, RecipeTraits, catalog
+from app.validation.samples import EditIn, SampleIn, words_of
 from app.validation.texts import (
     CountTokens,
     check_answers,
@@ -45,7 +46,7 @@ class Place:
 
     pointer: str  # of the sample
     text_pointer: str  # of its text, for problems with its length
-    sample: DraftSample | DraftEdit
+    sample: SampleIn | EditIn
     edit: int | None
     paraphrase: bool = False
 
@@ -62,8 +63,8 @@ class Place:
 
 def check_edit_request(
     model: HostedModel,
-    edits: Sequence[DraftEdit],
-    pass_samples: Sequence[DraftSample] | None,
+    edits: Sequence[EditIn],
+    pass_samples: Sequence[SampleIn] | None,
     *,
     options: SharedOptions,
     limits: EditLimits,
@@ -91,9 +92,7 @@ def check_edit_request(
     return found
 
 
-def _check_presence(
-    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample] | None
-) -> Iterator[Pointer]:
+def _check_presence(edits: Sequence[EditIn], pass_samples: Sequence[SampleIn] | None) -> Iterator[Pointer]:
     if not edits:
         yield Pointer("/edits", "the list is empty; send at least one corrected sample")
     if pass_samples is not None and not pass_samples:
@@ -101,7 +100,7 @@ def _check_presence(
 
 
 def _check_limits(
-    edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample], limits: EditLimits
+    edits: Sequence[EditIn], pass_samples: Sequence[SampleIn], limits: EditLimits
 ) -> Iterator[Pointer]:
     if len(edits) > limits.max_edits:
         yield Pointer("/edits", f"{len(edits)} edits, but the limit is {limits.max_edits}; {limits.remedy}")
@@ -114,14 +113,14 @@ def _check_limits(
         yield Pointer("/pass_samples", f"{count} pass samples, but the limit is {most}; leave some out")
 
 
-def _check_edit(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+def _check_edit(pointer: str, edit: EditIn, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
     yield from check_input(pointer, edit)
     yield from _check_answer(pointer, edit, model, hint=hint)
     for index, text in enumerate(edit.paraphrases):
         yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
 
 
-def _check_answer(pointer: str, edit: DraftEdit, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+def _check_answer(pointer: str, edit: EditIn, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
     """At most one problem: no answer, two answers, or an answer that the model does not have."""
     text = quote(edit.input)
     if edit.target is None and edit.forget is None:
@@ -150,7 +149,7 @@ def _check_answers(
         yield from check_answers(model, asked, max_new_tokens, count_tokens)
 
 
-def _check_recipe(edits: Sequence[DraftEdit], recipe: RecipeTraits) -> Iterator[Pointer]:
+def _check_recipe(edits: Sequence[EditIn], recipe: RecipeTraits) -> Iterator[Pointer]:
     forgetting = [edit for edit in edits if edit.forget is not None]
     if forgetting and not recipe.forgets:
         others = " or ".join(other.name for other in catalog().recipes if other.forgets)
@@ -168,7 +167,7 @@ def _check_layer(model: HostedModel, layer: str | None) -> Iterator[Pointer]:
         yield Pointer("/options/layer", f"{quote(layer)} is not an editable layer of {model.name}{hint}")
 
 
-def _places(edits: Sequence[DraftEdit], pass_samples: Sequence[DraftSample]) -> Iterator[Place]:
+def _places(edits: Sequence[EditIn], pass_samples: Sequence[SampleIn]) -> Iterator[Place]:
     """Edits, then their paraphrases, then pass samples. If two places conflict, the later one is reported."""
     for index, edit in enumerate(edits):
         yield Place(f"/edits/{index}", f"/edits/{index}/input", edit, index)

@@ -1,13 +1,14 @@
 """Checks the neighbors and the subject of edits. Each problem has a JSON pointer and a remedy.
 
-Pure functions on drafts and the hosted model's row. Must not know HTTP, SQL, or what the model answers.
+Pure functions on a request's samples and the hosted model's row. Must not know HTTP, SQL, or what
+the model answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from app.validation.drafts import DraftEdit, DraftNeighbor, words_of
+from app.validation.samples import EditIn, NeighborIn, words_of
 from app.validation.texts import CountTokens, check_lengths, check_target, check_text, readable
 from salem.errors import Pointer
 from salem.messages import quote
@@ -17,7 +18,7 @@ MOST_NEIGHBORS = 64  # of one edit
 
 
 def check_neighbors(
-    model: HostedModel, edits: Sequence[DraftEdit], count_tokens: CountTokens
+    model: HostedModel, edits: Sequence[EditIn], count_tokens: CountTokens
 ) -> Iterator[Pointer]:
     """Every problem of the edits' neighbors and subjects, in their order."""
     corrected = dict(_corrected(edits))
@@ -45,7 +46,7 @@ def check_neighbors(
         yield from _check_subject(f"/edits/{index}/subject", edit)
 
 
-def check_number_of_neighbors(edits: Sequence[DraftEdit]) -> Iterator[Pointer]:
+def check_number_of_neighbors(edits: Sequence[EditIn]) -> Iterator[Pointer]:
     """Edits with more neighbors than a job measures."""
     for index, edit in enumerate(edits):
         if (count := len(edit.neighbors)) > MOST_NEIGHBORS:
@@ -53,7 +54,7 @@ def check_number_of_neighbors(edits: Sequence[DraftEdit]) -> Iterator[Pointer]:
             yield Pointer(f"/edits/{index}/neighbors", detail)
 
 
-def _corrected(edits: Sequence[DraftEdit]) -> Iterator[tuple[tuple[str, str], str]]:
+def _corrected(edits: Sequence[EditIn]) -> Iterator[tuple[tuple[str, str], str]]:
     """The words of each text whose answer must change, with its place."""
     for index, edit in enumerate(edits):
         for number, text in enumerate(edit.paraphrases):
@@ -62,7 +63,7 @@ def _corrected(edits: Sequence[DraftEdit]) -> Iterator[tuple[tuple[str, str], st
         yield edit.words, f"/edits/{index}/input"
 
 
-def _check_texts(pointer: str, neighbor: DraftNeighbor, model: HostedModel) -> Iterator[Pointer]:
+def _check_texts(pointer: str, neighbor: NeighborIn, model: HostedModel) -> Iterator[Pointer]:
     yield from check_text(pointer, neighbor.input, "neighbor")
     if neighbor.text_pair is not None:
         yield from check_text(f"{pointer}/text_pair", neighbor.text_pair, "text_pair")
@@ -70,7 +71,7 @@ def _check_texts(pointer: str, neighbor: DraftNeighbor, model: HostedModel) -> I
         yield from check_target(f"{pointer}/target", neighbor.target, model)
 
 
-def _check_target(pointer: str, edit: DraftEdit, neighbor: DraftNeighbor) -> Iterator[Pointer]:
+def _check_target(pointer: str, edit: EditIn, neighbor: NeighborIn) -> Iterator[Pointer]:
     """At most one problem: the neighbor wants what the edit wants, or has no answer that it may keep."""
     target = words_of(neighbor.target)
     if target and target == words_of(edit.target):
@@ -81,11 +82,11 @@ def _check_target(pointer: str, edit: DraftEdit, neighbor: DraftNeighbor) -> Ite
         )
 
 
-def _readable(neighbor: DraftNeighbor) -> bool:
+def _readable(neighbor: NeighborIn) -> bool:
     return readable(neighbor.input, neighbor.text_pair)
 
 
-def _check_subject(pointer: str, edit: DraftEdit) -> Iterator[Pointer]:
+def _check_subject(pointer: str, edit: EditIn) -> Iterator[Pointer]:
     """At most one problem: the subject is empty, or is not a part of the text."""
     if edit.subject is None:
         return

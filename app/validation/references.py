@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.validation.drafts import DraftReference, words_of
+from app.validation.samples import ReferenceSampleIn, words_of
 from app.validation.texts import check_input, check_text
 from salem.errors import MAX_PLACES, InvalidRequest, Pointer
 from salem.messages import quote
@@ -35,7 +35,7 @@ class BadSamples:
             self.first.append(place)
 
 
-def parse_jsonl(data: bytes) -> list[DraftReference]:
+def parse_jsonl(data: bytes) -> list[ReferenceSampleIn]:
     """Read one sample per line, and skip blank lines. Pointers are `/<index>` of the sample, from 0.
 
     Raises:
@@ -47,12 +47,12 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
         raise InvalidRequest(
             f"the file is not UTF-8: byte {error.start} is not valid; save it as UTF-8"
         ) from error
-    samples: list[DraftReference] = []
+    samples: list[ReferenceSampleIn] = []
     bad = BadSamples()
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                samples.append(DraftReference.model_validate(json.loads(line)))
+                samples.append(ReferenceSampleIn.model_validate(json.loads(line)))
             except (ValueError, RecursionError) as error:
                 bad.add(Pointer(f"/{len(samples) + bad.count}", f"line {number}: {_reason(error)}"))
     if bad:
@@ -60,42 +60,42 @@ def parse_jsonl(data: bytes) -> list[DraftReference]:
     return samples
 
 
-def check_reference(drafts: Sequence[DraftReference], prefix: str = "") -> Iterator[Pointer]:
+def check_reference(samples: Sequence[ReferenceSampleIn], prefix: str = "") -> Iterator[Pointer]:
     """Empty texts and targets, and rows with the same words but different targets.
 
     Pointers are `<prefix>/<index>`.
     """
-    if not drafts:
+    if not samples:
         yield Pointer(
             prefix, "the reference set is empty; send labeled samples of the inputs that the model gets"
         )
     first: dict[tuple[str, str], int] = {}
-    for index, draft in enumerate(drafts):
+    for index, sample in enumerate(samples):
         pointer = f"{prefix}/{index}"
-        yield from check_input(pointer, draft)
-        yield from check_text(f"{pointer}/target", draft.target, "target")
-        for place, text in enumerate(draft.paraphrases):
+        yield from check_input(pointer, sample)
+        yield from check_text(f"{pointer}/target", sample.target, "target")
+        for place, text in enumerate(sample.paraphrases):
             yield from check_text(f"{pointer}/paraphrases/{place}", text, "paraphrase")
-        earlier = first.setdefault(draft.words, index)
-        target = drafts[earlier].target
-        if words_of(target) != words_of(draft.target):
+        earlier = first.setdefault(sample.words, index)
+        target = samples[earlier].target
+        if words_of(target) != words_of(sample.target):
             yield Pointer(
                 f"{pointer}/target",
-                f"{quote(draft.input)} has the target {quote(draft.target)} here but {quote(target)} at "
+                f"{quote(sample.input)} has the target {quote(sample.target)} here but {quote(target)} at "
                 f"{prefix}/{earlier} (only the words count, not the white space); keep the row with the "
                 "correct target",
             )
 
 
-def as_jsonl(drafts: Sequence[DraftReference], prefix: str = "") -> bytes:
+def as_jsonl(samples: Sequence[ReferenceSampleIn], prefix: str = "") -> bytes:
     """The set as it is stored: one sample per line, without exact duplicates, in the order given.
 
     Raises:
         InvalidRequest: a sample is bad (`check_reference`).
     """
-    if bad := BadSamples(check_reference(drafts, prefix)):
+    if bad := BadSamples(check_reference(samples, prefix)):
         raise _invalid_reference(bad)
-    lines = dict.fromkeys(draft.checked().model_dump_json(exclude_defaults=True) for draft in drafts)
+    lines = dict.fromkeys(sample.checked().model_dump_json(exclude_defaults=True) for sample in samples)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

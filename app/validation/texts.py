@@ -1,7 +1,7 @@
 """Checks single texts and answers: empty, not storable, too long, or an unknown label.
 
-Pure functions on drafts and the hosted model's row. Must not know HTTP, SQL, or the tokenizer: the caller
-passes in a function that counts tokens.
+Pure functions on a request's samples and the hosted model's row. Must not know HTTP, SQL, or the
+tokenizer: the caller passes in a function that counts tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rapidfuzz import fuzz, process
 
-from app.validation.drafts import DraftEdit, DraftSample, DraftText
+from app.validation.samples import EditIn, SampleIn, TextIn
 from salem.errors import Pointer
 from salem.messages import MAX_QUOTED, quote
 from salem.records import MAX_NEW_TOKENS, HostedModel, Task, TextInput
@@ -42,11 +42,11 @@ def readable(*texts: str | None) -> bool:
     return not any(problem for text in texts if text is not None for problem in check_text("", text))
 
 
-def check_input(pointer: str, draft: DraftText) -> Iterator[Pointer]:
+def check_input(pointer: str, sample: TextIn) -> Iterator[Pointer]:
     """Problems of an input and its pair. `pointer` is that of the object that has both."""
-    yield from check_text(f"{pointer}/input", draft.input)
-    if draft.text_pair is not None:
-        yield from check_text(f"{pointer}/text_pair", draft.text_pair, "text_pair")
+    yield from check_text(f"{pointer}/input", sample.input)
+    if sample.text_pair is not None:
+        yield from check_text(f"{pointer}/text_pair", sample.text_pair, "text_pair")
 
 
 def wanted_answer(goal: tuple[str | None, str | None]) -> str:
@@ -69,14 +69,14 @@ def check_target(
     yield from problems
 
 
-def countable(model: HostedModel, draft: DraftText) -> bool:
+def countable(model: HostedModel, sample: TextIn) -> bool:
     """Whether a text is short enough to tokenize. `check_lengths` reports the ones that are not."""
-    return _num_characters(draft) <= _max_characters(model)
+    return _num_characters(sample) <= _max_characters(model)
 
 
-def _num_characters(draft: DraftText) -> int:
-    answer = draft.answer if isinstance(draft, DraftSample | DraftEdit) else ""
-    return len(draft.input) + len(draft.text_pair or "") + len(answer)
+def _num_characters(sample: TextIn) -> int:
+    answer = sample.answer if isinstance(sample, SampleIn | EditIn) else ""
+    return len(sample.input) + len(sample.text_pair or "") + len(answer)
 
 
 def _max_characters(model: HostedModel) -> float:
@@ -85,38 +85,40 @@ def _max_characters(model: HostedModel) -> float:
 
 
 def check_lengths(
-    model: HostedModel, places: Sequence[tuple[str, DraftText]], count_tokens: CountTokens
+    model: HostedModel, places: Sequence[tuple[str, TextIn]], count_tokens: CountTokens
 ) -> Iterator[Pointer]:
     """Inputs that do not fit the model's window.
 
     A decoder reads the input and writes the answer and its end into one window, so all of them count.
 
     Args:
-        places: the pointer of each text, and its draft; all texts are readable.
+        places: the pointer of each text, and its sample; all texts are readable.
     """
     limit = model.max_input_tokens
     if limit is None:
         return
-    counted = [(pointer, draft) for pointer, draft in places if countable(model, draft)]
-    for pointer, draft in places:
-        if not countable(model, draft):
-            length = f"{_num_characters(draft)} characters, but {model.name} takes {limit} tokens"
-            yield Pointer(pointer, f"the text has {length}; shorten {quote(draft.input)}")
-    counts = count_tokens([_as_read(draft, model.task) for _, draft in counted])
-    for (pointer, draft), num_tokens in zip(counted, counts, strict=True):
-        with_answer = isinstance(draft, DraftSample | DraftEdit) and model.task is Task.TEXT_GENERATION
+    counted = [(pointer, sample) for pointer, sample in places if countable(model, sample)]
+    for pointer, sample in places:
+        if not countable(model, sample):
+            length = f"{_num_characters(sample)} characters, but {model.name} takes {limit} tokens"
+            yield Pointer(pointer, f"the text has {length}; shorten {quote(sample.input)}")
+    counts = count_tokens([_as_read(sample, model.task) for _, sample in counted])
+    for (pointer, sample), num_tokens in zip(counted, counts, strict=True):
+        with_answer = isinstance(sample, SampleIn | EditIn) and model.task is Task.TEXT_GENERATION
         what, end = ("the input, the answer, and its end have", 1) if with_answer else ("the text has", 0)
         if num_tokens + end > limit:
             length = f"{num_tokens + end} tokens, but {model.name} takes {limit}"
-            yield Pointer(pointer, f"{what} {length}; shorten {quote(draft.input)}")
+            yield Pointer(pointer, f"{what} {length}; shorten {quote(sample.input)}")
         elif num_tokens == 0:
-            detail = f"{model.name}'s tokenizer produces no tokens for {quote(draft.input)}; rewrite the text"
+            detail = (
+                f"{model.name}'s tokenizer produces no tokens for {quote(sample.input)}; rewrite the text"
+            )
             yield Pointer(pointer, detail)
 
 
 def check_answers(
     model: HostedModel,
-    places: Sequence[tuple[str, DraftSample | DraftEdit]],
+    places: Sequence[tuple[str, SampleIn | EditIn]],
     max_new_tokens: int,
     count_tokens: CountTokens,
 ) -> Iterator[Pointer]:
@@ -127,23 +129,23 @@ def check_answers(
     without an answer are reported elsewhere.
 
     Args:
-        places: the pointer of each answer, and its draft.
+        places: the pointer of each answer, and its sample.
     """
     limit = model.max_input_tokens if model.task is Task.TEXT2TEXT_GENERATION else None
     asked = [
-        (pointer, draft)
-        for pointer, draft in places
-        if draft.answer and (limit is not None or isinstance(draft, DraftEdit)) and countable(model, draft)
+        (pointer, sample)
+        for pointer, sample in places
+        if sample.answer and (limit is not None or isinstance(sample, EditIn)) and countable(model, sample)
     ]
-    counts = _count_answers(model.task, [draft for _, draft in asked], count_tokens)
-    for (pointer, draft), num_tokens in zip(asked, counts, strict=True):
-        answer = quote(draft.answer)
+    counts = _count_answers(model.task, [sample for _, sample in asked], count_tokens)
+    for (pointer, sample), num_tokens in zip(asked, counts, strict=True):
+        answer = quote(sample.answer)
         # An answer to forget may continue: its end need not be written.
-        num_written = num_tokens - (draft.goal[1] is not None)
+        num_written = num_tokens - (sample.goal[1] is not None)
         if limit is not None and num_tokens > limit:
             detail = f"{answer} has {num_tokens} tokens, but {model.name} takes {limit}; shorten it"
             yield Pointer(pointer, detail)
-        elif isinstance(draft, DraftEdit) and num_written > max_new_tokens:
+        elif isinstance(sample, EditIn) and num_written > max_new_tokens:
             remedy = _more_tokens(num_written, max_new_tokens)
             yield Pointer(pointer, f"{answer} takes {num_written} tokens to write, {remedy}")
 
@@ -154,21 +156,19 @@ def _more_tokens(num_written: int, max_new_tokens: int) -> str:
     return f"but the limit is {max_new_tokens}; raise options.max_new_tokens to {num_written}"
 
 
-def _count_answers(
-    task: Task, drafts: Sequence[DraftSample | DraftEdit], count_tokens: CountTokens
-) -> list[int]:
+def _count_answers(task: Task, samples: Sequence[SampleIn | EditIn], count_tokens: CountTokens) -> list[int]:
     """Number of tokens of each answer as the model writes it, including its end."""
     if task is Task.TEXT2TEXT_GENERATION:  # its tokenizer marks the end
-        return count_tokens([TextInput(input=draft.answer) for draft in drafts])
-    whole = count_tokens([_as_read(draft, task) for draft in drafts])
-    prompts = count_tokens([TextInput(input=draft.input, text_pair=draft.text_pair) for draft in drafts])
+        return count_tokens([TextInput(input=sample.answer) for sample in samples])
+    whole = count_tokens([_as_read(sample, task) for sample in samples])
+    prompts = count_tokens([TextInput(input=sample.input, text_pair=sample.text_pair) for sample in samples])
     return [together - prompt + 1 for together, prompt in zip(whole, prompts, strict=True)]
 
 
-def _as_read(draft: DraftText, task: Task) -> TextInput:
-    if isinstance(draft, DraftSample | DraftEdit) and task is Task.TEXT_GENERATION:
-        return TextInput(input=f"{draft.input} {draft.answer}", text_pair=draft.text_pair)
-    return TextInput(input=draft.input, text_pair=draft.text_pair)
+def _as_read(sample: TextIn, task: Task) -> TextInput:
+    if isinstance(sample, SampleIn | EditIn) and task is Task.TEXT_GENERATION:
+        return TextInput(input=f"{sample.input} {sample.answer}", text_pair=sample.text_pair)
+    return TextInput(input=sample.input, text_pair=sample.text_pair)
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Samples as a client wrote them: the shape is checked, the content is not checked yet.
 
-The records of `salem.records` refuse an empty text at once. Drafts accept it, so that the checks can report
+The records of `salem.records` refuse an empty text at once. These accept it, so that the checks can report
 every bad place of a request together.
 """
 
@@ -28,7 +28,7 @@ def words_of(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-class DraftText(Record):
+class TextIn(Record):
     """An input: one text or a pair."""
 
     input: str
@@ -44,7 +44,7 @@ class DraftText(Record):
         return TextInput(input=self.input, text_pair=self.text_pair)
 
 
-class DraftSample(DraftText):
+class SampleIn(TextIn):
     """A labeled input."""
 
     target: str
@@ -63,7 +63,7 @@ class DraftSample(DraftText):
         return Sample(input=self.input, text_pair=self.text_pair, target=self.target)
 
 
-class DraftReference(DraftSample):
+class ReferenceSampleIn(SampleIn):
     """A row of a reference set: a labeled input and paraphrases of it."""
 
     paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
@@ -72,7 +72,7 @@ class DraftReference(DraftSample):
         return Edit(**self.model_dump())
 
 
-class DraftNeighbor(DraftText):
+class NeighborIn(TextIn):
     """A near neighbor of an edit: an input that must keep its answer."""
 
     target: str | None = Field(None, description="Its correct answer: then this answer is fine, too")
@@ -83,13 +83,13 @@ def as_object(item: Any) -> Any:
     return {"input": item} if isinstance(item, str) else item
 
 
-class DraftEdit(DraftText):
+class EditIn(TextIn):
     """A correction: the correct answer, or an answer to forget."""
 
     target: str | None = Field(None, description="The correct answer; null to forget an answer")
     forget: str | None = Field(None, description="Without a target: the answer to move away from")
     paraphrases: Annotated[tuple[str, ...], BOUNDED] = ()
-    neighbors: Annotated[tuple[Annotated[DraftNeighbor, BeforeValidator(as_object)], ...], BOUNDED] = Field(
+    neighbors: Annotated[tuple[Annotated[NeighborIn, BeforeValidator(as_object)], ...], BOUNDED] = Field(
         (),
         description="Similar inputs that must keep their answers: texts, or objects with `input`, "
         "`text_pair`, and `target`. Without a `text_pair`, they have that of the edit",
@@ -109,7 +109,7 @@ class DraftEdit(DraftText):
         return self.target, self.forget
 
     @property
-    def whole_neighbors(self) -> tuple[DraftNeighbor, ...]:
+    def whole_neighbors(self) -> tuple[NeighborIn, ...]:
         """The neighbors; those without a second text have that of the edit."""
         return tuple(
             neighbor if neighbor.text_pair else neighbor.model_copy(update={"text_pair": self.text_pair})
