@@ -19,6 +19,7 @@ from app.api.problems import from_validation_error, invalid_request
 from app.api.schemas import EditorIn, EditsIn, PredictIn
 from app.main import create_app
 from salem.errors import MAX_PLACES, Misconfigured, Pointer
+from salem.models import loading
 from salem.models.folders import weights_sha256
 from salem.queue.job_queue import JobQueue
 from salem.records import MAX_ITEMS, HostedModel, JobKind, JobState, Record, Task
@@ -303,6 +304,23 @@ def test_bad_edits_are_all_named(client: httpx.Client, intents: HostedModel) -> 
         '/edits/1/target: "delivry" is not one of the model\'s 4 labels; did you mean "delivery"?'
         " (and 2 more)"
     )
+
+
+def in_chat_template(folder: Path) -> None:
+    tokenizer = loading.load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def test_messages_about_a_chat_prompt_quote_the_question(client: httpx.Client, stage: Stage) -> None:
+    stage.host("chat", "bert", prepare=in_chat_template)
+    prompt = "<system>Be kind<end><user>where is it<end>"
+    body = client.post("/edits", json={"model": "chat", "edits": [{"input": prompt}]}).json()
+    (error,) = body["errors"]
+    assert error["detail"].startswith('"where is it" has no target')
+    inputs = [prompt.replace("where is it", "where " * 400)]
+    body = client.post("/predict", json={"model": "chat", "inputs": inputs}).json()
+    assert 'shorten "where where' in body["errors"][0]["detail"]
 
 
 def test_the_shape_of_edits_is_checked_first(client: httpx.Client, intents: HostedModel) -> None:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from source_modules import ROOT
 from test_app_api import pointers, problem
 from test_app_entries import printed_json
+from test_app_validation_edits import READER
 from test_salem_storage_editors import new_editor
 
 from app.cli import main
@@ -196,7 +197,7 @@ def test_options_without_an_editor_stay_as_they_are() -> None:
         raise AssertionError("nothing is looked up")
 
     options = TypeAdapter(AnyOptions).validate_python({"recipe": "ridge"})
-    assert with_editor("intents", options, (), nobody) == (options, [])
+    assert with_editor("intents", options, (), nobody, READER) == (options, [])
 
 
 def test_the_command_line(

@@ -15,10 +15,11 @@ from app.validation.editors import FEWEST_EDITS, check_corpus
 from app.validation.edits import EditLimits, check_edit_request, override_notes
 from app.validation.recipes import AnyOptions, OptionsIn
 from app.validation.samples import EditIn, SampleIn
-from app.validation.texts import CountTokens
+from app.validation.texts import TextReader
 from salem.errors import MAX_PLACES
 from salem.models import tokens
 from salem.models.batching import IGNORED, encode
+from salem.models.chat import TurnFinder
 from salem.records import (
     EditorOptions,
     EntryKey,
@@ -66,6 +67,9 @@ def count_words(inputs: Sequence[TextInput]) -> list[int]:
     return [len(f"{item.input} {item.text_pair or ''}".split()) for item in inputs]
 
 
+READER = TextReader(count_words)
+
+
 def check(
     *edits: EditIn,
     pass_samples: Sequence[SampleIn] | None = None,
@@ -75,7 +79,7 @@ def check(
 ) -> dict[str, str]:
     options = chosen(layer=layer, recipe=recipe)
     found = check_edit_request(
-        hosted(task), edits, pass_samples, options=options, limits=LIMITS, count_tokens=count_words
+        hosted(task), edits, pass_samples, options=options, limits=LIMITS, reader=READER
     )
     return {problem.pointer: problem.detail for problem in found}
 
@@ -111,7 +115,9 @@ def test_a_text_that_is_far_too_long_is_refused_without_counting_its_tokens() ->
 
     long = "a" * (6 * 64)
     asked = [edit("a", pair=long), edit("b", "refund", long), edit("c", "refund", "d")]
-    found = check_edit_request(hosted(), asked, None, options=chosen(), limits=LIMITS, count_tokens=count)
+    found = check_edit_request(
+        hosted(), asked, None, options=chosen(), limits=LIMITS, reader=TextReader(count)
+    )
     assert [problem.pointer for problem in found] == ["/edits/0/input", "/edits/1/paraphrases/0"]
     assert found[0].detail == 'the text has 391 characters, but intents takes 6 tokens; shorten "a"'
     assert {item.input for item in counted} == {"b", "c", "d"}
@@ -123,9 +129,7 @@ def test_only_places_that_the_response_names_get_a_suggestion() -> None:
     limits = EditLimits(max_edits=200, max_pass_samples=200)
     asked = [edit(f"text {index}", "refnud") for index in range(60)]
     kept = [SampleIn(input=f"kept {index}", target="refnud") for index in range(60)]
-    found = check_edit_request(
-        hosted(), asked, kept, options=chosen(), limits=limits, count_tokens=count_words
-    )
+    found = check_edit_request(hosted(), asked, kept, options=chosen(), limits=limits, reader=READER)
     assert len(found) == 120 and all("not one of the model's 3 labels" in each.detail for each in found)
     assert ["did you mean" in each.detail for each in found] == [True] * MAX_PLACES + [False] * 20
 
@@ -166,7 +170,7 @@ def test_a_sample_is_neither_counted_nor_compared_if_any_of_its_texts_is_unreada
     kept = [] if field == "forget" else [SampleIn(**given)]
     options = chosen()
     found = check_edit_request(
-        hosted(task), edits, kept or None, options=options, limits=LIMITS, count_tokens=count_utf8
+        hosted(task), edits, kept or None, options=options, limits=LIMITS, reader=TextReader(count_utf8)
     )
     places = [f"/edits/0/{field}", *(f"/pass_samples/{index}/{field}" for index in range(len(kept)))]
     assert [problem.pointer for problem in found] == places
@@ -193,7 +197,7 @@ def test_a_text_without_tokens_is_refused() -> None:
         None,
         options=chosen(),
         limits=LIMITS,
-        count_tokens=lambda inputs: [0] * len(inputs),
+        reader=TextReader(lambda inputs: [0] * len(inputs)),
     )
     assert [problem.pointer for problem in found] == ["/edits/0/input"]
 
@@ -245,7 +249,7 @@ def test_items_over_a_limit_are_not_read() -> None:
     request = [edit(text, "no label") for text in "abcd"]
     limits = EditLimits(max_edits=3)
     found = check_edit_request(
-        hosted(), request, None, options=chosen(), limits=limits, count_tokens=counting
+        hosted(), request, None, options=chosen(), limits=limits, reader=TextReader(counting)
     )
     assert [place.pointer for place in found] == ["/edits"]
 
@@ -315,7 +319,7 @@ def check_answers(
     task: Task,
     window: int | None = 10_000,
     kept: Sequence[SampleIn] | None = None,
-    count: CountTokens = count_words,
+    count: Callable[[Sequence[TextInput]], list[int]] = count_words,
     **options: int,
 ) -> dict[str, str]:
     """Problems with answers, for a model with a window of this size."""
@@ -325,7 +329,7 @@ def check_answers(
         kept,
         options=chosen(recipe="mend", **options),
         limits=LIMITS,
-        count_tokens=count,
+        reader=TextReader(count),
     )
     return {problem.pointer: problem.detail for problem in found}
 
@@ -423,18 +427,74 @@ def test_the_answers_of_a_corpus_are_limited_by_its_own_options(max_new_tokens: 
         None,
         options=EditorOptions(max_new_tokens=max_new_tokens),
         max_edits=FEWEST_EDITS,
-        count_tokens=count_words,
+        reader=READER,
     )
     assert len(found) == (FEWEST_EDITS if max_new_tokens == 32 else 0)
 
 
 def test_an_entry_that_forgets_is_overridden_like_any_other() -> None:
     lost = listed("1.0", "login", "a").model_copy(update={"target": None, "forget": "login"})
-    assert override_notes([forgetting("a", " login ").checked()], [lost]) == ()
-    (note,) = override_notes([edit("a", "login").checked()], [lost])
+    assert override_notes([forgetting("a", " login ").checked()], [lost], READER) == ()
+    (note,) = override_notes([edit("a", "login").checked()], [lost], READER)
     assert note == '"a" overrides entry 1.0: it was anything but "login", now "login"'
-    (note,) = override_notes([forgetting("a").checked()], [listed("1.0", "login", "a")])
+    (note,) = override_notes([forgetting("a").checked()], [listed("1.0", "login", "a")], READER)
     assert note.endswith('it was "login", now anything but "refund"')
+
+
+PROMPT = "<user>{}<end>"
+ABOUT_PROMPTS = TextReader(count_words, quote=TurnFinder("<user>", "<end>").quote)
+
+
+def test_every_problem_of_a_prompt_quotes_its_question() -> None:
+    edits = [
+        {"input": "no answer"},
+        {"input": "two answers", "target": "refund", "forget": "login"},
+        {"input": "twice", "target": "refund"},
+        {"input": "twice", "target": "refund"},
+        {"input": "same words", "target": "refund", "paraphrases": ["same words"]},
+        {"input": "disputed", "target": "refund"},
+        {"input": "disputed", "target": "login"},
+        {"input": "one two three four five six seven", "target": "refund"},
+        {"input": "too long" + "g" * 400, "target": "refund"},
+        {"input": "without subject", "target": "refund", "subject": "absent"},
+        {"input": "near", "target": "refund", "neighbors": ["near", "a", "a"]},
+        {
+            "input": "wanted",
+            "target": "refund",
+            "neighbors": [{"input": "wrong neighbor", "target": "refund"}],
+        },
+    ]
+    found = check_edit_request(
+        hosted(),
+        [EditIn.model_validate(_prompted(each)) for each in edits],
+        [SampleIn(input=PROMPT.format("twice"), target="refund")],
+        options=chosen(recipe="ridge"),
+        limits=EditLimits(max_edits=20),
+        reader=ABOUT_PROMPTS,
+    )
+    details = [problem.detail for problem in found]
+    assert not [detail for detail in details if "<user>" in detail]
+    for each in edits[:-1]:
+        assert any(f'"{each["input"]}'[:20] in detail for detail in details), each
+    assert '"wrong neighbor" has the target of its edit' in " ".join(details)
+
+
+def _prompted(edit: dict[str, Any]) -> dict[str, Any]:
+    """The edit with its texts as prompts."""
+    texts = {
+        key: [_prompt(text) for text in edit[key]] for key in ("paraphrases", "neighbors") if key in edit
+    }
+    return edit | texts | {"input": _prompt(edit["input"])}
+
+
+def _prompt(text: Any) -> Any:
+    return text | {"input": _prompt(text["input"])} if isinstance(text, dict) else PROMPT.format(text)
+
+
+def test_an_override_of_a_prompt_quotes_its_question() -> None:
+    known = listed("1.0", "login", PROMPT.format("who is it"))
+    (note,) = override_notes([edit(PROMPT.format("who is it")).checked()], [known], ABOUT_PROMPTS)
+    assert note == '"who is it" overrides entry 1.0: it was "login", now "refund"'
 
 
 def listed(number: str, target: str, *texts: str, pair: str | None = None) -> ListedEntry:
@@ -458,13 +518,13 @@ def test_only_the_newest_entry_of_a_text_is_overridden() -> None:
         listed("1.1", "refund", "b", "b two"),
         listed("1.0", "x", "a"),
     ]
-    assert override_notes([edit("a", "login").checked()], newest_first) == ()
-    assert override_notes([edit(" a ", "refund").checked()], newest_first) == (
+    assert override_notes([edit("a", "login").checked()], newest_first, READER) == ()
+    assert override_notes([edit(" a ", "refund").checked()], newest_first, READER) == (
         '"a" overrides entry 2.0: it was "login", now "refund"',
     )
     reworded = edit("c", "login", "b  two").checked()
-    assert [note.split(":")[0] for note in override_notes([reworded], newest_first)] == [
+    assert [note.split(":")[0] for note in override_notes([reworded], newest_first, READER)] == [
         '"b two" overrides entry 1.1'
     ]
-    assert override_notes([edit("a", "refund", pair="p").checked()], newest_first) == ()
-    assert override_notes([edit("a").checked()], []) == ()
+    assert override_notes([edit("a", "refund", pair="p").checked()], newest_first, READER) == ()
+    assert override_notes([edit("a").checked()], [], READER) == ()

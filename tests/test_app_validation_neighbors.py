@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_app_validation_edits import LIMITS, chosen, count_words, hosted
+from test_app_validation_edits import LIMITS, READER, chosen, hosted
 
 from app.validation.editors import check_corpus
 from app.validation.edits import check_edit_request
@@ -19,7 +19,7 @@ def check(*edits: dict[str, object], task: Task = Task.SEQUENCE_CLASSIFICATION) 
         None,
         options=chosen(),
         limits=LIMITS,
-        count_tokens=count_words,
+        reader=READER,
     )
     return {problem.pointer: problem.detail for problem in found}
 
@@ -96,6 +96,6 @@ def test_the_corpus_of_an_editor_has_no_neighbors() -> None:
         None,
         options=EditorOptions(),
         max_edits=100,
-        count_tokens=count_words,
+        reader=READER,
     )
     assert "send them with POST /edits" in {each.pointer: each.detail for each in found}["/edits/0/neighbors"]

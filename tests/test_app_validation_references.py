@@ -36,7 +36,7 @@ def test_rows_with_the_same_words_and_different_targets_are_refused(
     (found,) = check_reference(rows(first, second, ("refund", "billing")), "/reference")
     assert found.pointer == "/reference/2/target"
     assert found.detail == (
-        '"money back" has the target "billing" here but "refund" at /reference/0 (only the words count, not '
+        'the target of this input is "billing" here but "refund" at /reference/0 (only the words count, not '
         "the white space); keep the row with the correct target"
     )
 

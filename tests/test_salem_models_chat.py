@@ -75,6 +75,7 @@ def test_a_text_without_marks_is_one_turn() -> None:
 def test_a_prompt_that_is_cut_off_ends_with_its_turn() -> None:
     finder = TurnFinder(opening="<|user|>", closing="<|end|>")
     assert finder.question("<|user|>One<|end|><|user|> Two ") == "Two"
+    assert finder.quote("<|user|>One<|end|><|user|> Two ") == '"Two"'
 
 
 @pytest.mark.parametrize(

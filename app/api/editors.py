@@ -39,7 +39,7 @@ def post_editors(request: EditorIn, services: ServicesDep, submission: Submissio
         request.pass_samples,
         options=request.options,
         max_edits=services.settings.max_edits,
-        count_tokens=lambda inputs: services.engine.count_tokens(model, inputs),
+        reader=services.reader(model),
     )
     if errors:
         raise invalid_request(errors)

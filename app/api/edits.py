@@ -27,23 +27,24 @@ def post_edits(request: EditsIn, services: ServicesDep, submission: SubmissionDe
     alias_was = alias_target(services, reference.model, request.alias)
     check_alias_keeps_edits(reference, request.alias, alias_was)
     model, parent = resolve(services, request.model)
+    reader = services.reader(model)
     errors = check_edit_request(
         model,
         request.edits,
         request.pass_samples,
         options=request.options,
         limits=EditLimits(max_edits=services.settings.max_edits),
-        count_tokens=lambda inputs: services.engine.count_tokens(model, inputs),
+        reader=reader,
     )
     options, problems = with_editor(
-        model.name, request.options, request.edits, services.registry.editors.find
+        model.name, request.options, request.edits, services.registry.editors.find, reader
     )
     if errors := [*errors, *problems]:
         raise invalid_request(errors)
     kept = request.pass_samples
     edits = tuple(edit.checked() for edit in request.edits)
     texts = [sample for edit in edits for sample in (edit.sample, *edit.paraphrase_samples)]
-    notes = override_notes(edits, services.registry.entries.find(parent, texts))
+    notes = override_notes(edits, services.registry.entries.find(parent, texts), reader)
     if notes and not options.traits.scoped:
         raise invalid_request([entry_overrides_edit(notes[0], options.recipe)])
     work = EditRequest(

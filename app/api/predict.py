@@ -59,4 +59,4 @@ def _check_inputs(items: Sequence[TextIn], model: HostedModel, services: Service
         yield from problems
         if not problems:
             readable.append((f"/inputs/{index}/input", item))
-    yield from check_lengths(model, readable, lambda inputs: services.engine.count_tokens(model, inputs))
+    yield from check_lengths(model, readable, services.reader(model))

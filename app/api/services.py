@@ -11,9 +11,10 @@ from fastapi import Depends, Request
 
 from app.serving.engine import Engine
 from app.serving.prediction_queues import PredictionQueues
+from app.validation.texts import TextReader
 from salem.errors import SalemError, Unavailable
 from salem.queue.job_queue import JobQueue
-from salem.records import Job
+from salem.records import HostedModel, Job
 from salem.settings import Settings
 from salem.storage.blobs import BlobStore
 from salem.storage.registry import Registry
@@ -50,6 +51,13 @@ class Services:
         self.engine.close()
         self.queue.close()
         self.registry.close()
+
+    def reader(self, model: HostedModel) -> TextReader:
+        """What a model's tokenizer knows about texts. The tokenizer is loaded when it is first asked."""
+        return TextReader(
+            count_tokens=lambda inputs: self.engine.count_tokens(model, inputs),
+            quote=lambda prompt: self.engine.turns(model).quote(prompt),
+        )
 
     def remove_unneeded(self, digests: Set[str]) -> None:
         """Remove the blobs that deleted rows named. The reconciler removes any that are left."""

@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.serving.loaded_models import LoadedModels
 from app.serving.loaded_versions import Fetched, LoadedVersions
-from app.serving.tokenizers import TokenizerCache
+from app.serving.tokenizers import LockedTokenizer, TokenizerCache
 from salem.deltas.chain import EntryMatch
 from salem.errors import BlobCorrupted, BlobMissing, ModelNotReady
 from salem.inference import predict
 from salem.models import folders, loading
+from salem.models.chat import TurnFinder
 from salem.models.digests import FileDigests
 from salem.models.network import Network
 from salem.records import (
@@ -87,13 +88,19 @@ class Engine:
 
     def count_tokens(self, model: HostedModel, inputs: Sequence[TextInput]) -> list[int]:
         """The tokens of each input as the model sees it. Needs the tokenizer only, not the weights."""
+        return self._tokenizer(model).count(inputs)
 
+    def turns(self, model: HostedModel) -> TurnFinder:
+        """Finds the last user turn in a prompt of a chat model. Needs the tokenizer only."""
+        return self._tokenizer(model).turns
+
+    def _tokenizer(self, model: HostedModel) -> LockedTokenizer:
         def load() -> PreTrainedTokenizerBase:
             folder = folders.registered_folder(model, self._models_root)
             folders.check_descriptions(folder, model)
             return loading.load_tokenizer(folder)
 
-        return self._tokenizers.get(self._identity(model), load).count(inputs)
+        return self._tokenizers.get(self._identity(model), load)
 
     def check_source(self, source: Source) -> None:
         """Refuse a missing folder before a job is created for it. Only the worker asks a hub.

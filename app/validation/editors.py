@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from app.validation.edits import EditLimits, check_edit_request
 from app.validation.recipes import OptionsIn
 from app.validation.samples import EditIn, SampleIn
-from app.validation.texts import CountTokens, check_text
+from app.validation.texts import TextReader, check_text
 from salem.errors import Pointer
 from salem.messages import quote
 from salem.records import Editor, EditorOptions, HostedModel, Name
@@ -34,7 +34,7 @@ def check_corpus(
     *,
     options: EditorOptions,
     max_edits: int,
-    count_tokens: CountTokens,
+    reader: TextReader,
 ) -> list[Pointer]:
     """Every problem of the samples and options to train an editor with."""
     found: list[Pointer] = []
@@ -45,12 +45,10 @@ def check_corpus(
         )
         found.append(Pointer("/edits", detail))
     limits = EditLimits(max_edits=max_edits, remedy="leave some out")
-    found += check_edit_request(
-        model, edits, pass_samples, options=options, limits=limits, count_tokens=count_tokens
-    )
+    found += check_edit_request(model, edits, pass_samples, options=options, limits=limits, reader=reader)
     found += _check_no_neighbors(edits)
     found += _check_nothing_forgotten(
-        edits, "an editor learns from correct answers only; leave out this edit"
+        edits, "an editor learns from correct answers only; leave out this edit", reader
     )
     return found
 
@@ -62,11 +60,11 @@ def _check_no_neighbors(edits: Sequence[EditIn]) -> Iterator[Pointer]:
             yield Pointer(f"/edits/{index}/neighbors", detail)
 
 
-def _check_nothing_forgotten(edits: Sequence[EditIn], remedy: str) -> Iterator[Pointer]:
+def _check_nothing_forgotten(edits: Sequence[EditIn], remedy: str, reader: TextReader) -> Iterator[Pointer]:
     for index, edit in enumerate(edits):
         if edit.forget is not None:
             yield Pointer(
-                f"/edits/{index}/forget", f"{quote(edit.input)} has an answer to forget, but {remedy}"
+                f"/edits/{index}/forget", f"{reader.quote(edit.input)} has an answer to forget, but {remedy}"
             )
 
 
@@ -75,6 +73,7 @@ def with_editor(
     options: OptionsIn,
     edits: Sequence[EditIn],
     find: Callable[[str], Editor | None],
+    reader: TextReader,
 ) -> tuple[OptionsIn, list[Pointer]]:
     """The options with the layer of the editor that they name, and their problems."""
     if options.editor_id is None:
@@ -84,7 +83,7 @@ def with_editor(
         return options, [Pointer("/options/editor", _unknown_editor(model, options.editor_id, editor))]
     settled = options.model_copy(update={"layer": editor.layer})
     remedy = "an editor only makes corrections; leave out options.editor, or this edit"
-    return settled, [*_check_options(options, editor), *_check_nothing_forgotten(edits, remedy)]
+    return settled, [*_check_options(options, editor), *_check_nothing_forgotten(edits, remedy, reader)]
 
 
 def _unknown_editor(model: Name, named: str, editor: Editor | None) -> str:

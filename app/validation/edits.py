@@ -1,8 +1,7 @@
 """Checks an edit request: reports every problem at once, each with a JSON pointer and a remedy.
 
 Pure functions on a request's samples and the hosted model's row. Must not know HTTP, SQL, or the
-tokenizer: the caller passes in a function that counts tokens. Texts that differ only in white
-space are the same input.
+tokenizer: the caller passes in a `TextReader`. Texts that differ only in white space are the same input.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from app.validation.neighbors import check_neighbors, check_number_of_neighbors
 from app.validation.recipes import OptionsIn, RecipeTraits, catalog
 from app.validation.samples import EditIn, SampleIn, words_of
 from app.validation.texts import (
-    CountTokens,
+    TextReader,
     check_answers,
     check_input,
     check_lengths,
@@ -68,7 +67,7 @@ def check_edit_request(
     *,
     options: SharedOptions,
     limits: EditLimits,
-    count_tokens: CountTokens,
+    reader: TextReader,
 ) -> list[Pointer]:
     """Every problem of a request, in the order of the request's parts."""
     kept = pass_samples or ()
@@ -76,19 +75,19 @@ def check_edit_request(
         return beyond  # too large to check in detail
     found = list(_check_presence(edits, pass_samples))
     for index, edit in enumerate(edits):
-        found += _check_edit(f"/edits/{index}", edit, model, hint=len(found) < MAX_PLACES)
+        found += _check_edit(f"/edits/{index}", edit, model, reader, hint=len(found) < MAX_PLACES)
     for index, sample in enumerate(kept):
         found += check_input(f"/pass_samples/{index}", sample)
         at = f"/pass_samples/{index}/target"
         found += check_target(at, sample.target, model, hint=len(found) < MAX_PLACES)
     places = [place for place in _places(edits, kept) if place.readable]
-    found += _check_answers(model, places, options.max_new_tokens, count_tokens)
+    found += _check_answers(model, places, options.max_new_tokens, reader)
     found += _check_layer(model, options.layer)
     if isinstance(options, OptionsIn):
-        found += _check_recipe(edits, options.traits)
-    found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], count_tokens)
-    found += check_neighbors(model, edits, count_tokens)
-    found += _check_agreement([place for place in places if countable(model, place.sample)])
+        found += _check_recipe(edits, options.traits, reader)
+    found += check_lengths(model, [(place.text_pointer, place.sample) for place in places], reader)
+    found += check_neighbors(model, edits, reader)
+    found += _check_agreement([place for place in places if countable(model, place.sample)], reader)
     return found
 
 
@@ -113,16 +112,20 @@ def _check_limits(
         yield Pointer("/pass_samples", f"{count} pass samples, but the limit is {most}; leave some out")
 
 
-def _check_edit(pointer: str, edit: EditIn, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+def _check_edit(
+    pointer: str, edit: EditIn, model: HostedModel, reader: TextReader, *, hint: bool
+) -> Iterator[Pointer]:
     yield from check_input(pointer, edit)
-    yield from _check_answer(pointer, edit, model, hint=hint)
+    yield from _check_answer(pointer, edit, model, reader, hint=hint)
     for index, text in enumerate(edit.paraphrases):
         yield from check_text(f"{pointer}/paraphrases/{index}", text, "paraphrase")
 
 
-def _check_answer(pointer: str, edit: EditIn, model: HostedModel, *, hint: bool) -> Iterator[Pointer]:
+def _check_answer(
+    pointer: str, edit: EditIn, model: HostedModel, reader: TextReader, *, hint: bool
+) -> Iterator[Pointer]:
     """At most one problem: no answer, two answers, or an answer that the model does not have."""
-    text = quote(edit.input)
+    text = reader.quote(edit.input)
     if edit.target is None and edit.forget is None:
         yield Pointer(
             f"{pointer}/target",
@@ -141,22 +144,22 @@ def _check_answer(pointer: str, edit: EditIn, model: HostedModel, *, hint: bool)
 
 
 def _check_answers(
-    model: HostedModel, places: Sequence[Place], max_new_tokens: int, count_tokens: CountTokens
+    model: HostedModel, places: Sequence[Place], max_new_tokens: int, reader: TextReader
 ) -> Iterator[Pointer]:
     """Answers that are too long for a generating model to write."""
     if model.task.generates:
         asked = [(place.answer_pointer, place.sample) for place in places if not place.paraphrase]
-        yield from check_answers(model, asked, max_new_tokens, count_tokens)
+        yield from check_answers(model, asked, max_new_tokens, reader)
 
 
-def _check_recipe(edits: Sequence[EditIn], recipe: RecipeTraits) -> Iterator[Pointer]:
+def _check_recipe(edits: Sequence[EditIn], recipe: RecipeTraits, reader: TextReader) -> Iterator[Pointer]:
     forgetting = [edit for edit in edits if edit.forget is not None]
     if forgetting and not recipe.forgets:
         others = " or ".join(other.name for other in catalog().recipes if other.forgets)
         yield Pointer(
             "/options/recipe",
             f"{recipe.name} cannot forget: nothing limits what would replace "
-            f"{quote(forgetting[0].answer)} for {quote(forgetting[0].input)}; use {others}",
+            f"{quote(forgetting[0].answer)} for {reader.quote(forgetting[0].input)}; use {others}",
         )
 
 
@@ -179,18 +182,18 @@ def _places(edits: Sequence[EditIn], pass_samples: Sequence[SampleIn]) -> Iterat
         yield Place(f"/pass_samples/{index}", f"/pass_samples/{index}/input", sample, None)
 
 
-def _check_agreement(places: Sequence[Place]) -> Iterator[Pointer]:
+def _check_agreement(places: Sequence[Place], reader: TextReader) -> Iterator[Pointer]:
     """Samples with the same input: duplicates, contradictions, and edits that are also pass samples."""
     first: dict[tuple[str, str], Place] = {}
     for place in places:
         earlier = first.setdefault(place.sample.words, place)
         if earlier is not place:
-            yield from _clash(earlier, place)
+            yield from _clash(earlier, place, reader)
 
 
-def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
+def _clash(earlier: Place, later: Place, reader: TextReader) -> Iterator[Pointer]:
     """The problem of two places with one input, reported at the later one. Pass samples may repeat."""
-    text = quote(later.sample.input)
+    text = reader.quote(later.sample.input)
     if later.edit is None and earlier.edit is not None:
         yield Pointer(
             later.pointer,
@@ -209,7 +212,9 @@ def _clash(earlier: Place, later: Place) -> Iterator[Pointer]:
         yield Pointer(later.pointer, f"{text} is already at {earlier.pointer}; leave it out")
 
 
-def override_notes(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tuple[str, ...]:
+def override_notes(
+    edits: Sequence[Edit], entries: Sequence[ListedEntry], reader: TextReader
+) -> tuple[str, ...]:
     """A note for every text that an entry of the parent answers differently. The edit wins from now on.
 
     Args:
@@ -225,7 +230,7 @@ def override_notes(edits: Sequence[Edit], entries: Sequence[ListedEntry]) -> tup
             old = newest.get((words_of(text), words_of(edit.text_pair)))
             if old is not None and not _same(old.goal, edit.goal):
                 was, now = wanted_answer(old.goal), wanted_answer(edit.goal)
-                notes.append(f"{quote(text)} overrides entry {old.id}: it was {was}, now {now}")
+                notes.append(f"{reader.quote(text)} overrides entry {old.id}: it was {was}, now {now}")
     return tuple(notes)
 
 

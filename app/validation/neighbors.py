@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.validation.samples import EditIn, NeighborIn, words_of
-from app.validation.texts import CountTokens, check_lengths, check_target, check_text, readable
+from app.validation.texts import TextReader, check_lengths, check_target, check_text, readable
 from salem.errors import Pointer
 from salem.messages import quote
 from salem.records import HostedModel
@@ -17,9 +17,7 @@ from salem.records import HostedModel
 MOST_NEIGHBORS = 64  # of one edit
 
 
-def check_neighbors(
-    model: HostedModel, edits: Sequence[EditIn], count_tokens: CountTokens
-) -> Iterator[Pointer]:
+def check_neighbors(model: HostedModel, edits: Sequence[EditIn], reader: TextReader) -> Iterator[Pointer]:
     """Every problem of the edits' neighbors and subjects, in their order."""
     corrected = dict(_corrected(edits))
     places = [
@@ -30,20 +28,20 @@ def check_neighbors(
     first: dict[tuple[str, tuple[str, str]], str] = {}
     for pointer, edit, neighbor in places:
         yield from _check_texts(pointer, neighbor, model)
-        yield from _check_target(pointer, edit, neighbor)
+        yield from _check_target(pointer, edit, neighbor, reader)
         if at := corrected.get(neighbor.words):
             yield Pointer(
                 pointer,
-                f"{quote(neighbor.input)} is also the text at {at}, whose answer must change, but a neighbor "
-                "keeps its answer; leave out one of the two",
+                f"{reader.quote(neighbor.input)} is also the text at {at}, whose answer must change, but a "
+                "neighbor keeps its answer; leave out one of the two",
             )
         earlier = first.setdefault((pointer.split("/")[2], neighbor.words), pointer)
         if earlier != pointer:
-            yield Pointer(pointer, f"{quote(neighbor.input)} is already at {earlier}; leave it out")
+            yield Pointer(pointer, f"{reader.quote(neighbor.input)} is already at {earlier}; leave it out")
     fit = [(pointer, neighbor) for pointer, _, neighbor in places if _readable(neighbor)]
-    yield from check_lengths(model, fit, count_tokens)
+    yield from check_lengths(model, fit, reader)
     for index, edit in enumerate(edits):
-        yield from _check_subject(f"/edits/{index}/subject", edit)
+        yield from _check_subject(f"/edits/{index}/subject", edit, reader)
 
 
 def check_number_of_neighbors(edits: Sequence[EditIn]) -> Iterator[Pointer]:
@@ -71,14 +69,14 @@ def _check_texts(pointer: str, neighbor: NeighborIn, model: HostedModel) -> Iter
         yield from check_target(f"{pointer}/target", neighbor.target, model)
 
 
-def _check_target(pointer: str, edit: EditIn, neighbor: NeighborIn) -> Iterator[Pointer]:
+def _check_target(pointer: str, edit: EditIn, neighbor: NeighborIn, reader: TextReader) -> Iterator[Pointer]:
     """At most one problem: the neighbor wants what the edit wants, or has no answer that it may keep."""
     target = words_of(neighbor.target)
     if target and target == words_of(edit.target):
         yield Pointer(
             f"{pointer}/target",
-            f"{quote(neighbor.input)} has the target of its edit, so it cannot show whether the edit reaches "
-            "it; send it in `paraphrases` if the edit should, or leave it out",
+            f"{reader.quote(neighbor.input)} has the target of its edit, so it cannot show whether the edit "
+            "reaches it; send it in `paraphrases` if the edit should, or leave it out",
         )
 
 
@@ -86,14 +84,14 @@ def _readable(neighbor: NeighborIn) -> bool:
     return readable(neighbor.input, neighbor.text_pair)
 
 
-def _check_subject(pointer: str, edit: EditIn) -> Iterator[Pointer]:
+def _check_subject(pointer: str, edit: EditIn, reader: TextReader) -> Iterator[Pointer]:
     """At most one problem: the subject is empty, or is not a part of the text."""
     if edit.subject is None:
         return
     problems = list(check_text(pointer, edit.subject, "subject"))
     if not problems and edit.subject not in edit.input:
         hint = "; spell it as the text does" if edit.subject.lower() in edit.input.lower() else ""
-        detail = f"{quote(edit.subject)} is not a part of {quote(edit.input)}{hint}"
+        detail = f"{quote(edit.subject)} is not a part of {reader.quote(edit.input)}{hint}"
         problems.append(
             Pointer(
                 pointer,

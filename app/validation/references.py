@@ -81,7 +81,7 @@ def check_reference(samples: Sequence[ReferenceSampleIn], prefix: str = "") -> I
         if words_of(target) != words_of(sample.target):
             yield Pointer(
                 f"{pointer}/target",
-                f"{quote(sample.input)} has the target {quote(sample.target)} here but {quote(target)} at "
+                f"the target of this input is {quote(sample.target)} here but {quote(target)} at "
                 f"{prefix}/{earlier} (only the words count, not the white space); keep the row with the "
                 "correct target",
             )

@@ -1,7 +1,7 @@
 """Checks single texts and answers: empty, not storable, too long, or an unknown label.
 
 Pure functions on a request's samples and the hosted model's row. Must not know HTTP, SQL, or the
-tokenizer: the caller passes in a function that counts tokens.
+tokenizer: the caller passes in a `TextReader`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rapidfuzz import fuzz, process
 
@@ -17,14 +18,19 @@ from salem.errors import Pointer
 from salem.messages import MAX_QUOTED, quote
 from salem.records import MAX_NEW_TOKENS, HostedModel, Task, TextInput
 
-CountTokens = Callable[[Sequence[TextInput]], list[int]]
-"""Number of tokens of each input, including special tokens."""
-
 MAX_LABELS_SHOWN = 12
 LEAST_SIMILARITY = 60  # percent, for a suggestion
 CHARACTERS_PER_TOKEN = 64
 """More than real texts have. A text with more characters per token of the model's window is not tokenized."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """What a hosted model's tokenizer knows about texts."""
+
+    count_tokens: Callable[[Sequence[TextInput]], list[int]]  # of each input, with special tokens
+    quote: Callable[[str], str] = quote  # an input as messages show it: of a chat prompt, the last user turn
 
 
 def check_text(pointer: str, text: str, what: str = "text") -> Iterator[Pointer]:
@@ -85,7 +91,7 @@ def _max_characters(model: HostedModel) -> float:
 
 
 def check_lengths(
-    model: HostedModel, places: Sequence[tuple[str, TextIn]], count_tokens: CountTokens
+    model: HostedModel, places: Sequence[tuple[str, TextIn]], reader: TextReader
 ) -> Iterator[Pointer]:
     """Inputs that do not fit the model's window.
 
@@ -101,26 +107,24 @@ def check_lengths(
     for pointer, sample in places:
         if not countable(model, sample):
             length = f"{_num_characters(sample)} characters, but {model.name} takes {limit} tokens"
-            yield Pointer(pointer, f"the text has {length}; shorten {quote(sample.input)}")
-    counts = count_tokens([_as_read(sample, model.task) for _, sample in counted])
+            yield Pointer(pointer, f"the text has {length}; shorten {reader.quote(sample.input)}")
+    counts = reader.count_tokens([_as_read(sample, model.task) for _, sample in counted])
     for (pointer, sample), num_tokens in zip(counted, counts, strict=True):
         with_answer = isinstance(sample, SampleIn | EditIn) and model.task is Task.TEXT_GENERATION
         what, end = ("the input, the answer, and its end have", 1) if with_answer else ("the text has", 0)
         if num_tokens + end > limit:
             length = f"{num_tokens + end} tokens, but {model.name} takes {limit}"
-            yield Pointer(pointer, f"{what} {length}; shorten {quote(sample.input)}")
+            yield Pointer(pointer, f"{what} {length}; shorten {reader.quote(sample.input)}")
         elif num_tokens == 0:
-            detail = (
-                f"{model.name}'s tokenizer produces no tokens for {quote(sample.input)}; rewrite the text"
-            )
-            yield Pointer(pointer, detail)
+            detail = f"{model.name}'s tokenizer produces no tokens for {reader.quote(sample.input)}"
+            yield Pointer(pointer, f"{detail}; rewrite the text")
 
 
 def check_answers(
     model: HostedModel,
     places: Sequence[tuple[str, SampleIn | EditIn]],
     max_new_tokens: int,
-    count_tokens: CountTokens,
+    reader: TextReader,
 ) -> Iterator[Pointer]:
     """Answers that a generating model cannot write completely.
 
@@ -137,7 +141,7 @@ def check_answers(
         for pointer, sample in places
         if sample.answer and (limit is not None or isinstance(sample, EditIn)) and countable(model, sample)
     ]
-    counts = _count_answers(model.task, [sample for _, sample in asked], count_tokens)
+    counts = _count_answers(model.task, [sample for _, sample in asked], reader)
     for (pointer, sample), num_tokens in zip(asked, counts, strict=True):
         answer = quote(sample.answer)
         # An answer to forget may continue: its end need not be written.
@@ -156,12 +160,14 @@ def _more_tokens(num_written: int, max_new_tokens: int) -> str:
     return f"but the limit is {max_new_tokens}; raise options.max_new_tokens to {num_written}"
 
 
-def _count_answers(task: Task, samples: Sequence[SampleIn | EditIn], count_tokens: CountTokens) -> list[int]:
+def _count_answers(task: Task, samples: Sequence[SampleIn | EditIn], reader: TextReader) -> list[int]:
     """Number of tokens of each answer as the model writes it, including its end."""
     if task is Task.TEXT2TEXT_GENERATION:  # its tokenizer marks the end
-        return count_tokens([TextInput(input=sample.answer) for sample in samples])
-    whole = count_tokens([_as_read(sample, task) for sample in samples])
-    prompts = count_tokens([TextInput(input=sample.input, text_pair=sample.text_pair) for sample in samples])
+        return reader.count_tokens([TextInput(input=sample.answer) for sample in samples])
+    whole = reader.count_tokens([_as_read(sample, task) for sample in samples])
+    prompts = reader.count_tokens(
+        [TextInput(input=sample.input, text_pair=sample.text_pair) for sample in samples]
+    )
     return [together - prompt + 1 for together, prompt in zip(whole, prompts, strict=True)]
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from salem.errors import EditFailed
-from salem.messages import quote
 from salem.models.network import Network
 from salem.models.tokens import (
     ForgettingSample,
@@ -136,7 +135,7 @@ def _too_long(network: Network, samples: Sequence[Sample]) -> EditFailed:
         zip(sample_lengths(network, samples), samples, strict=True), key=lambda pair: pair[0]
     )
     return EditFailed(
-        f"{quote(sample.input)} has {length} tokens with its target; the model takes at most "
+        f"{network.turns.quote(sample.input)} has {length} tokens with its target; the model takes at most "
         f"{network.max_input_tokens}.",
         remedy="Shorten the sample, or leave it out.",
     )

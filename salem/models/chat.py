@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from salem.messages import quote
+
 _QUESTIONS = ("SALEMFIRSTQUESTION", "SALEMSECONDQUESTION")
 _ANSWER = "SALEMFIRSTANSWER"
 _PRIVATE = 0xE000  # the first letter without a meaning of its own (Unicode's private use area)
@@ -50,6 +52,10 @@ class TurnFinder:
     def question(self, prompt: str) -> str:
         """The text of the last user turn."""
         return prompt[self.last_user_turn(prompt)]
+
+    def quote(self, prompt: str) -> str:
+        """A prompt as messages show it: its last user turn in quotation marks."""
+        return quote(self.question(prompt))
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> TurnFinder:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from salem.inference.predict import is_right
-from salem.messages import quote
-from salem.models.chat import TurnFinder
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.records import MAX_NEW_TOKENS, EditBatch, Sample, TextInput
@@ -39,11 +37,10 @@ def notes_on_lost_edits(
     }
     if lost:
         newest = next(name for name in edits if name in lost)
-        text = TurnFinder.of(network.tokenizer).question(edits[newest].input)
+        text = network.turns.quote(edits[newest].input)
         yield (
-            f"{len(lost)} of {len(edits)} earlier edits no longer hold; the newest is {newest}, "
-            f"{quote(text)}. Correct it again on top of this version, or roll back to the "
-            "version before"
+            f"{len(lost)} of {len(edits)} earlier edits no longer hold; the newest is {newest}, {text}. "
+            "Correct it again on top of this version, or roll back to the version before"
         )
 
 

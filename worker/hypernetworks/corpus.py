@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from salem.errors import EditFailed
-from salem.messages import quote
 from salem.records import Edit, EditBatch, Sample
 
 HELD_OUT_SHARE = 0.25  # of the edits that the base answers wrongly
@@ -56,8 +55,8 @@ def split_corpus(edits: Sequence[Edit], wrong: Sequence[bool], batch: EditBatch,
     """
     wrong_ones = [index for index, is_wrong in enumerate(wrong) if is_wrong]
     if len(wrong_ones) < MIN_WRONG:
-        right = [edit.input for edit, is_wrong in zip(edits, wrong, strict=True) if not is_wrong]
-        such = f" (such as {quote(right[0])})" if right else ""
+        right = [index for index, is_wrong in enumerate(wrong) if not is_wrong]
+        such = f" (such as /edits/{right[0]})" if right else ""
         raise EditFailed(
             f"The model already gives the target of {len(right)} of the corpus' {len(edits)} edits{such}. "
             f"{len(wrong_ones)} edits are left for training and measuring; {MIN_WRONG} are needed.",

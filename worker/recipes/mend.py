@@ -13,7 +13,6 @@ from pydantic import Field
 
 from salem.deltas.terms import Dense, LowRank, applied
 from salem.errors import EditFailed
-from salem.messages import quote
 from salem.models.network import Network
 from salem.records import DetailedMetrics, EditBatch, Layer, Sample, SharedOptions
 from worker.hypernetworks.mend_learner import MendTraining, mend_learner
@@ -89,7 +88,7 @@ class MendRecipe(Recipe):
         if failing:
             yield (
                 f"{len(failing)} of {len(edits)} edits do not hold after the one pass of {self.editor}, such "
-                f"as {quote(failing[0].input)}; nothing was trained; leave out options.editor to train for "
+                f"as /edits/{failing[0].edit}; nothing was trained; leave out options.editor to train for "
                 "this job"
             )
         if len(edits) > artifacts.editor.num_together:
