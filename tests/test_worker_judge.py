@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from labeled_texts import save_labeled
+from transformers import AutoModel
 
 from salem.errors import DeltaRejected
 from salem.records import Task
@@ -110,11 +111,10 @@ def test_a_packed_judge_scores_as_the_trained_one(tmp_path: Path) -> None:
     judge = Judge(tmp_path / "encoder", seed=0)
     list(train(judge, FACTS, 3, random.Random(0)))
     judge.eval()
-    plain = load_encoder(str(tmp_path / "encoder"))
-    assert plain is not None
+    plain = AutoModel.from_pretrained(tmp_path / "encoder")
     packed = pack_judge(judge.trained(), 4.5, base_sha256="0" * 64)
-    merged = unpack_judge(packed, plain._model, base_sha256="0" * 64)
-    encoder = ScopeEncoder(plain._model, plain._tokenizer, merged, "with a judge")
+    merged = unpack_judge(packed, plain, base_sha256="0" * 64)
+    encoder = ScopeEncoder(plain, judge.tokenizer, merged, "with a judge")
     pairs = [(pair.key, pair.other) for pair in pairs_of(0)]
     with torch.inference_mode():
         expected = judge(*zip(*pairs, strict=True)).tolist()
@@ -135,10 +135,9 @@ def test_a_judge_that_does_not_fit_its_encoder_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     save_labeled(tmp_path, "encoder", "bert", Task.SEQUENCE_CLASSIFICATION)
-    plain = load_encoder(str(tmp_path / "encoder"))
-    assert plain is not None
+    plain = AutoModel.from_pretrained(tmp_path / "encoder")
     trained = Judge(tmp_path / "encoder", seed=0).trained()
     trained |= {name: value for name, value in change.items() if name == "head"}
     packed = pack_judge(trained, change.get("bound", 4.5), base_sha256=change.get("base_sha256", "0" * 64))
     with pytest.raises(DeltaRejected, match=message):
-        unpack_judge(packed, plain._model, base_sha256="0" * 64)
+        unpack_judge(packed, plain, base_sha256="0" * 64)

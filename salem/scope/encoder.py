@@ -20,13 +20,15 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+
+from salem.scope.token_means import token_means
 
 MOST_TOKENS = 96  # of a text, or of a pair of texts; the rest is not read
 BAG_SIZE = 128  # dimensions of a bag
@@ -58,19 +60,17 @@ class ScopeEncoder:
     ) -> None:
         self.sha256 = sha256  # of everything that decides: weights, tokenizer, and judge
         self.bound = judge.bound if judge else COSINE_WEIGHT * COSINE_BOUND
-        self._model, self._tokenizer, self._judge = model, tokenizer, judge
+        embeddings: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+        self.width = embeddings.shape[1]  # numbers in an embedding
+        self._tokenizer = tokenizer
+        self._model = token_means(model, tokenizer)
+        self._judge = judge and replace(judge, model=token_means(judge.model, tokenizer))
         positions = getattr(model.config, "max_position_embeddings", MOST_TOKENS)
         self._most_tokens = min(MOST_TOKENS, int(positions))
-        self._table = bag_table(model.get_input_embeddings().weight.detach(), tokenizer)  # type: ignore[operator]
+        self._table = bag_table(embeddings, tokenizer)
         self._words = frozenset(tokenizer.get_vocab())
         self._embeddings: _Memory[str, Tensor] = _Memory()
         self._scores: _Memory[tuple[str, str], float] = _Memory()
-
-    @property
-    def width(self) -> int:
-        """Numbers in an embedding."""
-        weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
-        return weight.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -115,40 +115,27 @@ class ScopeEncoder:
         return [logit + COSINE_WEIGHT * cosine for logit, cosine in zip(logits, cosines, strict=True)]
 
     def _embed(self, texts: Sequence[str]) -> list[Tensor]:
-        states = self._pooled(self._model, [(text, None) for text in texts])
-        return list(F.normalize(states, dim=-1).unbind())
+        return list(F.normalize(self._means(self._model, texts), dim=-1).unbind())
 
     def _judged(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         judge = self._judge
         if judge is None:
             return [0.0] * len(pairs)
-        found: list[float] = (self._pooled(judge.model, list(pairs)) @ judge.head + judge.bias).tolist()
-        return found
+        means = self._means(judge.model, *zip(*pairs, strict=True))
+        logits: list[float] = (means @ judge.head + judge.bias).tolist()
+        return logits
 
     @torch.inference_mode()
-    def _pooled(self, model: nn.Module, inputs: Sequence[tuple[str, str | None]]) -> Tensor:
+    def _means(self, model: nn.Module, first: Sequence[str], second: Sequence[str] | None = None) -> Tensor:
         """Mean token states [n, d] of texts or pairs, in batches of similar length."""
-        order = sorted(range(len(inputs)), key=lambda row: sum(len(text or "") for text in inputs[row]))
-        found: Tensor | None = None
+        limits = {"truncation": True, "max_length": self._most_tokens}
+        fields = self._tokenizer(list(first), second and list(second), **limits)
+        order = sorted(range(len(first)), key=lambda row: len(fields["input_ids"][row]))
+        means = torch.empty(len(first), self.width)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            first, second = zip(*(inputs[row] for row in rows), strict=True)
-            fields = self._tokenizer(
-                list(first),
-                None if second[0] is None else list(second),
-                padding=True,
-                truncation=True,
-                max_length=self._most_tokens,
-                return_tensors="pt",
-            )
-            states = model(**fields).last_hidden_state  # [r, t, d]
-            mask = fields["attention_mask"][..., None].to(states.dtype)
-            pooled = (states * mask).sum(1) / mask.sum(1)
-            if found is None:
-                found = pooled.new_empty(len(inputs), pooled.shape[1])
-            found[rows] = pooled
-        assert found is not None, "no texts"
-        return found
+            means[rows] = model({name: [lists[row] for row in rows] for name, lists in fields.items()})
+        return means
 
 
 def bag_table(embeddings: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
