@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,7 +56,9 @@ class Client:
             items += page["data"]
         return items
 
-    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    def post(self, path: str, body: Any = None, key: str | None = None) -> Any:
+        """With an idempotency key, repeating the request returns the same job."""
+        headers = {"Idempotency-Key": key} if key else None
         return self._send("POST", path, json=body, headers=headers)
 
     def put(self, path: str, body: Any) -> Any:

@@ -38,7 +38,7 @@ def train(
     body["options"] = (body.get("options") or {}) | given(layer=layer, num_together=together, seed=seed)
     body |= given(model=model, name=name)
     with client_for(url) as client:
-        report_job(client, client.post("/editors", body, {"Idempotency-Key": key} if key else None), wait)
+        report_job(client, client.post("/editors", body, key), wait)
 
 
 @commands.command("list")

@@ -136,7 +136,7 @@ def edits_post(
     body["require"] = (body.get("require") or {}) | bounds
     body |= given(model=model, alias=alias)
     with client_for(url) as client:
-        report_job(client, client.post("/edits", body, {"Idempotency-Key": key} if key else None), wait)
+        report_job(client, client.post("/edits", body, key), wait)
 
 
 @jobs_commands.command("list")

@@ -59,9 +59,8 @@ def remove(
 ) -> None:
     """Remove edits from a version: starts a job that makes a new version without them."""
     body = {"edits": edits, "alias": alias}
-    headers = {"Idempotency-Key": key} if key else None
     with client_for(url) as client:
-        report_job(client, client.post(f"{_path(client, version)}/removals", body, headers), wait)
+        report_job(client, client.post(f"{_path(client, version)}/removals", body, key), wait)
 
 
 def _path(client: Client, text: str) -> str:
