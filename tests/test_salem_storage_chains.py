@@ -14,6 +14,9 @@ from salem.records import (
     DetailedMetrics,
     EditOutcome,
     Flip,
+    ListedBrokenNeighbor,
+    ListedFlip,
+    ListedOutcome,
     ModelReference,
     Proportion,
     Version,
@@ -156,13 +159,13 @@ def test_the_results_of_samples_are_stored_separately_from_the_version(registry:
     kept_apart = {"outcomes", "flips", "broken_neighbors"}
     for found in (listed.metrics, resolved.metrics):
         assert found is not None and set(found.model_dump()) & kept_apart == set()
-    outcomes, more = registry.list_outcomes("intents", version.number, limit=3)
+    outcomes, more = registry.list_results(ListedOutcome, "intents", version.number, limit=3)
     assert [(each.position, each.edit) for each in outcomes] == [(0, 0), (1, 1), (2, 2)] and more
-    rest, more = registry.list_outcomes("intents", version.number, limit=3, after=2)
+    rest, more = registry.list_results(ListedOutcome, "intents", version.number, limit=3, after=2)
     assert [each.edit for each in rest] == [3, 4] and not more
-    assert registry.list_flips("intents", version.number)[0][0].after == "b"
-    assert registry.list_broken_neighbors("intents", version.number)[0][0].kind == "negated"
-    assert registry.list_outcomes("intents", 0) == ([], False)
+    assert registry.list_results(ListedFlip, "intents", version.number)[0][0].after == "b"
+    assert registry.list_results(ListedBrokenNeighbor, "intents", version.number)[0][0].kind == "negated"
+    assert registry.list_results(ListedOutcome, "intents", 0) == ([], False)
 
 
 def test_twelve_thousand_outcomes_do_not_slow_a_version_down(registry: Registry) -> None:

@@ -24,6 +24,7 @@ from salem.records import (
     Job,
     JobKind,
     JobState,
+    ListedOutcome,
     RecipeOptions,
     Record,
     RemoveRequest,
@@ -176,7 +177,7 @@ def test_edits_that_do_not_hold_are_named_and_nothing_is_trained(stage: Stage, e
     (note,) = [note for note in result["notes"] if "do not hold" in note]
     assert f"{round(8 * (1 - result['edit_accuracy']['value']))} of 8 edits" in note
     assert editor.id in note and "nothing was trained; leave out options.editor" in note
-    listed, _ = stage.registry.list_outcomes("m", made_by(stage, job).number)
+    listed, _ = stage.registry.list_results(ListedOutcome, "m", made_by(stage, job).number)
     first = next(each.edit for each in listed if each.kind == "edit" and not each.correct)
     assert f"such as /edits/{first};" in note
 

@@ -19,6 +19,7 @@ from salem.records import (
     Job,
     JobKind,
     JobState,
+    ListedBrokenNeighbor,
     RecipeOptions,
     RemoveRequest,
     Requirements,
@@ -80,7 +81,7 @@ def result_of(job: Job) -> dict[str, Any]:
 def test_a_version_lists_the_neighbors_that_it_breaks(stage: Stage, model: HostedModel) -> None:
     result = result_of(run(stage, request()))
     (version,) = versions_of(stage.registry, "m")
-    broken, _ = stage.registry.list_broken_neighbors("m", 1)
+    broken, _ = stage.registry.list_results(ListedBrokenNeighbor, "m", 1)
     assert version.metrics is not None and version.metrics.neighborhood is not None
     share = version.metrics.neighborhood
     assert result["neighborhood"] == share.model_dump()
@@ -105,7 +106,7 @@ def test_a_removal_measures_the_neighbors_of_the_remaining_edits(stage: Stage, m
     alone = result_of(run(stage, first))
     assert removed["neighborhood"]["count"] > 0
     assert removed["neighborhood"]["value"] == pytest.approx(alone["neighborhood"]["value"], abs=0.3)
-    listed, _ = stage.registry.list_broken_neighbors("m", 2)
+    listed, _ = stage.registry.list_results(ListedBrokenNeighbor, "m", 2)
     assert all(each.edit == 0 and each.held_out for each in listed)
 
 

@@ -55,7 +55,7 @@ def list_outcomes(
 
     `after` is the last `position` of the previous page.
     """
-    return page_of(services.registry.list_outcomes(name, number, limit=limit, after=after))
+    return page_of(services.registry.list_results(ListedOutcome, name, number, limit=limit, after=after))
 
 
 @router.get("/models/{name}/versions/{number}/flips")
@@ -70,7 +70,7 @@ def list_flips(
 
     `after` is the last `position` of the previous page.
     """
-    return page_of(services.registry.list_flips(name, number, limit=limit, after=after))
+    return page_of(services.registry.list_results(ListedFlip, name, number, limit=limit, after=after))
 
 
 @router.get("/models/{name}/versions/{number}/broken-neighbors")
@@ -85,4 +85,6 @@ def list_broken_neighbors(
 
     `after` is the last `position` of the previous page.
     """
-    return page_of(services.registry.list_broken_neighbors(name, number, limit=limit, after=after))
+    return page_of(
+        services.registry.list_results(ListedBrokenNeighbor, name, number, limit=limit, after=after)
+    )

@@ -22,9 +22,6 @@ from salem.records import (
     HostedModel,
     Job,
     JobKind,
-    ListedBrokenNeighbor,
-    ListedFlip,
-    ListedOutcome,
     ModelReference,
     Name,
     ReferenceSample,
@@ -48,6 +45,7 @@ from salem.storage.rows import models as model_rows
 from salem.storage.rows import versions as version_rows
 from salem.storage.rows.jobs import IdempotencyKey
 from salem.storage.rows.pages import PAGE
+from salem.storage.rows.versions import ResultT
 
 _MAX_RECENT_CHAINS = 64
 
@@ -176,29 +174,13 @@ class Registry:
             model_rows.get(connection, name)
             return version_rows.list_page(connection, name, limit=limit, after=after)
 
-    def list_outcomes(
-        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
-    ) -> tuple[list[ListedOutcome], bool]:
-        """One page of the outcomes of a version, and whether there are more. Raises NotFound."""
+    def list_results(
+        self, kind: type[ResultT], name: Name, number: int, *, limit: int = PAGE, after: int | None = None
+    ) -> tuple[list[ResultT], bool]:
+        """One page of the results of one kind that were measured with a version. Raises NotFound."""
         with self._database.read() as connection:
             _check_version(connection, name, number)
-            return version_rows.list_outcomes(connection, name, number, limit=limit, after=after)
-
-    def list_flips(
-        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
-    ) -> tuple[list[ListedFlip], bool]:
-        """One page of the flips of a version, and whether there are more. Raises NotFound."""
-        with self._database.read() as connection:
-            _check_version(connection, name, number)
-            return version_rows.list_flips(connection, name, number, limit=limit, after=after)
-
-    def list_broken_neighbors(
-        self, name: Name, number: int, *, limit: int = PAGE, after: int | None = None
-    ) -> tuple[list[ListedBrokenNeighbor], bool]:
-        """One page of the broken neighbors of a version, and whether there are more. Raises NotFound."""
-        with self._database.read() as connection:
-            _check_version(connection, name, number)
-            return version_rows.list_broken_neighbors(connection, name, number, limit=limit, after=after)
+            return version_rows.list_results(connection, kind, name, number, limit=limit, after=after)
 
     def finish_edit(
         self,

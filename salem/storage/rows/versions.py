@@ -8,6 +8,7 @@ Version 0, the base, has no row: `base_of` makes it from its model.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 from sqlalchemy import Connection, Table, func, insert, select, update
 
@@ -42,6 +43,13 @@ from salem.storage.schema import (
 )
 
 _HEADER_COLUMNS = columns_of(versions, VersionHeader)
+
+ResultT = TypeVar("ResultT", ListedOutcome, ListedFlip, ListedBrokenNeighbor)
+_RESULTS: dict[type[Record], Table] = {
+    ListedOutcome: outcomes,
+    ListedFlip: flips,
+    ListedBrokenNeighbor: broken_neighbors,
+}
 
 
 def base_of(model: HostedModel) -> VersionHeader:
@@ -162,38 +170,16 @@ def _numbered(delta: Delta, number: int) -> Delta:
     return delta.model_copy(update={"version": introduced_by, "made_in": number})
 
 
-def list_outcomes(
-    connection: Connection, model: Name, number: int, *, limit: int, after: int | None
-) -> tuple[list[ListedOutcome], bool]:
-    """Outcomes of a version in the order of its edits; True if there are more."""
-    rows, more = _results(connection, outcomes, model, number, limit, after)
-    return [ListedOutcome.model_validate(row) for row in rows], more
-
-
-def list_flips(
-    connection: Connection, model: Name, number: int, *, limit: int, after: int | None
-) -> tuple[list[ListedFlip], bool]:
-    """Flips of a version; True if there are more."""
-    rows, more = _results(connection, flips, model, number, limit, after)
-    return [ListedFlip.model_validate(row) for row in rows], more
-
-
-def list_broken_neighbors(
-    connection: Connection, model: Name, number: int, *, limit: int, after: int | None
-) -> tuple[list[ListedBrokenNeighbor], bool]:
-    """Broken neighbors of a version; True if there are more."""
-    rows, more = _results(connection, broken_neighbors, model, number, limit, after)
-    return [ListedBrokenNeighbor.model_validate(row) for row in rows], more
-
-
-def _results(
-    connection: Connection, table: Table, model: Name, number: int, limit: int, after: int | None
-) -> tuple[list[dict[str, object]], bool]:
+def list_results(
+    connection: Connection, kind: type[ResultT], model: Name, number: int, *, limit: int, after: int | None
+) -> tuple[list[ResultT], bool]:
+    """Results of a version in the order in which they were published; True if there are more."""
+    table = _RESULTS[kind]
     query = select(table.c.record, table.c.position).where(table.c.model == model, table.c.number == number)
     if after is not None:
         query = query.where(table.c.position > after)
     rows = connection.execute(query.order_by(table.c.position).limit(limit + 1))
-    return cut([{**record, "position": position} for record, position in rows], limit)
+    return cut([kind.model_validate({**record, "position": position}) for record, position in rows], limit)
 
 
 def edit_requests(connection: Connection, model: Name, numbers: Collection[int]) -> dict[int, EditRequest]:
