@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_worker_activations_gradients import some_samples
+from test_worker_activations_gradients import autograd_gradients, in_double, some_samples
 from test_worker_training_ridge import pass_samples, wrong_samples
 from tiny_models import tiny_network
 
@@ -21,6 +21,7 @@ from benchmarks.selection.costs import (
     time_ratios,
     within,
 )
+from benchmarks.selection.gradient_sizes import Measure, gradient_sizes
 from salem.models.batching import encode, forward
 from salem.records import Edit, EditBatch
 from worker.numerics.losses import nll_per_sample
@@ -128,3 +129,29 @@ def test_every_layer_is_scored_by_editing_it() -> None:
     firsts = {layer["path"]: layer["score"] for layer in found["layers"]}
     for way in found["selection"].values():
         assert way["regret_at_1"] == pytest.approx(best - firsts[way["first"]], abs=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt", "llama"])
+def test_a_norm_is_that_of_each_samples_dense_gradient(architecture: str) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    alone = [autograd_gradients(network, [sample]) for sample in samples]
+    found = gradient_sizes(network, samples, network.layers, "frobenius", "sample", 2)
+    for layer in network.layers:
+        expected = sum(float(gradients[layer.path].norm()) for gradients in alone) / len(samples)
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt"])
+@pytest.mark.parametrize("measure", ["absolute", "frobenius"])
+def test_the_mean_gradient_is_measured_across_batches(architecture: str, measure: Measure) -> None:
+    network = in_double(architecture)
+    samples = some_samples(network)
+    together = autograd_gradients(network, samples)  # of the summed loss
+    found = gradient_sizes(network, samples, network.layers, measure, "mean", 2)
+    per_sample = gradient_sizes(network, samples, network.layers, measure, "sample", 2)
+    for layer in network.layers:
+        mean = together[layer.path] / len(samples)
+        expected = float(mean.abs().mean() if measure == "absolute" else mean.norm())
+        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
+        assert found[layer.path] < per_sample[layer.path], "gradients of different samples cancel in part"

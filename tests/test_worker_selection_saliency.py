@@ -10,7 +10,6 @@ from tiny_models import ARCHITECTURES, tiny_network
 from salem.records import Layer
 from worker.activations.gradients import TokenGradients
 from worker.selection.saliency import (
-    Measure,
     choose_layer,
     layer_saliency,
     mean_absolute_gradient,
@@ -66,32 +65,6 @@ def test_score_records_list_every_layer_and_mark_the_chosen_one() -> None:
         (1, 1.0, True),
         (2, 2.0, False),
     ]
-
-
-@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt", "llama"])
-def test_a_norm_is_that_of_each_samples_dense_gradient(architecture: str) -> None:
-    network = in_double(architecture)
-    samples = some_samples(network)
-    alone = [autograd_gradients(network, [sample]) for sample in samples]
-    found = layer_saliency(network, samples, network.layers, batch_size=2, measure="frobenius")
-    for layer in network.layers:
-        expected = sum(float(gradients[layer.path].norm()) for gradients in alone) / len(samples)
-        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
-
-
-@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2", "opt"])
-@pytest.mark.parametrize("measure", ["absolute", "frobenius"])
-def test_the_mean_gradient_is_measured_across_batches(architecture: str, measure: Measure) -> None:
-    network = in_double(architecture)
-    samples = some_samples(network)
-    together = autograd_gradients(network, samples)  # of the summed loss
-    found = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure, over="mean")
-    per_sample = layer_saliency(network, samples, network.layers, batch_size=2, measure=measure)
-    for layer in network.layers:
-        mean = together[layer.path] / len(samples)
-        expected = float(mean.abs().mean() if measure == "absolute" else mean.norm())
-        assert found[layer.path] == pytest.approx(expected, rel=1e-8)
-        assert found[layer.path] < per_sample[layer.path], "gradients of different samples cancel in part"
 
 
 def test_a_shortlist_is_in_the_order_of_salience() -> None:

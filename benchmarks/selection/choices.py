@@ -16,11 +16,12 @@ import torch
 from benchmarks.baselines.weight_deltas import NetworkWithDeltas
 from benchmarks.quality.jobs import DrawnJob
 from benchmarks.quality.measures import figures, measure
+from benchmarks.selection.gradient_sizes import gradient_sizes
 from benchmarks.tracing import trace_layer
 from salem.deltas.terms import LayerDelta
 from salem.models.network import Network
 from salem.records import EditBatch, Layer
-from worker.selection.saliency import layer_saliency, shortlist
+from worker.selection.saliency import shortlist
 from worker.selection.trials import trial_edits
 from worker.training.loop import prepare_dataset
 from worker.training.options import MARGIN
@@ -81,7 +82,7 @@ def rankings(
     for size in ("absolute", "frobenius"):
         for over in ("sample", "mean"):
             began = time.monotonic()
-            scores = layer_saliency(network, batch.corrections, layers, measure=size, over=over)
+            scores = gradient_sizes(network, batch.corrections, layers, size, over)
             way = f"{size} {over}"
             saliency = scores if way == PAPER else saliency
             ranked[way] = [layer.path for layer in shortlist(scores, layers, len(layers))]

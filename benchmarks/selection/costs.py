@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.selection.gradient_sizes import Measure, batch_sizes
 from benchmarks.tracing import trace_batch
 from salem.models.batching import Batch, encode, forward
 from salem.models.network import Network
 from salem.records import Sample
 from worker.numerics.losses import nll_per_sample
 from worker.selection import saliency
-from worker.selection.saliency import Measure, batch_saliency
+from worker.selection.saliency import batch_saliency
 
 BATCH = 10
 ROUNDS = 15
@@ -74,10 +75,10 @@ def passes(network: Network, batch: Batch) -> dict[str, Callable[[], Any]]:
     parts = [batch.rows(rows) for rows in torch.arange(len(batch)).split(saliency.BATCH)]
 
     def whole(measure: Measure) -> object:
-        return batch_saliency(network, batch, network.layers, measure)
+        return batch_sizes(network, batch, network.layers, measure)
 
     def in_parts(measure: Measure) -> object:
-        return [batch_saliency(network, part, network.layers, measure) for part in parts]
+        return [batch_sizes(network, part, network.layers, measure) for part in parts]
 
     return {
         "inference": lambda: inference(network, batch),
