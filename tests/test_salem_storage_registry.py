@@ -111,8 +111,7 @@ def test_reference_samples_come_in_slices_and_in_the_order_of_their_content(regi
     ready_model(registry, reference=samples)
     everything = registry.reference_samples("intents")
     assert everything == sorted(samples, key=lambda sample: sample.sample.content_hash)
-    assert registry.reference_samples("intents", held_out=True) == [samples[1]]
-    assert registry.reference_samples("intents", correct=False, held_out=False) == [samples[2]]
+    assert registry.reference_samples("intents", correct=False) == [samples[2]]
     with pytest.raises(NotFound):
         registry.reference_samples("nope")
 

@@ -73,12 +73,10 @@ class Fetched:
 class LoadedVersions:
     """Reads versions from the blob store and keeps them. Threads share it."""
 
-    def __init__(
-        self, blobs: BlobStore, device: str, scope_encoder: str, cache: ChainCache | None = None
-    ) -> None:
+    def __init__(self, blobs: BlobStore, device: str, scope_encoder: str) -> None:
         self._blobs, self._device = blobs, device
         self._readers = Readers(self._metric, partial(encoder_named, source=scope_encoder))
-        self._cache = cache or ChainCache()
+        self._cache = ChainCache()
         # By blob name. Chains hold on to their metrics: one that no kept chain uses is dropped.
         self._metrics: WeakValueDictionary[str, Metric] = WeakValueDictionary()
         self._lock = threading.Lock()

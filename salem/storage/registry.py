@@ -123,13 +123,11 @@ class Registry:
             job_leases.succeed(connection, job_id, lease, result)
             model_rows.make_ready(connection, model, reference)
 
-    def reference_samples(
-        self, name: Name, *, held_out: bool | None = None, correct: bool | None = None
-    ) -> list[ReferenceSample]:
+    def reference_samples(self, name: Name, *, correct: bool | None = None) -> list[ReferenceSample]:
         """The reference set, or a part of it, ordered by content hash. Raises NotFound."""
         with self._database.read() as connection:
             model_rows.get(connection, name)
-            return model_rows.list_reference(connection, name, held_out=held_out, correct=correct)
+            return model_rows.list_reference(connection, name, correct=correct)
 
     def resolve(self, reference: ModelReference) -> Version:
         """The version that a reference names now. Version 0 is the base, which every ready model has.

@@ -98,7 +98,6 @@ reference_samples = Table(
     Column("model", ForeignKey("models.name"), primary_key=True),
     Column("content_hash", String(64), primary_key=True),
     Column("position", Integer, primary_key=True),  # an input may occur twice in a reference set
-    Column("held_out", Boolean, nullable=False),
     Column("correct", Boolean, nullable=False),
     Column("record", _Document, nullable=False),
 )

@@ -105,7 +105,6 @@ def make_ready(connection: Connection, model: HostedModel, reference: Sequence[R
             "model": model.name,
             "content_hash": sample.sample.content_hash,
             "position": position,
-            "held_out": sample.held_out,
             "correct": sample.correct,
             "record": sample.model_dump(mode="json"),
         }
@@ -126,13 +125,9 @@ def release_name(connection: Connection, job: Job) -> None:
     )
 
 
-def list_reference(
-    connection: Connection, name: Name, *, held_out: bool | None, correct: bool | None
-) -> list[ReferenceSample]:
+def list_reference(connection: Connection, name: Name, *, correct: bool | None) -> list[ReferenceSample]:
     """The reference set, or a part of it, in an order that depends on its content only."""
     query = select(reference_samples.c.record).where(reference_samples.c.model == name)
-    if held_out is not None:
-        query = query.where(reference_samples.c.held_out == held_out)
     if correct is not None:
         query = query.where(reference_samples.c.correct == correct)
     ordered = query.order_by(reference_samples.c.content_hash, reference_samples.c.position)

@@ -146,7 +146,6 @@ def _create_reference_samples() -> None:
         sa.Column("model", sa.String(64), nullable=False),
         sa.Column("content_hash", sa.String(64), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("held_out", sa.Boolean(), nullable=False),
         sa.Column("correct", sa.Boolean(), nullable=False),
         sa.Column("record", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name="fk_reference_samples_model"),
