@@ -91,7 +91,25 @@ def test_texts_that_share_no_rare_word_are_ruled_out_before_the_encoder_runs(
         raise AssertionError(f"the encoder read {texts}")
 
     monkeypatch.setattr(scope.encoder, "_embed", refuse)
-    assert scope.scores(["An entirely new topic: trains at night."]).tolist() == [[FAR] * 3]
+    text = "An entirely new topic: trains at night."
+    assert scope.scores([text]).tolist() == [[FAR] * 3]
+    assert scope.fire(reading(text)).margin.tolist() == [FAR]
+
+
+def test_the_judge_reads_no_key_that_is_far_behind_the_nearest(
+    encoder: ScopeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ["Where was Marie Curie born?", "When did Marie Curie die?", "Where was Pierre Curie born?"]
+    scope = TextScope.of(encoder, keys, torch.full((3,), encoder.bound), torch.arange(3.0))
+    judged: list[str] = []
+
+    def score(pairs: list[tuple[str, str]], cosines: list[float]) -> list[float]:
+        judged.extend(key for key, _ in pairs)
+        return [0.0] * len(pairs)
+
+    monkeypatch.setattr(encoder, "score", score)
+    scope.fire(reading("In which city was Marie Curie born?"))
+    assert judged == keys[:2], "their cosines are .92, .81, and .67"
 
 
 def test_the_very_words_of_a_key_fire_without_the_encoder(

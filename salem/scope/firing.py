@@ -26,7 +26,7 @@ class Reading:
 class Firing:
     """Which entry acts on each of n inputs."""
 
-    entry: Tensor  # [n] int64; where no scope holds the input: the owner of the key with the largest margin
+    entry: Tensor  # [n] int64; where no scope holds the input: the owner of the nearest key, or any
     margin: Tensor  # [n] likeness to the key minus its radius; positive inside the scope
     gate: Tensor  # [n] in [0, 1]: 1 where the entry acts
     answer_starts: Tensor | None = None  # [n] first answer position, if the batch holds prompts with answers

@@ -12,7 +12,7 @@ which has one stage and is trained per model. Must not know what an entry does w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -30,12 +30,15 @@ from salem.scope.state_scope import joined_columns
 BAG_BOUND = 0.6  # cosine of two bags; keeps more than 99% of paraphrases
 COSINE_BOUND = 0.55  # cosine of two embeddings; keeps more than 99% of paraphrases
 MOST_JUDGED = 3  # keys that the judge compares with one text: those with the largest cosines
+LEAD = 0.2  # keys are not judged if their cosine is smaller than the largest by more than this
 EXACT = 20.0  # the score of a key's own words, above all that the judge says
 FAR = -20.0  # the margin of an input that no stage let through
 LENIENCE = 2.5  # how much less a sentence may score together with the sentences next to it
 TIE = 2.0  # a newer delta prevails over an older one unless its margin is smaller by more than this
 MOST_BYTES = 2_048  # of a key's text that are kept; the encoder reads fewer
 _ROWS = 512  # inputs that are compared at a time
+
+Hits = dict[int, float]  # the score of each key that no stage ruled out
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class TextScope:
 
     @cached_property
     def _bags(self) -> Tensor:
-        return self.encoder.bags(self.key_texts)  # [k, b]
+        return self.encoder.bags(self.key_texts).T.contiguous()  # [b, k]
 
     @cached_property
     def _spelling(self) -> Spelling:
@@ -78,61 +81,12 @@ class TextScope:
             found.setdefault(_words(text), []).append(key)
         return found
 
-    def scores(self, questions: Sequence[str], *, thorough: bool = True) -> Tensor:
-        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out.
-
-        Args:
-            thorough: whether a text with the very words of a key is compared with the other keys as well.
-        """
-        parts = [questions[start : start + _ROWS] for start in range(0, len(questions), _ROWS)]
-        empty = self.keys.new_zeros(0, len(self.keys))
-        return torch.cat([self._scores(part, thorough) for part in parts]) if parts else empty
-
-    def _scores(self, questions: Sequence[str], thorough: bool) -> Tensor:
-        seen = [(row, view) for row, question in enumerate(questions) for view in views(question)]
-        spelled = {text: self._spelling.corrected(text) for _, view in seen for text in _texts(view)}
-        texts = list(dict.fromkeys([*spelled, *spelled.values()]))
-        exact = [self._exact.get(_words(text), []) for text in texts]
-        scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
-        compared = [row for row, keys in enumerate(exact) if thorough or not keys]
-        scores[compared] = self._compared([texts[row] for row in compared])
-        for row, keys in enumerate(exact):
-            scores[row, keys] = EXACT
-        place = {text: row for row, text in enumerate(texts)}
-        found = scores.new_full((len(questions), len(self.keys)), FAR)
-        for row, view in seen:
-            own = [torch.maximum(scores[place[text]], scores[place[spelled[text]]]) for text in _texts(view)]
-            if view.context is not None:
-                own[0] = torch.minimum(own[0], own[1] + LENIENCE)
-            found[row] = torch.maximum(found[row], own[0])
+    def scores(self, questions: Sequence[str]) -> Tensor:
+        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out."""
+        found = torch.full((len(questions), len(self.keys)), FAR)
+        for row, hits in enumerate(self._hits(questions, thorough=True)):
+            found[row, list(hits)] = torch.tensor(list(hits.values()))
         return found
-
-    def _compared(self, texts: Sequence[str]) -> Tensor:
-        """Scores [t, k] of texts by bags, then by embeddings, then by the judge."""
-        scores = self.keys.new_full((len(texts), len(self.keys)), FAR)
-        near = (self.encoder.bags(texts) @ self._bags.T > BAG_BOUND).nonzero()  # [q, 2]
-        if len(near):
-            rows, place = torch.unique(near[:, 0], return_inverse=True)
-            embedded = self.encoder.embed([texts[row] for row in rows.tolist()])
-            cosines = torch.full_like(scores, -1.0)
-            for part in torch.split(torch.arange(len(near)), 2**14):
-                row, key = near[part].unbind(1)
-                cosines[row, key] = (embedded[place[part]] * self.keys[key]).sum(-1)
-            self._judge(texts, cosines, scores)
-        return scores
-
-    def _judge(self, texts: Sequence[str], cosines: Tensor, scores: Tensor) -> None:
-        """Fill in the scores [t, k] of texts at the keys with the largest cosines [t, k]."""
-        most, nearest = cosines.topk(min(MOST_JUDGED, cosines.shape[1]), dim=1)
-        rows, columns = (most > COSINE_BOUND).nonzero(as_tuple=True)
-        keys = nearest[rows, columns]
-        pairs = [
-            (self.key_texts[key], texts[row]) for row, key in zip(rows.tolist(), keys.tolist(), strict=True)
-        ]
-        judged = [place for place, pair in enumerate(pairs) if not differ_in_meaning(*pair)]
-        rows, keys, cosine = rows[judged], keys[judged], most[rows, columns][judged]
-        found = self.encoder.score([pairs[place] for place in judged], cosine.tolist())
-        scores[rows, keys] = torch.tensor(found).clamp(FAR, EXACT - 1)
 
     def fire(self, reading: Reading, ages: Tensor | None = None) -> Firing:
         """Which entry acts on each input that was read.
@@ -140,20 +94,75 @@ class TextScope:
         Args:
             ages: [k] a number per key. Of keys that hold an input about equally well, the newest counts.
         """
-        scores = self.scores(reading.questions, thorough=False)
-        margins = scores - self.bounds  # [n, k]
-        best, nearest = margins.max(-1)
+        best = [self._best(hits, ages) for hits in self._hits(reading.questions, thorough=False)]
+        entry = self.owners[torch.tensor([key for key, _ in best], dtype=torch.long)].long()
+        margins = torch.tensor([margin for _, margin in best])
+        return Firing(*(each.to(reading.device) for each in (entry, margins, (margins > 0).float())))
+
+    def _best(self, hits: Hits, ages: Tensor | None) -> tuple[int, float]:
+        """The key whose entry an input fires, and its margin; any key and FAR if none was compared."""
+        if not hits:
+            return 0, FAR
+        keys = torch.tensor(sorted(hits))
+        scores = torch.tensor([hits[key] for key in keys.tolist()])
+        margins = scores - self.bounds[keys]
+        best = margins.argmax()
         if ages is not None:
-            exact = (scores >= EXACT).any(-1, keepdim=True) & (scores < EXACT)
-            held = (margins > 0) & (margins > best[:, None] - TIE) & ~exact
-            claims = torch.where(held, ages.to(margins.device).float(), -1.0)
-            newest = held & (claims == claims.amax(-1, keepdim=True))
-            inside = newest.any(-1)
-            best_newest, nearest_newest = margins.masked_fill(~newest, -torch.inf).max(-1)
-            best = torch.where(inside, best_newest, best)
-            nearest = torch.where(inside, nearest_newest, nearest)
-        place = reading.device
-        return Firing(self.owners[nearest].long().to(place), best.to(place), (best > 0).float().to(place))
+            exact = (scores >= EXACT).any() & (scores < EXACT)
+            held = (margins > 0) & (margins > margins[best] - TIE) & ~exact
+            if held.any():
+                claims = torch.where(held, ages[keys.to(ages.device)].to(keys.device), -1)
+                best = margins.masked_fill(claims < claims.max(), -torch.inf).argmax()
+        return int(keys[best]), float(margins[best])
+
+    def _hits(self, questions: Sequence[str], *, thorough: bool) -> Iterator[Hits]:
+        """The scores of the keys that no stage ruled out, question by question.
+
+        Args:
+            thorough: whether a text with the very words of a key is compared with the other keys as well.
+        """
+        for start in range(0, len(questions), _ROWS):
+            seen = [views(question) for question in questions[start : start + _ROWS]]
+            spelled = {
+                text: self._spelling.corrected(text)
+                for each in seen
+                for view in each
+                for text in _texts(view)
+            }
+            hits = self._hits_of_texts(list(dict.fromkeys([*spelled, *spelled.values()])), thorough)
+            either = {text: _largest(hits[text], hits[meant]) for text, meant in spelled.items()}
+            yield from (_largest(*(_hits_of_view(view, either) for view in each)) for each in seen)
+
+    def _hits_of_texts(self, texts: Sequence[str], thorough: bool) -> dict[str, Hits]:
+        """The scores of the keys that no stage ruled out, text by text."""
+        exact = {text: dict.fromkeys(self._exact.get(_words(text), ()), EXACT) for text in texts}
+        judged = self._judged(self._nearest([text for text in texts if thorough or not exact[text]]))
+        return {text: judged.get(text, {}) | exact[text] for text in texts}
+
+    def _nearest(self, texts: Sequence[str]) -> Iterator[tuple[str, int, float]]:
+        """Each text with the keys that bags and embeddings let through, and the cosines."""
+        near = (self.encoder.bags(texts) @ self._bags > BAG_BOUND).nonzero()  # [q, 2]
+        if not len(near):
+            return
+        rows, counts = torch.unique_consecutive(near[:, 0], return_counts=True)
+        read = [texts[row] for row in rows.tolist()]
+        parts = torch.split(near[:, 1], counts.tolist())
+        for text, keys, embedding in zip(read, parts, self.encoder.embed(read), strict=True):
+            cosines, places = (self.keys[keys] @ embedding).topk(min(MOST_JUDGED, len(keys)))
+            bound = max(COSINE_BOUND, float(cosines[0]) - LEAD)
+            for key, cosine in zip(keys[places].tolist(), cosines.tolist(), strict=True):
+                if cosine > bound and not differ_in_meaning(self.key_texts[key], text):
+                    yield text, key, cosine
+
+    def _judged(self, compared: Iterable[tuple[str, int, float]]) -> dict[str, Hits]:
+        """The scores of texts and keys, whose cosines are known."""
+        compared = list(compared)
+        pairs = [(self.key_texts[key], text) for text, key, _ in compared]
+        scores = self.encoder.score(pairs, [cosine for _, _, cosine in compared]) if pairs else []
+        found: dict[str, Hits] = {}
+        for (text, key, _), score in zip(compared, scores, strict=True):
+            found.setdefault(text, {})[key] = min(max(score, FAR), EXACT - 1)
+        return found
 
     def rows(self, index: Tensor) -> TextScope:
         """The scope with only the keys at `index` [r]."""
@@ -211,6 +220,20 @@ def differ_in_meaning(one: str, other: str) -> bool:
 
 def _texts(view: View) -> tuple[str, ...]:
     return (view.text,) if view.context is None else (view.text, view.context)
+
+
+def _hits_of_view(view: View, hits: Mapping[str, Hits]) -> Hits:
+    """The scores of a view; with the sentences next to it, a key may score little less."""
+    own = hits[view.text]
+    if view.context is None:
+        return own
+    around = hits[view.context]
+    return {key: min(score, around.get(key, FAR) + LENIENCE) for key, score in own.items()}
+
+
+def _largest(*hits: Hits) -> Hits:
+    """The largest score of each key."""
+    return {key: max(each.get(key, FAR) for each in hits) for each in hits for key in each}
 
 
 def _words(text: str) -> str:
