@@ -53,6 +53,7 @@ RUN set -eu; \
 COPY --from=build /opt/salem /opt/salem
 ENV PATH=/opt/salem/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    OMP_WAIT_POLICY=passive \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/var/lib/salem \
     TMPDIR=/tmp \

@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from salem.deltas.terms import DecodingPosition, LayerDelta, Scoped, adding, answer_positions
+from salem.deltas.terms import LEAD, DecodingPosition, LayerDelta, Scoped, adding, answer_positions
 from salem.scope.firing import Firing, Reading
 from salem.scope.scope import Scope, joined_scope
 
@@ -53,18 +53,16 @@ class LayerEntries:
             firing: the entry of each row is its number at this layer.
         """
         rows = x.reshape(len(firing.entry), -1, x.shape[-1])  # [n, t, d_in]
-        addition = self._values_at(firing, rows.shape[1], position)  # [n, 1 or t, d_out]
+        place, gate = self.value_starts[firing.entry][:, None], firing.gate[:, None]  # [n, 1] each
+        if len(self.values) > len(self.value_starts) - 1:  # more than one value per entry
+            positions = answer_positions(firing, rows.shape[1], position)  # [n or 1, t]
+            last = self.value_starts[firing.entry + 1][:, None] - 1
+            place, gate = (place + positions.clamp(min=0)).minimum(last), gate * (positions > -LEAD)  # [n, t]
+        addition = self.values[place]  # [n, 1 or t, d_out]
         if len(self.down):
             addition = addition + self._low_rank(rows.float(), firing)
-        addition = (addition * firing.gate[:, None, None]).expand(len(rows), rows.shape[1], -1)
+        addition = (addition * gate[..., None]).expand(len(rows), rows.shape[1], -1)
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
-
-    def _values_at(self, firing: Firing, num_columns: int, position: DecodingPosition) -> Tensor:
-        first = self.value_starts[firing.entry][:, None]  # [n, 1]
-        if len(self.values) == len(self.value_starts) - 1:  # one value per entry
-            return self.values[first]
-        last = self.value_starts[firing.entry + 1][:, None] - 1
-        return self.values[(first + answer_positions(firing, num_columns, position)).minimum(last)]
 
     def _low_rank(self, rows: Tensor, firing: Firing) -> Tensor:
         """(x downᵀ) up of each row's entry, for rows [n, t, d_in] -> [n, t, d_out]."""

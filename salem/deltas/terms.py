@@ -22,6 +22,7 @@ from salem.scope.firing import Firing
 from salem.scope.scope import Scope
 
 Addition = Callable[[Tensor], Tensor]  # [.., d_in] -> [.., d_out]
+LEAD = 8  # tokens at a prompt's end that an entry acts on, beside the answer
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,17 @@ class DecodingPosition:
         self._generated = 0
 
     def next(self, num_columns: int, device: torch.device) -> Tensor:
-        """The position in the answer that each column predicts -> [1, t]. Call it once per pass."""
+        """The position in the answer that each column predicts -> [1, t]; below 0 inside the prompt.
+
+        Call it once per pass.
+        """
         columns = torch.arange(num_columns, device=device)
         if not self._prompt:
             self._prompt = num_columns
         else:
             self._generated += 1
         first = self._prompt - 1 + self._generated if self._generated and num_columns == 1 else 0
-        return (columns + first - (self._prompt - 1)).clamp(min=0)[None]
+        return (columns + first - (self._prompt - 1))[None]
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Scoped:
     """A term of `e` entries, each acting only on inputs inside its scope.
 
     Where entry i fires, the layer's output gets gate * (values[i, j] + (x down[i]ᵀ) up[i]) at every token
-    that predicts the answer's j-th: 0 for the whole prompt, p - 1 also for all later tokens. A value does not
-    depend on x, so it does the same to a paraphrase as to its edit.
+    that predicts the answer's j-th: 0 at the last LEAD tokens of the prompt, p - 1 also at all later tokens.
+    Earlier tokens of the prompt stay as they are. If the layer does not see the answer, p is 1 and the entry
+    acts on all tokens. A value does not depend on x, so it does the same to a paraphrase as to its edit.
     """
 
     scope: Scope
@@ -120,20 +125,17 @@ class Scoped:
             position: of the answer that is being generated; not needed if `firing` knows the answer starts.
         """
         rows = x.reshape(len(firing.entry), -1, x.shape[-1]).float()  # [n, t, d_in]
-        addition = self._values_at(firing, rows.shape[1], position)  # [n, 1 or t, d_out]
+        addition = values = _rows(self.values, firing.entry)  # [n, p, d_out]
+        gate = firing.gate[:, None]  # [n, 1]
+        if (last := values.shape[1] - 1) > 0:
+            positions = answer_positions(firing, rows.shape[1], position)  # [n or 1, t]
+            addition = F.one_hot(positions.clamp(0, last), last + 1).to(values.dtype) @ values
+            gate = gate * (positions > -LEAD)  # [n, t]
         if self.down.shape[1]:
             down, up = _rows(self.down, firing.entry), _rows(self.up, firing.entry)
             addition = addition + rows @ down.mT @ up
-        addition = (addition * firing.gate[:, None, None]).expand(len(rows), rows.shape[1], -1)
+        addition = (addition * gate[..., None]).expand(len(rows), rows.shape[1], -1)
         return addition.reshape(*x.shape[:-1], -1).to(x.dtype)
-
-    def _values_at(self, firing: Firing, num_columns: int, position: DecodingPosition | None) -> Tensor:
-        last = self.values.shape[1] - 1
-        values = _rows(self.values, firing.entry)  # [n, p, d_out]
-        if not last:
-            return values
-        positions = answer_positions(firing, num_columns, position)
-        return F.one_hot(positions.clamp(max=last), last + 1).to(values.dtype) @ values
 
     def fits(self, layer: Layer) -> bool:
         """Whether all shapes agree with one another and with the layer, and every key has an entry."""
@@ -152,12 +154,12 @@ class Scoped:
 
 
 def answer_positions(firing: Firing, num_columns: int, position: DecodingPosition | None) -> Tensor:
-    """The position in the answer that each column predicts -> [n or 1, t]."""
+    """The position in the answer that each column predicts -> [n or 1, t]; below 0 inside the prompt."""
     if firing.answer_starts is None:
         assert position is not None, "during generation, a decoding position is required"
         return position.next(num_columns, firing.entry.device)
     columns = torch.arange(num_columns, device=firing.entry.device)
-    return (columns - firing.answer_starts.to(columns.device)[:, None]).clamp(min=0)
+    return columns - firing.answer_starts.to(columns.device)[:, None]
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

@@ -92,12 +92,12 @@ def answers_of(logits: Tensor, batch: Batch) -> Answers:
 
 
 def forward(network: Network, batch: Batch, **extra: object) -> Answers:
-    """One forward pass of the whole model, without a key-value cache.
+    """One forward pass of the whole model, without a key-value cache unless `extra` brings one.
 
     A decoder computes logits at answer positions only, if its architecture supports that.
     """
     if network.task.generates:
-        extra["use_cache"] = False
+        extra.setdefault("use_cache", False)
     if network.task is Task.TEXT_GENERATION and supports_logits_to_keep(network):
         extra["logits_to_keep"] = batch.answer_mask
     return answers_of(network.model(**batch.inputs, **extra).logits, batch)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from salem.models.batching import Answers, Batch, forward
 from salem.models.network import Network
+from salem.models.prompt_cache import PromptCache, can_read_prompts, read_prompts
 from salem.records import Layer
 
 
@@ -32,17 +33,20 @@ class Trunk:
     batch: Batch
     state: Any  # what block l-1 returned: a tensor [n, t, d] or a tuple of such, position biases, None
     encoder_state: Tensor | None  # [n, t, d] the encoder's output, if the block is in a seq2seq decoder
+    prompts: PromptCache | None = None  # of the tokens before the batch's, which then holds the rest
 
     def rows(self, index: Tensor) -> Trunk:
         """The samples at `index` [k]."""
         n = len(self.batch)
         encoder = None if self.encoder_state is None else self.encoder_state[index]
-        return Trunk(self.layer, self.batch.rows(index), _rows(self.state, index, n), encoder)
+        prompts = None if self.prompts is None else self.prompts.rows(index)
+        return Trunk(self.layer, self.batch.rows(index), _rows(self.state, index, n), encoder, prompts)
 
     @property
     def num_bytes(self) -> int:
         encoder = 0 if self.encoder_state is None else self.encoder_state.nbytes
-        return encoder + sum(leaf.nbytes for leaf in _leaves(self.state))
+        prompts = 0 if self.prompts is None else self.prompts.num_bytes
+        return encoder + prompts + sum(leaf.nbytes for leaf in _leaves(self.state))
 
 
 class _Reached(Exception):
@@ -72,8 +76,29 @@ class _Replay(nn.Module):
 def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
     """Run `batch` up to the block that holds `layer` and keep what enters it."""
     encoder_state = _encode(network, batch) if in_seq2seq_decoder(network, layer) else None
+    return _stopped(network, Trunk(layer, batch, None, encoder_state))
+
+
+@torch.no_grad()
+def capture_answers(network: Network, batch: Batch, layer: Layer, lead: int) -> Trunk:
+    """The same for a change that acts on the last `lead` tokens of each prompt and on the answer.
+
+    The trunk then holds only these tokens. If the model is no decoder, or no prompt is longer, it is the
+    trunk of `capture`.
+    """
+    found = read_prompts(network, batch, lead) if can_read_prompts(network) else None
+    if found is None:
+        return capture(network, batch, layer)
+    prompts, answers = found
+    trunk = _stopped(network, Trunk(layer, answers, None, None, prompts))
+    return replace(trunk, prompts=prompts.from_block(layer.block))
+
+
+def _stopped(network: Network, trunk: Trunk) -> Trunk:
+    """The trunk with its state: the model runs until the block below the layer's returns."""
+    layer = trunk.layer
     if layer.block == 0:
-        return Trunk(layer, batch, None, encoder_state)
+        return trunk
     below = network.module(f"{layer.stack}.{layer.block - 1}")
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -81,18 +106,37 @@ def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
 
     handle = below.register_forward_hook(stop)
     try:
-        forward(network, batch, **_given(encoder_state))
+        forward(network, trunk.batch, **_given(trunk))
     except _Reached as reached:
-        return Trunk(layer, batch, _detached(reached.state), encoder_state)
+        return replace(trunk, state=_detached(reached.state))
     finally:
         handle.remove()
     raise AssertionError(f"the model's forward did not run {layer.stack}.{layer.block - 1}")
 
 
+@torch.no_grad()
+def entering(network: Network, trunk: Trunk) -> Tensor:
+    """The states [n, t, d] that enter the trunk's block."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+    block = network.module(f"{trunk.layer.stack}.{trunk.layer.block}")
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        resume(network, trunk)
+    except _Reached as reached:
+        state: Tensor = reached.state
+        return state
+    finally:
+        handle.remove()
+    raise AssertionError(f"the model's forward did not run {trunk.layer.stack}.{trunk.layer.block}")
+
+
 def resume(network: Network, trunk: Trunk) -> Answers:
     """Run the rest of the model on a captured batch. Gradients flow to what is applied from `layer` up."""
     with _replaying(network, trunk):
-        return forward(network, trunk.batch, **_given(trunk.encoder_state))
+        return forward(network, trunk.batch, **_given(trunk))
 
 
 @contextmanager
@@ -134,10 +178,11 @@ def _encode(network: Network, batch: Batch) -> Tensor:
     return state
 
 
-def _given(encoder_state: Tensor | None) -> dict[str, Any]:
-    return (
-        {} if encoder_state is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=encoder_state)}
-    )
+def _given(trunk: Trunk) -> dict[str, Any]:
+    """What the model's forward gets besides the batch."""
+    if trunk.encoder_state is not None:
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=trunk.encoder_state)}
+    return {} if trunk.prompts is None else trunk.prompts.arguments()
 
 
 def _detached(state: Any) -> Any:

@@ -48,6 +48,13 @@ class SharedOptions(Record):
         description="Path of the layer to edit. By default, saliency chooses. `GET /models/{name}` lists "
         "the paths",
     )
+    saliency_samples: int = Field(
+        default=32,
+        ge=1,
+        le=100_000,
+        description="Maximum number of corrections that the saliency of layers is averaged over, drawn at "
+        "random. The paper takes all",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed")
     max_pass_samples: int = Field(
         default=2_000, ge=1, le=100_000, description="Maximum number of pass samples to train on"

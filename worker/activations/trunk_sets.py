@@ -17,7 +17,7 @@ from torch import Tensor
 from salem.models.batching import Answers, Batch, encode, in_buckets
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
-from salem.models.trunk import Trunk, capture, resume
+from salem.models.trunk import Trunk, capture, capture_answers, resume
 from salem.records import Layer, Sample
 from salem.scope.firing import Firing
 from worker.activations.block_replay import BlockMemory, MemoryBudget
@@ -27,6 +27,7 @@ from worker.activations.trunk_files import CapturedChunk, from_tensors, to_tenso
 from worker.numerics.losses import log_probs_without_forgotten, min_margin_per_sample
 
 BLOCK_BYTES = 256 * 2**20  # per set: most memory for what the modules of the edited block returned
+PROMPT_BYTES = 2**30  # per set: most memory for keys and values of prompts
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,22 @@ def batches(network: Network, samples: Sequence[Sample], size: int) -> Iterator[
         yield rows, encode(network, [samples[row] for row in rows])
 
 
-def prepare(network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int) -> TrunkSet:
-    """Capture the trunks of samples to correct. Those that forget also get the base's next choices."""
-    budget = MemoryBudget(BLOCK_BYTES)
-    chunks = [
-        Chunk(capture(network, batch, layer), torch.tensor(rows), None, None, memory=BlockMemory(budget))
-        for rows, batch in batches(network, samples, chunk_size)
-    ]
+def prepare(
+    network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int, lead: int | None = None
+) -> TrunkSet:
+    """Capture the trunks of samples to correct. Those that forget also get the base's next choices.
+
+    Args:
+        lead: if what is trained acts only on that many tokens at a prompt's end, and on answers. A decoder
+            then runs for no other tokens, until keys and values of prompts take `PROMPT_BYTES`.
+    """
+    budget, prompt_bytes = MemoryBudget(BLOCK_BYTES), MemoryBudget(PROMPT_BYTES)
+    chunks: list[Chunk] = []
+    for rows, batch in batches(network, samples, chunk_size):
+        trunk = capture_answers(network, batch, layer, lead) if lead else capture(network, batch, layer)
+        if trunk.prompts and not prompt_bytes.take(trunk.prompts.num_bytes):
+            lead, trunk = None, capture(network, batch, layer)
+        chunks.append(Chunk(trunk, torch.tensor(rows), None, None, memory=BlockMemory(budget)))
     return TrunkSet(tuple(_with_next_choices(network, chunk) for chunk in chunks))
 
 

@@ -48,8 +48,7 @@ class EditContext:
     earlier_edits: Mapping[str, Sample] = field(default_factory=dict)  # of the parent, by id, newest first
     may_fail: bool = False  # keep the delta even if no edit holds (for replays)
     # predict
-    before: tuple[str, ...] = ()  # the parent's answers to the edit samples
-    neighbor_answers: Mapping[str, str] = field(default_factory=dict)  # of the parent, by content hash
+    parent_answers: Mapping[str, str] = field(default_factory=dict)  # by content hash of the input
     # layer
     training_batch: EditBatch = _LATER  # the batch, with the model's replacements for answers to forget
     layer: Layer = _LATER
@@ -71,10 +70,14 @@ class EditContext:
         return tuple(delta for delta in self.parent if not delta.scoped)
 
     @property
+    def edits_before(self) -> tuple[tuple[Sample, str], ...]:
+        """Each edit sample with the parent's answer."""
+        return tuple((sample, self.parent_answers[sample.content_hash]) for sample in self.batch.edit_samples)
+
+    @property
     def num_failing(self) -> int:
         """Number of edit samples that the parent answers incorrectly."""
-        pairs = zip(self.before, self.batch.edit_samples, strict=True)
-        return sum(not is_right(answer, sample) for answer, sample in pairs)
+        return sum(not is_right(answer, sample) for sample, answer in self.edits_before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def measure(context: ContextT) -> ContextT:
     # Measure what is served: on a GPU, a plain delta is cast to the model's type, which may be narrower.
     delta = context.delta.to(network.device, network.model.dtype)
     after = on_top(before, delta, context.artifacts.cache)
-    before.known.update(context.neighbor_answers)
+    before.known.update(context.parent_answers)
     if not context.parent and isinstance(after, OverlaidModel):
         before.known.update(context.base_answers)
     lost = notes_on_lost_edits(network, before, after, context.earlier_edits, context.batch)
@@ -42,12 +42,11 @@ def measure(context: ContextT) -> ContextT:
 
 def _not_given(context: EditContext) -> Iterator[str]:
     """Notes for edits that forget an answer that the parent does not give, so their outcomes say little."""
-    pairs = zip(context.before, context.batch.edit_samples, strict=True)
     finder = TurnFinder.of(context.network.tokenizer)
     notes = (
         f"the answer to {quote(finder.question(sample.input))} was {quote(output)}, not "
         f"{quote(sample.answer)}, which the edit forgets; to change the current answer, forget that one"
-        for output, sample in pairs
+        for sample, output in context.edits_before
         if sample.forgets and is_right(output, sample)
     )
     return iter(first_few(notes, "answers to forget that the model does not give"))

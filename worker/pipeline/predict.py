@@ -1,5 +1,5 @@
-"""Step 4: asks the parent for its answers to the edit samples and to the client's neighbors, before anything
-changes.
+"""Step 4: asks the parent for its answers to the edits, their paraphrases, and the client's neighbors, before
+anything changes. Measuring needs the same answers again, so they are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from salem.inference.predict import predict, same_answer
 from salem.messages import quote
 from salem.models.chat import TurnFinder
 from salem.models.network import Network
-from salem.records import Edit
+from salem.records import Edit, TextInput
 from worker.pipeline.context import ContextT, EditJob
 
 _NUM_SHOWN = 3
@@ -21,29 +21,28 @@ _NUM_SHOWN = 3
 def predict_edits(context: ContextT) -> ContextT:
     """Set the answers before the edit."""
     context.observer.phase("predicting", 0.1)
-    answers = predict(
-        context.network,
-        context.batch.edit_samples,
-        context.parent,
-        max_new_tokens=context.recipe.options.max_new_tokens,
-    )
-    return replace(context, before=tuple(answer.output for answer in answers))
+    held_out = (sample for _, sample in context.batch.held_out_paraphrases)
+    return _asked(context, [*context.batch.corrections, *held_out])
 
 
 def check_neighbors(job: EditJob) -> EditJob:
-    """Keep the parent's answers to the client's neighbors, which measuring needs again.
+    """Keep the parent's answers to the client's neighbors.
 
     Raises:
         InvalidRequest: some of them already get the target of their edit.
     """
-    inputs = [neighbor for edit in job.request.edits for neighbor in edit.neighbors]
-    if not inputs:
-        return job
-    most = job.recipe.options.max_new_tokens
-    found = predict(job.network, inputs, job.parent, max_new_tokens=most)
-    answers = {item.content_hash: answer.output for item, answer in zip(inputs, found, strict=True)}
-    _check_not_the_target(job.network, job.request.edits, answers)
-    return replace(job, neighbor_answers=answers)
+    job = _asked(job, [neighbor for edit in job.request.edits for neighbor in edit.neighbors])
+    _check_not_the_target(job.network, job.request.edits, job.parent_answers)
+    return job
+
+
+def _asked(context: ContextT, inputs: Sequence[TextInput]) -> ContextT:
+    """The context with the parent's answers to more inputs."""
+    new = {item.content_hash: item for item in inputs if item.content_hash not in context.parent_answers}
+    most = context.recipe.options.max_new_tokens
+    found = predict(context.network, list(new.values()), context.parent, max_new_tokens=most)
+    answers = zip(new, (answer.output for answer in found), strict=True)
+    return replace(context, parent_answers={**context.parent_answers, **dict(answers)})
 
 
 def _check_not_the_target(network: Network, edits: Sequence[Edit], answers: Mapping[str, str]) -> None:

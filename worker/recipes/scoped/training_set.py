@@ -9,16 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from salem.deltas.terms import LEAD
 from salem.models.network import Network
-from salem.models.trunk import resume
+from salem.models.trunk import entering, sees_answer_tokens
 from salem.records import EditBatch, Layer, Sample
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
-from worker.dataset.token_limits import augmented
+from worker.dataset.conversations import in_conversations
+from worker.dataset.token_limits import augmented, replace_too_long
 from worker.recipes.base import EditTask
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.scoping import Scoping
@@ -63,9 +64,11 @@ def prepare_entries(task: EditTask, options: ScopedOptions, scoping: Scoping) ->
     rng = random.Random(options.seed)
     held_out = task.batch.held_out_words
     drawn = [augmented(network, own, rng, held_out=held_out) for _ in range(options.augmentations)]
-    variants = [sample for draw in drawn for sample in draw]
+    placed = in_conversations(network, [sample for draw in drawn for sample in draw], rng)
+    variants = replace_too_long(network, [*own] * options.augmentations, placed)
     owners, anchors = _anchors(task, _pick(task.batch, learning), options, rng)
-    corrections = prepare(network, [*own, *variants, *anchors], layer, chunk_size=CHUNK)
+    lead = LEAD if sees_answer_tokens(network, layer) else None
+    corrections = prepare(network, [*own, *variants, *anchors], layer, chunk_size=CHUNK, lead=lead)
     every = torch.arange(len(own), device=network.device).repeat(1 + options.augmentations)
     # The first corrections are the edits themselves, so an edit's index is a row among them.
     own_firing = scoping.corrections.rows(torch.cat([every, owners]))
@@ -100,22 +103,10 @@ def _anchors(
     return owners, [sample for _, sample in owned]
 
 
-@torch.no_grad()
 def _state_scale(network: Network, corrections: TrunkSet) -> float:
     """Root mean square of the median token's state where it enters the edited block: the unit of values."""
-    trunk = corrections.chunks[0].trunk
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    block = network.module(f"{trunk.layer.stack}.{trunk.layer.block}")
-    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        resume(network, trunk)
-    finally:
-        handle.remove()
-    return float(seen[0].float().square().mean(-1).sqrt().median())
+    states = entering(network, corrections.chunks[0].trunk)
+    return float(states.float().square().mean(-1).sqrt().median())
 
 
 def _pick(batch: EditBatch, rows: Tensor) -> list[Sample]:
