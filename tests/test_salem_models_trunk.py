@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from salem.deltas.terms import LayerDelta, LowRank, adding, applied
 from salem.models.batching import Answers, Batch, encode, forward
 from salem.models.network import Network
-from salem.models.trunk import capture, resume
+from salem.models.trunk import capture, capture_answers, entering, resume
 from salem.records import Layer, Sample
 
 TEXTS = (
@@ -67,6 +67,72 @@ def counting(network: Network, calls: list[str]) -> Callable[[], None]:
             handle.remove()
 
     return stop
+
+
+@pytest.mark.parametrize("lead", [1, 3, 6])
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
+@torch.no_grad()
+def test_a_decoder_without_its_prompts_equals_the_plain_forward(architecture: str, lead: int) -> None:
+    network = tiny_network(architecture)
+    batch = mixed_batch(network)
+    expected = forward(network, batch)
+    for layer in network.layers:
+        trunk = capture_answers(network, batch, layer, lead)
+        longest = int((batch.inputs["attention_mask"].sum(1) - batch.answer_starts).max())
+        assert trunk.prompts and trunk.batch.targets.shape[1] <= longest + lead - 1, "only the end is left"
+        assert_same(resume(network, trunk), expected, layer.path)
+        assert_same(resume(network, trunk), expected, f"{layer.path}, again")
+        some = torch.tensor([0, 3])
+        part = forward(network, batch.rows(some))
+        assert_same(resume(network, trunk.rows(some)), part, f"{layer.path}, two rows")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_gradients_without_prompts_are_those_of_a_plain_forward(architecture: str) -> None:
+    """The addition acts on the last two tokens of a prompt and on the answer."""
+    network, lead = tiny_network(architecture), 2
+    batch, layer = mixed_batch(network), tiny_network(architecture).layers[1]
+    found = []
+    for trunk in (capture(network, batch, layer), capture_answers(network, batch, layer, lead)):
+        value = torch.full((layer.d_out,), 0.1, requires_grad=True)
+        first = trunk.batch.answer_starts - lead + 1
+        acts = torch.arange(trunk.batch.targets.shape[1]) >= first[:, None]
+
+        def add(x: Tensor, value: Tensor = value, acts: Tensor = acts) -> Tensor:
+            return (acts[..., None] * value).reshape(*x.shape[:-1], -1)
+
+        with adding(network.module(layer.path), add):
+            answers = resume(network, trunk)
+        (gradient,) = torch.autograd.grad(answers.logits.square().sum(), value)
+        found.append((answers.logits.detach(), gradient))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_models_without_a_prompt_cache_keep_the_whole_trunk(architecture: str) -> None:
+    network = tiny_network(architecture)
+    batch, layer = mixed_batch(network), network.layers[-1]
+    trunk = capture_answers(network, batch, layer, 2)
+    assert trunk.prompts is None and trunk.batch is batch
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_what_enters_a_block_is_what_the_plain_forward_gives_it(architecture: str) -> None:
+    network = tiny_network(architecture)
+    batch = mixed_batch(network)
+    for layer in network.layers:
+        given: list[Tensor] = []
+
+        def keep(_: Any, args: Any, kwargs: Any, given: list[Tensor] = given) -> None:
+            given.append(args[0] if args else kwargs["hidden_states"])
+
+        block = network.module(f"{layer.stack}.{layer.block}")
+        handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+        forward(network, batch)
+        handle.remove()
+        found = entering(network, capture(network, batch, layer))
+        torch.testing.assert_close(found, given[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -54,10 +54,11 @@ class LayerEntries:
         """
         rows = x.reshape(len(firing.entry), -1, x.shape[-1])  # [n, t, d_in]
         place, gate = self.value_starts[firing.entry][:, None], firing.gate[:, None]  # [n, 1] each
-        if len(self.values) > len(self.value_starts) - 1:  # more than one value per entry
+        if len(self.values) > len(self.value_starts) - 1:  # some entries have more than one value
             positions = answer_positions(firing, rows.shape[1], position)  # [n or 1, t]
             last = self.value_starts[firing.entry + 1][:, None] - 1
-            place, gate = (place + positions.clamp(min=0)).minimum(last), gate * (positions > -LEAD)  # [n, t]
+            gate = gate * ((positions > -LEAD) | (last == place))  # [n, t]
+            place = (place + positions.clamp(min=0)).minimum(last)
         addition = self.values[place]  # [n, 1 or t, d_out]
         if len(self.down):
             addition = addition + self._low_rank(rows.float(), firing)

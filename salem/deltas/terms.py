@@ -22,7 +22,7 @@ from salem.scope.firing import Firing
 from salem.scope.scope import Scope
 
 Addition = Callable[[Tensor], Tensor]  # [.., d_in] -> [.., d_out]
-LEAD = 8  # tokens at a prompt's end that an entry acts on, beside the answer
+LEAD = 4  # tokens at a prompt's end that an entry acts on, beside the answer
 
 
 @dataclass(frozen=True)
