@@ -206,3 +206,11 @@ def test_children_read_the_same_settings(home: Path, monkeypatch: pytest.MonkeyP
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings.model_copy(update={"redis_url": os.environ.get("REDIS_URL")})
+
+
+def test_waiting_threads_of_children_sleep_unless_the_operator_decides(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert environment(Settings(home=home))["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(Settings(home=home))["OMP_WAIT_POLICY"] == "active"

@@ -13,6 +13,7 @@ from salem.errors import UnsupportedModel
 from salem.models.batching import encode
 from salem.models.network import Network
 from salem.records import EditBatch, Sample
+from worker.pipeline import budget
 from worker.pipeline.budget import Passes, Size, job_estimate, sizes_of
 from worker.recipes.scoped.recipe import VALUE_COPIES
 from worker.recipes.scoped.training_set import NEAR_SAMPLES
@@ -137,6 +138,17 @@ def test_a_generating_model_is_charged_for_its_vocabulary_and_its_cache() -> Non
     assert writer.captured(long) - writer.captured(short) == 8 * 4 * vocabulary
     assert writer.training(long, 1) - writer.training(short, 1) == 5 * 8 * 4 * vocabulary
     assert writer.reading(30) > 1.5 * label.reading(30)
+
+
+def test_cached_prompts_are_charged_up_to_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("gpt2")
+    edited = batch(network)
+    whole = job_estimate(network, edited, SCOPED).samples
+    monkeypatch.setattr(budget, "PROMPT_BYTES", 1_000)
+    assert whole > job_estimate(network, edited, SCOPED).samples
+    label = job_estimate(tiny_network("bert"), batch(tiny_network("bert")), SCOPED).samples
+    monkeypatch.setattr(budget, "PROMPT_BYTES", 0)
+    assert label == job_estimate(tiny_network("bert"), batch(tiny_network("bert")), SCOPED).samples
 
 
 def test_the_memory_of_preparation_depends_on_the_recipe() -> None:

@@ -13,12 +13,16 @@ from test_salem_inference_predict import with_changed_weight
 from test_worker_recipes_terms import Case, case
 
 from benchmarks.baselines.salem_recipes import SilentObserver
+from salem.deltas.chain import joined
 from salem.deltas.terms import Dense, LayerDelta
 from salem.errors import EditFailed
-from salem.inference.predict import predict
+from salem.inference.predict import Answer, predict
 from salem.models.network import Network
 from salem.records import LayerScore, Sample
+from worker.evaluation import versions
 from worker.pipeline import measure
+from worker.pipeline import predict as predict_step
+from worker.pipeline.layer import choose_layer
 from worker.recipes.scoped import recipe as scoped_recipe
 
 IDLE = {"max_steps": 1, "entry_rank": 0, "trial_edits": 0, "max_new_tokens": 32}
@@ -106,6 +110,40 @@ def test_the_margin_is_the_one_that_the_parents_plain_deltas_reach(monkeypatch: 
     for network, parent in ((of.network, (delta,)), (written, ()), (of.network, ())):
         made(edit_context(network, of.batch, own_recipe, parent=parent))
     assert attained[0] == pytest.approx(attained[1], rel=1e-3) and attained[0] != attained[2]
+
+
+def test_saliency_is_averaged_over_some_corrections_or_all() -> None:
+    of = case("bert")
+    every = [each.score for each in saliency_of(of, saliency_samples=100)]
+    assert len(of.batch.corrections) > 2
+    few = [each.score for each in saliency_of(of, saliency_samples=2)]
+    assert few != every and few == [each.score for each in saliency_of(of, saliency_samples=2)]
+    drawn = set()
+    for seed in range(8):
+        drawn.add(tuple(each.score for each in saliency_of(of, saliency_samples=2, seed=seed)))
+    assert len(drawn) > 1, "the samples are drawn at random"
+
+
+def saliency_of(of: Case, **options: Any) -> tuple[LayerScore, ...]:
+    given = recipe("scoped", **{**IDLE, **options})
+    return choose_layer(edit_context(of.network, of.batch, given)).saliency
+
+
+def test_the_parent_answers_each_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = case("gpt2")
+    asked: list[str] = []
+
+    def counting(network: Network, inputs: Sequence[Sample], deltas: Any = (), **more: Any) -> list[Answer]:
+        if not joined(deltas).num_deltas:
+            asked.extend(item.content_hash for item in inputs)
+        return predict(network, inputs, deltas, **more)
+
+    for module in (predict_step, versions):
+        monkeypatch.setattr(module, "predict", counting)
+    done = measured(edit_context(of.network, of.batch, recipe("scoped", **IDLE), may_fail=True))
+    assert {sample.content_hash for sample in of.batch.corrections} <= set(asked)
+    assert len(asked) == len(set(asked)), "measuring reuses the answers"
+    assert done.num_failing == sum(answer != sample.answer for sample, answer in done.edits_before)
 
 
 def test_a_note_says_whether_earlier_edits_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:

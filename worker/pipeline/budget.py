@@ -17,7 +17,7 @@ from salem.models.layers import layer_at
 from salem.models.network import Network
 from salem.models.tokens import count_tokens, prompt_lengths
 from salem.records import EditBatch, EditorOptions, Sample, TextInput
-from worker.activations.trunk_sets import BLOCK_BYTES
+from worker.activations.trunk_sets import BLOCK_BYTES, PROMPT_BYTES
 from worker.dataset.forgetting_targets import MAX_CONTINUATION_TOKENS
 from worker.hypernetworks.corpus import Corpus
 from worker.pipeline.context import EditJob
@@ -71,7 +71,7 @@ def job_estimate(network: Network, batch: EditBatch, recipe: Recipe) -> Estimate
     per_trial = model.captured(tried) + max(second_moment_bytes(layer) for layer in candidates)
     return Estimate(
         weights=weight_bytes(network),
-        samples=model.captured(trained),
+        samples=model.captured(trained) + (model.cached(corrections) if footprint.caches_prompts else 0),
         step=model.training(step, len(network.layers) - lowest - 1) + footprint.trained_bytes,
         inference=model.reading(longest + recipe.options.max_new_tokens),
         preparation=footprint.prepared_bytes,
@@ -138,6 +138,7 @@ class Passes:
         num_outputs = len(network.labels) or network.model.get_input_embeddings().num_embeddings
         self._logit_bytes = FLOAT_BYTES * int(num_outputs)  # of one token, as are the others
         self._state_bytes = number_bytes * width
+        self._cache_bytes = 2 * len(network.layers) * self._state_bytes  # a key and a value in each block
         self._returned_bytes = number_bytes * (6 * width + 3 * inner_width)  # by the modules of a block
         # Kept by a block for a backward pass; an activation such as GPT-2's has steps of its own.
         self._block_bytes = number_bytes * (8 * width + 4 * inner_width)
@@ -148,6 +149,10 @@ class Passes:
         within = min(BLOCK_BYTES, num_tokens * self._returned_bytes)
         return num_tokens * self._state_bytes + within + _num_logits(samples) * self._logit_bytes
 
+    def cached(self, samples: Sequence[Size]) -> int:
+        """Keys and values of the samples' prompts, in all blocks."""
+        return min(PROMPT_BYTES, _padded(samples) * self._cache_bytes)
+
     def training(self, samples: Sequence[Size], num_blocks: int) -> int:
         """One step of training through the top blocks."""
         per_token = num_blocks * self._block_bytes + 2 * self._state_bytes
@@ -156,7 +161,7 @@ class Passes:
     def reading(self, num_tokens: int) -> int:
         """A batch of the longest samples with a key-value cache, or a backward pass through all blocks."""
         network, num_blocks = self._network, len(self._network.layers)
-        cache = 2 * num_blocks * self._state_bytes if network.task.generates else 0
+        cache = self._cache_bytes if network.task.generates else 0
         forward = INFERENCE_BATCH * (self._returned_bytes + cache)
         per_token = max(forward, BATCH * num_blocks * self._block_bytes)
         with_logits = INFERENCE_BATCH * (1 if supports_logits_to_keep(network) else num_tokens)

@@ -23,6 +23,7 @@ class Footprint:
     copies: int = 1  # of each correction: itself and its augmentations
     anchors: int = 0  # pass samples that are trained toward the targets of edits
     pass_samples: int | None = None  # that it trains on; None: all
+    caches_prompts: bool = False  # whether it keeps keys and values of the corrections' prompts
     prepared_bytes: int = 0  # before the first step
     trained_bytes: int = 0  # parameters, gradients, and moments
 

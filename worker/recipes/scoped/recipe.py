@@ -12,6 +12,7 @@ from torch import Tensor
 from salem.deltas.terms import Scoped, applied
 from salem.models.batching import encode, forward
 from salem.models.network import Network
+from salem.models.prompt_cache import can_read_prompts
 from salem.models.tokens import count_tokens
 from salem.models.trunk import sees_answer_tokens
 from salem.records import EditBatch, Layer, TextInput
@@ -116,6 +117,7 @@ class ScopedRecipe(Recipe):
             copies=1 + options.augmentations,
             anchors=anchors,
             pass_samples=num_near(options),
+            caches_prompts=can_read_prompts(network),
             prepared_bytes=FLOAT_BYTES * (features + _TABLES * (num_pass * num_corrections + step**2)),
             trained_bytes=VALUE_COPIES * FLOAT_BYTES * len(answers) * num_positions * layer.d_out,
         )
