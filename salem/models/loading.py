@@ -52,11 +52,13 @@ def load(
     task: Task,
     *,
     device: str = "auto",
+    dtype: torch.dtype | None = None,
     streamed: bool = False,
 ) -> Network:
-    """Load a folder for a task. The weights are in float32 on a CPU, and in their stored type on a GPU.
+    """Load a folder for a task.
 
     Args:
+        dtype: type of the weights; by default float32 on a CPU and the stored type on a GPU.
         streamed: keep only one block in memory at a time, see `salem.models.streaming`.
 
     Raises:
@@ -65,7 +67,7 @@ def load(
     """
     check_folder(folder)
     place = resolve_device(device)
-    wanted = torch.float32 if place.type == "cpu" else "auto"
+    wanted = dtype or (torch.float32 if place.type == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if streamed:
