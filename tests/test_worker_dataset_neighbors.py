@@ -96,7 +96,13 @@ def test_labels_get_near_samples_and_no_questions_about_facts() -> None:
     )
     edit = Edit(input="I want to cancel because I was charged twice", target="cancel")
     found = generate_neighbors([edit], NearSamples(reference(*rows)), generates=False)
-    assert {each.kind for each in found} <= {"same subject", "similar words", "negated", "quoted"}
+    assert {each.kind for each in found} <= {"same subject", "similar words", "negated"}
+    assert made(kind="negated", origin="rule", found=found) == {
+        "I do not want to cancel because I was charged twice"
+    }
+    story = Edit(input=f"{edit.input}. " + "The parcel is still in the hall. " * 3, target="cancel")
+    told = generate_neighbors([story], NearSamples(reference(*rows)), generates=False)
+    assert told and {each.origin for each in told} == {"reference"}, "one negated verb does not change a story"
     near = {each.input for each in found if each.origin == "reference"}
     assert near == {"my card was charged twice", "I want to cancel my order"}  # not those with the target
 
