@@ -85,6 +85,7 @@ def edit_result(delta: Delta) -> EditResult:
         delta_sha256=delta.blob,
         estimated_peak_bytes=0,
         worker_seconds=0,
+        phase_seconds={},
     )
 
 

@@ -13,6 +13,8 @@ from salem.errors import (
 )
 from salem.records import (
     Delta,
+    EditorUse,
+    EditResult,
     FolderSource,
     HostedModel,
     Job,
@@ -72,6 +74,25 @@ def new_version(model: str = "intents", parent: int = 0, blob: str = BLOB) -> Ve
         job_id=None,
         created_at=NOW,
     )
+
+
+def edit_result(**changes: Any) -> EditResult:
+    found = EditResult(
+        version="intents:3",
+        edit_accuracy=Proportion(value=0.975, low=0.91, high=0.999, count=40),
+        failing_before=1,
+        layer="encoder.0",
+        layer_reason="the most salient",
+        editor=EditorUse(id=None, trained="for this job"),
+        kind="low_rank",
+        rank=2,
+        delta_bytes=10,
+        delta_sha256="0123456789abcdef" * 4,
+        estimated_peak_bytes=1_000,
+        worker_seconds=1.5,
+        phase_seconds={"loading": 0.5, "training": 1.0},
+    )
+    return found.model_copy(update=changes)
 
 
 def claim(registry: Registry, job: Job, lease_s: float = 30) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from registry_records import edit_result
 
 from salem import records
 from salem.records import (
@@ -28,7 +29,6 @@ from salem.records import (
     EditorUse,
     EditOutcome,
     EditRequest,
-    EditResult,
     Entry,
     EntryKey,
     ExplainedPrediction,
@@ -274,20 +274,7 @@ ONE_OF_EACH = [
     ),
     EditorUse(id=None, trained="for this job"),
     HeadlineMetrics(edit_accuracy=SHARE),
-    EditResult(
-        version="intents:3",
-        edit_accuracy=SHARE,
-        failing_before=1,
-        layer="encoder.0",
-        layer_reason="the most salient",
-        editor=EditorUse(id=None, trained="for this job"),
-        kind="low_rank",
-        rank=2,
-        delta_bytes=10,
-        delta_sha256=SHA,
-        estimated_peak_bytes=1_000,
-        worker_seconds=1.5,
-    ),
+    edit_result(),
     RemovalResult(version="intents:4", removed=("3.0",), edits_left=0, replayed=0, worker_seconds=1.5),
     EditorResult(
         editor="editor-1",

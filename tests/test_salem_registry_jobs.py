@@ -9,6 +9,7 @@ from registry_records import (
     BLOB,
     at_once,
     claim,
+    edit_result,
     new_job,
     new_model,
     new_version,
@@ -210,3 +211,16 @@ def test_lost_jobs_are_queued_again_until_their_attempts_are_used_up(registry: R
     assert given_up.state is JobState.FAILED and given_up.error is not None
     assert given_up.error.code == "attempts_exhausted"
     assert registry.jobs.get(leased.id).state is JobState.RUNNING
+
+
+def test_the_newest_edit_job_of_a_model_with_a_recipe_is_found(registry: Registry) -> None:
+    ready_model(registry)
+    assert registry.jobs.last_edit("intents", "scoped") is None
+    for recipe, seconds in (("scoped", 1.0), ("scoped", 2.0), ("mend", 3.0)):
+        job = new_job(registry, options={"recipe": recipe})
+        result = edit_result(worker_seconds=seconds).model_dump(mode="json", exclude={"version"})
+        registry.finish_edit(job.id, claim(registry, job), new_version(), result)
+    new_job(registry, options={"recipe": "scoped"})
+    found = [registry.jobs.last_edit("intents", recipe) for recipe in ("scoped", "mend", "ridge")]
+    assert [each and each.worker_seconds for each in found] == [2.0, 3.0, None]
+    assert registry.jobs.last_edit("other", "scoped") is None

@@ -102,7 +102,9 @@ def test_labels_get_near_samples_and_no_questions_about_facts() -> None:
     }
     story = Edit(input=f"{edit.input}. " + "The parcel is still in the hall. " * 3, target="cancel")
     told = generate_neighbors([story], NearSamples(reference(*rows)), generates=False)
-    assert told and {each.origin for each in told} == {"reference"}, "one negated verb does not change a story"
+    assert told and {each.origin for each in told} == {"reference"}, (
+        "one negated verb does not change a story"
+    )
     near = {each.input for each in found if each.origin == "reference"}
     assert near == {"my card was charged twice", "I want to cancel my order"}  # not those with the target
 

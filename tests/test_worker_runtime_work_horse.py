@@ -458,6 +458,27 @@ def test_a_lease_and_the_time_left_are_renewed_as_long_as_the_reporter_runs(stag
     assert stage.registry.jobs.claim(job.id, LEASE_S) is not None
 
 
+def test_expected_phases_decide_progress_and_the_time_left(stage: Stage) -> None:
+    job = new_edit_job(stage)
+    claimed = stage.registry.jobs.claim(job.id, 0.6)
+    assert claimed is not None
+    with JobReporter(stage.registry, job.id, claimed[1], 0.6) as reporter:
+        reporter.phase("loading", 0.02)
+        reporter.expect({"loading": 0.1, "training": 100.0, "writing": 50.0})
+        reporter.phase("training", 0.2)
+        first = stage.registry.jobs.get(job.id)
+        time.sleep(1.0)  # deep in a long call
+        later = stage.registry.jobs.get(job.id)
+        reporter.phase("writing", 0.97)
+        last = stage.registry.jobs.get(job.id)
+        seconds = reporter.phase_seconds
+    assert first.time_left_s == pytest.approx(150, rel=0.1) and first.progress < 0.05
+    assert later.time_left_s is not None and first.time_left_s is not None
+    assert later.time_left_s < first.time_left_s and later.progress > first.progress
+    assert last.progress >= later.progress
+    assert seconds["training"] >= 1.0 and set(seconds) == {"loading", "training"}
+
+
 def test_a_cancelled_attempt_stops_at_its_next_report(stage: Stage) -> None:
     job = new_edit_job(stage)
     claimed = stage.registry.jobs.claim(job.id, LEASE_S)

@@ -156,6 +156,7 @@ class EditResult(HeadlineMetrics):
     delta_sha256: Sha256
     estimated_peak_bytes: int
     worker_seconds: float
+    phase_seconds: dict[str, float]  # what each phase took, except writing the version
 
 
 class RemovalResult(HeadlineMetrics):

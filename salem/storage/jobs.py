@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from salem.records import Job, JobError, JobKind, Name
+from salem.records import EditResult, Job, JobError, JobKind, Name
 from salem.storage.database import Database
 from salem.storage.rows import jobs as job_rows
 from salem.storage.rows import leases as job_leases
@@ -81,6 +81,11 @@ class Jobs:
         """
         with self._database.read() as connection:
             return job_rows.list_page(connection, model=model, state=state, limit=limit, after=after)
+
+    def last_edit(self, model: Name, recipe: str) -> EditResult | None:
+        """The result of the newest edit job of a model that succeeded with a recipe."""
+        with self._database.read() as connection:
+            return job_rows.last_edit(connection, model, recipe)
 
     def claim(self, job_id: str, lease_s: float) -> tuple[Job, str] | None:
         """Start an attempt of a job that is queued, or running with an expired lease.

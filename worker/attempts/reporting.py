@@ -18,6 +18,7 @@ from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.storage.registry import Registry
 from salem.storage.rows.leases import Progress
+from worker.attempts.pace import Pace, Seconds
 from worker.attempts.retries import timed_out
 
 
@@ -26,8 +27,12 @@ class JobReporter:
 
     def __init__(self, registry: Registry, job_id: str, lease: str, lease_s: float) -> None:
         self._registry, self._job_id, self._lease, self._lease_s = registry, job_id, lease, lease_s
-        self._began = time.monotonic()
+        self._began = self._phase_began = time.monotonic()
+        self._phase = ""
+        self._ended: dict[str, float] = {}  # seconds of each phase that has ended
+        self._pace: Pace | None = None
         self._share: float | None = None
+        self._shown = 0.0  # the largest share that was reported
         self._lost: LeaseLost | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -42,7 +47,21 @@ class JobReporter:
         self._stopping.set()
         self._thread.join(self._lease_s)
 
+    def expect(self, phases: Seconds) -> None:
+        """From now on, progress and the time left follow from how long each phase should take."""
+        self._pace = Pace(phases)
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """What each phase that has ended took."""
+        return {name: round(seconds, 2) for name, seconds in self._ended.items()}
+
     def phase(self, name: str, progress: float) -> None:
+        now = time.monotonic()
+        if name != self._phase:
+            if self._phase:
+                self._ended[self._phase] = now - self._phase_began
+            self._phase, self._phase_began = name, now
         self._report(phase=name, share=progress)
 
     def saliency(self, scores: Sequence[LayerScore]) -> None:
@@ -60,7 +79,8 @@ class JobReporter:
         metrics: dict[str, float] | None = None,
     ) -> None:
         self._share = share or self._share
-        progress = Progress(phase, share, self._time_left_s(), saliency, metrics)
+        left = self._time_left_s()
+        progress = Progress(phase, self._true_share(left), left, saliency, metrics)
         if self._lost is not None:
             raise self._lost
         try:
@@ -71,15 +91,28 @@ class JobReporter:
             self._missed(error)
 
     def _time_left_s(self) -> float | None:
-        """An estimate that assumes a constant speed. Without new reports, it grows."""
+        """An estimate from the expected phases, or else at a constant speed."""
+        if self._pace is not None:
+            in_phase_s = time.monotonic() - self._phase_began
+            return self._pace.time_left_s(self._ended, self._phase, in_phase_s)
         if not self._share:
             return None
         return (time.monotonic() - self._began) * (1 - self._share) / self._share
 
+    def _true_share(self, time_left_s: float | None) -> float | None:
+        """The share of the job's time that has passed; it never falls."""
+        if self._pace is not None and time_left_s is not None:
+            passed_s = time.monotonic() - self._began
+            self._shown = max(self._shown, passed_s / (passed_s + time_left_s))
+            return self._shown
+        self._shown = self._share or 0.0
+        return self._share
+
     def _renew(self) -> None:
         while not self._stopping.wait(self._lease_s / 3):
             try:
-                progress = Progress(time_left_s=self._time_left_s())
+                left = self._time_left_s()
+                progress = Progress(share=self._true_share(left) if self._pace else None, time_left_s=left)
                 self._registry.jobs.report(self._job_id, self._lease, self._lease_s, progress)
             except LeaseLost as lost:
                 self._lost = lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from salem.deltas.files import pack
@@ -14,8 +15,12 @@ from salem.storage.publication import AliasMove, Publication
 from worker.pipeline.context import EditJob
 
 
-def publish(job: EditJob) -> None:
-    """Store the delta, publish the version with its entries, and end the job."""
+def publish(job: EditJob, phase_seconds: Mapping[str, float]) -> None:
+    """Store the delta, publish the version with its entries, and end the job.
+
+    Args:
+        phase_seconds: what each phase of the job took until now.
+    """
     job.observer.phase("writing", 0.97)
     delta = store_delta(job)
     metrics = job.metrics.overall.model_copy(update={"notes": (*job.request.notes, *job.metrics.notes)})
@@ -41,7 +46,7 @@ def publish(job: EditJob) -> None:
         alias=AliasMove(request.alias, request.alias_was) if request.alias else None,
     )
     # publication adds the version: its number is not known before
-    result = _result(job, delta, metrics).model_dump(mode="json", exclude={"version"})
+    result = _result(job, delta, metrics, phase_seconds).model_dump(mode="json", exclude={"version"})
     job.attempt.end(job.attempt.registry.finish_edit, version, result, made)
 
 
@@ -79,7 +84,7 @@ def store_delta(job: EditJob) -> Delta:
     return delta
 
 
-def _result(job: EditJob, delta: Delta, metrics: Metrics) -> EditResult:
+def _result(job: EditJob, delta: Delta, metrics: Metrics, phase_seconds: Mapping[str, float]) -> EditResult:
     return EditResult(
         **dict(headline(metrics)),
         version="",
@@ -93,6 +98,7 @@ def _result(job: EditJob, delta: Delta, metrics: Metrics) -> EditResult:
         delta_sha256=delta.blob,
         estimated_peak_bytes=job.estimate.num_bytes,
         worker_seconds=round(time.monotonic() - job.began, 2),
+        phase_seconds=dict(phase_seconds),
     )
 
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, insert, select
 
 from salem.errors import InvalidRequest, NotFound
-from salem.records import Job, JobKind, JobState, Name
+from salem.records import EditResult, Job, JobKind, JobState, Name
 from salem.storage.rows.pages import cut
 from salem.storage.schema import columns_of, jobs, row_values
 
 _JOB_COLUMNS = columns_of(jobs, Job)
 _MAX_KEY_LENGTH = 255
+_RECENT = 20  # jobs that are searched for one with a recipe
 
 
 def new_id() -> str:
@@ -120,6 +121,18 @@ def list_page(
         query = query.where(jobs.c.id < get(connection, after).id)
     found = [_job(row) for row in connection.execute(query).mappings()]
     return cut(found, limit)
+
+
+def last_edit(connection: Connection, model: Name, recipe: str) -> EditResult | None:
+    """The result of the newest edit job of a model that succeeded with a recipe."""
+    query = select(jobs.c.result, jobs.c.request["options"]["recipe"].as_string())
+    query = query.where(
+        jobs.c.model == model, jobs.c.kind == JobKind.EDIT, jobs.c.state == JobState.SUCCEEDED
+    )
+    for result, used in connection.execute(query.order_by(jobs.c.id.desc()).limit(_RECENT)):
+        if used == recipe:
+            return EditResult.model_validate(result)
+    return None
 
 
 def list_queued(connection: Connection) -> list[Job]:
