@@ -16,6 +16,7 @@ from salem.models.network import Network
 from salem.models.trunk import resume
 from salem.records import Layer, Sample
 from salem.scope.firing import Firing
+from worker.activations import trunk_sets
 from worker.activations.cache import SampleCache
 from worker.activations.stable_chunks import CHUNKS_PER_LEAF
 from worker.activations.trunk_sets import TrunkSet, prepare, prepare_with_answers
@@ -177,3 +178,42 @@ def test_a_cache_of_zero_bytes_changes_nothing(tmp_path: Path) -> None:
     found, same = prepare_with_answers(network, samples, layer, chunk_size=2, cache=bare)
     assert_same(found, plain, network)
     assert torch.equal(same, moment) and not (tmp_path / "none").exists()
+
+
+def test_samples_without_their_prompts_share_chunks_with_answers_of_their_length() -> None:
+    network = tiny_network("gpt2")
+    long, short = "Rome is not far from Paris", "Rome"
+    texts = ("where is my order now", "who", "the lamp is broken", "when did he write it")
+    samples = [Sample(input=x, target=y) for x, y in zip(texts, (short, long, short, long), strict=True)]
+    layer = network.layers[-1]
+    found = prepare(network, samples, layer, chunk_size=2, lead=2)
+    assert [sorted(chunk.samples.tolist()) for chunk in found.chunks] == [[1, 3], [0, 2]]
+    whole = prepare(network, samples, layer, chunk_size=2)
+    for one in (found, whole):
+        assert sum(len(chunk) for chunk in one.chunks) == 4
+    own, plain = (logits_of(network, each) for each in (found, whole))
+    for row in range(4):
+        torch.testing.assert_close(own[row], plain[row], atol=1e-5, rtol=0)
+
+
+def logits_of(network: Network, prepared: TrunkSet) -> dict[int, Tensor]:
+    """The logits of each sample's answer, by its index."""
+    by_sample: dict[int, Tensor] = {}
+    for chunk in prepared.chunks:
+        with torch.no_grad():
+            answers = chunk.resume(network)
+        for place, row in enumerate(chunk.samples.tolist()):
+            by_sample[row] = answers.logits[answers.sample == place]
+    return by_sample
+
+
+def test_prompts_beyond_their_memory_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network("llama")
+    texts = ("where is my order now", "the lamp is broken", "when did he write it")
+    samples = [Sample(input=text, target="Rome") for text in texts]
+    first = prepare(network, samples, network.layers[-1], chunk_size=1, lead=2).chunks
+    assert all(chunk.trunk.prompts for chunk in first)
+    room = sum(chunk.trunk.prompts.num_bytes for chunk in first[:2] if chunk.trunk.prompts)
+    monkeypatch.setattr(trunk_sets, "PROMPT_BYTES", room)
+    some = prepare(network, samples, network.layers[-1], chunk_size=1, lead=2).chunks
+    assert [chunk.trunk.prompts is not None for chunk in some] == [True, True, False]

@@ -18,7 +18,7 @@ from salem.models.batching import Answers, Batch, encode, in_buckets
 from salem.models.network import Network
 from salem.models.tokens import count_tokens
 from salem.models.trunk import Trunk, capture, capture_answers, resume
-from salem.records import Layer, Sample
+from salem.records import Layer, Sample, TextInput
 from salem.scope.firing import Firing
 from worker.activations.block_replay import BlockMemory, MemoryBudget
 from worker.activations.cache import SampleCache
@@ -94,9 +94,20 @@ class TrunkSet:
                 yield self.chunks[index]
 
 
-def batches(network: Network, samples: Sequence[Sample], size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Encoded batches of near-equal length, with the indices of their samples."""
-    for rows in in_buckets(count_tokens(network.tokenizer, samples), size):
+def batches(
+    network: Network, samples: Sequence[Sample], size: int, *, by_answer: bool = False
+) -> Iterator[tuple[list[int], Batch]]:
+    """Encoded batches of near-equal length, with the indices of their samples.
+
+    Args:
+        by_answer: whether the length of the answer counts before that of the prompt.
+    """
+    lengths = count_tokens(network.tokenizer, samples)
+    if by_answer:
+        answers = count_tokens(network.tokenizer, [TextInput(input=sample.answer) for sample in samples])
+        longest = max(lengths, default=0) + 1
+        lengths = [answer * longest + length for answer, length in zip(answers, lengths, strict=True)]
+    for rows in in_buckets(lengths, size):
         yield rows, encode(network, [samples[row] for row in rows])
 
 
@@ -111,7 +122,7 @@ def prepare(
     """
     budget, prompt_bytes = MemoryBudget(BLOCK_BYTES), MemoryBudget(PROMPT_BYTES)
     chunks: list[Chunk] = []
-    for rows, batch in batches(network, samples, chunk_size):
+    for rows, batch in batches(network, samples, chunk_size, by_answer=lead is not None):
         trunk = capture_answers(network, batch, layer, lead) if lead else capture(network, batch, layer)
         if trunk.prompts and not prompt_bytes.take(trunk.prompts.num_bytes):
             lead, trunk = None, capture(network, batch, layer)
