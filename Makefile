@@ -84,7 +84,7 @@ bench-quality: $(VENV)/.dev-ready ## every method on every data set, resumable; 
 	  $(BIN)/python -m benchmarks.quality.report || status=$$?; exit $$status
 
 bench-chat-quality: $(VENV)/.chat-ready ## edits of a real chat model, asked freely, resumable; QUICK=1: ten edits
-	@nice -n 10 env OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chat_quality $(ARGS)
+	@nice -n 10 env OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.chat_quality $(ARGS)
 
 clean: ## remove the virtual environment and every cache
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
