@@ -17,9 +17,15 @@ from salem.scope.state_scope import StateScope
 from salem.scope.text_scope import EXACT, FAR, TextScope
 from worker.dataset.split import build_edit_batch
 from worker.recipes.base import Artifacts, EditTask
-from worker.recipes.scoped.draw import draw_scopes
+from worker.recipes.scoped.draw import FEWEST_FOR_STATES, draw_scopes
 from worker.recipes.scoped.options import ScopedOptions
-from worker.recipes.scoped.text_scopes import CLEARANCE, calibrated_bounds, draw_text_scopes, misfit
+from worker.recipes.scoped.text_scopes import (
+    CLEARANCE,
+    calibrated_bounds,
+    draw_text_scopes,
+    too_few_held,
+    unreadable,
+)
 
 QUESTIONS = (
     Edit(input="Where was Marie Curie born?", target=LABELS[0], paraphrases=("Marie Curie's birthplace?",)),
@@ -85,17 +91,28 @@ def test_a_pair_of_edits_that_are_one_question_with_two_answers_is_named(encoder
         (QUESTIONS, None),
         ((QUESTIONS[0].model_copy(update={"text_pair": "a second text"}),), "pairs of texts"),
         ((Edit(input="日本の首都はどこですか", target=LABELS[0]),), "does not know the language"),
-        (
-            (Edit(input="Where is my order?", target=LABELS[0], paraphrases=("A poem about the sea",)),),
-            "accepts only 0 of 1 paraphrases",
-        ),
     ],
 )
 def test_the_encoder_is_used_where_it_fits(
     encoder: ScopeEncoder, edits: tuple[Edit, ...], reason: str | None
 ) -> None:
-    found = misfit(task_of(encoder, edits), encoder)
+    found = unreadable(task_of(encoder, edits), encoder)
     assert found is None if reason is None else reason in str(found)
+    assert too_few_held(task_of(encoder), encoder) is None
+
+
+def test_states_stand_in_for_an_encoder_that_fits_badly_only_with_enough_pass_samples(
+    encoder: ScopeEncoder,
+) -> None:
+    odd = (Edit(input="Where is my order?", target=LABELS[0], paraphrases=("A poem about the sea",)),)
+    few = draw_scopes(task_of(encoder, odd), ScopedOptions(metric_width=8))
+    assert isinstance(few.scope, TextScope)
+    assert "accepts only 0 of 1 paraphrases" in few.warnings[0]
+    assert f"{FEWEST_FOR_STATES} pass samples" in few.warnings[0] and "there are 2" in few.warnings[0]
+    kept = tuple(Sample(input=f"order number {n}", target="other") for n in range(FEWEST_FOR_STATES))
+    many = draw_scopes(task_of(encoder, odd, pass_samples=kept), ScopedOptions(metric_width=8))
+    assert isinstance(many.scope, StateScope)
+    assert "accepts only 0 of 1 paraphrases" in many.warnings[0]
 
 
 def test_where_the_encoder_does_not_fit_scopes_read_states_and_a_note_says_why(encoder: ScopeEncoder) -> None:

@@ -8,11 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from salem.errors import EncoderMissing
+from salem.scope.encoder import ScopeEncoder
 from worker.recipes.base import EditTask
 from worker.recipes.scoped.options import ScopedOptions
 from worker.recipes.scoped.scoping import Scoping
 from worker.recipes.scoped.state_scopes import draw_state_scopes
-from worker.recipes.scoped.text_scopes import draw_text_scopes, misfit
+from worker.recipes.scoped.text_scopes import draw_text_scopes, too_few_held, unreadable
+
+FEWEST_FOR_STATES = 200  # pass samples; calibrated on fewer, scopes of states also hold unrelated inputs
+CAUTIOUS = (
+    "the scope encoder hardly fits these texts: {reason}. Scopes compare texts all the same, because the "
+    f"model's states need at least {FEWEST_FOR_STATES} pass samples to tell unrelated inputs apart, and "
+    "there are {num}; enlarge the reference set, or send more paraphrases"
+)
 
 
 def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
@@ -32,9 +40,20 @@ def draw_scopes(task: EditTask, options: ScopedOptions) -> Scoping:
         )
     if encoder is None:
         return draw_state_scopes(task, options)
-    reason = misfit(task, encoder) if options.scopes == "auto" else None
-    if reason is None:
+    if options.scopes == "text":
         return draw_text_scopes(task, encoder)
-    drawn = draw_state_scopes(task, options)
-    note = f"scopes read the model's states, because the scope encoder does not fit these texts: {reason}"
+    return _of_fitting_kind(task, options, encoder)
+
+
+def _of_fitting_kind(task: EditTask, options: ScopedOptions, encoder: ScopeEncoder) -> Scoping:
+    unfit, num_pass = unreadable(task, encoder), len(task.batch.pass_samples)
+    weak = None if unfit else too_few_held(task, encoder)
+    if unfit or (weak and num_pass >= FEWEST_FOR_STATES):
+        note = "scopes read the model's states, because the scope encoder does not fit these texts: "
+        return _with_note(draw_state_scopes(task, options), f"{note}{unfit or weak}")
+    drawn = draw_text_scopes(task, encoder)
+    return _with_note(drawn, CAUTIOUS.format(reason=weak, num=num_pass)) if weak else drawn
+
+
+def _with_note(drawn: Scoping, note: str) -> Scoping:
     return replace(drawn, warnings=(note, *drawn.warnings))

@@ -28,16 +28,22 @@ FITTING = 0.4  # share of the job's own paraphrases that scopes must hold
 MOST_TOKENS_PER_WORD = 2.5  # more: the encoder does not know the language
 
 
-def misfit(task: EditTask, encoder: ScopeEncoder) -> str | None:
-    """Why the encoder's scopes do not fit the job's samples; None if they do."""
-    batch = task.batch
-    if any(sample.text_pair for sample in batch.corrections):
+def unreadable(task: EditTask, encoder: ScopeEncoder) -> str | None:
+    """Why the encoder cannot compare the job's texts; None if it can."""
+    if any(sample.text_pair for sample in task.batch.corrections):
         return "inputs are pairs of texts"
-    texts = [question_of(task.network, sample) for sample in batch.corrections]
+    texts = [question_of(task.network, sample) for sample in task.batch.corrections]
     if encoder.tokens_per_word(texts) > MOST_TOKENS_PER_WORD:
         return "it does not know the language of the edits"
+    return None
+
+
+def too_few_held(task: EditTask, encoder: ScopeEncoder) -> str | None:
+    """That the encoder's scopes would hold too few of the job's own paraphrases; None if they hold enough."""
+    batch = task.batch
     if not batch.adapt_samples:
         return None
+    texts = [question_of(task.network, sample) for sample in batch.corrections]
     scope = _with_common_bounds(encoder, texts, batch)
     num_edits = len(batch.edit_samples)
     held = [
