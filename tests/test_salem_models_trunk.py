@@ -69,17 +69,17 @@ def counting(network: Network, calls: list[str]) -> Callable[[], None]:
     return stop
 
 
-@pytest.mark.parametrize("lead", [1, 3, 6])
+@pytest.mark.parametrize("tail", [1, 3, 6])
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
 @torch.no_grad()
-def test_a_decoder_without_its_prompts_equals_the_plain_forward(architecture: str, lead: int) -> None:
+def test_a_decoder_without_its_prompts_equals_the_plain_forward(architecture: str, tail: int) -> None:
     network = tiny_network(architecture)
     batch = mixed_batch(network)
     expected = forward(network, batch)
     for layer in network.layers:
-        trunk = capture_answers(network, batch, layer, lead)
+        trunk = capture_answers(network, batch, layer, tail)
         longest = int((batch.inputs["attention_mask"].sum(1) - batch.answer_starts).max())
-        assert trunk.prompts and trunk.batch.targets.shape[1] <= longest + lead - 1, "only the end is left"
+        assert trunk.prompts and trunk.batch.targets.shape[1] <= longest + tail - 1, "only the end is left"
         assert_same(resume(network, trunk), expected, layer.path)
         assert_same(resume(network, trunk), expected, f"{layer.path}, again")
         some = torch.tensor([0, 3])
@@ -90,12 +90,12 @@ def test_a_decoder_without_its_prompts_equals_the_plain_forward(architecture: st
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_gradients_without_prompts_are_those_of_a_plain_forward(architecture: str) -> None:
     """The addition acts on the last two tokens of a prompt and on the answer."""
-    network, lead = tiny_network(architecture), 2
+    network, tail = tiny_network(architecture), 2
     batch, layer = mixed_batch(network), tiny_network(architecture).layers[1]
     found = []
-    for trunk in (capture(network, batch, layer), capture_answers(network, batch, layer, lead)):
+    for trunk in (capture(network, batch, layer), capture_answers(network, batch, layer, tail)):
         value = torch.full((layer.d_out,), 0.1, requires_grad=True)
-        first = trunk.batch.answer_starts - lead + 1
+        first = trunk.batch.answer_starts - tail + 1
         acts = torch.arange(trunk.batch.targets.shape[1]) >= first[:, None]
 
         def add(x: Tensor, value: Tensor = value, acts: Tensor = acts) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salem.deltas.chain import Chain
 from salem.deltas.files import pack, term_tensors, unpack
-from salem.deltas.terms import LEAD, DecodingPosition, LayerDelta, Scoped
+from salem.deltas.terms import TAIL, DecodingPosition, LayerDelta, Scoped
 from salem.errors import DeltaRejected
 from salem.inference.gate import fire
 from salem.inference.predict import Answer, predict
@@ -243,12 +243,12 @@ def test_each_token_of_an_answer_gets_the_value_of_its_position() -> None:
     assert torch.equal(given[0], values[0, [0, 0, 0, 0, 1, 2, 2]])
     assert torch.equal(given[1], values[1, [0, 0, 1, 2, 2, 2, 2]]), "what comes later gets the last value"
     cached = DecodingPosition()
-    passes = [term.act(drawn(2, width, 6), firing, cached) for width in (LEAD, 1, 1, 1)]
-    assert torch.equal(torch.cat(passes, 1), values[:, [*[0] * LEAD, 1, 2, 2]])
-    long = term.act(drawn(2, LEAD + 4, 6), replace(firing, answer_starts=torch.tensor([LEAD + 1] * 2)))
-    assert torch.equal(long[:, 2:], values[:, [0] * LEAD + [1, 2]])
+    passes = [term.act(drawn(2, width, 6), firing, cached) for width in (TAIL, 1, 1, 1)]
+    assert torch.equal(torch.cat(passes, 1), values[:, [*[0] * TAIL, 1, 2, 2]])
+    long = term.act(drawn(2, TAIL + 4, 6), replace(firing, answer_starts=torch.tensor([TAIL + 1] * 2)))
+    assert torch.equal(long[:, 2:], values[:, [0] * TAIL + [1, 2]])
     assert not long[:, :2].any(), "the beginning of a prompt stays as it is"
-    assert torch.equal(term.act(drawn(2, LEAD + 2, 6), firing, DecodingPosition()), long[:, : LEAD + 2])
+    assert torch.equal(term.act(drawn(2, TAIL + 2, 6), firing, DecodingPosition()), long[:, : TAIL + 2])
     whole = DecodingPosition()
     for width, expected in ((2, [0, 0]), (3, [0, 0, 1]), (4, [0, 0, 1, 2])):
         assert torch.equal(term.act(drawn(2, width, 6), firing, whole), values[:, expected])

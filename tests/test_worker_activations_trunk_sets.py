@@ -186,7 +186,7 @@ def test_samples_without_their_prompts_share_chunks_with_answers_of_their_length
     texts = ("where is my order now", "who", "the lamp is broken", "when did he write it")
     samples = [Sample(input=x, target=y) for x, y in zip(texts, (short, long, short, long), strict=True)]
     layer = network.layers[-1]
-    found = prepare(network, samples, layer, chunk_size=2, lead=2)
+    found = prepare(network, samples, layer, chunk_size=2, tail=2)
     assert [sorted(chunk.samples.tolist()) for chunk in found.chunks] == [[1, 3], [0, 2]]
     whole = prepare(network, samples, layer, chunk_size=2)
     for one in (found, whole):
@@ -211,9 +211,9 @@ def test_prompts_beyond_their_memory_are_kept_whole(monkeypatch: pytest.MonkeyPa
     network = tiny_network("llama")
     texts = ("where is my order now", "the lamp is broken", "when did he write it")
     samples = [Sample(input=text, target="Rome") for text in texts]
-    first = prepare(network, samples, network.layers[-1], chunk_size=1, lead=2).chunks
+    first = prepare(network, samples, network.layers[-1], chunk_size=1, tail=2).chunks
     assert all(chunk.trunk.prompts for chunk in first)
     room = sum(chunk.trunk.prompts.num_bytes for chunk in first[:2] if chunk.trunk.prompts)
     monkeypatch.setattr(trunk_sets, "PROMPT_BYTES", room)
-    some = prepare(network, samples, network.layers[-1], chunk_size=1, lead=2).chunks
+    some = prepare(network, samples, network.layers[-1], chunk_size=1, tail=2).chunks
     assert [chunk.trunk.prompts is not None for chunk in some] == [True, True, False]

@@ -32,9 +32,9 @@ COLD_STOP_S = 3.0  # and then this long to stop the job
 REDIS_STOP_S = 2.0
 REDIS_DELAY_S = 30.0  # after a start that failed
 POLL_S = 0.2
-# Threads of torch that wait for each other sleep instead of spinning. Where processes share cores, spinning
-# takes the time that the awaited thread needs: a job took three times as long.
-CALM_THREADS = {"OMP_WAIT_POLICY": "passive"}
+# Torch threads that wait for one another sleep instead of spinning. On shared cores, a spinning thread takes
+# time from the one that it waits for: a job took three times as long.
+THREADS_SLEEP = {"OMP_WAIT_POLICY": "passive"}
 
 
 class Supervisor:
@@ -162,7 +162,7 @@ class Supervisor:
 
 def environment(settings: Settings) -> dict[str, str]:
     """The environment of this process, with variables that give a child the same settings."""
-    variables = {**CALM_THREADS, **os.environ}
+    variables = {**THREADS_SLEEP, **os.environ}
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         alias = field.validation_alias

@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from salem.deltas.terms import LEAD, DecodingPosition, LayerDelta, Scoped, adding, answer_positions
+from salem.deltas.terms import TAIL, DecodingPosition, LayerDelta, Scoped, adding, answer_positions
 from salem.scope.firing import Firing, Reading
 from salem.scope.scope import Scope, joined_scope
 
@@ -57,7 +57,7 @@ class LayerEntries:
         if len(self.values) > len(self.value_starts) - 1:  # some entries have more than one value
             positions = answer_positions(firing, rows.shape[1], position)  # [n or 1, t]
             last = self.value_starts[firing.entry + 1][:, None] - 1
-            gate = gate * ((positions > -LEAD) | (last == place))  # [n, t]
+            gate = gate * ((positions > -TAIL) | (last == place))  # [n, t]
             place = (place + positions.clamp(min=0)).minimum(last)
         addition = self.values[place]  # [n, 1 or t, d_out]
         if len(self.down):

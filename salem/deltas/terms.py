@@ -22,7 +22,7 @@ from salem.scope.firing import Firing
 from salem.scope.scope import Scope
 
 Addition = Callable[[Tensor], Tensor]  # [.., d_in] -> [.., d_out]
-LEAD = 4  # tokens at a prompt's end that an entry acts on, beside the answer
+TAIL = 4  # last tokens of a prompt that an entry acts on, besides those of the answer
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Scoped:
     """A term of `e` entries, each acting only on inputs inside its scope.
 
     Where entry i fires, the layer's output gets gate * (values[i, j] + (x down[i]ᵀ) up[i]) at every token
-    that predicts the answer's j-th: 0 at the last LEAD tokens of the prompt, p - 1 also at all later tokens.
-    Earlier tokens of the prompt stay as they are. If the layer does not see the answer, p is 1 and the entry
-    acts on all tokens. A value does not depend on x, so it does the same to a paraphrase as to its edit.
+    that predicts the answer's j-th: 0 at the last TAIL tokens of the prompt, p - 1 also at all later tokens.
+    Nothing is added at earlier tokens. If the layer does not see the answer, p is 1 and the entry acts on all
+    tokens. A value does not depend on x, so it does the same to a paraphrase as to its edit.
     """
 
     scope: Scope
@@ -130,7 +130,7 @@ class Scoped:
         if (last := values.shape[1] - 1) > 0:
             positions = answer_positions(firing, rows.shape[1], position)  # [n or 1, t]
             addition = F.one_hot(positions.clamp(0, last), last + 1).to(values.dtype) @ values
-            gate = gate * (positions > -LEAD)  # [n, t]
+            gate = gate * (positions > -TAIL)  # [n, t]
         if self.down.shape[1]:
             down, up = _rows(self.down, firing.entry), _rows(self.up, firing.entry)
             addition = addition + rows @ down.mT @ up

@@ -1,8 +1,8 @@
 """Keys and values of prompts, so that a decoder runs only for the tokens around an answer.
 
-A change that acts at the end of a prompt leaves all tokens before as they are: their keys and values stay
-the same in every training step. `read_prompts` computes them once and returns the rest of the batch, which is
-a few tokens long. The model's own cache class does the work, as in generation.
+A change that acts only at the end of a prompt leaves the earlier tokens as they are: their keys and values
+are the same in every training step. `read_prompts` computes them once and returns the rest of the batch,
+which is a few tokens long. The model's own cache class does the work, as in generation.
 
 Must not know layers, deltas, or why only answers change.
 """
@@ -64,17 +64,17 @@ def can_read_prompts(network: Network) -> bool:
 
 
 @torch.no_grad()
-def read_prompts(network: Network, batch: Batch, lead: int) -> tuple[PromptCache, Batch] | None:
+def read_prompts(network: Network, batch: Batch, tail: int) -> tuple[PromptCache, Batch] | None:
     """The cache of a batch's prompts, and the batch of what follows.
 
     Args:
         batch: prompts with answers, padded on the right.
-        lead: the last tokens of each prompt, which belong to what follows.
+        tail: how many tokens at the end of each prompt stay in the batch that follows.
 
     Returns:
-        None if no prompt is longer.
+        None if no prompt has more tokens than `tail`.
     """
-    starts = (batch.answer_starts - lead + 1).clamp(min=0)  # [n]
+    starts = (batch.answer_starts - tail + 1).clamp(min=0)  # [n]
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     width = int(starts.max())
     if not width:

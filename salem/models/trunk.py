@@ -33,7 +33,7 @@ class Trunk:
     batch: Batch
     state: Any  # what block l-1 returned: a tensor [n, t, d] or a tuple of such, position biases, None
     encoder_state: Tensor | None  # [n, t, d] the encoder's output, if the block is in a seq2seq decoder
-    prompts: PromptCache | None = None  # of the tokens before the batch's, which then holds the rest
+    prompts: PromptCache | None = None  # the tokens before those of `batch`, if it does not hold all
 
     def rows(self, index: Tensor) -> Trunk:
         """The samples at `index` [k]."""
@@ -80,13 +80,13 @@ def capture(network: Network, batch: Batch, layer: Layer) -> Trunk:
 
 
 @torch.no_grad()
-def capture_answers(network: Network, batch: Batch, layer: Layer, lead: int) -> Trunk:
-    """The same for a change that acts on the last `lead` tokens of each prompt and on the answer.
+def capture_answers(network: Network, batch: Batch, layer: Layer, tail: int) -> Trunk:
+    """Like `capture`, for a change that acts only on the last `tail` tokens of each prompt and on the answer.
 
-    The trunk then holds only these tokens. If the model is no decoder, or no prompt is longer, it is the
-    trunk of `capture`.
+    The trunk then holds only these tokens, and a cache of the others. If the model is not a decoder, or no
+    prompt is longer than `tail`, it is the trunk of `capture`.
     """
-    found = read_prompts(network, batch, lead) if can_read_prompts(network) else None
+    found = read_prompts(network, batch, tail) if can_read_prompts(network) else None
     if found is None:
         return capture(network, batch, layer)
     prompts, answers = found

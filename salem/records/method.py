@@ -53,7 +53,7 @@ class SharedOptions(Record):
         ge=1,
         le=100_000,
         description="Maximum number of corrections that the saliency of layers is averaged over, drawn at "
-        "random. The paper takes all",
+        "random. The SaLEM paper averages over all",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Random seed")
     max_pass_samples: int = Field(

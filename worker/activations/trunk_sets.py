@@ -112,20 +112,20 @@ def batches(
 
 
 def prepare(
-    network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int, lead: int | None = None
+    network: Network, samples: Sequence[Sample], layer: Layer, *, chunk_size: int, tail: int | None = None
 ) -> TrunkSet:
     """Capture the trunks of samples to correct. Those that forget also get the base's next choices.
 
     Args:
-        lead: if what is trained acts only on that many tokens at a prompt's end, and on answers. A decoder
-            then runs for no other tokens, until keys and values of prompts take `PROMPT_BYTES`.
+        tail: set it if what is trained acts only on this many tokens at the end of a prompt, and on answers.
+            A decoder then runs for these tokens only, until keys and values of prompts take `PROMPT_BYTES`.
     """
     budget, prompt_bytes = MemoryBudget(BLOCK_BYTES), MemoryBudget(PROMPT_BYTES)
     chunks: list[Chunk] = []
-    for rows, batch in batches(network, samples, chunk_size, by_answer=lead is not None):
-        trunk = capture_answers(network, batch, layer, lead) if lead else capture(network, batch, layer)
+    for rows, batch in batches(network, samples, chunk_size, by_answer=tail is not None):
+        trunk = capture_answers(network, batch, layer, tail) if tail else capture(network, batch, layer)
         if trunk.prompts and not prompt_bytes.take(trunk.prompts.num_bytes):
-            lead, trunk = None, capture(network, batch, layer)
+            tail, trunk = None, capture(network, batch, layer)
         chunks.append(Chunk(trunk, torch.tensor(rows), None, None, memory=BlockMemory(budget)))
     return TrunkSet(tuple(_with_next_choices(network, chunk) for chunk in chunks))
 

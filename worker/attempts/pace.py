@@ -1,8 +1,8 @@
-"""How long the phases of an edit job take, so that its progress and the time left are true.
+"""Estimates how long the phases of an edit job take, and so its progress and the time left.
 
-The last job of the same model and recipe tells, scaled by the number of corrections. For the first such job,
-measured ratios between phases stand in. What ended phases took corrects the speed of those to come. Must not
-know what phases do, or where results are stored.
+The estimate is what they took in the last job of the same model and recipe, scaled by the number of
+corrections. The first such job uses times measured elsewhere. Each phase that ends corrects the speed that is
+expected of the others. Must not know what phases do, or where results are stored.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from dataclasses import dataclass
 from salem.records import EditResult
 
 PHASES = ("loading", "predicting", "saliency", "training", "evaluating", "writing")
-Seconds = Mapping[str, float]  # by phase
+PhaseSeconds = Mapping[str, float]  # by name of the phase
 
-_TRUST = 0.2  # weight of the expected speed, as a share of the whole job, against that of ended phases
-_GROWS = frozenset({"predicting", "training", "evaluating"})  # with the number of corrections
+_TRUST = 0.2  # weight of the expected speed against that of ended phases, as a share of the whole job
+_GROWS = frozenset({"predicting", "training", "evaluating"})  # in proportion to the corrections
 
 
-def expected_first(num: int, most_saliency: int, *, generates: bool) -> Seconds:
-    """Phases of a model's first job, measured on a chat model with 30 blocks and on the demo's classifier.
+def expected_first(num: int, max_saliency: int, *, generates: bool) -> PhaseSeconds:
+    """How long phases should take without an earlier job of the same model and recipe.
 
-    Only their ratios matter much.
+    Measured on a chat model with 30 blocks and on the demo's classifier. `Pace` corrects the speed, so
+    the ratios between phases matter most.
 
     Args:
-        num: corrections, which are edits and their paraphrases.
-        most_saliency: those that saliency is averaged over, at most.
-        generates: whether the model writes texts.
+        num: number of corrections: edits and their trained paraphrases.
+        max_saliency: most corrections that saliency is averaged over.
+        generates: whether the model generates text.
     """
-    num_saliency = min(num, most_saliency)
+    num_saliency = min(num, max_saliency)
     if not generates:
         return {
             "loading": 2.0,
@@ -49,20 +50,20 @@ def expected_first(num: int, most_saliency: int, *, generates: bool) -> Seconds:
     }
 
 
-def expected_after(last: EditResult, num: int, most_saliency: int) -> Seconds:
-    """Phases of a job like an earlier one with another number of corrections.
+def expected_after(last: EditResult, num: int, max_saliency: int) -> PhaseSeconds:
+    """How long phases should take after an earlier job with another number of corrections.
 
     Args:
-        most_saliency: corrections that saliency is averaged over, at most.
+        num, max_saliency: as for `expected_first`.
     """
     before = num_corrections(last)
     factors = dict.fromkeys(_GROWS, num / before)
-    factors["saliency"] = min(num, most_saliency) / min(before, most_saliency)
+    factors["saliency"] = min(num, max_saliency) / min(before, max_saliency)
     return {phase: seconds * factors.get(phase, 1.0) for phase, seconds in last.phase_seconds.items()}
 
 
 def num_corrections(result: EditResult) -> int:
-    """The edits and trained paraphrases of a job."""
+    """The number of edits and trained paraphrases of a job, at least 1."""
     return max(1, sum(share.count for share in (result.edit_accuracy, result.adapt_accuracy) if share))
 
 
@@ -70,14 +71,14 @@ def num_corrections(result: EditResult) -> int:
 class Pace:
     """The expected phases of a running job."""
 
-    expected: Seconds
+    expected: PhaseSeconds
 
-    def time_left_s(self, ended: Seconds, phase: str, in_phase_s: float) -> float:
+    def time_left_s(self, ended: PhaseSeconds, phase: str, in_phase_s: float) -> float:
         """Seconds until the job ends.
 
         Args:
             ended: what each ended phase took.
-            phase: the present one.
+            phase: the current one.
             in_phase_s: seconds since it began.
         """
         whole = sum(self.expected.values())

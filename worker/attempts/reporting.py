@@ -18,7 +18,7 @@ from salem.errors import LeaseLost, SalemError, Unavailable
 from salem.records import LayerScore
 from salem.storage.registry import Registry
 from salem.storage.rows.leases import Progress
-from worker.attempts.pace import Pace, Seconds
+from worker.attempts.pace import Pace, PhaseSeconds
 from worker.attempts.retries import timed_out
 
 
@@ -47,13 +47,13 @@ class JobReporter:
         self._stopping.set()
         self._thread.join(self._lease_s)
 
-    def expect(self, phases: Seconds) -> None:
+    def expect(self, phases: PhaseSeconds) -> None:
         """From now on, progress and the time left follow from how long each phase should take."""
         self._pace = Pace(phases)
 
     @property
     def phase_seconds(self) -> dict[str, float]:
-        """What each phase that has ended took."""
+        """How long each phase that has ended took."""
         return {name: round(seconds, 2) for name, seconds in self._ended.items()}
 
     def phase(self, name: str, progress: float) -> None:
@@ -80,7 +80,7 @@ class JobReporter:
     ) -> None:
         self._share = share or self._share
         left = self._time_left_s()
-        progress = Progress(phase, self._true_share(left), left, saliency, metrics)
+        progress = Progress(phase, self._share_passed(left), left, saliency, metrics)
         if self._lost is not None:
             raise self._lost
         try:
@@ -99,8 +99,11 @@ class JobReporter:
             return None
         return (time.monotonic() - self._began) * (1 - self._share) / self._share
 
-    def _true_share(self, time_left_s: float | None) -> float | None:
-        """The share of the job's time that has passed; it never falls."""
+    def _share_passed(self, time_left_s: float | None) -> float | None:
+        """The share of the job's time that has passed; it never falls.
+
+        Without expected phases, it is the share that the job reported last.
+        """
         if self._pace is not None and time_left_s is not None:
             passed_s = time.monotonic() - self._began
             self._shown = max(self._shown, passed_s / (passed_s + time_left_s))
@@ -112,7 +115,7 @@ class JobReporter:
         while not self._stopping.wait(self._lease_s / 3):
             try:
                 left = self._time_left_s()
-                progress = Progress(share=self._true_share(left) if self._pace else None, time_left_s=left)
+                progress = Progress(share=self._share_passed(left) if self._pace else None, time_left_s=left)
                 self._registry.jobs.report(self._job_id, self._lease, self._lease_s, progress)
             except LeaseLost as lost:
                 self._lost = lost

@@ -1,8 +1,8 @@
-"""Other conversations that a question of a chat model may stand in.
+"""Other conversations in which a chat model may be asked the same question.
 
 People ask the same question under another system prompt, after small talk, or behind a sentence or two.
-Augmentations in such conversations teach an edit to hold in all of them. They are kept short, because every
-token is paid for. Must not know which questions are edited.
+Augmentations in such conversations teach an edit to hold there. The texts are short, because every token
+makes training slower. Must not know which questions are edited.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SMALL_TALK = (
     ("Thanks, that was useful.", "I am glad to hear it."),
     ("I have two questions.", "Please ask them."),
 )
-_BEFORE = (
+_LEAD_INS = (
     "My sister and I talked about this on the train and could not agree.",
     "I was reading the paper this morning, and one thing in it made me curious.",
     "We had guests yesterday. Somebody brought this up over dinner, and nobody was sure.",
@@ -40,7 +40,10 @@ _BEFORE = (
 
 
 def in_conversations(network: Network, samples: Sequence[Sample], rng: random.Random) -> list[Sample]:
-    """Each sample, with its last user turn in another conversation if the model is a chat model."""
+    """Each sample, with its last user turn in another conversation if the model is a chat model.
+
+    A sample stays as it is if the model's template refuses the conversation.
+    """
     if not network.turns.opening:
         return list(samples)
     return [_placed(network, sample, rng) for sample in samples]
@@ -70,7 +73,7 @@ def _after_small_talk(question: str, rng: random.Random) -> Messages:
 
 
 def _behind_sentences(question: str, rng: random.Random) -> Messages:
-    return [{"role": "user", "content": f"{rng.choice(_BEFORE)}\n\n{question}"}]
+    return [{"role": "user", "content": f"{rng.choice(_LEAD_INS)}\n\n{question}"}]
 
 
 _PLACES: tuple[Place, ...] = (_under_a_system_prompt, _after_small_talk, _behind_sentences)

@@ -19,7 +19,7 @@ NUM_OTHERS = 8  # other edits or reference samples that lend their subject or th
 LONGEST = 400  # characters of a text that rules rewrite
 SAME_RELATION = 0.6  # share of the words besides the subject that two questions of one relation share
 PER_RULE = 3  # neighbors of one edit by one rule
-MOST_NEGATED_WORDS = 15  # of a text with a label: in a longer one, a negated verb seldom changes the label
+MOST_NEGATED_WORDS = 15  # of a classifier's text: negating a verb in a longer one seldom changes its label
 
 
 @dataclass(frozen=True)

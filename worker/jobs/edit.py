@@ -6,7 +6,7 @@ The pipeline does the work. Must not know how an attempt begins or fails.
 from __future__ import annotations
 
 from worker.attempts.attempt import Attempt
-from worker.attempts.pace import Seconds, expected_after, expected_first
+from worker.attempts.pace import PhaseSeconds, expected_after, expected_first
 from worker.attempts.reporting import JobReporter
 from worker.pipeline.budget import check_budget
 from worker.pipeline.context import EditJob
@@ -47,7 +47,7 @@ def run(attempt: Attempt, reporter: JobReporter) -> None:
     publish(job, reporter.phase_seconds)
 
 
-def _phases(job: EditJob) -> Seconds:
+def _phases(job: EditJob) -> PhaseSeconds:
     """How long the job's phases should take."""
     num, most = len(job.batch.corrections), job.recipe.options.saliency_samples
     last = job.attempt.registry.jobs.last_edit(job.model.name, job.recipe.name)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from salem.models.chat import TurnFinder
 from salem.records import (
     DetailedMetrics,
     EditId,
@@ -112,7 +111,7 @@ def _measure(chain: NewChain, parent: Version) -> DetailedMetrics | None:
     new = [new.applied for new in chain.deltas]
     before, after, base = (versions.EditedModel(network, deltas, longest) for deltas in (old, new, ()))
     metrics = evaluate(batch, before, after, generates=network.task.generates, unedited=base)
-    near = notes_on_neighbors(metrics, batch.edit_samples, TurnFinder.of(network.tokenizer))
+    near = notes_on_neighbors(metrics, batch.edit_samples, network.turns)
     return metrics.model_copy(update={"notes": (*metrics.notes, *near)})
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import compress
 
-from salem.models.chat import TurnFinder
 from salem.models.network import Network
 from salem.records import EditBatch, EditRequest, ReferenceSample, Sample, held_out
 from worker.dataset.near_samples import NearSamples
@@ -37,10 +36,9 @@ def requested_batch(request: EditRequest, history: EditHistory, network: Network
         max_held_out=options.max_held_out,
         seed=options.seed,
     )
-    finder = TurnFinder.of(network.tokenizer)
-    near = history.near_samples(finder)
+    near = history.near_samples(network.turns)
     if given is not None:
-        near = NearSamples([_as_reference(sample) for sample in given], finder.last_user_turn)
+        near = NearSamples([_as_reference(sample) for sample in given], network.turns.last_user_turn)
     return _fitting(network, add_neighbors(batch, request.edits, near, generates=network.task.generates))
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from salem.inference.predict import is_right
 from salem.messages import first_few, quote
-from salem.models.chat import TurnFinder
 from worker.evaluation.earlier_edits import notes_on_lost_edits
 from worker.evaluation.metrics import evaluate
 from worker.evaluation.neighborhood import notes_on_neighbors
@@ -35,16 +34,16 @@ def measure(context: ContextT) -> ContextT:
     metrics = evaluate(context.batch, before, after, generates=network.task.generates, notes=notes)
     if metrics.edit_accuracy.value == 0 and not context.may_fail:
         raise recipe.failure(context.layer, context.batch.edit_samples)
-    near = notes_on_neighbors(metrics, context.batch.edit_samples, TurnFinder.of(network.tokenizer))
+    near = notes_on_neighbors(metrics, context.batch.edit_samples, network.turns)
     notes = (*metrics.notes, *near, *recipe.notes(metrics, context.artifacts))
     return replace(context, metrics=metrics.model_copy(update={"notes": notes}))
 
 
 def _not_given(context: EditContext) -> Iterator[str]:
     """Notes for edits that forget an answer that the parent does not give, so their outcomes say little."""
-    finder = TurnFinder.of(context.network.tokenizer)
+    turns = context.network.turns
     notes = (
-        f"the answer to {quote(finder.question(sample.input))} was {quote(output)}, not "
+        f"the answer to {turns.quote(sample.input)} was {quote(output)}, not "
         f"{quote(sample.answer)}, which the edit forgets; to change the current answer, forget that one"
         for sample, output in context.edits_before
         if sample.forgets and is_right(output, sample)

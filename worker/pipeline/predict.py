@@ -10,7 +10,6 @@ from dataclasses import replace
 from salem.errors import InvalidRequest, Pointer
 from salem.inference.predict import predict, same_answer
 from salem.messages import quote
-from salem.models.chat import TurnFinder
 from salem.models.network import Network
 from salem.records import Edit, TextInput
 from worker.pipeline.context import ContextT, EditJob
@@ -46,11 +45,10 @@ def _asked(context: ContextT, inputs: Sequence[TextInput]) -> ContextT:
 
 
 def _check_not_the_target(network: Network, edits: Sequence[Edit], answers: Mapping[str, str]) -> None:
-    finder = TurnFinder.of(network.tokenizer)
     errors = [
         Pointer(
             f"/edits/{index}/neighbors/{number}",
-            f"{quote(finder.question(neighbor.input))} is already answered with {quote(str(edit.target))}, "
+            f"{network.turns.quote(neighbor.input)} is already answered with {quote(str(edit.target))}, "
             "the target of its edit",
         )
         for index, edit in enumerate(edits)

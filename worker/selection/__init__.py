@@ -1,4 +1,4 @@
-"""Chooses the layer to edit: gradient saliency makes a shortlist, and trial edits decide.
+"""Chooses the layer to edit: gradient saliency ranks the layers, and trial edits may decide among the best.
 
 Must not know recipes, jobs, or storage. Start with `saliency`.
 """

@@ -31,7 +31,8 @@ from worker.training.loop import Prepared
 
 NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
 MOST_POSITIONS = 32  # answer tokens with a value of their own; later ones share the last value
-MARGIN_ANSWERS = 32  # answers that show by how much the base leads; a text has several tokens
+MARGIN_LABELS = 32  # pass samples that show by how much a classifier leads
+MARGIN_TEXTS = 8  # the same for a model that generates: a text has several tokens
 VALUE_COPIES = 6  # of each value in training: itself, scaled, gradient, two moments, the best so far
 _FEATURE_POOLS = 5  # widths of a sample's features, in states
 _FEATURE_COPIES = 5  # of features: plain, augmented, standardized, and two inside a step of the metric
@@ -164,7 +165,7 @@ def attainable_margin(network: Network, batch: EditBatch, margin: float) -> floa
 
     Some classifiers never lead by much, however strongly a correction pulls.
     """
-    few = batch.pass_samples[: MARGIN_ANSWERS // (4 if network.task.generates else 1)]
+    few = batch.pass_samples[: MARGIN_TEXTS if network.task.generates else MARGIN_LABELS]
     if not few or not margin:
         return margin
     own = float(min_margin_per_sample(forward(network, encode(network, few))).median())

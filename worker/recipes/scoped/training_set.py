@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from salem.deltas.terms import LEAD
+from salem.deltas.terms import TAIL
 from salem.models.network import Network
 from salem.models.trunk import entering, sees_answer_tokens
 from salem.records import EditBatch, Layer, Sample
@@ -67,8 +67,8 @@ def prepare_entries(task: EditTask, options: ScopedOptions, scoping: Scoping) ->
     placed = in_conversations(network, [sample for draw in drawn for sample in draw], rng)
     variants = replace_too_long(network, [*own] * options.augmentations, placed)
     owners, anchors = _anchors(task, _pick(task.batch, learning), options, rng)
-    lead = LEAD if sees_answer_tokens(network, layer) else None
-    corrections = prepare(network, [*own, *variants, *anchors], layer, chunk_size=CHUNK, lead=lead)
+    tail = TAIL if sees_answer_tokens(network, layer) else None
+    corrections = prepare(network, [*own, *variants, *anchors], layer, chunk_size=CHUNK, tail=tail)
     every = torch.arange(len(own), device=network.device).repeat(1 + options.augmentations)
     # The first corrections are the edits themselves, so an edit's index is a row among them.
     own_firing = scoping.corrections.rows(torch.cat([every, owners]))
