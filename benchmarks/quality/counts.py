@@ -4,7 +4,7 @@ The bootstrap draws samples with replacement, so the order of samples does not m
 counted.
 
     edits, neighbors, portability   [right, all]
-    paraphrases                     [[right, all, edits], ...]: how many edits have so many paraphrases right
+    paraphrases                     [[right, all, edits], ...]: edits with that many paraphrases right
     pass_samples                    [lost, all] held-out pass samples; absent on running text
     nll_rises                       running text only, {"tokens of a passage": [first, step, step, ...]}:
                                     sorted rises of the negative log-likelihood, in thousandths of a nat,

@@ -53,7 +53,7 @@ class Material(Record):
     paraphrase_source: Literal["rules", "human"]
     perplexity: bool  # whether drawdown is a rise of perplexity instead of a loss of correct answers
     corrections: tuple[Correction, ...]  # hardest first
-    num_hard: int  # the first so many corrections: the base is most confident of its wrong answer
+    num_hard: int  # this many corrections come first: the base is most confident of its wrong answer
     kept: tuple[Sample, ...]  # samples that the base answers correctly, or passages with `perplexity`
     training_passages: tuple[Sample, ...] = ()  # for training only
     accuracy: float | None = None  # of the base on the reference set

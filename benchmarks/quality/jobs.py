@@ -25,7 +25,7 @@ VALIDATION_SEED = 1_000_003  # draws the validation jobs
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many samples a job uses, if its material has so many."""
+    """How many samples a job uses, if its material has that many."""
 
     held_out: int = 1_000
     validation_held_out: int = 400

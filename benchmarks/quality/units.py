@@ -89,7 +89,7 @@ def has_seed(method: Method, num_edits: int, seed: int) -> bool:
 
 
 def takes(method: Method, num_edits: int) -> bool:
-    """Whether a method is measured with so many edits; a thousand come as a sequence of batches."""
+    """Whether a method is measured with this many edits; a thousand come as a sequence of batches."""
     return num_edits <= method.largest and (num_edits < SEQUENCE or method.sequential)
 
 

@@ -15,7 +15,7 @@ from salem.records import EditResult
 PHASES = ("loading", "predicting", "saliency", "training", "evaluating", "writing")
 PhaseSeconds = Mapping[str, float]  # by name of the phase
 
-_TRUST = 0.2  # weight of the expected speed against that of ended phases, as a share of the whole job
+_TRUST = 0.2  # weight of the expected times, as a share of the whole job, against those of ended phases
 _GROWS = frozenset({"predicting", "training", "evaluating"})  # in proportion to the corrections
 
 
@@ -77,13 +77,13 @@ class Pace:
         """Seconds until the job ends.
 
         Args:
-            ended: what each ended phase took.
+            ended: how long each ended phase took.
             phase: the current one.
             in_phase_s: seconds since it began.
         """
         whole = sum(self.expected.values())
-        known = sum(self.expected.get(each, 0.0) for each in ended)
-        speed = (sum(ended.values()) + _TRUST * whole) / (known + _TRUST * whole)
+        planned = sum(self.expected.get(each, 0.0) for each in ended)
+        slowdown = (sum(ended.values()) + _TRUST * whole) / (planned + _TRUST * whole)
         later = [each for each in PHASES if each not in ended and each != phase]
-        here = max(self.expected.get(phase, 0.0) * speed - in_phase_s, 0.1 * in_phase_s)
-        return here + speed * sum(self.expected.get(each, 0.0) for each in later)
+        here = max(self.expected.get(phase, 0.0) * slowdown - in_phase_s, 0.1 * in_phase_s)
+        return here + slowdown * sum(self.expected.get(each, 0.0) for each in later)

@@ -14,7 +14,7 @@ from salem.models.network import Network
 from salem.records import Sample
 
 Messages = list[dict[str, str]]
-Place = Callable[[str, random.Random], Messages]
+Conversation = Callable[[str, random.Random], Messages]
 
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -46,12 +46,12 @@ def in_conversations(network: Network, samples: Sequence[Sample], rng: random.Ra
     """
     if not network.turns.opening:
         return list(samples)
-    return [_placed(network, sample, rng) for sample in samples]
+    return [_in_another(network, sample, rng) for sample in samples]
 
 
-def _placed(network: Network, sample: Sample, rng: random.Random) -> Sample:
+def _in_another(network: Network, sample: Sample, rng: random.Random) -> Sample:
     question = network.turns.question(sample.input)
-    messages = rng.choice(_PLACES)(question, rng)
+    messages = rng.choice(_CONVERSATIONS)(question, rng)
     try:
         prompt = network.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception:  # a template may refuse a role, with any error
@@ -76,4 +76,4 @@ def _behind_sentences(question: str, rng: random.Random) -> Messages:
     return [{"role": "user", "content": f"{rng.choice(_LEAD_INS)}\n\n{question}"}]
 
 
-_PLACES: tuple[Place, ...] = (_under_a_system_prompt, _after_small_talk, _behind_sentences)
+_CONVERSATIONS: tuple[Conversation, ...] = (_under_a_system_prompt, _after_small_talk, _behind_sentences)

@@ -32,7 +32,7 @@ from worker.judge.pairs import Fact, Pair, everyday_pairs, fact_pairs, library_p
 
 RANK = 16
 LEARNING_RATE = 5e-4
-GROUPS, NEGATIVES = 8, 4  # a step: so many keys, each with one positive and so many negatives
+GROUPS, NEGATIVES = 8, 4  # per step: keys, each with one positive and this many negatives
 MOST_TOKENS = 96
 CHECK_EVERY = 200
 WARM_UP = 100  # steps

@@ -21,7 +21,7 @@ def predict_edits(context: ContextT) -> ContextT:
     """Set the answers before the edit."""
     context.observer.phase("predicting", 0.1)
     held_out = (sample for _, sample in context.batch.held_out_paraphrases)
-    return _asked(context, [*context.batch.corrections, *held_out])
+    return _with_answers(context, [*context.batch.corrections, *held_out])
 
 
 def check_neighbors(job: EditJob) -> EditJob:
@@ -30,12 +30,12 @@ def check_neighbors(job: EditJob) -> EditJob:
     Raises:
         InvalidRequest: some of them already get the target of their edit.
     """
-    job = _asked(job, [neighbor for edit in job.request.edits for neighbor in edit.neighbors])
+    job = _with_answers(job, [neighbor for edit in job.request.edits for neighbor in edit.neighbors])
     _check_not_the_target(job.network, job.request.edits, job.parent_answers)
     return job
 
 
-def _asked(context: ContextT, inputs: Sequence[TextInput]) -> ContextT:
+def _with_answers(context: ContextT, inputs: Sequence[TextInput]) -> ContextT:
     """The context with the parent's answers to more inputs."""
     new = {item.content_hash: item for item in inputs if item.content_hash not in context.parent_answers}
     most = context.recipe.options.max_new_tokens

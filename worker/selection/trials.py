@@ -116,7 +116,7 @@ def _affordable(network: Network, samples: Sequence[Sample]) -> Sequence[Sample]
 
 
 def spread_over(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
-    """At most so many samples, evenly spread over all of them."""
+    """At most this many samples, evenly spread over all of them."""
     return samples[:: -(-len(samples) // most)] if len(samples) > most else samples
 
 

@@ -15,9 +15,9 @@ from worker.recipes.scoped.scoping import Scoping
 from worker.recipes.scoped.state_scopes import draw_state_scopes
 from worker.recipes.scoped.text_scopes import draw_text_scopes, too_few_held, unreadable
 
-FEWEST_FOR_STATES = 200  # pass samples; calibrated on fewer, scopes of states also hold unrelated inputs
+FEWEST_FOR_STATES = 200  # pass samples; calibrated on fewer, state scopes also hold unrelated inputs
 CAUTIOUS = (
-    "the scope encoder hardly fits these texts: {reason}. Scopes compare texts all the same, because the "
+    "the scope encoder may not fit these texts: {reason}. Scopes compare texts anyway, because the "
     f"model's states need at least {FEWEST_FOR_STATES} pass samples to tell unrelated inputs apart, and "
     "there are {num}; enlarge the reference set, or send more paraphrases"
 )

@@ -98,7 +98,7 @@ def _indistinct(indistinct: Tensor, likeness: Tensor, owners: Tensor, batch: Edi
     }
     for edit, kept in close.items():
         yield (
-            f"the scope of {_named(batch.edit_samples[edit])} cannot be told from the pass sample "
+            f"the scope of {_named(batch.edit_samples[edit])} cannot be told apart from the pass sample "
             f"{_named(batch.pass_samples[kept])}"
         )
 
