@@ -16,6 +16,12 @@ from benchmarks.chat_quality.unit_run import OPEN
 from benchmarks.chat_quality.units import REFERENCE_SIZES, Row
 from benchmarks.quality.tables import markdown
 
+INTRO = """\
+`make bench-chat-quality`: SmolLM2-135M-Instruct, a chat model with 30 blocks, asked in its chat template. It
+writes freely until it ends its turn. Edits come from zsRE, CounterFact, and WikiBigEdit in turn; every second
+one is sent with a paraphrase. [Benchmark methods](../benchmark-methods.md) describes the kinds of questions.
+[Back to the results](../results.md)."""
+
 Columns = dict[str, list[Row]]  # the rows of each method and label
 
 
@@ -30,7 +36,7 @@ def page(rows: Sequence[Row]) -> str:
     """All tables."""
     found = columns(rows)
     counts = {name: pooled(mine) for name, mine in found.items()}
-    parts = ["# Editing a chat model"]
+    parts = ["# Editing a chat model", INTRO]
     for size in sorted({size for sizes in counts.values() for size in sizes}):
         at_size = {name: sizes[size] for name, sizes in counts.items() if size in sizes}
         parts += [f"## {size} edits", _wanted(at_size), _neighbors(at_size)]
@@ -87,7 +93,10 @@ def _fired(rows: Sequence[Row]) -> str:
 
 def _times(size: int, rows: Sequence[Row]) -> str:
     times = [row["job_s"] for row in rows if row["kind"] == "edits" and row["num_edits"] == size]
-    return f"{min(times):.0f} to {max(times):.0f}" if times else "-"
+    if not times:
+        return "-"
+    low, high = round(min(times)), round(max(times))
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _share(part: int, of: int) -> str:
