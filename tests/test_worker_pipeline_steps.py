@@ -24,7 +24,6 @@ from worker.pipeline import measure
 from worker.pipeline import predict as predict_step
 from worker.pipeline.layer import choose_layer
 from worker.recipes.scoped import recipe as scoped_recipe
-from worker.recipes.scoped.recipe import ScopedRecipe
 
 IDLE = {"max_steps": 1, "entry_rank": 0, "trial_edits": 0, "max_new_tokens": 32}
 
@@ -111,24 +110,6 @@ def test_the_margin_is_the_one_that_the_parents_plain_deltas_reach(monkeypatch: 
     for network, parent in ((of.network, (delta,)), (written, ()), (of.network, ())):
         made(edit_context(network, of.batch, own_recipe, parent=parent))
     assert attained[0] == pytest.approx(attained[1], rel=1e-3) and attained[0] != attained[2]
-
-
-@pytest.mark.parametrize(("architecture", "asked_for"), [("bert", 3.0), ("gpt2", 5.0)])
-def test_a_token_of_a_text_must_lead_by_more_than_a_label(
-    architecture: str, asked_for: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    of = case(architecture)
-    trained: list[float] = []
-    with_values = ScopedRecipe.with_values
-
-    def listening(self: ScopedRecipe, task: Any, options: Any, *more: Any) -> Any:
-        trained.append(options.margin)
-        return with_values(self, task, options, *more)
-
-    monkeypatch.setattr(ScopedRecipe, "with_values", listening)
-    alone = of.batch.model_copy(update={"pass_samples": ()})
-    made(edit_context(of.network, alone, recipe("scoped", **{**IDLE, "margin": 3.0})))
-    assert trained == [pytest.approx(asked_for)]
 
 
 def test_saliency_is_averaged_over_some_corrections_or_all() -> None:

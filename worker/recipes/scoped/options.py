@@ -11,7 +11,7 @@ from pydantic import Field
 
 from salem.records import SharedOptions
 from worker.recipes.base import LayerOptions
-from worker.training.options import MARGIN, TrainingOptions
+from worker.training.options import TrainingOptions
 
 
 class ScopedOptions(TrainingOptions, LayerOptions, SharedOptions):
@@ -32,12 +32,6 @@ class ScopedOptions(TrainingOptions, LayerOptions, SharedOptions):
     )
     learning_rate: float = Field(
         default=0.2, gt=0, description="Learning rate of the values, in units of the layer's states"
-    )
-    margin: float = Field(
-        default=MARGIN,
-        ge=0,
-        description="Nats by which a corrected answer must lead, or a forgotten one must trail. A token of a "
-        "text must lead by 5/3 of it. 0 trains for plain likelihood",
     )
     scopes: Literal["auto", "text", "states"] = Field(
         default="auto",

@@ -33,7 +33,6 @@ NEEDED_RANK = 4  # of the term of entries that a value alone does not correct
 MOST_POSITIONS = 32  # answer tokens with a value of their own; later ones share the last value
 MARGIN_LABELS = 32  # pass samples that show by how much a classifier leads
 MARGIN_TEXTS = 8  # the same for a model that generates: a text has several tokens
-TEXT_FACTOR = 5 / 3  # of the margin for a token of a text: later, the text stands in other conversations
 VALUE_COPIES = 6  # of each value in training: itself, scaled, gradient, two moments, the best so far
 _FEATURE_POOLS = 5  # widths of a sample's features, in states
 _FEATURE_COPIES = 5  # of features: plain, augmented, standardized, and two inside a step of the metric
@@ -73,8 +72,7 @@ class ScopedRecipe(Recipe):
 
     def make(self, task: EditTask) -> Trained:
         with applied(task.network.model, task.plain):
-            factor = TEXT_FACTOR if task.network.task.generates else 1.0
-            margin = attainable_margin(task.network, task.batch, factor * self.options.margin)
+            margin = attainable_margin(task.network, task.batch, self.options.margin)
         options = self.options.model_copy(update={"margin": margin})
         # Keys read the base, so scopes are drawn before any delta is applied.
         scoping = draw_scopes(task, options)
