@@ -168,7 +168,9 @@ def test_options_that_conflict_with_the_editor_are_refused(
 
     found = refused(editor=editor.id, recipe="scoped")
     assert set(found) == {"/options/editor"}
-    assert found["/options/editor"].startswith('scoped has no option "editor"; it has layer, seed')
+    assert found["/options/editor"].startswith(
+        'scoped has no option "editor"; it has layer, saliency_samples, seed'
+    )
     found = refused(editor=editor.id, layer=intents.layers[0].path)
     assert set(found) == {"/options/layer"}
     assert f"{editor.id} edits {editor.layer}, not" in found["/options/layer"]

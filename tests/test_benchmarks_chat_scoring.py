@@ -142,4 +142,4 @@ def test_the_page_shows_shares_with_their_counts() -> None:
     found = page([row(10, 0, Counts(asked=10, contain=5, exact=1, taken_over=2, changed=4))])
     assert "## 10 edits" in found and "| edit | 0.50 (5/10) / 0.10 |" in found
     assert "| reversed | 0.20 (2/10) / 0.40 |" in found
-    assert "| job of 10 edits, s | 10 to 10 |" in found
+    assert "| job of 10 edits, s | 10 |" in found

@@ -107,7 +107,7 @@ class ScopeEncoder:
         return torch.stack(self._embeddings.each(texts, self._embed))
 
     def score(self, pairs: Sequence[tuple[str, str]], cosines: Sequence[float]) -> list[float]:
-        """How likely the two texts of each pair, a key's and another, are to be the same question.
+        """How surely the two texts of each pair, a key's and another, are the same question.
 
         The judge's logit plus the weighted cosine of the two embeddings, which the caller knows.
         """

@@ -82,7 +82,7 @@ class TextScope:
         return found
 
     def scores(self, questions: Sequence[str]) -> Tensor:
-        """How likely n questions are to be the same as each key -> [n, k]; FAR where a stage ruled it out."""
+        """How surely n questions are the same as each key -> [n, k]; FAR where a stage ruled it out."""
         found = torch.full((len(questions), len(self.keys)), FAR)
         for row, hits in enumerate(self._hits(questions, thorough=True)):
             found[row, list(hits)] = torch.tensor(list(hits.values()))

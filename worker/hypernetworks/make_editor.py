@@ -31,7 +31,7 @@ from worker.hypernetworks.meta_training import (
 from worker.hypernetworks.one_pass import update_of
 from worker.numerics.intervals import paired_drop, proportion
 from worker.selection.candidates import middle_layers
-from worker.selection.saliency import layer_saliency, most_salient, score_records
+from worker.selection.saliency import drawn_samples, layer_saliency, most_salient, score_records
 from worker.training.loop import CHUNK
 from worker.training.observer import Observer
 
@@ -80,7 +80,7 @@ def _choose_layer(
     network: Network, corpus: Corpus, options: EditorOptions
 ) -> tuple[Layer, tuple[LayerScore, ...], str]:
     """The layer that the request names, or else the most salient layer over the corpus."""
-    samples = [edit.sample for edit in corpus.training]
+    samples = drawn_samples([edit.sample for edit in corpus.training], options)
     scores = layer_saliency(network, samples, network.layers)
     if options.layer:
         layer, reason = layer_at(network.layers, options.layer), f"{options.layer} was named in the request."

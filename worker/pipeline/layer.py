@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,11 +9,11 @@ import torch
 from salem.deltas.terms import applied
 from salem.models.layers import layer_at
 from salem.models.network import Network
-from salem.records import EditBatch, Layer, LayerScore, Sample
+from salem.records import EditBatch, Layer, LayerScore
 from worker.dataset.forgetting_targets import add_forgetting_targets
 from worker.pipeline.context import ContextT
 from worker.recipes.base import Recipe
-from worker.selection.saliency import layer_saliency, most_salient, score_records, shortlist
+from worker.selection.saliency import drawn_samples, layer_saliency, most_salient, score_records, shortlist
 from worker.selection.trials import trial_edits
 
 
@@ -36,7 +34,8 @@ def choose_layer(context: ContextT) -> ContextT:
 
 def _chosen(network: Network, batch: EditBatch, recipe: Recipe) -> tuple[Layer, tuple[LayerScore, ...], str]:
     """The layer, every layer's score, and a sentence that says why this layer was chosen."""
-    scores = layer_saliency(network, _drawn(batch.corrections, recipe), network.layers)
+    drawn = drawn_samples(batch.corrections, recipe.options)
+    scores = layer_saliency(network, drawn, network.layers)
     if named := recipe.options.layer:
         layer, reason = layer_at(network.layers, named), f"{named} was named in the request."
         return layer, score_records(scores, network.layers, layer.path), reason
@@ -49,11 +48,3 @@ def _chosen(network: Network, batch: EditBatch, recipe: Recipe) -> tuple[Layer, 
         decision = trial_edits(network, batch, finalists, recipe.margin, generator)
         layer, reason = decision.best.layer, decision.reason
     return layer, score_records(scores, network.layers, layer.path), reason
-
-
-def _drawn(corrections: Sequence[Sample], recipe: Recipe) -> Sequence[Sample]:
-    """The corrections that saliency is averaged over."""
-    most = recipe.options.saliency_samples
-    if len(corrections) <= most:
-        return corrections
-    return random.Random(recipe.options.seed).sample(corrections, most)

@@ -9,6 +9,7 @@ Must not know editors or deltas.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,10 +17,17 @@ from torch import Tensor
 
 from salem.models.batching import Batch, encode
 from salem.models.network import Network
-from salem.records import Layer, LayerScore, Sample
+from salem.records import Layer, LayerScore, Sample, SharedOptions
 from worker.activations.gradients import TokenGradients, token_gradients
 
 BATCH = 5  # samples per backward pass: few, so that memory stays close to that of inference
+
+
+def drawn_samples(samples: Sequence[Sample], options: SharedOptions) -> Sequence[Sample]:
+    """The samples that saliency is averaged over: all, or as many as the options allow, drawn at random."""
+    if len(samples) <= options.saliency_samples:
+        return samples
+    return random.Random(options.seed).sample(samples, options.saliency_samples)
 
 
 def layer_saliency(
