@@ -71,8 +71,9 @@ def editing_of(
 def loss_of(editing: Editing, edited: EditedNetwork | None) -> float:
     """Mean likelihood loss of the edit samples, with the edit or for the base."""
     samples = editing.batch.edit_samples
-    with edited.answering(samples) if edited else nullcontext():
-        return float(nll_per_sample(forward(editing.network, encode(editing.network, samples))).mean())
+    batch = encode(editing.network, samples)
+    with edited.answering(samples, batch) if edited else nullcontext():
+        return float(nll_per_sample(forward(editing.network, batch)).mean())
 
 
 def contents(network: Network) -> dict[str, torch.Tensor]:

@@ -91,7 +91,9 @@ def test_a_recipe_is_added_with_one_file(tmp_path: Path) -> None:
         refused = service.client.post("/edits", json=body)
         (problem,) = refused.json()["errors"]
         assert refused.status_code == 422 and problem["pointer"] == "/options/editor_rank"
-        assert problem["detail"].startswith('direct has no option "editor_rank"; it has layer, seed')
+        assert problem["detail"].startswith(
+            'direct has no option "editor_rank"; it has layer, saliency_samples, seed'
+        )
         job = service.edit("intents", [edit], options=OPTIONS)
         assert job["state"] == "succeeded", job["error"]
         stored = service.get("/models/intents/versions/1")["options"]
